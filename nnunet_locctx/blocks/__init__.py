@@ -1,0 +1,126 @@
+"""What a network does with its location.
+
+A block maps features (B, C, *spatial) and the location at their resolution (B, 3, *spatial) to features of
+the same shape. Blocks work by themselves, in any torch network; ``nnunet_locctx.networks`` fits them into
+planned U-Nets.
+"""
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from nnunet_locctx.blocks.coordconv import CoordConv, CoordConvStem
+from nnunet_locctx.blocks.encoding import ENCODINGS, FrequencyEncoding, IdentityEncoding, make_encoding
+from nnunet_locctx.blocks.locbam import LocBAM
+from nnunet_locctx.blocks.prior import PriorHead
+from nnunet_locctx.blocks.resolution import resize_location
+
+BLOCKS: dict[str, type[nn.Module]] = {"coordconv": CoordConv, "locbam": LocBAM, "prior": PriorHead}
+
+PLACES = ("input", "encoder_first", "encoder", "bottleneck", "decoder", "decoder_last", "logits")
+"""Where a block can sit in a U-Net.
+
+``input``: before the first convolution (CoordConv: within it); ``encoder_first``: after the first encoder
+stage, which also feeds the topmost skip connection; ``encoder``: after every encoder stage; ``bottleneck``:
+after the last encoder stage; ``decoder``: after every decoder stage; ``decoder_last``: after the last decoder
+stage; ``logits``: on the logits of every resolution.
+"""
+
+
+@dataclass(frozen=True)
+class BlockDefault:
+    """Where a block sits, and its options, unless the plans say otherwise.
+
+    Attributes:
+        place: One of :data:`PLACES`.
+        options: Options of the block that differ from those of its class.
+        reason: Why, with the measurement.
+    """
+
+    place: str
+    options: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+
+
+DEFAULTS: dict[str, BlockDefault] = {
+    "coordconv": BlockDefault("decoder_last", {"encoding": "frequency", "bands": 6}, "not measured yet"),
+    "locbam": BlockDefault("decoder_last", {}, "not measured yet"),
+    "prior": BlockDefault("logits", {"encoding": "frequency", "bands": 6}, "not measured yet"),
+}
+
+
+def block_options(name: str) -> tuple[str, ...]:
+    """Names of the options that the block `name` takes.
+
+    Raises:
+        ValueError: If there is no such block.
+    """
+    _check_name(name)
+    return tuple(
+        parameter.name
+        for parameter in inspect.signature(BLOCKS[name]).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    )
+
+
+def make_block(name: str, channels: int, rank: int, **options: Any) -> nn.Module:
+    """A block by its name.
+
+    Args:
+        name: A key of :data:`BLOCKS`.
+        channels: Feature channels.
+        rank: Spatial axes, 2 or 3.
+        **options: The block's own options, see its class.
+
+    Raises:
+        ValueError: If the name, an option or the value of an option is not allowed.
+    """
+    _check_options(name, options)
+    return BLOCKS[name](channels, rank, **options)
+
+
+def check_block(name: str, place: str, options: dict[str, Any]) -> None:
+    """Raises ValueError if block, place or an option is not allowed; leaves the random state alone."""
+    _check_name(name)
+    _check_options(name, options)
+    if place not in PLACES:
+        raise ValueError(f"place must be one of {', '.join(PLACES)}; got {place!r}")
+    with torch.random.fork_rng(devices=[]):
+        make_block(name, channels=4, rank=2, **options)
+
+
+def _check_name(name: str) -> None:
+    if name not in BLOCKS:
+        raise ValueError(f"block must be one of {', '.join(BLOCKS)}; got {name!r}")
+
+
+def _check_options(name: str, options: dict[str, Any]) -> None:
+    allowed = block_options(name)
+    unknown = [option for option in options if option not in allowed]
+    if unknown:
+        raise ValueError(
+            f"unknown option {unknown[0]!r} for block {name!r}; allowed are {', '.join(allowed)}"
+        )
+
+
+__all__ = [
+    "BLOCKS",
+    "DEFAULTS",
+    "ENCODINGS",
+    "PLACES",
+    "BlockDefault",
+    "CoordConv",
+    "CoordConvStem",
+    "FrequencyEncoding",
+    "IdentityEncoding",
+    "LocBAM",
+    "PriorHead",
+    "block_options",
+    "check_block",
+    "make_block",
+    "make_encoding",
+    "resize_location",
+]

@@ -1,0 +1,97 @@
+"""CoordConv: coordinates beside the features, mixed by a convolution."""
+
+import math
+from typing import Any
+
+from torch import nn
+
+from nnunet_locctx.blocks.checks import check_channels, check_input
+from nnunet_locctx.blocks.encoding import make_encoding
+from nnunet_locctx.types import Features, Location
+
+CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+class CoordConv(nn.Module):
+    """1x1 mix of features and encoded location (after Liu et al., 2018).
+
+    ``features + A features + B encoding(location) + b`` with A, B and b zero at first: a 1x1 convolution over
+    the concatenation of both, initialised as the identity on the features, without the copy that
+    concatenating costs.
+
+    Args:
+        channels: Feature channels C.
+        rank: Spatial axes, 2 or 3.
+        encoding: ``"identity"`` or ``"frequency"``.
+        bands: Bands of the frequency encoding.
+        base: Angular frequency of its lowest band.
+        band_limit: Whether bands too fine for the stage are faded out.
+
+    Raises:
+        ValueError: If an option is not allowed.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        rank: int,
+        *,
+        encoding: str = "frequency",
+        bands: int = 6,
+        base: float = math.pi,
+        band_limit: bool = True,
+    ) -> None:
+        super().__init__()
+        check_channels(channels, rank)
+        self.channels, self.rank = channels, rank
+        self.encoding = make_encoding(encoding, bands=bands, base=base, band_limit=band_limit)
+        self.mix_features = CONV[rank](channels, channels, 1)
+        self.mix_location = CONV[rank](self.encoding.channels, channels, 1, bias=False)
+        for parameter in (*self.mix_features.parameters(), *self.mix_location.parameters()):
+            nn.init.zeros_(parameter)
+
+    def forward(self, features: Features, location: Location) -> Features:
+        """(B, C, *spatial), (B, 3, *spatial) -> (B, C, *spatial)."""
+        check_input(features, location, self.channels, self.rank)
+        return features + self.mix_features(features) + self.mix_location(self.encoding(location))
+
+
+class CoordConvStem(nn.Module):
+    """What the location adds to the first convolution of a network: CoordConv as published, at the input.
+
+    A convolution over [image | encoded location] is the sum of a convolution over the image, which the
+    planned network has, and one over the location, which is this module: same kernel, stride and padding, no
+    bias, zero at first.
+
+    Args:
+        first: The planned network's first convolution.
+        encoding: ``"identity"`` or ``"frequency"``.
+        bands: Bands of the frequency encoding.
+        base: Angular frequency of its lowest band.
+        band_limit: Whether bands too fine for the stage are faded out.
+
+    Raises:
+        ValueError: If an option is not allowed.
+    """
+
+    def __init__(
+        self,
+        first: nn.Conv2d | nn.Conv3d,
+        *,
+        encoding: str = "identity",
+        bands: int = 6,
+        base: float = math.pi,
+        band_limit: bool = True,
+    ) -> None:
+        super().__init__()
+        self.encoding = make_encoding(encoding, bands=bands, base=base, band_limit=band_limit)
+        geometry: dict[str, Any] = {
+            name: getattr(first, name) for name in ("kernel_size", "stride", "padding", "dilation")
+        }
+        conv = CONV[len(first.kernel_size)]
+        self.conv = conv(self.encoding.channels, first.out_channels, bias=False, **geometry)
+        nn.init.zeros_(self.conv.weight)
+
+    def forward(self, location: Location) -> Features:
+        """(B, 3, *spatial) -> (B, channels of the first convolution, *spatial / stride)."""
+        return self.conv(self.encoding(location))

@@ -1,0 +1,220 @@
+"""LocBAM: gates along each axis, driven by the features' profile and their position (Hooft et al., ISBI
+2026).
+
+Written from the formulas of the method, which follows HANet (Choi et al., CVPR 2020) in two or three axes.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_locctx.blocks.checks import check_channels, check_input, check_integer, is_number
+from nnunet_locctx.blocks.coordconv import CONV
+from nnunet_locctx.blocks.encoding import make_encoding
+from nnunet_locctx.types import Features, Location
+
+NORMS = ("none", "layer", "batch")
+FUSIONS = ("conv", "sum")
+
+
+class LocBAM(nn.Module):
+    """Multiplies features by a gate per array axis, computed from their profile along that axis and where it
+    lies.
+
+    The profile along axis k is the mean over the other axes, (B, C, L_k). A stack of 1D convolutions with a
+    narrow middle turns it, together with the position, into a gate (B, C, L_k).
+
+    Default: the position is encoded per channel (all three coordinates, averaged over the other axes, so
+    nothing is assumed about how the location lies in the array); no batch norm, which would subtract the mean
+    position of a small batch; at least `min_channels` in the middle; the gates are signed, ``t = tanh(a /
+    2)`` with a zero at first, and the output is ``features + fusion(features * t_0, ...)``: it starts as
+    exactly the identity.
+
+    ``faithful=True`` is the published block: the raw coordinate is added to all channels of the profile,
+    batch norm, a middle of ``ceil(C / 32)`` channels, ``sigmoid`` gates, and a 1x1 convolution over the gated
+    features, no residual. The published block takes for granted that coordinate k varies along array axis k.
+    nnU-Net permutes the axes, so here each axis takes, in each sample, the coordinate that varies most along
+    it; a gate still sees one coordinate only, and a location rotated far (or a coordinate that varies along
+    no axis) is beyond this form. It is not the identity at first.
+
+    Args:
+        channels: Feature channels C.
+        rank: Spatial axes, 2 or 3.
+        faithful: The published block; sets the defaults of the options below.
+        reduction: The middle has ``ceil(C / reduction)`` channels. Default 4; faithful 32.
+        min_channels: Least number of channels in the middle. Default 8; faithful 1.
+        kernel_size: Of the second and third convolution; odd. Default 3.
+        layers: Convolutions per gate, 2 or 3. Default 3.
+        dropout: Probability to drop a channel of the profile (and its position) in training. Default 0;
+        faithful 0.1.
+        norm: ``"none"``, ``"layer"`` (over the channels at one position; leaves the position absolute) or
+            ``"batch"``. Default ``"none"``; faithful ``"batch"``.
+        fusion: ``"sum"`` adds the gated features, ``"conv"`` mixes them by a 1x1 convolution. Default ``"sum"``;
+            faithful ``"conv"``.
+        encoding: ``"identity"`` or ``"frequency"``. Default ``"frequency"``; faithful: the raw coordinate, no
+            other.
+        bands: Bands of the frequency encoding. Default 6.
+        base: Angular frequency of its lowest band. Default pi.
+        band_limit: Whether bands too fine for the stage are faded out. Default True.
+
+    Raises:
+        ValueError: If an option is not allowed, or not together with ``faithful=True``.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        rank: int,
+        *,
+        faithful: bool = False,
+        reduction: int | None = None,
+        min_channels: int | None = None,
+        kernel_size: int = 3,
+        layers: int = 3,
+        dropout: float | None = None,
+        norm: str | None = None,
+        fusion: str | None = None,
+        encoding: str | None = None,
+        bands: int = 6,
+        base: float = math.pi,
+        band_limit: bool = True,
+    ) -> None:
+        super().__init__()
+        check_channels(channels, rank)
+        reduction = _or(reduction, 32 if faithful else 4)
+        min_channels = _or(min_channels, 1 if faithful else 8)
+        dropout = _or(dropout, 0.1 if faithful else 0.0)
+        norm = _or(norm, "batch" if faithful else "none")
+        fusion = _or(fusion, "conv" if faithful else "sum")
+        encoding = _or(encoding, "identity" if faithful else "frequency")
+        check_integer("reduction", reduction, 1)
+        check_integer("min_channels", min_channels, 1)
+        check_integer("kernel_size", kernel_size, 1)
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {kernel_size!r}")
+        if layers not in (2, 3):
+            raise ValueError(f"layers must be 2 or 3, got {layers!r}")
+        if not is_number(dropout) or not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be a probability, 0 <= dropout < 1, got {dropout!r}")
+        if norm not in NORMS:
+            raise ValueError(f"norm must be one of {NORMS}, got {norm!r}")
+        if fusion not in FUSIONS:
+            raise ValueError(f"fusion must be one of {FUSIONS}, got {fusion!r}")
+        if faithful and encoding != "identity":
+            raise ValueError(
+                "the faithful LocBAM adds the raw coordinate: its encoding must be 'identity' or left out, "
+                f"got {encoding!r}"
+            )
+        if faithful and fusion != "conv":
+            raise ValueError(
+                "the faithful LocBAM fuses by convolution: its fusion must be 'conv' or left out, "
+                f"got {fusion!r}"
+            )
+        self.channels, self.rank, self.faithful = channels, rank, faithful
+        self.encoding = make_encoding(encoding, bands=bands, base=base, band_limit=band_limit)
+        middle = max(min_channels, math.ceil(channels / reduction))
+        position_channels = 0 if faithful else self.encoding.channels
+        gates = [
+            AxisGate(channels, position_channels, middle, kernel_size, layers, float(dropout), norm)
+            for _ in range(rank)
+        ]
+        self.gates = nn.ModuleList(gates)
+        self.fuse = CONV[rank](rank * channels, channels, 1, bias=faithful) if fusion == "conv" else None
+        if not faithful:
+            for parameter in (parameter for gate in gates for parameter in gate.conv3.parameters()):
+                nn.init.zeros_(parameter)
+            if self.fuse is not None:  # the sum of the gated features, from which the mix may depart
+                with torch.no_grad():
+                    self.fuse.weight.copy_(torch.eye(channels).repeat(1, rank).view_as(self.fuse.weight))
+
+    def forward(self, features: Features, location: Location) -> Features:
+        """(B, C, *spatial), (B, 3, *spatial) -> (B, C, *spatial)."""
+        check_input(features, location, self.channels, self.rank)
+        gates = []
+        for axis, gate in enumerate(self.gates):
+            profile = axis_profile(features, axis)
+            position = axis_profile(location, axis)
+            if self.faithful:
+                score = gate(profile + varying_channel(position).to(profile.dtype), None).sigmoid()
+            else:
+                score = torch.tanh(gate(profile, self.encoding(position)) / 2)
+            shape = [1] * self.rank
+            shape[axis] = -1
+            gates.append(score.reshape(*score.shape[:2], *shape))
+        if self.fuse is None:
+            gated = features * sum(gates[1:], start=gates[0])
+        else:
+            gated = self.fuse(torch.cat([features * gate for gate in gates], dim=1))
+        return gated if self.faithful else features + gated
+
+
+class AxisGate(nn.Module):
+    """The convolutions of one gate: profile (B, C, L) and encoded position (B, E, L) -> gate before its
+    squashing (B, C, L)."""
+
+    def __init__(
+        self,
+        channels: int,
+        position_channels: int,
+        middle: int,
+        kernel_size: int,
+        layers: int,
+        dropout: float,
+        norm: str,
+    ) -> None:
+        super().__init__()
+        wide = 2 * middle if layers == 3 else middle
+        self.drop = nn.Dropout1d(dropout)
+        self.conv1 = nn.Conv1d(channels + position_channels, middle, 1, bias=norm != "batch")
+        self.norm1 = _norm(norm, middle)
+        self.conv2 = nn.Conv1d(middle, wide, 3, padding=1) if layers == 3 else None
+        self.norm2 = _norm(norm, wide) if layers == 3 else None
+        self.conv3 = nn.Conv1d(wide, channels, kernel_size, padding=kernel_size // 2)
+        self.act = nn.ReLU() if norm == "batch" else nn.LeakyReLU()
+
+    def forward(self, profile: Tensor, position: Tensor | None) -> Tensor:
+        """(B, C, L), (B, E, L) or None -> (B, C, L)."""
+        hidden = self.drop(profile)
+        if position is not None:
+            hidden = torch.cat([hidden, position.to(hidden.dtype)], dim=1)
+        hidden = self.act(self.norm1(self.conv1(hidden)))
+        if self.conv2 is not None and self.norm2 is not None:
+            hidden = self.act(self.norm2(self.conv2(hidden)))
+        return self.conv3(hidden)
+
+
+class ChannelNorm(nn.Module):
+    """Layer norm over the channels of (B, C, L), at each position by itself."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, L) -> (B, C, L)."""
+        return self.norm(x.transpose(1, 2)).transpose(1, 2)
+
+
+def axis_profile(tensor: Tensor, axis: int) -> Tensor:
+    """Mean over all spatial axes but one: (B, C, *spatial) -> (B, C, spatial[axis])."""
+    others = [2 + other for other in range(tensor.dim() - 2) if other != axis]
+    return tensor.mean(dim=others)
+
+
+def varying_channel(position: Tensor) -> Tensor:
+    """The coordinate that varies most along the axis, chosen for each sample: (B, 3, L) -> (B, 1, L)."""
+    span = (position[..., -1] - position[..., 0]).abs()
+    chosen = span.argmax(dim=1).view(-1, 1, 1).expand(-1, 1, position.shape[-1])
+    return position.gather(1, chosen)
+
+
+def _norm(name: str, channels: int) -> nn.Module:
+    if name == "batch":
+        return nn.BatchNorm1d(channels)
+    return ChannelNorm(channels) if name == "layer" else nn.Identity()
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value

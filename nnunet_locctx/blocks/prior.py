@@ -1,0 +1,60 @@
+"""PriorHead: a learned, continuous atlas that scales and shifts features or logits."""
+
+import math
+
+from torch import nn
+
+from nnunet_locctx.blocks.checks import check_channels, check_input, check_integer
+from nnunet_locctx.blocks.coordconv import CONV
+from nnunet_locctx.blocks.encoding import make_encoding
+from nnunet_locctx.types import Features, Location
+
+
+class PriorHead(nn.Module):
+    """``features * (1 + gamma(c)) + beta(c)``: on logits a location prior, elsewhere FiLM (Perez et al.,
+    2018).
+
+    gamma and beta come from a 1x1 network of one hidden layer over the encoded location. Its last layer is
+    zero at first, so the block starts as exactly the identity.
+
+    Args:
+        channels: Feature channels C.
+        rank: Spatial axes, 2 or 3.
+        encoding: ``"identity"`` or ``"frequency"``.
+        bands: Bands of the frequency encoding.
+        base: Angular frequency of its lowest band.
+        band_limit: Whether bands too fine for the stage are faded out.
+        hidden: Width of the hidden layer.
+
+    Raises:
+        ValueError: If an option is not allowed.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        rank: int,
+        *,
+        encoding: str = "frequency",
+        bands: int = 6,
+        base: float = math.pi,
+        band_limit: bool = True,
+        hidden: int = 32,
+    ) -> None:
+        super().__init__()
+        check_channels(channels, rank)
+        check_integer("hidden", hidden, 1)
+        self.channels, self.rank = channels, rank
+        self.encoding = make_encoding(encoding, bands=bands, base=base, band_limit=band_limit)
+        last = CONV[rank](hidden, 2 * channels, 1)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
+        self.atlas = nn.Sequential(
+            CONV[rank](self.encoding.channels, hidden, 1), nn.LeakyReLU(inplace=True), last
+        )
+
+    def forward(self, features: Features, location: Location) -> Features:
+        """(B, C, *spatial), (B, 3, *spatial) -> (B, C, *spatial)."""
+        check_input(features, location, self.channels, self.rank)
+        gamma, beta = self.atlas(self.encoding(location)).chunk(2, dim=1)
+        return features * (1 + gamma) + beta

@@ -1,0 +1,52 @@
+"""The location at the resolution of a stage."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nnunet_locctx.types import Location
+
+
+def resize_location(location: Location, size: tuple[int, ...] | torch.Size) -> Location:
+    """Location of the token centres of a coarser stage that covers the same region.
+
+    Token ``i`` of ``m`` along an axis of ``n`` voxels is centred at voxel ``(i + 0.5) * n / m - 0.5``. Where
+    ``m`` divides ``n`` this is the average over the token's voxels; elsewhere the location is interpolated
+    linearly at that point (an adaptive average pools windows of unequal length, and is off by up to half a
+    voxel on a ramp). Both are exact for a location that is affine in the index and commute with flips.
+
+    Args:
+        location: (B, 3, *spatial), spatial rank 2 or 3.
+        size: Spatial size of the stage; along each axis at most that of the location.
+
+    Returns:
+        (B, 3, *size), float32 (float64 if the location is).
+
+    Raises:
+        ValueError: If the rank differs or the stage is finer than the location.
+    """
+    current = location.shape[2:]
+    if len(size) != len(current) or len(current) not in (2, 3):
+        raise ValueError(
+            f"a location of spatial size {tuple(current)} cannot be given at size {tuple(size)}: "
+            "allowed are 2 or 3 axes, as many as it has"
+        )
+    if any(m > n or m < 1 for m, n in zip(size, current, strict=True)):
+        raise ValueError(
+            "along each axis a stage has at least 1 token and at most as many as the location has voxels, "
+            f"{tuple(current)}; got {tuple(size)}"
+        )
+    location = in_full_precision(location)
+    block = [n // m if n % m == 0 else 1 for n, m in zip(current, size, strict=True)]
+    if any(b > 1 for b in block):
+        location = F.avg_pool3d(location, block) if len(size) == 3 else F.avg_pool2d(location, block)
+    if tuple(location.shape[2:]) != tuple(size):
+        mode = "trilinear" if len(size) == 3 else "bilinear"
+        location = F.interpolate(location, size=tuple(size), mode=mode, align_corners=False)
+    return location
+
+
+def in_full_precision(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or in float64 if it is: half precision cannot tell neighbouring voxels of a
+    large volume apart."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

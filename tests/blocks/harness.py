@@ -1,0 +1,179 @@
+"""What every block must hold, once: a block's test class inherits `BlockHarness` and adds what is its own."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nnunet_locctx.blocks import make_block
+
+SHAPES = [
+    pytest.param(1, (5, 6, 7), id="3d-odd"),
+    pytest.param(33, (4, 4, 4), id="3d-many-channels"),
+    pytest.param(5, (1, 6, 5), id="3d-one-slice"),
+    pytest.param(5, (3, 1, 1), id="3d-one-row"),
+    pytest.param(5, (8, 12), id="2d"),
+    pytest.param(7, (9, 5), id="2d-odd"),
+    pytest.param(3, (1, 2), id="2d-tiny"),
+]
+
+
+def ramp(batch: int, size: tuple[int, ...], rotation: float = 0.3) -> Tensor:
+    """A location (batch, 3, *size), affine in the index, rotated against the array, another offset per
+    sample."""
+    axes = [(torch.arange(n) + 0.5) / max(n, 12) - 0.5 for n in size]
+    grid = list(torch.meshgrid(*axes, indexing="ij"))
+    if len(grid) == 2:
+        grid.append(torch.full(size, 0.1))
+    first, second, third = grid
+    rotated = torch.stack([first + rotation * second, second - rotation * first, third + 0.1 * first])
+    return torch.stack([rotated + 0.05 * sample for sample in range(batch)])
+
+
+def randomise(module: nn.Module) -> nn.Module:
+    """Moves every parameter off its start, where zeros hide gradients."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return module
+
+
+class BlockHarness:
+    """Subclasses set `block` and, where they differ, the other attributes."""
+
+    block: str
+    options: dict[str, Any] = {}  # noqa: RUF012 - replaced, never changed
+    identity_at_start = True
+    wrong_options: list[tuple[dict[str, Any], str]] = []  # noqa: RUF012 - options, pattern of the message
+
+    def make(self, channels: int = 5, rank: int = 3, **options: Any) -> nn.Module:
+        return make_block(self.block, channels, rank, **{**self.options, **options})
+
+    def made_and_fed(
+        self, channels: int, size: tuple[int, ...], batch: int = 2
+    ) -> tuple[nn.Module, Tensor, Tensor]:
+        """A block in the middle of training, in evaluation mode, and its input."""
+        block = randomise(self.make(channels, len(size))).eval()
+        return block, torch.randn(batch, channels, *size), ramp(batch, size)
+
+    @pytest.mark.parametrize(("channels", "size"), SHAPES)
+    def test_keeps_the_shape_of_the_features(self, channels: int, size: tuple[int, ...]) -> None:
+        block, features, location = self.made_and_fed(channels, size)
+        output = block(features, location)
+        assert output.shape == features.shape
+        assert output.dtype == features.dtype
+        assert output.isfinite().all()
+
+    @pytest.mark.parametrize(("channels", "size"), SHAPES)
+    def test_starts_as_the_identity(self, channels: int, size: tuple[int, ...]) -> None:
+        features = torch.randn(2, channels, *size)
+        output = self.make(channels, len(size)).eval()(features, ramp(2, size))
+        assert torch.equal(output, features) == self.identity_at_start
+
+    @pytest.mark.parametrize("size", [(5, 6, 7), (9, 5)])
+    def test_every_parameter_and_the_features_get_a_gradient(self, size: tuple[int, ...]) -> None:
+        block, features, location = self.made_and_fed(40, size)
+        block.train()
+        features.requires_grad_()
+        (block(features, location) ** 2).sum().backward()
+        without = [
+            name
+            for name, parameter in block.named_parameters()
+            if not (parameter.grad is not None and parameter.grad.any())
+        ]
+        assert without == []
+        assert features.grad is not None
+        assert features.grad.any()
+
+    def test_gradients_reach_the_location_branch_from_the_start(self) -> None:
+        block = self.make(8).train()
+        (block(torch.randn(2, 8, 4, 5, 6), ramp(2, (4, 5, 6))) ** 2).sum().backward()
+        assert any(parameter.grad is not None and parameter.grad.any() for parameter in block.parameters())
+        assert all(
+            parameter.grad is not None for parameter in block.parameters()
+        )  # DDP waits for each of them
+
+    @pytest.mark.parametrize("size", [(2, 2, 3), (3, 2)])
+    def test_gradcheck(self, size: tuple[int, ...]) -> None:
+        block, features, location = self.made_and_fed(2, size, batch=1)
+        block.double()
+        names, values = zip(*block.named_parameters(), strict=True)
+
+        def call(features: Tensor, *parameters: Tensor) -> Tensor:
+            return torch.func.functional_call(
+                block, dict(zip(names, parameters, strict=True)), (features, location.double())
+            )
+
+        assert torch.autograd.gradcheck(call, (features.double().requires_grad_(), *values), fast_mode=True)
+
+    @pytest.mark.parametrize("size", [(5, 6, 7), (8, 9)])
+    def test_compiles_without_a_graph_break(self, size: tuple[int, ...]) -> None:
+        block, features, location = self.made_and_fed(4, size)
+        torch._dynamo.reset()
+        compiled = torch.compile(block, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(features, location), block(features, location))
+
+    @pytest.mark.parametrize("size", [(5, 6, 7), (8, 9)])
+    def test_autocast(self, size: tuple[int, ...]) -> None:
+        block, features, location = self.made_and_fed(4, size)
+        expected = block(features, location)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = block(features, location)
+        assert (output.float() - expected).abs().max() <= 0.05 * expected.abs().max()
+
+    def test_state_dict_round_trip(self) -> None:
+        block, features, location = self.made_and_fed(6, (4, 5, 6))
+        copy = self.make(6).eval()
+        copy.load_state_dict(block.state_dict())
+        assert torch.equal(copy(features, location), block(features, location))
+
+    @pytest.mark.parametrize("size", [(5, 6, 7), (8, 9)])
+    def test_a_batch_is_its_samples(self, size: tuple[int, ...]) -> None:
+        block, features, location = self.made_and_fed(6, size, batch=3)
+        one_by_one = torch.cat([block(features[i : i + 1], location[i : i + 1]) for i in range(3)])
+        torch.testing.assert_close(block(features, location), one_by_one)
+
+    @pytest.mark.parametrize("size", [(5, 6, 7), (8, 9)])
+    def test_depends_on_the_absolute_position(self, size: tuple[int, ...]) -> None:
+        block, features, location = self.made_and_fed(6, size)
+        assert (block(features, location + 0.2) - block(features, location)).abs().max() > 1e-3
+
+    def test_says_which_features_it_wants(self) -> None:
+        with pytest.raises(
+            ValueError, match=r"features must have shape \(B, 5, size, size, size\), got \(2, 4, 3, 3, 3\)"
+        ):
+            self.make(5)(torch.zeros(2, 4, 3, 3, 3), torch.zeros(2, 3, 3, 3, 3))
+        with pytest.raises(
+            ValueError, match=r"features must have shape \(B, 5, size, size\), got \(2, 5, 3, 3, 3\)"
+        ):
+            self.make(5, rank=2)(torch.zeros(2, 5, 3, 3, 3), torch.zeros(2, 3, 3, 3, 3))
+
+    def test_says_which_location_it_wants(self) -> None:
+        with pytest.raises(
+            ValueError, match=r"location must have shape \(2, 3, 4, 4, 4\).*got \(2, 3, 8, 8, 8\)"
+        ):
+            self.make(5)(torch.zeros(2, 5, 4, 4, 4), torch.zeros(2, 3, 8, 8, 8))
+
+    def test_refuses_a_wrong_size(self) -> None:
+        with pytest.raises(ValueError, match="rank must be 2 or 3 spatial axes, got 4"):
+            self.make(5, rank=4)
+        with pytest.raises(ValueError, match="at least 1 feature channel, got 0"):
+            self.make(0)
+
+    def test_refuses_unknown_and_impossible_options(self) -> None:
+        with pytest.raises(
+            ValueError, match=f"unknown option 'colour' for block '{self.block}'; allowed are .*bands"
+        ):
+            self.make(5, colour="red")
+        for options, message in [*COMMON_WRONG_OPTIONS, *self.wrong_options]:
+            with pytest.raises(ValueError, match=message):
+                make_block(self.block, 5, 3, **options)
+
+
+COMMON_WRONG_OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"encoding": "sine"}, "encoding must be one of .*'identity', 'frequency'.*got 'sine'"),
+    ({"encoding": "frequency", "bands": 0}, "bands must be an integer from 1 to 16, got 0"),
+    ({"encoding": "frequency", "bands": "6"}, "bands must be an integer from 1 to 16, got '6'"),
+    ({"encoding": "frequency", "base": -1}, "base must be a positive number, got -1"),
+]

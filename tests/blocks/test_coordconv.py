@@ -1,0 +1,49 @@
+import pytest
+import torch
+from torch import nn
+
+from nnunet_locctx.blocks import CoordConv, CoordConvStem
+from tests.blocks.harness import BlockHarness, ramp, randomise
+
+
+class TestCoordConv(BlockHarness):
+    block = "coordconv"
+
+
+class TestCoordConvIdentity(BlockHarness):
+    block = "coordconv"
+    options = {"encoding": "identity"}  # noqa: RUF012
+
+    def test_is_a_convolution_over_features_and_coordinates(self) -> None:
+        block = randomise(self.make(4))
+        assert isinstance(block, CoordConv)
+        features, location = torch.randn(2, 4, 3, 5, 4), ramp(2, (3, 5, 4))
+        both = nn.Conv3d(7, 4, 1)
+        with torch.no_grad():
+            identity = torch.eye(4).view(4, 4, 1, 1, 1)
+            both.weight.copy_(
+                torch.cat([block.mix_features.weight + identity, block.mix_location.weight], dim=1)
+            )
+            both.bias.copy_(block.mix_features.bias)
+        expected = both(torch.cat([features, location], dim=1))
+        torch.testing.assert_close(block(features, location), expected)
+
+
+@pytest.mark.parametrize(("conv", "size"), [(nn.Conv3d, (6, 7, 8)), (nn.Conv2d, (9, 6))])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_stem_is_a_convolution_over_image_and_coordinates(
+    conv: type[nn.Conv2d | nn.Conv3d], size: tuple[int, ...], stride: int
+) -> None:
+    rank = len(size)
+    first = conv(2, 4, 3, stride=stride, padding=1)
+    stem = CoordConvStem(first)
+    image, location = torch.randn(2, 2, *size), ramp(2, size)
+    assert not stem(location).any()
+    randomise(stem)
+    both = conv(5, 4, 3, stride=stride, padding=1)
+    with torch.no_grad():
+        both.weight.copy_(torch.cat([first.weight, stem.conv.weight], dim=1))
+        both.bias.copy_(first.bias)
+    torch.testing.assert_close(first(image) + stem(location), both(torch.cat([image, location], dim=1)))
+    assert stem.conv.bias is None
+    assert stem.conv.weight.dim() == rank + 2

@@ -1,0 +1,280 @@
+"""LocatedUNet against the planned network it is made from, on tiny plans."""
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from torch import Tensor, nn
+
+from nnunet_locctx.blocks import BLOCKS, PLACES
+from nnunet_locctx.networks import LocatedUNet
+from tests.blocks.harness import ramp, randomise
+
+FEATURES = [4, 6, 8]
+CLASSES = 3
+OPTIONS: dict[str, dict[str, Any]] = {
+    "coordconv": {"bands": 2},
+    "locbam": {"bands": 2},
+    "prior": {"bands": 2, "hidden": 4},
+}
+SIZES = {2: (8, 12), 3: (4, 8, 8)}
+
+
+def plan(
+    architecture: type[nn.Module] = PlainConvUNet,
+    rank: int = 3,
+    channels: int = 1,
+    deep_supervision: bool = False,
+    seed: int = 0,
+) -> nn.Module:
+    """A planned network of three stages, initialised as nnU-Net does."""
+    torch.manual_seed(seed)
+    blocks = {"n_blocks_per_stage": 1} if architecture is ResidualEncoderUNet else {"n_conv_per_stage": 2}
+    network = architecture(
+        input_channels=channels,
+        n_stages=3,
+        features_per_stage=FEATURES,
+        conv_op=nn.Conv3d if rank == 3 else nn.Conv2d,
+        kernel_sizes=[[1, 3, 3], [3, 3, 3], [3, 3, 3]] if rank == 3 else 3,
+        strides=[[1, 1, 1], [1, 2, 2], [2, 2, 2]] if rank == 3 else [1, 2, 2],
+        num_classes=CLASSES,
+        n_conv_per_stage_decoder=1,
+        conv_bias=True,
+        norm_op=nn.InstanceNorm3d if rank == 3 else nn.InstanceNorm2d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        deep_supervision=deep_supervision,
+        **blocks,
+    )
+    network.apply(network.initialize)
+    return network
+
+
+def fit(
+    planned: nn.Module, block: str = "prior", place: str = "logits", image_channels: int = 1, **options: Any
+) -> LocatedUNet:
+    return LocatedUNet(planned, image_channels, block, place, **{**OPTIONS[block], **options})
+
+
+def feed(rank: int = 3, channels: int = 1, previous: int = 0) -> tuple[Tensor, Tensor]:
+    """The input of a located network and of the planned one."""
+    size = SIZES[rank]
+    image, one_hot = torch.randn(2, channels, *size), torch.rand(2, previous, *size)
+    return torch.cat([image, ramp(2, size), one_hot], dim=1), torch.cat([image, one_hot], dim=1)
+
+
+def flat(output: Any) -> list[Tensor]:
+    return output if isinstance(output, list) else [output]
+
+
+BLOCKS_AND_PLACES = [(block, place) for block in BLOCKS for place in PLACES]
+
+
+@pytest.mark.parametrize(("block", "place"), BLOCKS_AND_PLACES)
+@pytest.mark.parametrize("architecture", [PlainConvUNet, ResidualEncoderUNet])
+@pytest.mark.parametrize("rank", [2, 3])
+def test_starts_as_the_planned_network(
+    architecture: type[nn.Module], rank: int, block: str, place: str
+) -> None:
+    planned = plan(architecture, rank, channels=2 + 3, deep_supervision=True)
+    reference = copy.deepcopy(planned)
+    located = fit(planned, block, place, image_channels=2)
+    x, without = feed(rank, channels=2, previous=3)
+    outputs, expected = located(x), reference(without)
+    assert [output.shape for output in outputs] == [output.shape for output in expected]
+    for output, wanted in zip(outputs, expected, strict=True):
+        assert torch.equal(output, wanted)
+
+
+@pytest.mark.parametrize(("block", "place"), BLOCKS_AND_PLACES)
+@pytest.mark.parametrize("architecture", [PlainConvUNet, ResidualEncoderUNet])
+def test_every_parameter_of_a_block_counts(architecture: type[nn.Module], block: str, place: str) -> None:
+    located = fit(plan(architecture, deep_supervision=True), block, place).train()
+    randomise(located.location_blocks)
+    x, _ = feed()
+    torch.stack([(output**2).sum() for output in located(x)]).sum().backward()
+    without = [
+        name
+        for name, parameter in located.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ]
+    # a bias before instance norm has no effect, in the planned network as well
+    assert [name for name in without if name.startswith("location_blocks.")] == []
+    moved = x.clone()
+    moved[:, 1:4] += 0.2
+    assert (located.eval()(moved)[0] - located(x)[0]).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize(("block", "place"), BLOCKS_AND_PLACES)
+@pytest.mark.parametrize("architecture", [PlainConvUNet, ResidualEncoderUNet])
+def test_planned_weights_go_both_ways(architecture: type[nn.Module], block: str, place: str) -> None:
+    one, other = plan(architecture, seed=1), plan(architecture, seed=2)
+    located = fit(copy.deepcopy(one), block, place)
+    own = {key for key in located.state_dict() if key.startswith("location_blocks.")}
+    assert own
+    shared = {key: value for key, value in located.state_dict().items() if key not in own}
+    assert shared.keys() == one.state_dict().keys()
+    other.load_state_dict(shared)  # located -> planned
+    x, without = feed()
+    assert torch.equal(other(without), one(without))
+    located = fit(plan(architecture, seed=3), block, place)
+    missing, unexpected = located.load_state_dict(one.state_dict(), strict=False)  # planned -> located
+    assert (set(missing), unexpected) == (own, [])
+    assert torch.equal(located(x), one(without))
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_same_seed_same_planned_weights_and_random_state(block: str, place: str) -> None:
+    planned = plan()
+    state = torch.get_rng_state()
+    located = fit(planned, block, place)
+    assert torch.equal(torch.get_rng_state(), state)
+    again = plan()
+    for key, value in again.state_dict().items():
+        assert torch.equal(located.state_dict()[key], value)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_deep_supervision_can_be_switched(place: str) -> None:
+    located = fit(plan(deep_supervision=True), "prior", place).eval()
+    randomise(located.location_blocks)
+    x, _ = feed()
+    several = located(x)
+    assert [tuple(output.shape[1:]) for output in several] == [(CLASSES, 4, 8, 8), (CLASSES, 4, 4, 4)]
+    located.decoder.deep_supervision = False
+    assert torch.equal(located(x), several[0])
+
+
+def test_number_of_blocks_per_place() -> None:
+    channels = {
+        "input": [1],
+        "encoder_first": [4],
+        "encoder": [4, 6, 8],
+        "bottleneck": [8],
+        "decoder": [6, 4],
+        "decoder_last": [4],
+        "logits": [3],
+    }
+    assert {
+        place: [block.channels for block in fit(plan(), "prior", place).location_blocks] for place in PLACES
+    } == channels
+
+
+@pytest.mark.parametrize("block", ["coordconv", "prior"])
+def test_the_stage_sees_its_own_token_centres(block: str) -> None:
+    located = fit(plan(), block, "encoder").eval()
+    seen: list[Tensor] = []
+    for one in located.location_blocks:
+        one.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1]))
+    x, _ = feed()
+    located(x)
+    location = x[:, 1:4]
+    halved = location.view(2, 3, 4, 4, 2, 4, 2).mean(dim=(4, 6))
+    quartered = location.view(2, 3, 2, 2, 2, 4, 2, 4).mean(dim=(3, 5, 7))
+    for one, expected in zip(seen, [location, halved, quartered], strict=True):
+        torch.testing.assert_close(one, expected)
+
+
+@pytest.mark.parametrize(
+    ("block", "place"), [("coordconv", "input"), ("prior", "logits"), ("locbam", "encoder_first")]
+)
+def test_padding_is_continued_in_evaluation_only(block: str, place: str) -> None:
+    """Zeros around a small volume would claim to be its centre."""
+    located = fit(plan(), block, place)
+    randomise(located.location_blocks)
+    x, _ = feed()
+    x[:, 1:4] = ramp(2, SIZES[3], rotation=0.0)
+    padded = x.clone()
+    padded[..., :2] = 0
+    continued = padded.clone()
+    continued[:, 1:4] = x[:, 1:4]
+    located.eval()
+    torch.testing.assert_close(located(padded), located(continued))
+    located.train()
+    assert (located(padded) - located(continued)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(("block", "place"), BLOCKS_AND_PLACES)
+def test_pickles_and_copies(block: str, place: str) -> None:
+    located = fit(plan(), block, place).eval()
+    randomise(located.location_blocks)
+    x, _ = feed()
+    for twin in (copy.deepcopy(located), pickle.loads(pickle.dumps(located))):
+        assert torch.equal(twin(x), located(x))
+
+
+@pytest.mark.parametrize(
+    ("block", "place"),
+    [("coordconv", "input"), ("coordconv", "encoder"), ("locbam", "decoder"), ("prior", "logits")],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_compiles_without_a_graph_break(block: str, place: str, training: bool) -> None:
+    located = fit(plan(deep_supervision=True), block, place).train(training)
+    randomise(located.location_blocks)
+    x, _ = feed()
+    torch._dynamo.reset()
+    compiled = torch.compile(located, fullgraph=True, backend="eager")
+    for output, expected in zip(compiled(x), located(x), strict=True):
+        torch.testing.assert_close(output, expected)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_autocast(block: str) -> None:
+    located = fit(plan(), block, "decoder").eval()
+    randomise(located.location_blocks)
+    x, _ = feed()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = located(x)
+    assert (output.float() - located(x)).abs().max() < 0.1 * located(x).abs().max()
+
+
+def test_refuses_other_architectures() -> None:
+    with pytest.raises(TypeError, match="fitted to a PlainConvUNet or ResidualEncoderUNet, got a Sequential"):
+        LocatedUNet(nn.Sequential(), 1, "prior", "logits")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, "prior", "logits"), "image_channels must be 1 to 1, .*got 0"),
+        ((2, "prior", "logits"), "image_channels must be 1 to 1, .*got 2"),
+        ((1, "film", "logits"), "block must be one of coordconv, locbam, prior; got 'film'"),
+        ((1, "prior", "head"), "place must be one of input, .*; got 'head'"),
+    ],
+)
+def test_refuses_wrong_arguments(arguments: tuple[int, str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LocatedUNet(plan(), *arguments)
+
+
+def test_refuses_unknown_options() -> None:
+    with pytest.raises(
+        ValueError, match="unknown option 'reduction' for block 'prior'; allowed are encoding, bands"
+    ):
+        LocatedUNet(plan(), 1, "prior", "logits", reduction=4)
+
+
+@pytest.mark.parametrize(
+    ("channels", "shape", "message"),
+    [
+        (
+            1,
+            (1, 1, 4, 8, 8),
+            r"must have 4 channels \(1 image \+ 3 location\) and 3 spatial axes, got shape \(1, 1, 4, 8, 8\)",
+        ),
+        (1, (1, 4, 8, 8), r"3 spatial axes, got shape \(1, 4, 8, 8\)"),
+        (
+            3,
+            (1, 4, 4, 8, 8),
+            r"must have 6 channels \(1 image \+ 3 location \+ 2 previous stage\).*got shape \(1, 4, 4, 8, 8\)",
+        ),
+    ],
+)
+def test_says_which_input_it_wants(channels: int, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(plan(channels=channels))(torch.zeros(shape))
