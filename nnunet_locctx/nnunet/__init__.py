@@ -1,0 +1,1 @@
+"""The adapter: the only room of the house that knows nnU-Net."""

@@ -1,0 +1,174 @@
+"""Preprocessed cases whose slices come with their location.
+
+nnU-Net's data loader crops a patch out of a case and pads it where it reaches over the border. A located
+case answers the crop with the stored image channels and, behind them, the location of just that box, and
+continues the location when the crop is padded. Nothing is stored on disk and no whole volume of coordinates
+is held in memory.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+
+from nnunet_locctx.geometry import Frame
+from nnunet_locctx.location import LOCATION_CHANNELS, LocationField, LocationSource
+
+
+class LocatedCrop(np.ndarray):
+    """A crop (C + 3, *box) float32 that knows where it lies, so that padding continues its location.
+
+    Whatever is computed from it is a plain array again.
+    """
+
+    location: LocationField | None
+    lower: tuple[int, ...]
+
+    def __array_finalize__(self, parent: Any) -> None:
+        # only LocatedArray knows where an array lies: views and results of arithmetic do not
+        self.location = None
+        self.lower = ()
+
+    def __array_function__(self, func: Callable[..., Any], types: Any, args: Any, kwargs: Any) -> Any:
+        plain = [a.view(np.ndarray) if isinstance(a, LocatedCrop) else a for a in args]
+        if func is np.pad and self.location is not None and args and args[0] is self:
+            return self._pad(plain[0], *plain[1:], **kwargs)
+        return super().__array_function__(func, types, args, kwargs)
+
+    def _pad(self, data: np.ndarray, pad_width: Any, mode: Any = "constant", **kwargs: Any) -> np.ndarray:
+        """np.pad for the image channels, the true location for the others."""
+        widths = np.broadcast_to(np.asarray(pad_width), (data.ndim, 2))
+        if widths[0].any():
+            raise ValueError(
+                f"the channels of a located crop cannot be padded, got pad widths {widths.tolist()}"
+            )
+        channels = data.shape[0] - LOCATION_CHANNELS
+        size = [
+            n + int(below) + int(above) for n, (below, above) in zip(data.shape[1:], widths[1:], strict=True)
+        ]
+        padded = np.empty((data.shape[0], *size), dtype=data.dtype)
+        padded[:channels] = np.pad(data[:channels], widths, mode=mode, **kwargs)
+        assert self.location is not None
+        lower = [at - int(below) for at, (below, _) in zip(self.lower, widths[1:], strict=True)]
+        self.location.fill(lower, padded[channels:])
+        return padded
+
+
+class LocatedArray:
+    """A stored array (C, *shape) read as (C + 3, *shape): image channels, then location (R, A, S).
+
+    Args:
+        stored: The preprocessed image, anything that can be sliced (numpy memory map, blosc2 array).
+        location: The scan's location field.
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, stored: Any, location: LocationField) -> None:
+        if tuple(stored.shape[1:]) != location.shape:
+            raise ValueError(
+                f"the image has {tuple(stored.shape[1:])} voxels, its location field {location.shape}"
+            )
+        self.stored = stored
+        self.location = location
+        self.shape = (stored.shape[0] + LOCATION_CHANNELS, *stored.shape[1:])
+        self.ndim = len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        """Slices like an array; only slices of step 1 and integers along the spatial axes."""
+        keys = key if isinstance(key, tuple) else (key,)
+        if Ellipsis in keys:
+            at = keys.index(Ellipsis)
+            keys = (*keys[:at], *[slice(None)] * (self.ndim - len(keys) + 1), *keys[at + 1 :])
+        if len(keys) > self.ndim:
+            raise IndexError(f"a located array has {self.ndim} axes, got {len(keys)} indices")
+        keys = (*keys, *[slice(None)] * (self.ndim - len(keys)))
+        channels, spatial = keys[0], keys[1:]
+        bounds = [_bounds(k, n) for k, n in zip(spatial, self.shape[1:], strict=True)]
+        size = [stop - start for start, stop in bounds]
+        count = self.stored.shape[0]
+        crop = np.empty((self.shape[0], *size), dtype=self.dtype)
+        crop[:count] = self.stored[(slice(None), *[slice(start, stop) for start, stop in bounds])]
+        self.location.fill([start for start, _ in bounds], crop[count:])
+        squeezed = tuple(0 if isinstance(k, int | np.integer) else slice(None) for k in spatial)
+        if channels != slice(None) or 0 in squeezed:
+            return np.asarray(crop[(channels, *squeezed)])
+        located = crop.view(LocatedCrop)
+        located.location, located.lower = self.location, tuple(start for start, _ in bounds)
+        return located
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[:].view(np.ndarray).astype(dtype or self.dtype, copy=False)
+
+
+def _bounds(key: Any, n: int) -> tuple[int, int]:
+    if isinstance(key, int | np.integer):
+        if not -n <= key < n:
+            raise IndexError(f"index {key} is out of range for an axis of {n} voxels")
+        start = int(key) % n
+        return start, start + 1
+    if isinstance(key, slice):
+        start, stop, step = key.indices(n)
+        if step == 1:
+            return start, max(start, stop)
+    raise IndexError(f"located arrays take slices of step 1 and integers, got {key!r}")
+
+
+class LocatedDataset:
+    """nnU-Net's dataset class with location: called and used like the class it wraps.
+
+    nnU-Net keeps a dataset *class*, makes datasets from it and calls its static methods; this object does
+    both and, unlike a class made at run time, can be pickled.
+
+    Args:
+        base: ``nnUNetDatasetBlosc2`` or another dataset class of nnU-Net.
+        source: What the location channels mean.
+        transpose_forward: The plans' axis permutation.
+    """
+
+    def __init__(
+        self, base: type[nnUNetBaseDataset], source: LocationSource, transpose_forward: Sequence[int]
+    ) -> None:
+        self.base = base
+        self.source = source
+        self.transpose_forward = tuple(transpose_forward)
+
+    def __call__(
+        self,
+        folder: str,
+        identifiers: list[str] | None = None,
+        folder_with_segs_from_previous_stage: str | None = None,
+    ) -> nnUNetBaseDataset:
+        """The dataset in ``folder``; its ``load_case`` gives the image as a :class:`LocatedArray`."""
+        dataset = self.base(folder, identifiers, folder_with_segs_from_previous_stage)
+        dataset.load_case = _LoadLocatedCase(dataset.load_case, self.source, self.transpose_forward)
+        return dataset
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "base":  # unpickling asks before there is a base
+            raise AttributeError(name)
+        return getattr(self.base, name)
+
+
+class _LoadLocatedCase:
+    """Wraps a dataset's ``load_case``; an object, so that datasets can be pickled to workers."""
+
+    def __init__(
+        self, load_case: Callable[[str], tuple[Any, ...]], source: LocationSource, transpose: Sequence[int]
+    ) -> None:
+        self.load_case = load_case
+        self.source = source
+        self.transpose = transpose
+
+    def __call__(self, identifier: str) -> tuple[Any, ...]:
+        data, *rest = self.load_case(identifier)
+        properties = rest[-1]
+        try:
+            frame = Frame.from_properties(properties, data.shape[1:], self.transpose)
+        except ValueError as error:
+            raise ValueError(f"case {identifier}: {error}") from error
+        return (LocatedArray(data, self.source.field(frame)), *rest)

@@ -1,0 +1,96 @@
+"""The ``location`` key of a configuration in nnU-Net's plans."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nnunet_locctx.blocks import DEFAULTS, check_block
+from nnunet_locctx.location import SOURCES, LocationSource, make_source
+
+KEY = "location"
+
+
+@dataclass(frozen=True)
+class LocationOptions:
+    """What a configuration says about location.
+
+    Attributes:
+        source: What a coordinate means, a name of :data:`nnunet_locctx.location.SOURCES`.
+        absolute: Source ``scanner`` only: scanner coordinates instead of mm relative to the volume's centre.
+        jitter: Training only. Standard deviation of a random shift (units of the source; ``voxel``: fraction
+            of the volume) and of a random relative scale of each patch's location, drawn per axis.
+        dropout: Training only. Probability that a patch's location is replaced by the source's neutral value.
+        place: Where in the network location enters, a name of :data:`nnunet_locctx.blocks.PLACES`; None: the
+            block's own.
+        block: Options of the trainer's block.
+    """
+
+    source: str = "voxel"
+    absolute: bool = False
+    jitter: float = 0.0
+    dropout: float = 0.0
+    place: str | None = None
+    block: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.source not in SOURCES:
+            raise ValueError(
+                f"location.source must be one of {', '.join(sorted(SOURCES))}, got {self.source!r}"
+            )
+        if not isinstance(self.absolute, bool):
+            raise ValueError(f"location.absolute must be true or false, got {self.absolute!r}")
+        if self.absolute and self.source != "scanner":
+            raise ValueError(
+                f"location.absolute is an option of the source 'scanner', got source {self.source!r}"
+            )
+        for name, upper in (("jitter", 1.0), ("dropout", 1.0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= upper:
+                raise ValueError(f"location.{name} must be a number from 0 to {upper:g}, got {value!r}")
+        if not isinstance(self.block, Mapping):
+            raise ValueError(f"location.block must be a table of options, got {self.block!r}")
+
+    @classmethod
+    def from_configuration(
+        cls, configuration: Mapping[str, Any], block: str | None = None
+    ) -> "LocationOptions":
+        """Reads and checks the ``location`` key of a configuration; without the key, the defaults.
+
+        Args:
+            configuration: A configuration of the plans, inheritance resolved.
+            block: The trainer's block (a name of :data:`nnunet_locctx.blocks.BLOCKS`): fills in its default
+                place and options and checks both. None checks only what holds for every block.
+
+        Raises:
+            ValueError: An unknown key or a value that is not allowed.
+        """
+        raw = configuration.get(KEY, {})
+        if not isinstance(raw, Mapping):
+            raise ValueError(f"the plans' {KEY!r} key must be a table, got {raw!r}")
+        allowed = [f.name for f in dataclasses.fields(cls)]
+        unknown = sorted(set(raw) - set(allowed))
+        if unknown:
+            raise ValueError(
+                f"the plans' {KEY!r} key does not take {', '.join(unknown)}; allowed: {', '.join(allowed)}"
+            )
+        options = cls(**raw)
+        if block is None:
+            return options
+        default = DEFAULTS[block]
+        options = dataclasses.replace(
+            options, place=options.place or default.place, block={**default.options, **options.block}
+        )
+        check_block(block, str(options.place), dict(options.block))
+        return options
+
+    def make_source(self) -> LocationSource:
+        """The source these options name."""
+        return make_source(self.source, **({"absolute": True} if self.absolute else {}))
+
+    def signature(self, block: str) -> str:
+        """What a checkpoint's weights depend on, as JSON: source, place and block, not what is only used in
+        training."""
+        kept = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("jitter", "dropout")}
+        return json.dumps({**kept, "method": block, "block": dict(self.block)}, sort_keys=True)

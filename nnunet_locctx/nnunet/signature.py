@@ -1,0 +1,49 @@
+"""What a network's weights were trained with, kept among the weights."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+LENGTH = 2048
+
+
+class LocationSignature(nn.Module):
+    """Travels in the checkpoint and refuses weights that were trained with other location options.
+
+    Without it a plans file edited after training (another source, say) would change what the coordinates
+    mean without a word.
+
+    Args:
+        text: The options that the weights depend on.
+    """
+
+    text: torch.Tensor
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        data = text.encode()
+        if len(data) > LENGTH:
+            raise ValueError(f"the location options take {len(data)} characters, {LENGTH} are allowed")
+        self.register_buffer("text", torch.tensor([*data, *[0] * (LENGTH - len(data))], dtype=torch.uint8))
+
+    def decoded(self) -> str:
+        """The options as text."""
+        return bytes(self.text.tolist()).rstrip(b"\0").decode()
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        stored = state_dict.get(prefix + "text")
+        if stored is None:
+            raise ValueError(
+                "the checkpoint was not written by a trainer of nnunet_locctx (it has no location signature). "
+                "To start from a plain nnU-Net checkpoint, train with -pretrained_weights."
+            )
+        trained = bytes(stored.tolist()).rstrip(b"\0").decode()
+        if trained != self.decoded():
+            raise ValueError(
+                f"the checkpoint was trained with the location options {trained}, the plans say "
+                f"{self.decoded()}. Use the plans.json of the model folder as training wrote it."
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

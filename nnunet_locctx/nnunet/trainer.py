@@ -1,0 +1,133 @@
+"""nnU-Net's trainer with location: the same loops, batches and losses, three more input channels and a block
+that uses them."""
+
+from typing import Any, ClassVar
+
+import torch
+from batchgenerators.utilities.file_and_folder_operations import join, load_pickle
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnunet_locctx.geometry import Frame
+from nnunet_locctx.networks.located_unet import LocatedUNet
+from nnunet_locctx.nnunet import pretraining
+from nnunet_locctx.nnunet.augmentation import PerturbLocation, locate_transforms
+from nnunet_locctx.nnunet.configuration import locate
+from nnunet_locctx.nnunet.dataset import LocatedDataset
+from nnunet_locctx.nnunet.options import LocationOptions
+from nnunet_locctx.nnunet.signature import LocationSignature
+
+
+class LocatedTrainer(nnUNetTrainer):
+    """nnU-Net's trainer, told where in the body each patch was taken.
+
+    Subclasses name the block; where location enters and what a coordinate means is read from the plans'
+    ``location`` key (:class:`~nnunet_locctx.nnunet.options.LocationOptions`).
+
+    Attributes:
+        block: Name of the block, a key of :data:`nnunet_locctx.blocks.BLOCKS`.
+        epochs: Length of the training, None for nnU-Net's own.
+        augments: Whether jitter and dropout of the plans apply; not in the variants without data
+            augmentation.
+    """
+
+    block: ClassVar[str]
+    epochs: ClassVar[int | None] = None
+    augments: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
+    ) -> None:
+        """As nnU-Net's trainer.
+
+        Raises:
+            ValueError: The plans' ``location`` key is wrong; raised before anything is written.
+        """
+        resolved = PlansManager(plans).get_configuration(configuration).configuration
+        self.location = LocationOptions.from_configuration(resolved, self.block)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.epochs is not None:
+            self.num_epochs = self.epochs
+
+    def initialize(self) -> None:
+        """Builds everything nnU-Net builds; cases are then loaded with their location."""
+        pretraining.install()
+        super().initialize()
+        source, transpose = self.location.make_source(), self.plans_manager.transpose_forward
+        stored = self.dataset_class  # type: ignore[has-type]
+        self.dataset_class = LocatedDataset(stored, source, transpose)
+        self.print_to_log_file(f"location: {self.location}")
+
+    @classmethod
+    def build_network_architecture(  # nnU-Net's is static; the class is needed for its block
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """The planned network, fitted with this trainer's block.
+
+        The one call that nnU-Net's prediction makes into a plugin, so the configuration learns here to bring
+        location along.
+
+        Args:
+            num_input_channels: Image channels, and those of the previous stage in a cascade; location is not
+                counted.
+
+        Returns:
+            A network for (B, image + 3 + previous stage, *patch).
+        """
+        configuration_manager = locate(configuration_manager)
+        options = LocationOptions.from_configuration(configuration_manager.configuration, cls.block)
+        # built first and by nnU-Net itself: with the same seed a plain run starts from the same weights
+        planned = nnUNetTrainer.build_network_architecture(
+            plans_manager,
+            configuration_manager,
+            num_input_channels,
+            num_output_channels,
+            enable_deep_supervision,
+        )
+        image_channels = len(configuration_manager.normalization_schemes)
+        network = LocatedUNet(planned, image_channels, cls.block, str(options.place), **options.block)
+        network.add_module("location_signature", LocationSignature(options.signature(cls.block)))
+        return network
+
+    def get_dataloaders(self) -> Any:
+        """nnU-Net's loaders, after a look at every case: a broken header must not stop a training that has
+        begun."""
+        if self.local_rank == 0:
+            self._check_cases()
+        return super().get_dataloaders()
+
+    def _check_cases(self) -> None:
+        broken = []
+        for identifier in [key for keys in self.do_split() for key in keys]:
+            properties = load_pickle(join(self.preprocessed_dataset_folder, identifier + ".pkl"))
+            shape = properties["shape_after_cropping_and_before_resampling"]
+            try:
+                Frame.from_properties(properties, shape, self.plans_manager.transpose_forward)
+            except ValueError as error:
+                broken.append(f"{identifier}: {error}")
+        if broken:
+            raise ValueError(
+                "cases without a usable place in the patient:\n" + "\n".join(sorted(set(broken)))
+            )
+
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
+        """nnU-Net's augmentation, carrying location; arguments as in nnU-Net's method of this name."""
+        transforms = super().get_training_transforms(*args, **kwargs)
+        perturb = None
+        if self.augments and (self.location.jitter or self.location.dropout):
+            perturb = PerturbLocation(
+                self.location.jitter, self.location.dropout, self.location.make_source().neutral
+            )
+        return locate_transforms(transforms, perturb)

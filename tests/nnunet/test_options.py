@@ -1,0 +1,66 @@
+"""The plans' ``location`` key: what is allowed, what is filled in, what is refused."""
+
+import json
+from typing import Any
+
+import pytest
+
+from nnunet_locctx.blocks import BLOCKS, DEFAULTS
+from nnunet_locctx.location import ScannerSource, VoxelSource
+from nnunet_locctx.nnunet.options import LocationOptions
+
+read = LocationOptions.from_configuration
+
+
+@pytest.mark.parametrize("block", sorted(BLOCKS))
+def test_without_the_key_the_defaults_hold(block: str) -> None:
+    options = read({"patch_size": [32, 32, 32]}, block)
+    assert (options.source, options.absolute, options.jitter, options.dropout) == ("voxel", False, 0.0, 0.0)
+    assert options.place == DEFAULTS[block].place
+    assert options.block == DEFAULTS[block].options
+    assert options.make_source() == VoxelSource()
+
+
+def test_the_plans_win_over_the_defaults() -> None:
+    options = read(
+        {"location": {"place": "decoder", "block": {"bands": 3}, "jitter": 0.02, "dropout": 1}}, "prior"
+    )
+    assert (options.place, options.block["bands"], options.jitter, options.dropout) == ("decoder", 3, 0.02, 1)
+
+
+def test_scanner() -> None:
+    assert read({"location": {"source": "scanner"}}).make_source() == ScannerSource(absolute=False)
+    assert read({"location": {"source": "scanner", "absolute": True}}).make_source() == ScannerSource(
+        absolute=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ({"source": "gps"}, "location.source must be one of scanner, voxel, got 'gps'"),
+        ({"sauce": "voxel"}, "does not take sauce; allowed: source, absolute, jitter, dropout, place, block"),
+        ("voxel", "must be a table, got 'voxel'"),
+        ({"absolute": True}, "option of the source 'scanner', got source 'voxel'"),
+        ({"absolute": 1, "source": "scanner"}, "location.absolute must be true or false, got 1"),
+        ({"jitter": -0.1}, "location.jitter must be a number from 0 to 1, got -0.1"),
+        ({"jitter": "much"}, "location.jitter must be a number from 0 to 1, got 'much'"),
+        ({"dropout": 1.5}, "location.dropout must be a number from 0 to 1, got 1.5"),
+        ({"dropout": True}, "location.dropout must be a number from 0 to 1, got True"),
+        ({"jitter": float("nan")}, "location.jitter must be a number from 0 to 1, got nan"),
+        ({"block": 3}, "location.block must be a table of options, got 3"),
+        ({"place": "roof"}, "place must be one of input, .*got 'roof'"),
+        ({"block": {"colour": 1}}, "unknown option 'colour' for block 'prior'; allowed are"),
+    ],
+)
+def test_wrong_keys_and_values(location: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read({"location": location}, "prior")
+
+
+def test_the_signature_holds_what_the_weights_depend_on() -> None:
+    one = read({"location": {"jitter": 0.1, "dropout": 0.2}}, "prior")
+    assert one.signature("prior") == read({}, "prior").signature("prior")
+    assert one.signature("prior") != read({"location": {"source": "scanner"}}, "prior").signature("prior")
+    assert one.signature("prior") != read({}, "locbam").signature("locbam")
+    assert json.loads(one.signature("prior"))["source"] == "voxel"
