@@ -1,0 +1,147 @@
+"""What a check found, as data and as text."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+SEVERITIES = ("error", "warning", "note")
+"""``error``: training would stop or learn from wrong data; ``warning``: probably wrong; ``note``: worth knowing."""
+
+PATIENT_AXES = ("left-right", "posterior-anterior", "inferior-superior")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something worth telling about a dataset.
+
+    Attributes:
+        severity: One of :data:`SEVERITIES`.
+        kind: What it is about, one or two words.
+        case: The case it was found in, None if it concerns the dataset.
+        message: What was seen and what it means.
+    """
+
+    severity: str
+    kind: str
+    case: str | None
+    message: str
+
+
+@dataclass(frozen=True)
+class CaseSummary:
+    """Geometry of one readable case.
+
+    Attributes:
+        orientation: Where the file's x, y and z axes grow to, such as ``"LPS"``; ``"none"`` without geometry.
+        oblique: Largest angle in degrees between a file axis and its patient axis.
+        shape: Voxels along the file's x, y, z.
+        spacing: Voxel size in mm along the patient axes (left-right, posterior-anterior, inferior-superior).
+        extent: Length of the volume in mm along the patient axes.
+        positions: Label value -> mean position of its voxels as a fraction of the volume (R, A, S), -0.5..0.5.
+    """
+
+    name: str
+    split: str
+    orientation: str
+    oblique: float
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    extent: tuple[float, float, float]
+    positions: dict[int, tuple[float, float, float]] = field(default_factory=dict)
+
+
+@dataclass
+class DatasetReport:
+    """The result of :func:`~nnunet_locctx.check.check_dataset`."""
+
+    dataset: str
+    reader: str
+    channels: int
+    training_cases: int
+    test_cases: int
+    labels: dict[int, str]
+    cases: list[CaseSummary]
+    findings: list[Finding]
+
+    @property
+    def clean(self) -> bool:
+        """Nothing worse than a note was found."""
+        return all(finding.severity == "note" for finding in self.findings)
+
+    @property
+    def orientations(self) -> dict[str, int]:
+        """Orientation code -> number of cases, most frequent first."""
+        return dict(Counter(case.orientation for case in self.cases).most_common())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        return {**asdict(self), "clean": self.clean, "orientations": self.orientations}
+
+
+def format_report(report: DatasetReport, cases_shown: int = 5) -> str:
+    """The report as text for a terminal.
+
+    Args:
+        cases_shown: Cases named per finding; the rest is counted.
+    """
+    counts = [
+        (report.training_cases, "training case"),
+        (report.test_cases, "test case"),
+        (report.channels, "channel"),
+    ]
+    lines = [f"{report.dataset}: {', '.join(_count(*count) for count in counts)}, read with {report.reader}"]
+    if report.cases:
+        lines += ["", *_orientation_table(report), "", *_extent_table(report)]
+    lines += ["", *_findings(report, cases_shown)]
+    return "\n".join(lines)
+
+
+def _orientation_table(report: DatasetReport) -> list[str]:
+    lines = ["orientation   cases   (where x, y and z of the file grow to)"]
+    for code, number in report.orientations.items():
+        tilt = max(case.oblique for case in report.cases if case.orientation == code)
+        oblique = f"   oblique by up to {tilt:.1f} degrees" if tilt > 0.05 else ""
+        lines.append(f"{code:<11}{number:>8}{oblique}")
+    return lines
+
+
+def _extent_table(report: DatasetReport) -> list[str]:
+    lines = [f"{'':<20}{'voxel size in mm':>26}{'extent in mm':>30}"]
+    lines.append(
+        f"{'patient axis':<20}" + f"{'min':>8}{'median':>9}{'max':>9}" + f"{'min':>12}{'median':>9}{'max':>9}"
+    )
+    spacing = np.array([case.spacing for case in report.cases])
+    extent = np.array([case.extent for case in report.cases])
+    for axis, name in enumerate(PATIENT_AXES):
+        low, middle, high = np.min(spacing[:, axis]), np.median(spacing[:, axis]), np.max(spacing[:, axis])
+        row = f"{name:<20}{low:>8.3g}{middle:>9.3g}{high:>9.3g}"
+        low, middle, high = np.min(extent[:, axis]), np.median(extent[:, axis]), np.max(extent[:, axis])
+        lines.append(row + f"{low:>12.1f}{middle:>9.1f}{high:>9.1f}")
+    return lines
+
+
+def _findings(report: DatasetReport, cases_shown: int) -> list[str]:
+    if not report.findings:
+        return ["nothing suspicious found"]
+    numbers = Counter(finding.severity for finding in report.findings)
+    lines = [", ".join(_count(numbers[severity], severity) for severity in SEVERITIES if numbers[severity])]
+    grouped: dict[tuple[str, str, str], list[str]] = {}
+    for finding in report.findings:
+        cases = grouped.setdefault((finding.severity, finding.kind, finding.message), [])
+        if finding.case is not None:
+            cases.append(finding.case)
+    for severity in SEVERITIES:
+        for (found, kind, message), cases in grouped.items():
+            if found != severity:
+                continue
+            lines.append(f"  {severity}: {kind}: {message}")
+            if cases:
+                more = f" and {len(cases) - cases_shown} more" if len(cases) > cases_shown else ""
+                lines.append(f"      in {', '.join(cases[:cases_shown])}{more}")
+    return lines
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

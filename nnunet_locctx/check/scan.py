@@ -1,0 +1,239 @@
+"""One file of a dataset: what its header says and whether its voxels are usable."""
+
+import contextlib
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nnunet_locctx.geometry import PATIENT_FROM_LPS, Frame
+from nnunet_locctx.nnunet.reading import explain, read_quietly
+
+LETTERS = (("R", "L"), ("A", "P"), ("S", "I"))
+"""Per patient axis (R, A, S): the letter of an axis that grows along it and of one that grows against it."""
+
+ORTHONORMAL_TOLERANCE = 1e-3
+"""Direction cosines in files are rounded; a shear above this (about 0.06 degrees) is not rounding."""
+
+SAME_PLACE_VOXELS = 0.1
+"""Two grids whose corners differ by less than this many voxels are the same."""
+
+
+@dataclass
+class Scan:
+    """A file that was read.
+
+    Attributes:
+        file: Where it is.
+        frame: Position of the stored array (axis order z, y, x), None if the file or its geometry is unusable.
+        problems: (severity, kind, message) of everything found.
+        readable: Whether nnU-Net's reader could read it.
+        labels: Label values with their mean index (z, y, x), for segmentations.
+        constant: The one value that every voxel has, None if there are several.
+        channels: Image channels in this file.
+    """
+
+    file: Path
+    frame: Frame | None = None
+    problems: list[tuple[str, str, str]] = field(default_factory=list)
+    readable: bool = True
+    labels: dict[int, npt.NDArray[np.float64]] = field(default_factory=dict)
+    constant: float | None = None
+    channels: int = 0
+
+    def report(self, severity: str, kind: str, message: str) -> None:
+        """Adds a problem."""
+        self.problems.append((severity, kind, message))
+
+    def has(self, kind: str) -> bool:
+        """Whether a problem of that kind was found."""
+        return any(found == kind for _, found, _ in self.problems)
+
+
+def read_scan(file: Path, reader: str, *, segmentation: bool) -> Scan:
+    """Reads one file with one of nnU-Net's readers and looks at header and voxels.
+
+    Args:
+        reader: Class name of the reader, such as ``"SimpleITKIO"``.
+        segmentation: Collect label values and their positions as well.
+    """
+    scan = Scan(file)
+    what = "label" if segmentation else "image"
+    header_problem = _nifti_header(scan, what) if file.name.endswith((".nii", ".nii.gz")) else None
+    try:
+        data, properties = read_quietly([file], reader, segmentation=segmentation)
+    except Exception as error:  # readers raise anything from AssertionError to ITK's RuntimeError
+        scan.readable = False
+        reason = header_problem or f"{reader} says: {explain(error)}"
+        scan.report("error", "unreadable", f"the {what} cannot be read: {reason}")
+        return scan
+    scan.channels = data.shape[0]
+    _geometry(scan, properties, data.shape[1:], what)
+    _voxels(scan, data, what)
+    if file.name.endswith((".nii", ".nii.gz")) and not scan.has("not finite"):
+        _replaced_voxels(scan, reader, what)
+    if segmentation:
+        _labels(scan, data[0])
+    return scan
+
+
+def corner_distance(one: Frame, other: Frame) -> float:
+    """Largest distance between the same corner of two grids, in voxels of the first; both have the same shape."""
+    last = np.array(one.shape, dtype=np.float64) - 1
+    corners = np.stack(np.meshgrid(*[(0.0, end) for end in last], indexing="ij"), axis=-1).reshape(-1, 3)
+    distance = np.linalg.norm(one.millimetres(corners) - other.millimetres(corners), axis=-1)
+    return float(distance.max() / one.spacing.min())
+
+
+def orientation(frame: Frame) -> tuple[str, float]:
+    """Where the file's x, y and z axes grow to, such as ``"LPS"``, and the largest angle to those axes in degrees."""
+    cosines = (PATIENT_FROM_LPS @ frame.affine[:3, :3]) / frame.spacing
+    letters, angles = [""] * 3, []
+    for patient, axis in enumerate(frame.array_axes):
+        cosine = cosines[patient, axis]
+        # the stored array has its axes in the order z, y, x
+        letters[2 - axis] = LETTERS[patient][0 if cosine > 0 else 1]
+        angles.append(float(np.degrees(np.arccos(min(1.0, abs(cosine))))))
+    return "".join(letters), max(angles)
+
+
+def _geometry(scan: Scan, properties: dict[str, Any], shape: tuple[int, ...], what: str) -> None:
+    if any(n < 1 for n in shape):
+        scan.report("error", "empty", f"the {what} has no voxels: shape {tuple(shape)}")
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            frame = Frame.from_properties(properties, shape)
+    except ValueError as error:
+        scan.report("error", "header", f"the {what}'s header is unusable: {error}")
+        return
+    scan.frame = frame
+    if not frame.has_geometry:
+        return
+    cosines = frame.affine[:3, :3] / frame.spacing
+    shear = np.abs(cosines.T @ cosines - np.eye(3)).max()
+    if shear > ORTHONORMAL_TOLERANCE:
+        angle = np.degrees(np.arcsin(min(1.0, float(shear))))
+        scan.report(
+            "warning",
+            "header",
+            f"the {what}'s direction matrix is not orthonormal (axes {90 - angle:.1f} degrees apart)",
+        )
+    # a label that differs from its image is reported as such
+    if what == "image" and _is_default(frame):
+        scan.report(
+            "warning",
+            "default header",
+            "identity direction, origin 0 and 1 mm voxels, as written by tools that lost the real header",
+        )
+
+
+def _is_default(frame: Frame) -> bool:
+    # np.eye(4) as NIfTI affine reads as -1, -1, 1 in LPS; other formats store LPS itself
+    axes = np.abs(frame.affine[:3, 2::-1])
+    return bool(np.allclose(axes, np.eye(3), atol=1e-6) and np.allclose(frame.affine[:3, 3], 0, atol=1e-6))
+
+
+def _nifti_header(scan: Scan, what: str) -> str | None:
+    """Reports what only the NIfTI header itself tells; returns why a reader will refuse the file, if it is clear."""
+    import nibabel
+
+    try:
+        image: Any = nibabel.load(scan.file)
+    except Exception:  # nnU-Net's reader will say what is wrong
+        return None
+    sform, sform_code = image.get_sform(coded=True)
+    qform, qform_code = image.get_qform(coded=True)
+    if sform_code == 0 and qform_code == 0:
+        if what == "image":
+            message = (
+                "the NIfTI header gives no orientation (sform_code and qform_code are 0); readers assume one"
+            )
+            scan.report("warning", "no orientation", message)
+        return None
+    if sform_code == 0:
+        return None
+    sform = np.asarray(sform, dtype=np.float64)
+    if not np.isfinite(sform).all():
+        return f"its sform matrix is not finite: {sform.tolist()}"
+    lengths = np.linalg.norm(sform[:3, :3], axis=0)
+    if (lengths <= 0).any() or abs(np.linalg.det(sform[:3, :3] / lengths)) < 1e-4:
+        return f"its direction matrix (sform) is singular: {sform[:3, :3].tolist()}"
+    if qform_code > 0 and qform is not None and np.isfinite(qform).all() and image.ndim >= 3:
+        shape = image.shape[:3]
+        with contextlib.suppress(ValueError):
+            distance = corner_distance(Frame(shape, sform), Frame(shape, np.asarray(qform, dtype=np.float64)))
+            if distance > SAME_PLACE_VOXELS:
+                message = f"the {what}'s sform and qform place it differently (by {distance:.1f} voxels)"
+                scan.report("warning", "header", f"{message}; readers choose either")
+    cosines = sform[:3, :3] / lengths
+    if np.abs(cosines.T @ cosines - np.eye(3)).max() > ORTHONORMAL_TOLERANCE:
+        return f"its direction matrix (sform) is not orthonormal: {np.round(cosines, 4).tolist()}"
+    return None
+
+
+def _voxels(scan: Scan, data: npt.NDArray[np.float32], what: str) -> None:
+    if data.size == 0:
+        return
+    broken = int(data.size - np.count_nonzero(np.isfinite(data)))
+    if broken:
+        scan.report(
+            "error",
+            "not finite",
+            f"the {what} has NaN or infinite voxels ({100 * broken / data.size:.2g}% of them)",
+        )
+        return
+    low, high = float(data.min()), float(data.max())
+    if low == high:
+        scan.constant = low
+        if what == "image":
+            scan.report("error", "empty", f"every voxel of the image has the same value ({low:g})")
+
+
+def _replaced_voxels(scan: Scan, reader: str, what: str) -> None:
+    """ITK's NIfTI library silently reads NaN and infinity as 0, so the file itself is asked."""
+    import nibabel
+
+    try:
+        image: Any = nibabel.load(scan.file)
+        if image.get_data_dtype().kind != "f":
+            return
+        data = np.asanyarray(image.dataobj)
+    except Exception:  # the reader managed, so this is not about the file
+        return
+    broken = int(data.size - np.count_nonzero(np.isfinite(data)))
+    if broken:
+        share = f"{100 * broken / data.size:.2g}% of them"
+        scan.report(
+            "warning",
+            "not finite",
+            f"the {what} has NaN or infinite voxels ({share}), which {reader} reads as 0",
+        )
+
+
+def _labels(scan: Scan, data: npt.NDArray[np.float32]) -> None:
+    """Fills ``scan.labels`` with the mean index of every value; one pass along each axis keeps memory small."""
+    if data.size == 0 or not np.isfinite(data).all():
+        return
+    if data.min() < 0 or data.max() > np.iinfo(np.uint16).max or np.any(data != np.floor(data)):
+        odd = data[(data < 0) | (data > np.iinfo(np.uint16).max) | (data != np.floor(data))]
+        scan.report(
+            "error",
+            "label value",
+            f"the label has values that are no label numbers, such as {float(odd.flat[0]):g}",
+        )
+        return
+    values = data.astype(np.uint16)
+    number = int(values.max()) + 1
+    sums = np.zeros((number, 3))
+    counts = np.zeros(number)
+    for axis in range(3):
+        for index, plane in enumerate(np.moveaxis(values, axis, 0)):
+            found = np.bincount(plane.ravel(), minlength=number)
+            sums[:, axis] += index * found
+            counts += found if axis == 0 else 0
+    scan.labels = {int(value): sums[value] / counts[value] for value in np.flatnonzero(counts)}

@@ -1,0 +1,75 @@
+"""nnU-Net's folders, found the way nnU-Net finds them, with errors that say what to set.
+
+Nothing of nnU-Net is imported here, so that commands can check their input before the slow imports.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+PURPOSE = {
+    "nnUNet_raw": "raw datasets (DatasetXXX_Name folders with imagesTr and labelsTr)",
+    "nnUNet_preprocessed": "plans and preprocessed data",
+    "nnUNet_results": "trained models",
+}
+
+
+def nnunet_folder(variable: str) -> Path:
+    """The folder that one of nnU-Net's environment variables names.
+
+    Args:
+        variable: ``nnUNet_raw``, ``nnUNet_preprocessed`` or ``nnUNet_results``.
+
+    Raises:
+        ValueError: The variable is not set or names no folder; says how to set it.
+    """
+    if variable not in PURPOSE:
+        raise ValueError(f"variable must be one of {', '.join(PURPOSE)}, got {variable!r}")
+    value = os.environ.get(variable)
+    hint = f"It names the folder of nnU-Net's {PURPOSE[variable]}; set it with: export {variable}=/path/to/{variable}"
+    if not value:
+        raise ValueError(f"the environment variable {variable} is not set. {hint}")
+    folder = Path(value)
+    if not folder.is_dir():
+        raise ValueError(f"the environment variable {variable} is {value!r}, which is not a folder. {hint}")
+    return folder
+
+
+def dataset_folder(variable: str, dataset: str | int) -> Path:
+    """The folder of a dataset below one of nnU-Net's folders.
+
+    Args:
+        variable: See :func:`nnunet_folder`.
+        dataset: Id (``3``, ``"003"``) or full name (``"Dataset003_Liver"``).
+
+    Raises:
+        ValueError: The variable is not usable, the name is neither id nor full name, or the dataset is not there
+            (or there twice); lists those that are.
+    """
+    folder = nnunet_folder(variable)
+    known = sorted(_datasets(folder))
+    listed = ", ".join(path.name for path in known) or "none"
+    text = str(dataset)
+    if re.fullmatch(r"\d{1,3}", text):
+        found = [path for path in known if path.name.startswith(f"Dataset{int(text):03d}_")]
+    elif re.fullmatch(r"Dataset\d{3}_.+", text):
+        found = [path for path in known if path.name == text]
+    else:
+        raise ValueError(
+            f"a dataset is given by its id (such as 3) or its full name (Dataset003_Liver), got {text!r}"
+        )
+    if not found:
+        raise ValueError(f"no dataset {text} in {folder} ({variable}); there: {listed}")
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise ValueError(
+            f"{len(found)} datasets have the id {text} in {folder} ({variable}): {names}. Give the full name."
+        )
+    return found[0]
+
+
+def _datasets(folder: Path) -> Iterator[Path]:
+    return (
+        path for path in folder.iterdir() if re.fullmatch(r"Dataset\d{3}_.+", path.name) and path.is_dir()
+    )

@@ -1,0 +1,41 @@
+"""Folders that travel with the package: the trainers nnU-Net discovers and the presets of `locctx plan`.
+
+In a clone (and an editable install, which points at one) they lie at the top level of the repository; a wheel carries
+copies in ``nnunet_locctx/_data``.
+"""
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def trainers_folder() -> Path:
+    """The folder that ``nnUNet_extTrainer`` must point at.
+
+    Raises:
+        FileNotFoundError: The installation is incomplete.
+    """
+    return _folder("trainers")
+
+
+def plans_folder() -> Path:
+    """The folder of the presets (JSON) that `locctx plan --preset` knows.
+
+    Raises:
+        FileNotFoundError: The installation is incomplete.
+    """
+    return _folder("plans")
+
+
+def _folder(name: str, package: Path = _PACKAGE) -> Path:
+    installed = package / "_data" / name
+    if installed.is_dir():
+        return installed
+    clone = package.parent / name
+    # beside an installed package lies site-packages, where a folder of this name would be somebody else's
+    if clone.is_dir() and (package.parent / "pyproject.toml").is_file():
+        return clone
+    raise FileNotFoundError(
+        f"the folder {name!r} of nnunet_locctx is missing: neither {installed} (installed package) nor {clone} (clone) "
+        "exists. Install the package again."
+    )

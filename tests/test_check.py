@@ -1,0 +1,510 @@
+"""`nnunet_locctx.check` on tiny data sets, each with one thing wrong."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunet_locctx.check import DatasetReport, check_dataset, format_report
+from nnunet_locctx.check.report import CaseSummary, Finding
+from nnunet_locctx.check.scan import corner_distance, orientation
+from nnunet_locctx.geometry import Frame
+
+DIRECTIONS = {
+    "LPS": np.eye(3),
+    "RAS": np.diag([-1.0, -1.0, 1.0]),
+    "PIR": np.array([[0, 0, -1.0], [1.0, 0, 0], [0, -1.0, 0]]),
+}
+"""SimpleITK directions by the code of where x, y and z grow to."""
+
+
+class Maker:
+    """Writes a data set of small scans with one labelled block each, at the same place in the patient."""
+
+    def __init__(self, folder: Path, ending: str = ".nii.gz") -> None:
+        self.folder = folder
+        self.ending = ending
+        self.random = np.random.default_rng(0)
+        self.content: dict[str, Any] = {
+            "channel_names": {"0": "CT"},
+            "labels": {"background": 0, "organ": 1},
+            "numTraining": 0,
+            "file_ending": ending,
+        }
+        for name in ("imagesTr", "labelsTr", "imagesTs"):
+            (folder / name).mkdir(parents=True)
+
+    def case(self, name: str, *, count: bool = True, **changes: Any) -> None:
+        """One training case; see `scan` for the changes."""
+        image, label = self.scan(**changes)
+        sitk.WriteImage(image, str(self.folder / "imagesTr" / f"{name}_0000{self.ending}"))
+        sitk.WriteImage(label, str(self.folder / "labelsTr" / f"{name}{self.ending}"))
+        self.content["numTraining"] += count
+
+    def scan(
+        self,
+        *,
+        code: str = "LPS",
+        spacing: tuple[float, float, float] = (2.0, 2.0, 3.0),
+        origin: tuple[float, float, float] = (-10.0, 5.0, 40.0),
+    ) -> tuple[sitk.Image, sitk.Image]:
+        """Image and label in LPS voxel order, then stored in the orientation asked for."""
+        data = self.random.normal(size=(9, 11, 12)).astype(np.float32)  # z, y, x
+        label = np.zeros(data.shape, dtype=np.uint8)
+        label[2:5, 3:6, 1:4] = 1  # inferior, anterior of the middle, right
+        images = []
+        for array in (data, label):
+            image = sitk.GetImageFromArray(array)
+            image.SetSpacing(spacing)
+            image.SetOrigin(origin)
+            images.append(sitk.DICOMOrient(image, code))
+        return images[0], images[1]
+
+    def image_file(self, name: str) -> Path:
+        return self.folder / "imagesTr" / f"{name}_0000{self.ending}"
+
+    def label_file(self, name: str) -> Path:
+        return self.folder / "labelsTr" / f"{name}{self.ending}"
+
+    def check(self, **options: Any) -> DatasetReport:
+        (self.folder / "dataset.json").write_text(json.dumps(self.content))
+        return check_dataset(self.folder, progress=False, **options)
+
+
+@pytest.fixture
+def maker(tmp_path: Path) -> Maker:
+    return Maker(tmp_path / "Dataset007_Tiny")
+
+
+def found(report: DatasetReport, kind: str) -> list[Finding]:
+    return [finding for finding in report.findings if finding.kind == kind]
+
+
+def test_clean_dataset(maker: Maker) -> None:
+    for number in range(3):
+        maker.case(f"c{number}")
+    report = maker.check()
+    assert report.findings == []
+    assert report.clean
+    assert (report.training_cases, report.test_cases, report.reader) == (3, 0, "SimpleITKIO")
+    case = report.cases[0]
+    assert case.orientation == "LPS"
+    assert case.shape == (12, 11, 9)
+    assert case.spacing == pytest.approx((2, 2, 3))
+    assert case.extent == pytest.approx((24, 22, 27))
+    # block of 3 voxels whose middle is voxel 2 of 12, 4 of 11 and 3 of 9; R and A run against L and P
+    assert case.positions[1] == pytest.approx((0.5 - 2.5 / 12, 0.5 - 4.5 / 11, 3.5 / 9 - 0.5))
+    assert "nothing suspicious found" in format_report(report)
+
+
+@pytest.mark.parametrize("code", ["LPS", "RAS", "PIR", "SAL"])
+def test_orientation_codes_and_positions(maker: Maker, code: str) -> None:
+    maker.case("reference")
+    maker.case("turned", code=code)
+    reference, turned = maker.check().cases
+    assert turned.orientation == code
+    # the same block of anatomy, however it is stored
+    assert turned.positions[1] == pytest.approx(reference.positions[1], abs=1e-6)
+    assert turned.spacing == pytest.approx(reference.spacing)
+    assert turned.extent == pytest.approx(reference.extent)
+
+
+def test_mixed_orientations_are_a_note(maker: Maker) -> None:
+    for number, code in enumerate(["LPS", "RAS", "LPS"]):
+        maker.case(f"c{number}", code=code)
+    report = maker.check()
+    assert report.orientations == {"LPS": 2, "RAS": 1}
+    assert [finding.severity for finding in found(report, "orientations")] == ["note"]
+    assert report.clean
+    assert "RAS" in format_report(report)
+
+
+def test_oblique_angle() -> None:
+    angle = np.radians(10)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn[:, ::-1]
+    code, tilt = orientation(Frame((4, 5, 6), affine))
+    assert code == "LPS"
+    assert tilt == pytest.approx(10)
+
+
+def test_corner_distance_is_in_voxels() -> None:
+    affine = np.diag([2.0, 2.0, 4.0, 1.0])
+    moved = affine.copy()
+    moved[0, 3] = 3
+    assert corner_distance(Frame((4, 4, 4), affine), Frame((4, 4, 4), moved)) == pytest.approx(1.5)
+    mirrored = affine @ np.diag([-1.0, 1, 1, 1])
+    mirrored[0, 3] = 2 * 3
+    # the corners change places over the 3 voxels between them
+    assert corner_distance(Frame((4, 4, 4), affine), Frame((4, 4, 4), mirrored)) == pytest.approx(3)
+
+
+def test_singular_direction(maker: Maker) -> None:
+    maker.case("good")
+    maker.case("strange")
+    image = nibabel.load(maker.image_file("strange"))
+    affine = image.affine.copy()
+    affine[:3, 0] = affine[:3, 1]
+    _save_sform(image, affine, maker.image_file("strange"))
+    report = maker.check()
+    (finding,) = found(report, "unreadable")
+    assert finding.case == "strange"
+    assert finding.severity == "error"
+    assert "singular" in finding.message
+    assert not report.clean
+
+
+def test_singular_direction_that_the_reader_takes(maker: Maker) -> None:
+    maker.case("c")
+    image = nibabel.load(maker.image_file("c"))
+    affine = image.affine.copy()
+    affine[:3, 0] = affine[:3, 1]
+    _save_sform(image, affine, maker.image_file("c"))
+    report = maker.check()
+    assert report.reader == "NibabelIO"
+    (finding,) = found(report, "header")
+    assert "the image's header is unusable: the direction matrix is singular" in finding.message
+    assert report.cases == []
+
+
+def test_sheared_direction(maker: Maker) -> None:
+    maker.case("good")
+    maker.case("strange")
+    image = nibabel.load(maker.image_file("strange"))
+    affine = image.affine.copy()
+    affine[0, 1] += 0.5
+    _save_sform(image, affine, maker.image_file("strange"))
+    (finding,) = found(maker.check(), "unreadable")
+    assert "not orthonormal" in finding.message
+
+
+def test_sheared_direction_that_the_reader_takes(maker: Maker) -> None:
+    maker.case("bad")
+    maker.content["overwrite_image_reader_writer"] = "NibabelIO"
+    for file in (maker.image_file("bad"), maker.label_file("bad")):
+        image = nibabel.load(file)
+        affine = image.affine.copy()
+        affine[0, 1] = 0.5
+        _save_sform(image, affine, file)
+    report = maker.check()
+    assert report.reader == "NibabelIO"
+    assert any("not orthonormal" in finding.message for finding in found(report, "header"))
+
+
+def test_first_image_decides_the_reader(maker: Maker) -> None:
+    """As nnU-Net: if SimpleITK refuses the first scan, every scan is read with nibabel."""
+    maker.case("bad")
+    image = nibabel.load(maker.image_file("bad"))
+    affine = image.affine.copy()
+    affine[0, 1] = 0.5
+    _save_sform(image, affine, maker.image_file("bad"))
+    report = maker.check()
+    assert report.reader == "NibabelIO"
+    assert "SimpleITKIO cannot read" in found(report, "reader")[0].message
+
+
+def test_unknown_reader_is_reported(maker: Maker) -> None:
+    maker.case("c")
+    maker.content["overwrite_image_reader_writer"] = "DicomIO"
+    report = maker.check()
+    assert report.reader == "SimpleITKIO"
+    assert "'DicomIO'" in found(report, "reader")[0].message
+
+
+def test_nifti_without_orientation(maker: Maker) -> None:
+    maker.case("c")
+    image = nibabel.load(maker.image_file("c"))
+    header = image.header.copy()
+    stored = nibabel.Nifti1Image(np.asanyarray(image.dataobj), None, header)
+    stored.header.set_sform(None, code=0)
+    stored.header.set_qform(None, code=0)
+    nibabel.save(stored, maker.image_file("c"))
+    (finding,) = found(maker.check(), "no orientation")
+    assert "sform_code and qform_code are 0" in finding.message
+
+
+def test_disagreeing_sform_and_qform(maker: Maker) -> None:
+    maker.case("c")
+    image = nibabel.load(maker.image_file("c"))
+    moved = image.affine.copy()
+    moved[0, 3] += 10
+    image.set_qform(moved, code=1)
+    nibabel.save(image, maker.image_file("c"))
+    (finding,) = found(maker.check(), "header")
+    assert "5.0 voxels" in finding.message
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
+def test_default_header(tmp_path: Path, ending: str) -> None:
+    maker = Maker(tmp_path / "Dataset007_Tiny", ending)
+    maker.case("real")
+    maker.case("lost", spacing=(1, 1, 1), origin=(0, 0, 0))
+    (finding,) = found(maker.check(), "default header")
+    assert (finding.case, finding.severity) == ("lost", "warning")
+
+
+def test_default_nifti_affine(maker: Maker) -> None:
+    """np.eye(4), as many scripts write it, reads as a turn by 180 degrees in SimpleITK."""
+    maker.case("c")
+    for file in (maker.image_file("c"), maker.label_file("c")):
+        nibabel.save(nibabel.Nifti1Image(np.asanyarray(nibabel.load(file).dataobj), np.eye(4)), file)
+    assert [finding.case for finding in found(maker.check(), "default header")] == ["c"]
+
+
+@pytest.mark.parametrize(("ending", "severity"), [(".nrrd", "error"), (".nii.gz", "warning")])
+def test_voxels_that_are_not_finite(tmp_path: Path, ending: str, severity: str) -> None:
+    """SimpleITK reads NaN in NIfTI as 0; in other formats it reaches nnU-Net."""
+    maker = Maker(tmp_path / "Dataset007_Tiny", ending)
+    maker.case("c")
+    image = sitk.ReadImage(str(maker.image_file("c")))
+    image[0, 0, 0] = float("nan")
+    image[1, 0, 0] = float("inf")
+    sitk.WriteImage(image, str(maker.image_file("c")))
+    (finding,) = found(maker.check(), "not finite")
+    assert finding.severity == severity
+    assert ("reads as 0" in finding.message) == (severity == "warning")
+    assert "0.17%" in finding.message  # 2 of 9 * 11 * 12
+
+
+def test_constant_image(maker: Maker) -> None:
+    maker.case("c")
+    image = sitk.ReadImage(str(maker.image_file("c"))) * 0 + 7
+    sitk.WriteImage(image, str(maker.image_file("c")))
+    (finding,) = found(maker.check(), "empty")
+    assert "(7)" in finding.message
+
+
+def test_one_slice_among_volumes(maker: Maker) -> None:
+    maker.case("volume")
+    maker.case("slice")
+    for file in (maker.image_file("slice"), maker.label_file("slice")):
+        sitk.WriteImage(sitk.ReadImage(str(file))[:, :, 3:4], str(file))
+    (finding,) = found(maker.check(), "one slice")
+    assert (finding.case, finding.severity) == ("slice", "warning")
+
+
+def test_dataset_of_slices(maker: Maker) -> None:
+    maker.case("slice")
+    for file in (maker.image_file("slice"), maker.label_file("slice")):
+        sitk.WriteImage(sitk.ReadImage(str(file))[:, :, 3:4], str(file))
+    (finding,) = found(maker.check(), "one slice")
+    assert (finding.case, finding.severity) == (None, "note")
+
+
+@pytest.mark.parametrize(
+    ("change", "severity", "words"),
+    [
+        (lambda label: label[:-1, :, :], "error", "differ in size"),
+        (lambda label: _with(label, spacing=(2, 2, 4)), "error", "differ in voxel size"),
+        (lambda label: _with(label, origin=(-4, 5, 40)), "warning", "3.0 voxels apart"),
+        (
+            lambda label: _with(label, direction=(-1, 0, 0, 0, 1, 0, 0, 0, 1)),
+            "warning",
+            "orientations LPS and RPS",
+        ),
+    ],
+)
+def test_label_elsewhere(maker: Maker, change: Any, severity: str, words: str) -> None:
+    maker.case("c")
+    sitk.WriteImage(change(sitk.ReadImage(str(maker.label_file("c")))), str(maker.label_file("c")))
+    (finding,) = found(maker.check(), "mismatch")
+    assert finding.severity == severity
+    assert words in finding.message
+
+
+def test_channels_that_do_not_fit(maker: Maker) -> None:
+    maker.content["channel_names"] = {"0": "T1", "1": "T2"}
+    maker.case("c")
+    image, _ = maker.scan(origin=(0, 5, 40))
+    sitk.WriteImage(image, str(maker.folder / "imagesTr" / "c_0001.nii.gz"))
+    (finding,) = found(maker.check(), "mismatch")
+    assert "channel 0001" in finding.message
+
+
+def test_problems_name_the_channel(maker: Maker) -> None:
+    maker.content["channel_names"] = {"0": "T1", "1": "T2"}
+    maker.case("c")
+    image, _ = maker.scan()
+    sitk.WriteImage(image * 0, str(maker.folder / "imagesTr" / "c_0001.nii.gz"))
+    (finding,) = found(maker.check(), "empty")
+    assert finding.message.startswith("channel 0001: ")
+
+
+def test_wrong_number_of_channels(maker: Maker) -> None:
+    maker.content["channel_names"] = {"0": "T1", "1": "T2"}
+    maker.case("c")
+    (finding,) = found(maker.check(), "channels")
+    assert finding.message == "1 image channels found, dataset.json lists 2"
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(3, "does not list: 3"), (1.5, "such as 1.5"), (-1, "such as -1")]
+)
+def test_label_values(maker: Maker, value: float, words: str) -> None:
+    maker.case("c")
+    label = sitk.Cast(sitk.ReadImage(str(maker.label_file("c"))), sitk.sitkFloat32)
+    label[0, 0, 0] = value
+    sitk.WriteImage(label, str(maker.label_file("c")))
+    (finding,) = found(maker.check(), "label value")
+    assert words in finding.message
+
+
+def test_region_and_ignore_labels_are_known(maker: Maker) -> None:
+    maker.content["labels"] = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
+    maker.case("c")
+    label = sitk.ReadImage(str(maker.label_file("c")))
+    label[0, 0, 0], label[1, 0, 0] = 2, 3
+    sitk.WriteImage(label, str(maker.label_file("c")))
+    assert maker.check().findings == []
+
+
+def test_label_without_foreground_is_a_note(maker: Maker) -> None:
+    maker.case("c")
+    sitk.WriteImage(sitk.ReadImage(str(maker.label_file("c"))) * 0, str(maker.label_file("c")))
+    report = maker.check()
+    assert [finding.severity for finding in found(report, "no foreground")] == ["note"]
+    assert report.clean
+
+
+def test_unreadable_file(maker: Maker) -> None:
+    maker.case("good")
+    maker.case("torn")
+    maker.image_file("torn").write_bytes(b"not a scan")
+    report = maker.check()
+    (finding,) = found(report, "unreadable")
+    assert finding.case == "torn"
+    assert [case.name for case in report.cases] == ["good"]
+
+
+def test_missing_and_superfluous_files(maker: Maker) -> None:
+    for name in ("a", "b", "c"):
+        maker.case(name)
+    maker.label_file("a").unlink()
+    maker.image_file("b").unlink()
+    maker.image_file("c").rename(maker.folder / "imagesTr" / "c_0001.nii.gz")
+    (maker.folder / "imagesTr" / "stray.nii.gz").write_bytes(b"")
+    report = maker.check()
+    messages = {(finding.case, finding.message) for finding in found(report, "missing file")}
+    assert messages == {
+        ("a", "the label a.nii.gz is missing"),
+        ("b", "the label has no image in imagesTr"),
+        ("c", "image channel 0000 is missing"),
+    }
+    assert "stray.nii.gz lacks the channel number" in found(report, "file name")[0].message
+    assert found(report, "count")[0].message == "dataset.json says numTraining 3, found 2"
+
+
+def test_voxel_size_outlier(maker: Maker) -> None:
+    for number in range(6):
+        maker.case(f"c{number}", spacing=(2, 2, 3) if number else (2, 2, 30))
+    (finding,) = found(maker.check(), "voxel size")
+    assert finding.case == "c0"
+    assert finding.message == "voxel size inferior-superior 30 mm, the dataset's median is 3 mm"
+
+
+def test_wrong_direction_shows_in_the_labels(maker: Maker) -> None:
+    """A header that claims the mirrored side cannot be seen in one scan, but among others."""
+    for number in range(6):
+        maker.case(f"c{number}")
+    for file in (maker.image_file("c4"), maker.label_file("c4")):
+        sitk.WriteImage(_with(sitk.ReadImage(str(file)), direction=(-1, 0, 0, 0, 1, 0, 0, 0, 1)), str(file))
+    (finding,) = found(maker.check(), "position")
+    assert finding.case == "c4"
+    assert "left-right" in finding.message
+    assert "organ at -0.29 (elsewhere +0.29)" in finding.message
+
+
+def test_test_scans_are_checked_too(maker: Maker) -> None:
+    maker.case("c")
+    image, _ = maker.scan(code="RAS")
+    sitk.WriteImage(image, str(maker.folder / "imagesTs" / "t_0000.nii.gz"))
+    report = maker.check()
+    assert (report.training_cases, report.test_cases) == (1, 1)
+    assert [case.orientation for case in report.cases] == ["LPS", "RAS"]
+
+
+def test_files_listed_in_dataset_json(maker: Maker) -> None:
+    maker.case("c")
+    maker.content["dataset"] = {"x": {"images": ["imagesTr/c_0000.nii.gz"], "label": "labelsTr/c.nii.gz"}}
+    report = maker.check()
+    assert [case.name for case in report.cases] == ["x"]
+    assert report.findings == []
+
+
+def test_files_without_geometry(tmp_path: Path) -> None:
+    maker = Maker(tmp_path / "Dataset008_Flat", ".png")
+    random = np.random.default_rng(0)
+    for folder, name in (("imagesTr", "c_0000"), ("labelsTr", "c")):
+        array = random.integers(0, 2, (8, 9), dtype=np.uint8)
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(maker.folder / folder / f"{name}.png"))
+    maker.content["numTraining"] = 1
+    report = maker.check()
+    assert report.reader == "NaturalImage2DIO"
+    assert report.cases[0].orientation == "none"
+    assert [finding.severity for finding in found(report, "no geometry")] == ["note"]
+    assert report.clean
+
+
+def test_worker_processes_give_the_same(maker: Maker) -> None:
+    for number, code in enumerate(DIRECTIONS):
+        maker.case(f"c{number}", code=code)
+    assert maker.check(processes=2).to_dict() == maker.check().to_dict()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda maker: (maker.folder / "dataset.json").unlink(), "has no dataset.json"),
+        (lambda maker: (maker.folder / "dataset.json").write_text("{"), "not valid JSON"),
+        (lambda maker: (maker.folder / "dataset.json").write_text("[]"), "must hold an object, got list"),
+        (
+            lambda maker: (maker.folder / "dataset.json").write_text('{"labels": {}}'),
+            "lacks file_ending, numTraining",
+        ),
+        (lambda maker: (maker.folder / "labelsTr").rmdir(), "has no folder labelsTr"),
+    ],
+)
+def test_not_a_dataset(maker: Maker, spoil: Any, words: str) -> None:
+    (maker.folder / "dataset.json").write_text(json.dumps(maker.content))
+    spoil(maker)
+    with pytest.raises(ValueError, match=words):
+        check_dataset(maker.folder, progress=False)
+
+
+def test_unusable_arguments(maker: Maker, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not a folder"):
+        check_dataset(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="processes must be at least 1, got 0"):
+        maker.check(processes=0)
+    maker.content["file_ending"] = ".dcm"
+    with pytest.raises(ValueError, match=r"no reader for files ending in '\.dcm'; it reads \.bmp"):
+        maker.check()
+
+
+def test_report_is_json_and_names_few_cases(maker: Maker) -> None:
+    findings = [Finding("warning", "header", f"c{number}", "odd") for number in range(7)]
+    cases = [CaseSummary("c0", "train", "LPS", 3.0, (1, 2, 3), (1, 1, 1), (1, 2, 3))]
+    report = DatasetReport("D", "SimpleITKIO", 1, 7, 0, {0: "background"}, cases, findings)
+    text = format_report(report, cases_shown=2)
+    assert "7 warnings" in text
+    assert "in c0, c1 and 5 more" in text
+    assert "oblique by up to 3.0 degrees" in text
+    assert json.loads(json.dumps(report.to_dict()))["orientations"] == {"LPS": 1}
+
+
+def _with(image: sitk.Image, **changes: Any) -> sitk.Image:
+    for name, value in changes.items():
+        getattr(image, f"Set{name.capitalize()}")(value)
+    return image
+
+
+def _save_sform(image: Any, affine: np.ndarray, file: Path) -> None:
+    stored = nibabel.Nifti1Image(np.asanyarray(image.dataobj), None, image.header)
+    stored.header.set_qform(None, code=0)
+    stored.header.set_sform(affine, code=1)
+    nibabel.save(stored, file)

@@ -1,0 +1,324 @@
+"""`locctx` as a user calls it; what the commands do in depth is tested beside their modules."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunet_locctx import __version__
+from nnunet_locctx.cli import main
+from nnunet_locctx.nnunet.plans_file import read_plans
+from nnunet_locctx.resources import trainers_folder
+from tests.nnunet.small_plans import configuration, plans
+
+COMMANDS = ("trainers", "demo", "check", "plan", "show")
+Captured = pytest.CaptureFixture[str]
+
+
+def fails(arguments: list[str], capsys: Captured) -> str:
+    """Runs a command that must stop with a message and nothing else; returns the message."""
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"locctx {arguments[0]}: error: ")
+    assert "Traceback" not in printed.err
+    return printed.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command(command: str, capsys: Captured) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert f"usage: locctx {command}" in text
+    assert "example:" in text
+    assert max(len(line) for line in text.splitlines()) <= 120
+
+
+def test_help_lists_the_commands(capsys: Captured) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"    {command} " in text for command in COMMANDS)
+    assert 'export nnUNet_extTrainer="$(locctx trainers)"' in text
+
+
+def test_version(capsys: Captured) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"locctx {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["fly"], ["check"], ["check", "-d", "1", "folder"], ["show"], ["plan", "--patch", "a"]]
+)
+def test_wrong_usage(arguments: list[str], capsys: Captured) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: locctx" in capsys.readouterr().err
+
+
+def test_trainers_prints_the_folder_alone(capsys: Captured) -> None:
+    assert main(["trainers"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{trainers_folder()}\n"
+    assert printed.err == ""
+    assert list(trainers_folder().glob("*.py"))
+
+
+def test_quick_commands_load_neither_torch_nor_nnunet() -> None:
+    code = (
+        "import sys; from nnunet_locctx.cli import main, build_parser; main(['trainers']); "
+        "build_parser().format_help(); "
+        "print([name for name in ('torch', 'nnunetv2', 'matplotlib', 'SimpleITK') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_demo_is_run_in_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import nnunet_locctx.demo
+
+    folders: list[Path] = []
+    monkeypatch.setattr(nnunet_locctx.demo, "run_demo", folders.append)
+    assert main(["demo", "--folder", str(tmp_path)]) == 0
+    assert main(["demo"]) == 0
+    assert folders == [tmp_path, Path("demo")]
+
+
+def test_interruption(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    import nnunet_locctx.demo
+
+    def interrupt(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nnunet_locctx.demo, "run_demo", interrupt)
+    assert main(["demo"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable"),
+    [(["check", "-d", "1"], "nnUNet_raw"), (["plan", "-d", "1", "--name", "a"], "nnUNet_preprocessed")],
+)
+def test_missing_variables(
+    arguments: list[str], variable: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.delenv(variable)
+    message = fails(arguments, capsys)
+    assert f"{variable} is not set" in message
+    assert f"export {variable}=" in message
+
+
+def test_traceback_on_request() -> None:
+    with pytest.raises(ValueError, match="is not a folder"):
+        main(["check", "/nowhere", "--traceback"])
+
+
+class TestCheck:
+    @pytest.fixture
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        folder = tmp_path / "Dataset007_Tiny"
+        content = {
+            "channel_names": {"0": "CT"},
+            "labels": {"background": 0, "a": 1},
+            "numTraining": 1,
+            "file_ending": ".nii.gz",
+        }
+        for name in ("imagesTr", "labelsTr"):
+            (folder / name).mkdir(parents=True)
+        (folder / "dataset.json").write_text(json.dumps(content))
+        image = sitk.GetImageFromArray(np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32))
+        image.SetOrigin((1, 2, 3))
+        sitk.WriteImage(image, str(folder / "imagesTr" / "c_0000.nii.gz"))
+        sitk.WriteImage(sitk.Cast(image > 1, sitk.sitkUInt8), str(folder / "labelsTr" / "c.nii.gz"))
+        monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+        return folder
+
+    def test_clean(self, folder: Path, capsys: Captured) -> None:
+        before = sorted(folder.rglob("*"))
+        assert main(["check", "-d", "7", "--quiet"]) == 0
+        printed = capsys.readouterr()
+        assert "nothing suspicious found" in printed.out
+        assert printed.err == ""
+        assert sorted(folder.rglob("*")) == before
+
+    def test_findings(self, folder: Path, capsys: Captured) -> None:
+        (folder / "labelsTr" / "c.nii.gz").unlink()
+        assert main(["check", str(folder), "--json", str(folder / "report.json")]) == 1
+        assert "the label c.nii.gz is missing" in capsys.readouterr().out
+        report = json.loads((folder / "report.json").read_text())
+        assert report["clean"] is False
+        assert report["findings"][0]["case"] == "c"
+
+    def test_unusable_input(self, folder: Path, capsys: Captured) -> None:
+        assert "there: Dataset007_Tiny" in fails(["check", "-d", "8"], capsys)
+        assert "there is no folder" in fails(["check", str(folder), "--json", "/nowhere/x.json"], capsys)
+        assert "is not a folder" in fails(["check", "/nowhere"], capsys)
+
+
+class TestPlan:
+    @pytest.fixture
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        folder = tmp_path / "Dataset007_Tiny"
+        folder.mkdir()
+        (folder / "nnUNetPlans.json").write_text(
+            json.dumps(plans({"3d_fullres": configuration(patch_size=[16] * 3), "2d": configuration(2)}))
+        )
+        monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+        return folder
+
+    def added(self, folder: Path, name: str) -> dict[str, Any]:
+        content: dict[str, Any] = read_plans(folder / "nnUNetPlans_locctx.json")["configurations"][name]
+        return content
+
+    def test_options_become_a_configuration(self, folder: Path, capsys: Captured) -> None:
+        line = (
+            "plan -d 7 --name small --patch 16 16 20 --batch 8 --features 4 6 8 --source scanner --absolute"
+        )
+        line += " --place decoder --jitter 0.02 --dropout 0.1 --encoding frequency --bands 4 --block base=2.5"
+        assert main(line.split()) == 0
+        added = self.added(folder, "small")
+        assert added["location"] == {
+            "source": "scanner",
+            "absolute": True,
+            "place": "decoder",
+            "jitter": 0.02,
+            "dropout": 0.1,
+            "block": {"encoding": "frequency", "bands": 4, "base": 2.5},
+        }
+        assert (added["patch_size"], added["batch_size"], added["inherits_from"]) == (
+            [16, 16, 20],
+            8,
+            "3d_fullres",
+        )
+        assert added["architecture"]["arch_kwargs"]["features_per_stage"] == [4, 6, 8]
+        text = capsys.readouterr().out
+        assert "the patch sees 80% x 80% x 100% = 64% of the median volume" in text
+        assert "nnUNetv2_preprocess -d 7 -plans_name nnUNetPlans_locctx -c small" in text
+        assert "nnUNetv2_train 7 small 0 -p nnUNetPlans_locctx" in text
+
+    def test_without_location_options_there_is_no_key(self, folder: Path) -> None:
+        assert main(["plan", "-d", "7", "--name", "small", "--batch", "3"]) == 0
+        assert self.added(folder, "small") == {"inherits_from": "3d_fullres", "batch_size": 3}
+
+    def test_preprocessed_data_needs_no_preprocessing(self, folder: Path, capsys: Captured) -> None:
+        (folder / "nnUNetPlans_3d").mkdir()
+        assert main(["plan", "-d", "7", "--name", "small", "--batch", "3"]) == 0
+        assert "nnUNetv2_preprocess" not in capsys.readouterr().out
+        assert main(["plan", "-d", "7", "--name", "fine", "--spacing", "1", "1", "1"]) == 0
+        assert "nnUNetv2_preprocess" in capsys.readouterr().out
+
+    def test_preset_with_changes(self, folder: Path) -> None:
+        assert (
+            main(["plan", "-d", "7", "--preset", "patch32_robust", "--batch", "3", "--dropout", "0.5"]) == 0
+        )
+        added = self.added(folder, "3d_fullres_patch32_robust")
+        assert (added["patch_size"], added["batch_size"]) == ([32, 32, 32], 3)
+        assert added["location"] == {"source": "voxel", "jitter": 0.02, "dropout": 0.5}
+
+    def test_own_names(self, folder: Path) -> None:
+        assert (
+            main(
+                [
+                    "plan",
+                    "-d",
+                    "Dataset007_Tiny",
+                    "-c",
+                    "2d",
+                    "--name",
+                    "flat",
+                    "--batch",
+                    "3",
+                    "--plans-name",
+                    "mine",
+                ]
+            )
+            == 0
+        )
+        assert read_plans(folder / "mine.json")["configurations"]["flat"]["inherits_from"] == "2d"
+
+    def test_list_of_presets(self, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+        monkeypatch.delenv("nnUNet_preprocessed")
+        assert main(["plan", "--list"]) == 0
+        assert "patch32 " in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("line", "words"),
+        [
+            ("--name a", "which dataset?"),
+            ("-d 7 --batch 2", "needs a name: --name"),
+            ("-d 9 --name a", "no dataset 9"),
+            ("-d 7 --name a -p other", "plans there: nnUNetPlans"),
+            ("-d 7 --name a -c 3d", "no configuration '3d'"),
+            ("-d 7 --preset huge", "no preset 'huge'"),
+            ("-d 7 --name a --patch 17 16 16", "nearest allowed: [16, 16, 16]"),
+            ("-d 7 --name a --source moon", "got 'moon'"),
+            ("-d 7 --name a --absolute", "absolute"),
+            ("-d 7 --name a --jitter 7", "location.jitter must be a number from 0 to 1, got 7"),
+            ("-d 7 --name a --place nose", "got 'nose'"),
+            ("-d 7 --name a --block bands", "--block needs OPTION=VALUE, got 'bands'"),
+            ("-d 7 --name a --block speed=fast", "speed"),
+            ("-d 7 --name 2d", "'2d' is a configuration of 'nnUNetPlans' itself"),
+            ("-d 7 --name a --plans-name nnUNetPlans", "left alone"),
+        ],
+    )
+    def test_unusable_input(self, folder: Path, line: str, words: str, capsys: Captured) -> None:
+        assert words in fails(["plan", *line.split()], capsys)
+        assert [file.name for file in folder.iterdir()] == ["nnUNetPlans.json"]
+
+    def test_force(self, folder: Path, capsys: Captured) -> None:
+        assert main(["plan", "-d", "7", "--name", "a", "--batch", "3"]) == 0
+        assert main(["plan", "-d", "7", "--name", "a", "--batch", "3"]) == 0
+        assert "unchanged:" in capsys.readouterr().out
+        assert "differs in batch_size" in fails(["plan", "-d", "7", "--name", "a", "--batch", "4"], capsys)
+        assert main(["plan", "-d", "7", "--name", "a", "--batch", "4", "--force"]) == 0
+        assert self.added(folder, "a")["batch_size"] == 4
+
+
+class TestShow:
+    @pytest.fixture
+    def image(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        array = np.random.default_rng(0).normal(size=(6, 7, 8)).astype(np.float32)
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / "scan_0000.nii.gz"))
+        monkeypatch.chdir(tmp_path)
+        return tmp_path / "scan_0000.nii.gz"
+
+    def test_picture(self, image: Path, capsys: Captured) -> None:
+        assert (
+            main(
+                ["show", str(image), "--patch", "4", "4", "4", "--source", "scanner", "--at", "0", "0.1", "0"]
+            )
+            == 0
+        )
+        assert capsys.readouterr().out == "wrote scan_0000.location.png\n"
+        assert (image.parent / "scan_0000.location.png").is_file()
+
+    @pytest.mark.parametrize(
+        ("line", "words"),
+        [
+            ("--fold 0", "need --model"),
+            ("--model . --source voxel", "read from the model's plans"),
+            ("--model .", "is not the folder of a trained model"),
+            ("--source moon", "unknown location source 'moon'"),
+            ("--absolute", "absolute"),
+            ("-o /nowhere/x.png", "there is no folder"),
+            ("-o x.xyz", "must end in one of"),
+            ("--at 0 0 3", "outside the volume"),
+            ("--patch 4", "two or three sizes"),
+            ("--label nothing.nii.gz", "no file nothing.nii.gz"),
+        ],
+    )
+    def test_unusable_input(self, image: Path, line: str, words: str, capsys: Captured) -> None:
+        assert words in fails(["show", str(image), *line.split()], capsys)
+        assert [file.name for file in image.parent.iterdir()] == [image.name]

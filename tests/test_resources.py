@@ -1,0 +1,27 @@
+from pathlib import Path
+
+import pytest
+
+from nnunet_locctx import resources
+
+
+def test_folders_of_the_clone() -> None:
+    repository = Path(__file__).resolve().parents[1]
+    assert resources.trainers_folder() == repository / "trainers"
+    assert resources.plans_folder() == repository / "plans"
+
+
+def test_folders_of_an_installed_package(tmp_path: Path) -> None:
+    package = tmp_path / "site-packages" / "nnunet_locctx"
+    (package / "_data" / "trainers").mkdir(parents=True)
+    assert resources._folder("trainers", package) == package / "_data" / "trainers"
+
+
+def test_a_neighbour_in_site_packages_is_not_ours(tmp_path: Path) -> None:
+    package = tmp_path / "site-packages" / "nnunet_locctx"
+    package.mkdir(parents=True)
+    (package.parent / "plans").mkdir()
+    with pytest.raises(
+        FileNotFoundError, match=r"the folder 'plans' of nnunet_locctx is missing.*Install the package"
+    ):
+        resources._folder("plans", package)
