@@ -43,13 +43,10 @@ class LocatedCrop(np.ndarray):
             raise ValueError(
                 f"the channels of a located crop cannot be padded, got pad widths {widths.tolist()}"
             )
-        channels = data.shape[0] - LOCATION_CHANNELS
-        size = [
-            n + int(below) + int(above) for n, (below, above) in zip(data.shape[1:], widths[1:], strict=True)
-        ]
-        padded = np.empty((data.shape[0], *size), dtype=data.dtype)
-        padded[:channels] = np.pad(data[:channels], widths, mode=mode, **kwargs)
         assert self.location is not None
+        channels = data.shape[0] - LOCATION_CHANNELS
+        # padding all channels and overwriting three is one copy less than padding some and joining them
+        padded = np.pad(data, widths, mode=mode, **kwargs)
         lower = [at - int(below) for at, (below, _) in zip(self.lower, widths[1:], strict=True)]
         self.location.fill(lower, padded[channels:])
         return padded

@@ -6,9 +6,11 @@ from typing import Any, ClassVar
 import torch
 from batchgenerators.utilities.file_and_folder_operations import join, load_pickle
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
+from tqdm import tqdm
 
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.networks.located_unet import LocatedUNet
@@ -48,9 +50,21 @@ class LocatedTrainer(nnUNetTrainer):
         """As nnU-Net's trainer.
 
         Raises:
-            ValueError: The plans' ``location`` key is wrong; raised before anything is written.
+            ValueError: The plans' ``location`` key is wrong, the configuration has no network, or nnUNet_results is not
+                set; raised before anything is written.
         """
-        resolved = PlansManager(plans).get_configuration(configuration).configuration
+        if not nnUNet_results.is_set():
+            raise ValueError(
+                "the environment variable nnUNet_results is not set. It names the folder of nnU-Net's trained models; "
+                "set it with: export nnUNet_results=/path/to/nnUNet_results"
+            )
+        try:
+            resolved = PlansManager(plans).get_configuration(configuration).configuration
+        except KeyError as error:
+            raise ValueError(
+                f"configuration {configuration!r} of the plans has no 'architecture', nor {error}, which old plans have "
+                "instead. Plan the data set again with nnUNetv2_plan_experiment."
+            ) from error
         self.location = LocationOptions.from_configuration(resolved, self.block)
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.epochs is not None:
@@ -110,7 +124,8 @@ class LocatedTrainer(nnUNetTrainer):
 
     def _check_cases(self) -> None:
         broken = []
-        for identifier in [key for keys in self.do_split() for key in keys]:
+        identifiers = sorted({key for keys in self.do_split() for key in keys})
+        for identifier in tqdm(identifiers, desc="checking the place of each case", leave=False):
             properties = load_pickle(join(self.preprocessed_dataset_folder, identifier + ".pkl"))
             shape = properties["shape_after_cropping_and_before_resampling"]
             try:
@@ -118,9 +133,7 @@ class LocatedTrainer(nnUNetTrainer):
             except ValueError as error:
                 broken.append(f"{identifier}: {error}")
         if broken:
-            raise ValueError(
-                "cases without a usable place in the patient:\n" + "\n".join(sorted(set(broken)))
-            )
+            raise ValueError("cases without a usable place in the patient:\n" + "\n".join(broken))
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
         """nnU-Net's augmentation, carrying location; arguments as in nnU-Net's method of this name."""
