@@ -6,6 +6,7 @@ planned U-Nets.
 """
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,15 +46,22 @@ class BlockDefault:
     reason: str = ""
 
 
+# Figures: docs/placement.md, Dice of the phantom's organs after 400 iterations (two seeds); without location 0.00.
 DEFAULTS: dict[str, BlockDefault] = {
-    "coordconv": BlockDefault("decoder_last", {"encoding": "frequency", "bands": 6}, "not measured yet"),
-    "locbam": BlockDefault("decoder_last", {}, "not measured yet"),
-    "prior": BlockDefault("logits", {"encoding": "frequency", "bands": 6}, "not measured yet"),
+    "coordconv": BlockDefault(
+        "decoder_last", reason="Dice 0.88 and 0.90, the cheapest that works; at the input 0.00"
+    ),
+    "locbam": BlockDefault(
+        "decoder", reason="Dice 0.92 and 0.59: the only place where gates were seen to learn"
+    ),
+    "prior": BlockDefault(
+        "logits", reason="Dice 0.91 and 0.80, as in the decoder, at less cost; gamma and beta can be drawn"
+    ),
 }
 
 
-def block_options(name: str) -> tuple[str, ...]:
-    """Names of the options that the block `name` takes.
+def block_options(name: str, place: str = "") -> tuple[str, ...]:
+    """Names of the options that the block `name` takes, at `place` if that matters.
 
     Raises:
         ValueError: If there is no such block.
@@ -61,9 +69,15 @@ def block_options(name: str) -> tuple[str, ...]:
     _check_name(name)
     return tuple(
         parameter.name
-        for parameter in inspect.signature(BLOCKS[name]).parameters.values()
+        for parameter in inspect.signature(_class(name, place)).parameters.values()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     )
+
+
+def complete_options(name: str, place: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` with the defaults of the block's class filled in: all that decides what the block computes."""
+    parameters = inspect.signature(_class(name, place)).parameters
+    return {option: options.get(option, parameters[option].default) for option in block_options(name, place)}
 
 
 def make_block(name: str, channels: int, rank: int, **options: Any) -> nn.Module:
@@ -85,9 +99,9 @@ def make_block(name: str, channels: int, rank: int, **options: Any) -> nn.Module
 def check_block(name: str, place: str, options: dict[str, Any]) -> None:
     """Raises ValueError if block, place or an option is not allowed; leaves the random state alone."""
     _check_name(name)
-    _check_options(name, options)
     if place not in PLACES:
         raise ValueError(f"place must be one of {', '.join(PLACES)}; got {place!r}")
+    _check_options(name, options, place)
     with torch.random.fork_rng(devices=[]):
         make_block(name, channels=4, rank=2, **options)
 
@@ -97,13 +111,21 @@ def _check_name(name: str) -> None:
         raise ValueError(f"block must be one of {', '.join(BLOCKS)}; got {name!r}")
 
 
-def _check_options(name: str, options: dict[str, Any]) -> None:
-    allowed = block_options(name)
+def _class(name: str, place: str) -> type[nn.Module]:
+    """CoordConv at the input is another module: it shares the planned network's first convolution."""
+    return CoordConvStem if (name, place) == ("coordconv", "input") else BLOCKS[name]
+
+
+def _check_options(name: str, options: dict[str, Any], place: str = "") -> None:
+    allowed = block_options(name, place)
     unknown = [option for option in options if option not in allowed]
     if unknown:
-        raise ValueError(
-            f"unknown option {unknown[0]!r} for block {name!r}; allowed are {', '.join(allowed)}"
+        where = (
+            f"block {name!r} at place {place!r}"
+            if _class(name, place) is CoordConvStem
+            else f"block {name!r}"
         )
+        raise ValueError(f"unknown option {unknown[0]!r} for {where}; allowed are {', '.join(allowed)}")
 
 
 __all__ = [
@@ -120,6 +142,7 @@ __all__ = [
     "PriorHead",
     "block_options",
     "check_block",
+    "complete_options",
     "make_block",
     "make_encoding",
     "resize_location",

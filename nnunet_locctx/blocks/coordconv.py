@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import nn
 
-from nnunet_locctx.blocks.checks import check_channels, check_input
+from nnunet_locctx.blocks.checks import check_channels, check_input, check_integer
 from nnunet_locctx.blocks.encoding import make_encoding
+from nnunet_locctx.blocks.resolution import FeaturesOfStage, coarser, resize_location, spread
 from nnunet_locctx.types import Features, Location
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -26,6 +27,8 @@ class CoordConv(nn.Module):
         bands: Bands of the frequency encoding.
         base: Angular frequency of its lowest band.
         band_limit: Whether bands too fine for the stage are faded out.
+        stride: Computes the location's part for every `stride`-th voxel along each axis, at its exact centre, and
+            linearly between: it varies slowly, and computing it is what the block costs. 1: everywhere.
 
     Raises:
         ValueError: If an option is not allowed.
@@ -40,10 +43,12 @@ class CoordConv(nn.Module):
         bands: int = 6,
         base: float = math.pi,
         band_limit: bool = True,
+        stride: int = 2,
     ) -> None:
         super().__init__()
         check_channels(channels, rank)
-        self.channels, self.rank = channels, rank
+        check_integer("stride", stride, 1)
+        self.channels, self.rank, self.stride = channels, rank, stride
         self.encoding = make_encoding(encoding, bands=bands, base=base, band_limit=band_limit)
         self.mix_features = CONV[rank](channels, channels, 1)
         self.mix_location = CONV[rank](self.encoding.channels, channels, 1, bias=False)
@@ -53,7 +58,9 @@ class CoordConv(nn.Module):
     def forward(self, features: Features, location: Location) -> Features:
         """(B, C, *spatial), (B, 3, *spatial) -> (B, C, *spatial)."""
         check_input(features, location, self.channels, self.rank)
-        return features + self.mix_features(features) + self.mix_location(self.encoding(location))
+        size = features.shape[2:]
+        located = self.mix_location(self.encoding(resize_location(location, coarser(size, self.stride))))
+        return features + self.mix_features(features) + spread(located, size)
 
 
 class CoordConvStem(nn.Module):
@@ -92,6 +99,6 @@ class CoordConvStem(nn.Module):
         self.conv = conv(self.encoding.channels, first.out_channels, bias=False, **geometry)
         nn.init.zeros_(self.conv.weight)
 
-    def forward(self, location: Location) -> Features:
+    def forward(self, location: Location) -> FeaturesOfStage:
         """(B, 3, *spatial) -> (B, channels of the first convolution, *spatial / stride)."""
         return self.conv(self.encoding(location))

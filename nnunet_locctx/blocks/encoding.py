@@ -40,7 +40,7 @@ class FrequencyEncoding(nn.Module):
     Args:
         bands: Number of bands per coordinate, at least 1.
         base: Angular frequency of the lowest band. With pi, over coordinates -0.5..0.5, its sine rises once
-        from end to end.
+            from end to end.
         keep_identity: Also pass the coordinates as they are.
         band_limit: Fade bands out as described; False gives every band full weight.
 

@@ -16,45 +16,43 @@ from nnunet_locctx.blocks.encoding import make_encoding
 from nnunet_locctx.types import Features, Location
 
 NORMS = ("none", "layer", "batch")
-FUSIONS = ("conv", "sum")
+FUSIONS = ("conv", "sum", "product")
 
 
 class LocBAM(nn.Module):
-    """Multiplies features by a gate per array axis, computed from their profile along that axis and where it
-    lies.
+    """Multiplies features by gates, one per array axis, computed from their profile along it and where it lies.
 
-    The profile along axis k is the mean over the other axes, (B, C, L_k). A stack of 1D convolutions with a
-    narrow middle turns it, together with the position, into a gate (B, C, L_k).
+    The profile along axis k is the mean over the other axes, (B, C, L_k). A stack of 1D convolutions turns it,
+    together with the position, into a gate (B, C, L_k).
 
-    Default: the position is encoded per channel (all three coordinates, averaged over the other axes, so
-    nothing is assumed about how the location lies in the array); no batch norm, which would subtract the mean
-    position of a small batch; at least `min_channels` in the middle; the gates are signed, ``t = tanh(a /
-    2)`` with a zero at first, and the output is ``features + fusion(features * t_0, ...)``: it starts as
-    exactly the identity.
+    Default: the position is encoded per channel, from all three coordinates averaged over the other axes, so
+    nothing is assumed about how the location lies in the array. No batch norm, which would subtract the mean
+    position of a small batch. A wide middle, two layers, He initialisation: what learns (docs/why-location.md). The
+    gates ``2 * sigmoid(a)`` multiply, so that a channel can be let through in one box of the body; a is zero at
+    first, and the block exactly the identity.
 
-    ``faithful=True`` is the published block: the raw coordinate is added to all channels of the profile,
-    batch norm, a middle of ``ceil(C / 32)`` channels, ``sigmoid`` gates, and a 1x1 convolution over the gated
-    features, no residual. The published block takes for granted that coordinate k varies along array axis k.
-    nnU-Net permutes the axes, so here each axis takes, in each sample, the coordinate that varies most along
-    it; a gate still sees one coordinate only, and a location rotated far (or a coordinate that varies along
-    no axis) is beyond this form. It is not the identity at first.
+    ``faithful=True`` is the published block: the raw coordinate is added to all channels of the profile, batch
+    norm, a middle of ``ceil(C / 32)`` channels, ``sigmoid`` gates, a 1x1 convolution over the gated features, no
+    residual. It takes for granted that coordinate k varies along array axis k. nnU-Net permutes the axes, so here
+    each axis takes, in each sample, the coordinate that varies most along it. A gate still sees one coordinate
+    only, and a location rotated far is beyond this form. It is not the identity at first.
 
     Args:
         channels: Feature channels C.
         rank: Spatial axes, 2 or 3.
         faithful: The published block; sets the defaults of the options below.
         reduction: The middle has ``ceil(C / reduction)`` channels. Default 4; faithful 32.
-        min_channels: Least number of channels in the middle. Default 8; faithful 1.
-        kernel_size: Of the second and third convolution; odd. Default 3.
-        layers: Convolutions per gate, 2 or 3. Default 3.
-        dropout: Probability to drop a channel of the profile (and its position) in training. Default 0;
-        faithful 0.1.
-        norm: ``"none"``, ``"layer"`` (over the channels at one position; leaves the position absolute) or
+        min_channels: Least number of channels in the middle. Default 32; faithful 1.
+        kernel_size: Of the last convolution; odd. Default 3.
+        layers: Convolutions per gate, 2 or 3. Default 2; faithful 3.
+        dropout: Probability to drop a channel of the profile in training (faithful: with its position). Default 0;
+            faithful 0.1.
+        norm: ``"none"``, ``"layer"`` (over the channels at one position, which leaves the position absolute) or
             ``"batch"``. Default ``"none"``; faithful ``"batch"``.
-        fusion: ``"sum"`` adds the gated features, ``"conv"`` mixes them by a 1x1 convolution. Default ``"sum"``;
-            faithful ``"conv"``.
-        encoding: ``"identity"`` or ``"frequency"``. Default ``"frequency"``; faithful: the raw coordinate, no
-            other.
+        fusion: ``"product"`` multiplies the gates. The others use signed gates ``tanh(a / 2)`` and a residual:
+            ``"sum"`` adds the gated features to the features, ``"conv"`` mixes them by a 1x1 convolution first.
+            Default ``"product"``; faithful ``"conv"`` without residual.
+        encoding: ``"identity"`` or ``"frequency"``. Default ``"frequency"``; faithful the raw coordinate, no other.
         bands: Bands of the frequency encoding. Default 6.
         base: Angular frequency of its lowest band. Default pi.
         band_limit: Whether bands too fine for the stage are faded out. Default True.
@@ -72,7 +70,7 @@ class LocBAM(nn.Module):
         reduction: int | None = None,
         min_channels: int | None = None,
         kernel_size: int = 3,
-        layers: int = 3,
+        layers: int | None = None,
         dropout: float | None = None,
         norm: str | None = None,
         fusion: str | None = None,
@@ -84,10 +82,11 @@ class LocBAM(nn.Module):
         super().__init__()
         check_channels(channels, rank)
         reduction = _or(reduction, 32 if faithful else 4)
-        min_channels = _or(min_channels, 1 if faithful else 8)
+        min_channels = _or(min_channels, 1 if faithful else 32)
+        layers = _or(layers, 3 if faithful else 2)
         dropout = _or(dropout, 0.1 if faithful else 0.0)
         norm = _or(norm, "batch" if faithful else "none")
-        fusion = _or(fusion, "conv" if faithful else "sum")
+        fusion = _or(fusion, "conv" if faithful else "product")
         encoding = _or(encoding, "identity" if faithful else "frequency")
         check_integer("reduction", reduction, 1)
         check_integer("min_channels", min_channels, 1)
@@ -112,7 +111,7 @@ class LocBAM(nn.Module):
                 "the faithful LocBAM fuses by convolution: its fusion must be 'conv' or left out, "
                 f"got {fusion!r}"
             )
-        self.channels, self.rank, self.faithful = channels, rank, faithful
+        self.channels, self.rank, self.faithful, self.fusion = channels, rank, faithful, fusion
         self.encoding = make_encoding(encoding, bands=bands, base=base, band_limit=band_limit)
         middle = max(min_channels, math.ceil(channels / reduction))
         position_channels = 0 if faithful else self.encoding.channels
@@ -123,6 +122,8 @@ class LocBAM(nn.Module):
         self.gates = nn.ModuleList(gates)
         self.fuse = CONV[rank](rank * channels, channels, 1, bias=faithful) if fusion == "conv" else None
         if not faithful:
+            for gate in gates:
+                gate.start_well()
             for parameter in (parameter for gate in gates for parameter in gate.conv3.parameters()):
                 nn.init.zeros_(parameter)
             if self.fuse is not None:  # the sum of the gated features, from which the mix may depart
@@ -133,20 +134,21 @@ class LocBAM(nn.Module):
         """(B, C, *spatial), (B, 3, *spatial) -> (B, C, *spatial)."""
         check_input(features, location, self.channels, self.rank)
         gates = []
-        for axis, gate in enumerate(self.gates):
-            profile = axis_profile(features, axis)
-            position = axis_profile(location, axis)
+        profiles, positions = axis_profiles(features), axis_profiles(location)
+        for axis, (gate, profile, position) in enumerate(zip(self.gates, profiles, positions, strict=True)):
             if self.faithful:
                 score = gate(profile + varying_channel(position).to(profile.dtype), None).sigmoid()
             else:
-                score = torch.tanh(gate(profile, self.encoding(position)) / 2)
+                score = gate(profile, self.encoding(position))
+                score = 2 * score.sigmoid() if self.fusion == "product" else torch.tanh(score / 2)
             shape = [1] * self.rank
             shape[axis] = -1
             gates.append(score.reshape(*score.shape[:2], *shape))
+        if self.fusion == "product":
+            return features * math.prod(gates[1:], start=gates[0])
         if self.fuse is None:
-            gated = features * sum(gates[1:], start=gates[0])
-        else:
-            gated = self.fuse(torch.cat([features * gate for gate in gates], dim=1))
+            return torch.addcmul(features, features, sum(gates[1:], start=gates[0]))
+        gated = self.fuse(torch.cat([features * gate for gate in gates], dim=1))
         return gated if self.faithful else features + gated
 
 
@@ -174,6 +176,14 @@ class AxisGate(nn.Module):
         self.conv3 = nn.Conv1d(wide, channels, kernel_size, padding=kernel_size // 2)
         self.act = nn.ReLU() if norm == "batch" else nn.LeakyReLU()
 
+    def start_well(self) -> None:
+        """He initialisation (2015): torch's own shrinks the signal, and with it the position, threefold per layer."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv1d):
+                nn.init.kaiming_normal_(module.weight, a=0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
     def forward(self, profile: Tensor, position: Tensor | None) -> Tensor:
         """(B, C, L), (B, E, L) or None -> (B, C, L)."""
         hidden = self.drop(profile)
@@ -197,10 +207,19 @@ class ChannelNorm(nn.Module):
         return self.norm(x.transpose(1, 2)).transpose(1, 2)
 
 
-def axis_profile(tensor: Tensor, axis: int) -> Tensor:
-    """Mean over all spatial axes but one: (B, C, *spatial) -> (B, C, spatial[axis])."""
-    others = [2 + other for other in range(tensor.dim() - 2) if other != axis]
-    return tensor.mean(dim=others)
+def axis_profiles(tensor: Tensor) -> list[Tensor]:
+    """Means over all spatial axes but one: (B, C, *spatial) -> for each axis k (B, C, spatial[k]), float32.
+
+    As sums: the gradient of a mean fills a tensor of the full size, that of a sum is a view.
+    """
+    size = tensor.shape[2:]
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    if len(size) == 2:
+        sums = [tensor.sum(dim=3, dtype=dtype), tensor.sum(dim=2, dtype=dtype)]
+    else:
+        plane = tensor.sum(dim=4, dtype=dtype)
+        sums = [plane.sum(dim=3), plane.sum(dim=2), tensor.sum(dim=(2, 3), dtype=dtype)]
+    return [one * (n / size.numel()) for one, n in zip(sums, size, strict=True)]
 
 
 def varying_channel(position: Tensor) -> Tensor:

@@ -2,11 +2,13 @@
 
 import math
 
+import torch
 from torch import nn
 
 from nnunet_locctx.blocks.checks import check_channels, check_input, check_integer
 from nnunet_locctx.blocks.coordconv import CONV
 from nnunet_locctx.blocks.encoding import make_encoding
+from nnunet_locctx.blocks.resolution import coarser, resize_location, spread
 from nnunet_locctx.types import Features, Location
 
 
@@ -24,6 +26,8 @@ class PriorHead(nn.Module):
         bands: Bands of the frequency encoding.
         base: Angular frequency of its lowest band.
         band_limit: Whether bands too fine for the stage are faded out.
+        stride: Computes gamma and beta for every `stride`-th voxel along each axis, at its exact centre, and linearly
+            between: they vary slowly, and computing them is what the block costs. 1: everywhere.
         hidden: Width of the hidden layer.
 
     Raises:
@@ -39,12 +43,14 @@ class PriorHead(nn.Module):
         bands: int = 6,
         base: float = math.pi,
         band_limit: bool = True,
+        stride: int = 2,
         hidden: int = 32,
     ) -> None:
         super().__init__()
         check_channels(channels, rank)
         check_integer("hidden", hidden, 1)
-        self.channels, self.rank = channels, rank
+        check_integer("stride", stride, 1)
+        self.channels, self.rank, self.stride = channels, rank, stride
         self.encoding = make_encoding(encoding, bands=bands, base=base, band_limit=band_limit)
         last = CONV[rank](hidden, 2 * channels, 1)
         for parameter in last.parameters():
@@ -56,5 +62,7 @@ class PriorHead(nn.Module):
     def forward(self, features: Features, location: Location) -> Features:
         """(B, C, *spatial), (B, 3, *spatial) -> (B, C, *spatial)."""
         check_input(features, location, self.channels, self.rank)
-        gamma, beta = self.atlas(self.encoding(location)).chunk(2, dim=1)
-        return features * (1 + gamma) + beta
+        size = features.shape[2:]
+        atlas = self.atlas(self.encoding(resize_location(location, coarser(size, self.stride))))
+        gamma, beta = spread(atlas, size).chunk(2, dim=1)
+        return torch.addcmul(features + beta, features, gamma)

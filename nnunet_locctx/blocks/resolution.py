@@ -1,13 +1,19 @@
 """The location at the resolution of a stage."""
 
+from typing import TypeAlias
+
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
-from nnunet_locctx.types import Location
+from nnunet_locctx.types import Features, Location
+
+LocationOfStage: TypeAlias = Float[Tensor, "batch ras=3 *stage"]
+FeaturesOfStage: TypeAlias = Float[Tensor, "batch channels *stage"]
 
 
-def resize_location(location: Location, size: tuple[int, ...] | torch.Size) -> Location:
+def resize_location(location: Location, size: tuple[int, ...] | torch.Size) -> LocationOfStage:
     """Location of the token centres of a coarser stage that covers the same region.
 
     Token ``i`` of ``m`` along an axis of ``n`` voxels is centred at voxel ``(i + 0.5) * n / m - 0.5``. Where
@@ -44,6 +50,34 @@ def resize_location(location: Location, size: tuple[int, ...] | torch.Size) -> L
         mode = "trilinear" if len(size) == 3 else "bilinear"
         location = F.interpolate(location, size=tuple(size), mode=mode, align_corners=False)
     return location
+
+
+def coarser(size: tuple[int, ...] | torch.Size, stride: int) -> tuple[int, ...]:
+    """Spatial size of a grid with one token for `stride` voxels along each axis, the last one for what is left."""
+    return tuple(-(-n // stride) for n in size)
+
+
+def spread(field: FeaturesOfStage, size: tuple[int, ...] | torch.Size) -> Features:
+    """Linear interpolation between token centres, constant beyond the outermost: (B, C, *coarse) -> (B, C, *size).
+
+    Axis by axis, as matrix products: several times faster than torch's trilinear interpolation on a CPU, and its
+    gradient is deterministic on CUDA.
+    """
+    for axis, n in reversed(list(enumerate(size, start=2))):
+        m = field.shape[axis]
+        if m == n:
+            continue
+        weights = torch.eye(m, device=field.device)[None]
+        weights = F.interpolate(weights, size=n, mode="linear", align_corners=False)[0].to(
+            field.dtype
+        )  # (m, n)
+        shape = field.shape
+        if axis == field.dim() - 1:
+            field = torch.matmul(field, weights)
+        else:
+            field = torch.matmul(weights.T, field.flatten(axis + 1))
+            field = field.view(*shape[:axis], n, *shape[axis + 1 :])
+    return field
 
 
 def in_full_precision(tensor: Tensor) -> Tensor:

@@ -1,14 +1,17 @@
 """A planned U-Net that knows where its patch lies."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from nnunet_locctx.blocks import CoordConvStem, check_block, make_block, resize_location
 from nnunet_locctx.location import LOCATION_CHANNELS, extrapolate_padding
 from nnunet_locctx.types import Logits, NetworkInput
+
+LogitsOfAnyResolution: TypeAlias = Float[Tensor, "batch classes ..."]
 
 ARCHITECTURES = (PlainConvUNet, ResidualEncoderUNet)
 
@@ -21,15 +24,12 @@ class LocatedUNet(nn.Module):
     what the blocks add lies under ``location_blocks.``. In evaluation mode the location is continued into the
     border that nnU-Net pads with zeros around a volume smaller than the patch.
 
-    The blocks are made with a random state of their own: the generator is left as the planned network left
-    it.
+    The blocks are made with a random state of their own: the generator is left as the planned network left it.
 
     Args:
-        planned: PlainConvUNet or ResidualEncoderUNet (dynamic_network_architectures), 2D or 3D. It is not
-        copied.
-        image_channels: Channels in front of the location; further input channels of the planned network are
-        the previous
-            stage of a cascade.
+        planned: PlainConvUNet or ResidualEncoderUNet (dynamic_network_architectures), 2D or 3D. It is not copied.
+        image_channels: Channels in front of the location; further input channels of the planned network are the
+            previous stage of a cascade.
         block: A key of ``nnunet_locctx.blocks.BLOCKS``.
         place: One of ``nnunet_locctx.blocks.PLACES``.
         **options: Options of the block.
@@ -93,7 +93,7 @@ class LocatedUNet(nn.Module):
         }[self.place]
         return [make_block(self.block, count, self.rank, **options) for count in channels]
 
-    def forward(self, x: NetworkInput) -> Logits | list[Logits]:
+    def forward(self, x: NetworkInput) -> Logits | list[LogitsOfAnyResolution]:
         """Logits for a patch.
 
         Args:

@@ -10,9 +10,15 @@ class TestCoordConv(BlockHarness):
     block = "coordconv"
 
 
+class TestCoordConvEverywhere(BlockHarness):
+    block = "coordconv"
+    options = {"stride": 1, "bands": 3}  # noqa: RUF012
+    wrong_options = [({"stride": 0}, "stride must be an integer >= 1, got 0")]  # noqa: RUF012
+
+
 class TestCoordConvIdentity(BlockHarness):
     block = "coordconv"
-    options = {"encoding": "identity"}  # noqa: RUF012
+    options = {"encoding": "identity", "stride": 1}  # noqa: RUF012
 
     def test_is_a_convolution_over_features_and_coordinates(self) -> None:
         block = randomise(self.make(4))

@@ -25,11 +25,11 @@ class TestLocBAM(BlockHarness):
         ({"layers": 4}, "layers must be 2 or 3, got 4"),
         ({"dropout": 1.0}, "dropout must be a probability.*got 1.0"),
         ({"norm": "instance"}, "norm must be one of .*'none', 'layer', 'batch'.*got 'instance'"),
-        ({"fusion": "mean"}, "fusion must be one of .*'conv', 'sum'.*got 'mean'"),
+        ({"fusion": "mean"}, "fusion must be one of .*'conv', 'sum', 'product'.*got 'mean'"),
         *FAITHFUL_ONLY,
     ]
 
-    @pytest.mark.parametrize(("channels", "middle"), [(1, 8), (32, 8), (64, 16)])
+    @pytest.mark.parametrize(("channels", "middle"), [(1, 32), (32, 32), (256, 64)])
     def test_has_no_narrow_middle(self, channels: int, middle: int) -> None:
         block = self.make(channels)
         assert isinstance(block, LocBAM)
@@ -43,6 +43,11 @@ class TestLocBAM(BlockHarness):
         moved = turned.clone()
         moved[:, 0] += 0.2
         assert (block(features, moved) - block(features, turned)).abs().max() > 1e-3
+
+
+class TestLocBAMSum(BlockHarness):
+    block = "locbam"
+    options = {"fusion": "sum", "layers": 3, "min_channels": 8}  # noqa: RUF012
 
 
 class TestLocBAMConvolved(BlockHarness):
@@ -98,7 +103,7 @@ def test_batch_norm_would_lose_the_position_of_a_patch() -> None:
     features, location = torch.randn(1, 6, 5, 6, 7), ramp(1, (5, 6, 7), rotation=0.0)
     moved = {}
     for norm in ("batch", "none"):
-        block = randomise(LocBAM(6, 3, norm=norm, encoding="identity", layers=2)).train()
+        block = randomise(LocBAM(6, 3, norm=norm, encoding="identity")).train()
         with torch.no_grad():  # the gate's first layer sees the profile and position; shift all of it
             moved[norm] = (block(features, location + 0.3) - block(features, location)).abs().max().item()
     assert moved["batch"] < 1e-4 < 1e-2 < moved["none"]

@@ -6,7 +6,10 @@ from tests.blocks.harness import BlockHarness, ramp, randomise
 
 class TestPriorHead(BlockHarness):
     block = "prior"
-    wrong_options = [({"hidden": 0}, "hidden must be an integer >= 1, got 0")]  # noqa: RUF012
+    wrong_options = [  # noqa: RUF012
+        ({"hidden": 0}, "hidden must be an integer >= 1, got 0"),
+        ({"stride": 0.5}, "stride must be an integer >= 1, got 0.5"),
+    ]
 
     def test_scales_and_shifts_by_the_location_alone(self) -> None:
         block = randomise(self.make(4))
@@ -21,3 +24,23 @@ class TestPriorHead(BlockHarness):
 class TestPriorHeadIdentity(BlockHarness):
     block = "prior"
     options = {"encoding": "identity", "hidden": 8}  # noqa: RUF012
+
+
+class TestPriorHeadEverywhere(BlockHarness):
+    block = "prior"
+    options = {"stride": 1, "bands": 3}  # noqa: RUF012
+
+
+class TestPriorHeadStride(BlockHarness):
+    block = "prior"
+    options = {"stride": 3, "bands": 3}  # noqa: RUF012
+
+    def test_is_close_to_the_atlas_computed_everywhere(self) -> None:
+        coarse, fine = self.make(4, bands=2, stride=2), self.make(4, bands=2, stride=1)
+        randomise(fine)
+        coarse.load_state_dict(fine.state_dict())
+        size = (12, 13, 8)
+        features, location = torch.randn(2, 4, *size), ramp(2, size)
+        inside = (slice(None), slice(None), slice(1, -1), slice(1, -1), slice(1, -1))
+        difference = (coarse(features, location) - fine(features, location))[inside]
+        assert difference.std() < 0.1 * (fine(features, location) - features).std()

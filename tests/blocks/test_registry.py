@@ -23,8 +23,19 @@ def test_every_block_fits_every_place(name: str) -> None:
     [
         ("coordcnov", "input", {}, "block must be one of coordconv, locbam, prior; got 'coordcnov'"),
         ("prior", "head", {}, "place must be one of input, encoder_first, .*logits; got 'head'"),
-        ("prior", "logits", {"band": 6}, "unknown option 'band' for block 'prior'; allowed are .*bands"),
+        (
+            "prior",
+            "logits",
+            {"band": 6},
+            "unknown option 'band' for block 'prior'; allowed are .*bands",
+        ),
         ("prior", "logits", {"channels": 6}, "unknown option 'channels' for block 'prior'"),
+        (
+            "coordconv",
+            "input",
+            {"stride": 2},
+            "unknown option 'stride' for block 'coordconv' at place 'input'; allowed are encoding, .*band_limit$",
+        ),
         ("locbam", "logits", {"bands": 99}, "bands must be an integer from 1 to 16, got 99"),
     ],
 )
@@ -45,4 +56,4 @@ def test_checking_draws_no_random_numbers() -> None:
 
 
 def test_options_are_those_of_the_class() -> None:
-    assert options_of("coordconv") == ("encoding", "bands", "base", "band_limit")
+    assert options_of("coordconv") == ("encoding", "bands", "base", "band_limit", "stride")

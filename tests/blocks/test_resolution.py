@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunet_locctx.blocks import resize_location
+from nnunet_locctx.blocks.resolution import coarser, spread
 
 
 def affine(size: tuple[int, ...], matrix: torch.Tensor) -> torch.Tensor:
@@ -47,6 +48,23 @@ def test_is_the_block_average_where_it_can_be() -> None:
 def test_same_size_is_the_same() -> None:
     location = torch.randn(1, 3, 4, 5)
     assert torch.equal(resize_location(location, (4, 5)), location)
+
+
+@settings(deadline=None)
+@given(sizes, st.booleans())
+def test_spreads_linearly(pairs: list[tuple[int, int]], half: bool) -> None:
+    fine, coarse = zip(*pairs, strict=True)
+    field = torch.randn(2, 4, *coarse)
+    mode = "trilinear" if len(fine) == 3 else "bilinear"
+    expected = torch.nn.functional.interpolate(field, size=fine, mode=mode, align_corners=False)
+    torch.testing.assert_close(spread(field, fine), expected)
+    if half:
+        assert spread(field.bfloat16(), fine).dtype == torch.bfloat16
+
+
+def test_coarser() -> None:
+    assert coarser((8, 9, 1), 2) == (4, 5, 1)
+    assert coarser(torch.Size((8, 9)), 1) == (8, 9)
 
 
 def test_half_precision_becomes_single() -> None:

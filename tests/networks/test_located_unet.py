@@ -254,7 +254,8 @@ def test_refuses_wrong_arguments(arguments: tuple[int, str, str], message: str) 
 
 def test_refuses_unknown_options() -> None:
     with pytest.raises(
-        ValueError, match="unknown option 'reduction' for block 'prior'; allowed are encoding, bands"
+        ValueError,
+        match="unknown option 'reduction' for block 'prior'; allowed are encoding, bands",
     ):
         LocatedUNet(plan(), 1, "prior", "logits", reduction=4)
 
