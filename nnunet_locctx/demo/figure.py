@@ -1,0 +1,168 @@
+"""The demo's figure: held-out scans with the truth, both predictions and the coordinate map."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+
+from nnunet_locctx.datasets.phantom import ORGANS
+from nnunet_locctx.geometry import Frame
+from nnunet_locctx.location import make_source
+
+FloatArray = npt.NDArray[np.floating[Any]]
+WINDOW_HU = (-160.0, 240.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One coronal slice, the patient's right on the left and the head at the top.
+
+    Attributes:
+        name: Name of the scan.
+        scan: (z, x) HU, z grows to superior, x to the patient's left.
+        segmentations: Title -> (z, x) labels.
+        location: (3, z, x) fraction of the volume (R, A, S).
+        pixel: Height over width of a pixel.
+    """
+
+    name: str
+    scan: FloatArray
+    segmentations: dict[str, npt.NDArray[np.integer[Any]]]
+    location: FloatArray
+    pixel: float = 1.0
+
+
+def draw_figure(
+    file: Path,
+    *,
+    images: Path,
+    truth: Path,
+    predictions: Mapping[str, Path],
+    scans: int = 3,
+    channel_suffix: str = "_0000",
+) -> None:
+    """Draw the figure from files and write it in one step.
+
+    Args:
+        file: The PNG to write.
+        images: Folder of the scans in nnU-Net's raw format.
+        truth: Folder of their labels.
+        predictions: Title -> folder of predicted labels.
+        scans: How many scans to show at most, the first by name.
+        channel_suffix: What follows the case's name in the file of the channel to show.
+
+    Raises:
+        ValueError: There is no scan in `truth`.
+    """
+    names = sorted(path.name.removesuffix(".nii.gz") for path in truth.glob("*.nii.gz"))[:scans]
+    if not names:
+        raise ValueError(f"{truth} holds no .nii.gz file to draw")
+    rows = []
+    for name in names:
+        files = {"truth": truth / f"{name}.nii.gz"}
+        files.update({title: folder / f"{name}.nii.gz" for title, folder in predictions.items()})
+        rows.append(read_row(name, images / f"{name}{channel_suffix}.nii.gz", files))
+    plot_rows(rows, file)
+
+
+def read_row(name: str, scan: Path, segmentations: Mapping[str, Path]) -> Row:
+    """Read a scan in any storage orientation and cut the coronal slice that shows most of the labelled organs.
+
+    Args:
+        name: Title of the row.
+        scan: The image.
+        segmentations: Title -> label file on the same grid; the first one chooses the slice.
+    """
+    image = _read(scan)
+    volume = sitk.GetArrayFromImage(image)  # (z, y, x), indices grow to superior, posterior, left
+    labels = {title: sitk.GetArrayFromImage(_read(path)) for title, path in segmentations.items()}
+    reference = next(iter(labels.values()))
+    present = [np.bincount(cut[cut > 0], minlength=2)[1:] for cut in np.moveaxis(reference, 1, 0)]
+    # most classes, and among those the largest cut through them
+    best = max(range(len(present)), key=lambda y: ((present[y] > 0).sum(), present[y].sum()))
+    spacing = image.GetSpacing()
+    return Row(
+        name,
+        volume[:, best].astype(np.float32),
+        {title: array[:, best] for title, array in labels.items()},
+        _location(image)[:, :, best],
+        pixel=spacing[2] / spacing[0],
+    )
+
+
+def plot_rows(rows: Sequence[Row], file: Path) -> None:
+    """Draw one line of panels per row and write a PNG in one step.
+
+    Args:
+        rows: What to draw; all with the same segmentations.
+        file: The PNG.
+    """
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    titles = ["scan", *rows[0].segmentations, "location"]
+    figure = Figure(figsize=(2.6 * len(titles), 2.6 * len(rows) + 0.9), layout="constrained")
+    panels = figure.subplots(len(rows), len(titles), squeeze=False)
+    colours = _colours()
+    palette = ListedColormap(colours)
+    for line, row in zip(panels, rows, strict=True):
+        for panel, title in zip(line, titles, strict=True):
+            _turn_off(panel)
+            view = {"origin": "lower", "aspect": row.pixel, "interpolation": "nearest"}
+            if title == "location":
+                panel.imshow(np.moveaxis(np.clip(row.location + 0.5, 0, 1), 0, -1), **view)
+                continue
+            panel.imshow(row.scan, cmap="gray", vmin=WINDOW_HU[0], vmax=WINDOW_HU[1], **view)
+            if title in row.segmentations:
+                labels = row.segmentations[title]
+                shown = np.ma.masked_equal(labels, 0)
+                panel.imshow(shown, cmap=palette, vmin=0.5, vmax=len(colours) + 0.5, alpha=0.8, **view)
+        line[0].set_ylabel(row.name)
+    for panel, title in zip(panels[0], titles, strict=True):
+        panel.set_title("location as colour" if title == "location" else title)
+    panels[-1][0].set_xlabel("coronal; patient's right is left")
+    panels[-1][-1].set_xlabel("red: to the right, green: to anterior,\nblue: to superior")
+    patches = [
+        Patch(color=colour, label=name.replace("_", " "))
+        for name, colour in zip(ORGANS, colours, strict=True)
+    ]
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False)
+    draft = file.with_name(f".{file.stem}.{os.getpid()}.png")
+    try:
+        figure.savefig(draft, dpi=110)
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Any:
+    return sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS")
+
+
+def _location(image: Any) -> FloatArray:
+    """(3, z, y, x) fraction of the volume of a scan without a margin to crop, as the source ``voxel`` gives it."""
+    direction = np.array(image.GetDirection()).reshape(3, 3)
+    affine = np.eye(4)
+    affine[:3, :3] = (direction * np.array(image.GetSpacing()))[:, ::-1]  # SimpleITK's arrays run (z, y, x)
+    affine[:3, 3] = image.GetOrigin()
+    shape = image.GetSize()[::-1]
+    location: FloatArray = make_source("voxel").field(Frame(shape, affine)).box((0, 0, 0), shape)
+    return location
+
+
+def _colours() -> list[str]:
+    # left in warm, right in cold colours; the level by lightness
+    return ["#fee08b", "#91d1f7", "#f46d43", "#3f7fd0", "#a50026", "#253494"]
+
+
+def _turn_off(panel: Any) -> None:
+    panel.set_xticks([])
+    panel.set_yticks([])
+    for side in panel.spines.values():
+        side.set_visible(False)

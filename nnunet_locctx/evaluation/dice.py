@@ -1,0 +1,55 @@
+"""Dice of predicted files, by nnU-Net's own evaluator."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DiceScores:
+    """Dice per class and its mean.
+
+    Attributes:
+        per_class: Class name -> mean Dice over the cases (a fraction, 1 is perfect). NaN where the class is in no
+            reference and in no prediction.
+        cases: Number of cases.
+    """
+
+    per_class: dict[str, float]
+    cases: int
+
+    @property
+    def dice(self) -> float:
+        """Mean over the foreground classes, those without a value left out."""
+        known = [value for value in self.per_class.values() if not math.isnan(value)]
+        return sum(known) / len(known) if known else math.nan
+
+
+def mean_dice(summary: Path, labels: Mapping[str, Any]) -> DiceScores:
+    """Reads the ``summary.json`` that ``nnUNetv2_evaluate_folder`` wrote.
+
+    The evaluator compares files on the original grid of the scans and averages each class over the cases.
+
+    Args:
+        summary: Path of the file.
+        labels: The ``labels`` of the data set's ``dataset.json``; background and ignore label are skipped.
+
+    Raises:
+        ValueError: The summary lacks a class of `labels`.
+    """
+    content = json.loads(summary.read_text(encoding="utf-8"))
+    means = content["mean"]
+    per_class = {}
+    for name, label in labels.items():
+        if name in ("background", "ignore"):
+            continue
+        # nnU-Net's key of a region is the text of a tuple, that of a label the text of a number
+        key = str(tuple(label)) if isinstance(label, list | tuple) else str(label)
+        if key not in means:
+            raise ValueError(f"{summary} has no class {key} ({name}); it has {', '.join(means)}")
+        value = means[key]["Dice"]
+        per_class[name] = math.nan if value is None else float(value)
+    return DiceScores(per_class, len(content["metric_per_case"]))
