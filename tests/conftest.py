@@ -26,7 +26,8 @@ _ENVIRONMENT = {
     "nnUNet_n_proc_DA": "1",  # 0, augmentation in the test's own process, is for training only: planning refuses it
     "nnUNet_def_n_proc": "1",
     "MPLBACKEND": "Agg",
-    "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
+    "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve the other processes of a small machine
 }
 os.environ.update(_ENVIRONMENT)
 for _name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):

@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,18 +20,27 @@ class LocationField(abc.ABC):
     """Location channels (3, *box) of a preprocessed volume; patient axes (R, A, S), units of the source.
 
     No voxel's location is exactly 0 in all three channels.
+
+    Attributes:
+        shape: Voxels of the preprocessed array.
+        affine: Whether the location is affine in the index, so that the corners of a box say everything about it.
     """
+
+    affine: ClassVar[bool] = False
 
     def __init__(self, shape: Sequence[int]) -> None:
         self.shape = tuple(int(n) for n in shape)
 
     @abc.abstractmethod
-    def fill(self, lower: Sequence[int], out: npt.NDArray[np.float32]) -> None:
+    def fill(
+        self, lower: Sequence[int], out: npt.NDArray[np.float32], step: Sequence[int] = (1, 1, 1)
+    ) -> None:
         """Writes the location of the box of ``out.shape[1:]`` voxels whose first voxel has index ``lower``.
 
         Args:
             lower: (3,) index of the first voxel, array axis order; it and the box may lie outside the volume.
             out: (3, *box) float32, written in place.
+            step: Voxels from one written voxel to the next, along each axis.
         """
 
     def box(self, lower: Sequence[int], size: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -48,19 +58,23 @@ class AffineField(LocationField):
         shape: Voxels of the preprocessed array.
     """
 
+    affine = True
+
     def __init__(self, matrix: npt.ArrayLike, shape: Sequence[int]) -> None:
         super().__init__(shape)
         self.matrix = np.asarray(matrix, dtype=np.float64)
         if self.matrix.shape != (3, 4):
             raise ValueError(f"the matrix of an affine field must be (3, 4), got {self.matrix.shape}")
 
-    def fill(self, lower: Sequence[int], out: npt.NDArray[np.float32]) -> None:
+    def fill(
+        self, lower: Sequence[int], out: npt.NDArray[np.float32], step: Sequence[int] = (1, 1, 1)
+    ) -> None:
         size = out.shape[1:]
         matrix = self.matrix.copy()
         matrix[0, 3] += NEVER_ZERO
         for channel, row in zip(out, matrix, strict=True):
             ramps = [
-                (row[axis] * (np.arange(size[axis]) + lower[axis])).reshape(
+                (row[axis] * (np.arange(size[axis]) * step[axis] + lower[axis])).reshape(
                     [-1 if a == axis else 1 for a in range(3)]
                 )
                 for axis in range(3)

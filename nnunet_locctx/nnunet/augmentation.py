@@ -1,10 +1,15 @@
 """Takes location through nnU-Net's augmentation.
 
-nnU-Net's list of transforms stays as it is. In front, the location channels move from the image to
+nnU-Net's list of transforms stays as it is. In front, the location moves from the image to
 batchgeneratorsv2's regression target, which spatial transforms move and intensity transforms leave alone;
-behind, they return to the image, before the one-hot channels of a cascade are added.
+behind, it returns to the image, before the one-hot channels of a cascade are added.
+
+Location is affine in the index and stays so under rotation, scaling, mirroring and cropping. On the way it is
+therefore held by the corner voxels of the patch alone, (3, 2, 2, 2), one corner along an axis of one voxel:
+nothing is interpolated, and outside the scan it is as true as inside.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,72 +26,95 @@ Sample = dict[str, Any]
 
 
 class SplitLocation(BasicTransform):
-    """``image`` (C + 3, *s) -> ``image`` (C, *s) and ``regression_target`` (3, *s)."""
+    """``image`` (C + 3, *s) -> ``image`` (C, *s) and ``regression_target`` (3, 2, 2, 2), the corners' location."""
 
     def apply(self, data_dict: Sample, **params: Any) -> Sample:
         image = data_dict["image"]
         data_dict["image"] = image[:-LOCATION_CHANNELS]
-        data_dict["regression_target"] = image[-LOCATION_CHANNELS:]
+        data_dict["regression_target"] = corners_of(image[-LOCATION_CHANNELS:])
         return data_dict
 
 
 class JoinLocation(BasicTransform):
-    """``image`` (C, *s) and ``regression_target`` (3, *s) -> ``image`` (C + 3, *s)."""
+    """``image`` (C, *s) and ``regression_target`` (3, 2, 2, 2) -> ``image`` (C + 3, *s)."""
 
     def apply(self, data_dict: Sample, **params: Any) -> Sample:
-        data_dict["image"] = torch.cat([data_dict["image"], data_dict.pop("regression_target")])
+        image, corners = data_dict["image"], data_dict.pop("regression_target")
+        joined = image.new_empty((image.shape[0] + LOCATION_CHANNELS, *image.shape[1:]))
+        joined[:-LOCATION_CHANNELS] = image
+        fill_from_corners(corners, joined[-LOCATION_CHANNELS:])
+        data_dict["image"] = joined
         return data_dict
 
 
 class LocatedSpatialTransform(SpatialTransform):
-    """nnU-Net's spatial transform; the location is computed where each voxel is sampled instead of
-    interpolated.
+    """nnU-Net's spatial transform; the location is computed where each voxel is sampled instead of interpolated.
 
-    Interpolation would put 0, the centre of the volume, wherever sampling leaves the patch. The location is
-    affine in the index, so its values at the sampling points follow from the corners of the patch, outside
-    as inside.
+    Interpolation would put 0, the centre of the volume, wherever sampling leaves the patch.
     """
 
+    def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
+        return {**super().get_parameters(**data_dict), "loaded": tuple(data_dict["image"].shape[1:])}
+
     def _apply_to_regr_target(self, regression_target: Tensor, **params: Any) -> Tensor:
-        """(3, *loaded) -> (3, *patch); under dummy 2D augmentation (3 * slices, ...)."""
-        size = regression_target.shape[1:]
-        origin, slopes = _affine_of(regression_target)
+        """Corners (K, 2, ...) of what was loaded -> corners (K, 2, ...) of the patch. K is 3, in dummy 2D 3 * 2."""
+        size = params["loaded"]
+        origin, slopes = affine_of(regression_target, size)
         grid = params["grid"]
         if grid is None:
             # the crop that nnU-Net makes of the image when nothing is rotated or scaled
-            first = [
-                int(np.floor(c)) - p // 2
-                for c, p in zip(params["center_location_in_pixels"], self.patch_size, strict=True)
+            centre = params["center_location_in_pixels"]
+            first = [int(np.floor(c)) - n // 2 for c, n in zip(centre, self.patch_size, strict=True)]
+            ends = [
+                torch.tensor(sorted({at, at + int(n) - 1}), dtype=origin.dtype)
+                for at, n in zip(first, self.patch_size, strict=True)
             ]
-            location = origin.reshape(-1, *[1] * len(size))
-            for axis, n in enumerate(self.patch_size):
-                steps = torch.arange(first[axis], first[axis] + n, dtype=origin.dtype)
-                ramp = slopes[axis][:, None] * steps
-                location = location + ramp.reshape(-1, *[n if a == axis else 1 for a in range(len(size))])
-            return location.expand(-1, *self.patch_size).contiguous()
-        # grid_sample counts axes from the last and -1..1 from outer face to outer face
-        half = torch.tensor(size[::-1], dtype=grid.dtype) / 2
-        scale = slopes.flip(0) * half[:, None]
-        shift = origin + (slopes.flip(0) * (half[:, None] - 0.5)).sum(0)
-        location = grid @ scale + shift
-        return location.movedim(-1, 0).contiguous()
+            index = torch.stack(torch.meshgrid(*ends, indexing="ij"), dim=-1)
+        else:
+            # grid_sample counts axes from the last, and -1..1 from outer face to outer face
+            faces = grid[tuple(slice(None, None, max(n - 1, 1)) for n in grid.shape[:-1])].flip(-1)
+            index = (faces + 1) * torch.tensor(size, dtype=origin.dtype) / 2 - 0.5
+        return (index @ slopes + origin).movedim(-1, 0).contiguous()
 
 
-def _affine_of(location: Tensor) -> tuple[Tensor, Tensor]:
-    """Value (K,) at index 0 and change (rank, K) per voxel along each axis of an affine (K, *s) map."""
-    rank = location.ndim - 1
-    channels = location.movedim(0, -1)
-    origin = channels[(0,) * rank]
-    slopes = []
-    for axis in range(rank):
-        n = location.shape[1 + axis]
-        far = channels[tuple(n - 1 if a == axis else 0 for a in range(rank))]
-        slopes.append((far - origin) / max(n - 1, 1))
+def corners_of(location: Tensor) -> Tensor:
+    """The corner voxels (K, 2, ...) of an affine map (K, *s); one along an axis of one voxel."""
+    return location[(slice(None), *[slice(None, None, max(n - 1, 1)) for n in location.shape[1:]])].clone()
+
+
+def affine_of(corners: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Value (K,) at index 0 and change (rank, K) per voxel along each axis of the map (K, *size) with these corners."""
+    rank = len(size)
+    values = corners.movedim(0, -1)
+    origin = values[(0,) * rank]
+    slopes = [
+        (values[tuple(-1 if a == axis else 0 for a in range(rank))] - origin) / max(n - 1, 1)
+        for axis, n in enumerate(size)
+    ]
     return origin, torch.stack(slopes)
 
 
+def fill_from_corners(corners: Tensor, out: Tensor) -> None:
+    """Writes the affine map with these corners (K, 2, ...) to ``out`` (K, *s)."""
+    size = out.shape[1:]
+    origin, slopes = affine_of(corners, size)
+    for channel, start, changes in zip(out, origin, slopes.T, strict=True):
+        ramps = [
+            (torch.arange(n, dtype=out.dtype) * change).reshape(
+                [n if a == axis else 1 for a in range(len(size))]
+            )
+            for axis, (n, change) in enumerate(zip(size, changes, strict=True))
+            if change != 0
+        ]
+        # adding the short ones first leaves one pass over the patch
+        total = start.reshape([1] * len(size))
+        for ramp in sorted(ramps, key=Tensor.numel):
+            total = total + ramp
+        channel.copy_(total.expand(size))
+
+
 class PerturbLocation(BasicTransform):
-    """Location augmentation: jitter and dropout of a whole patch's location.
+    """Location augmentation: jitter and dropout of a whole patch's location, given by its corners.
 
     Random numbers come from a generator of its own, seeded by numpy's global state without advancing it:
     runs with and without location see the same patches and the same augmentation.
@@ -132,18 +160,27 @@ class PerturbLocation(BasicTransform):
 def locate_transforms(
     transforms: BasicTransform, perturb: PerturbLocation | None = None
 ) -> ComposeTransforms:
-    """nnU-Net's training transforms, fitted to carry location.
+    """nnU-Net's transforms of a training or validation batch, fitted to carry location.
 
     Args:
-        transforms: What nnU-Net's ``get_training_transforms`` returned; changed in place.
+        transforms: What nnU-Net made; changed in place.
         perturb: Location augmentation, None for none.
 
     Returns:
-        Transforms of ``image`` (C + 3, *loaded) to ``image`` (C + 3 + previous stage, *patch).
+        Transforms of ``image`` (C + 3, *loaded), of whose location only the corner voxels are read, to ``image``
+        (C + 3 + previous stage, *patch).
+
+    Raises:
+        ValueError: Elastic deformation, under which location is no longer affine.
     """
     steps = list(transforms.transforms) if isinstance(transforms, ComposeTransforms) else [transforms]
     for step in steps:
         if type(step) is SpatialTransform:
+            if step.p_elastic_deform > 0:
+                raise ValueError(
+                    "location cannot follow elastic deformation: p_elastic_deform must be 0, as in nnU-Net's "
+                    f"augmentation, got {step.p_elastic_deform}"
+                )
             step.__class__ = LocatedSpatialTransform
     cascade = [i for i, step in enumerate(steps) if isinstance(step, MoveSegAsOneHotToDataTransform)]
     end = cascade[0] if cascade else len(steps)

@@ -4,6 +4,9 @@ nnU-Net's data loader crops a patch out of a case and pads it where it reaches o
 case answers the crop with the stored image channels and, behind them, the location of just that box, and
 continues the location when the crop is padded. Nothing is stored on disk and no whole volume of coordinates
 is held in memory.
+
+For the loader even the box is too much: augmentation needs the location of its corners only
+(:mod:`nnunet_locctx.nnunet.augmentation`), so a case can be asked to write no more than these.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,11 +27,11 @@ class LocatedCrop(np.ndarray):
 
     location: LocationField | None
     lower: tuple[int, ...]
+    corners_only: bool
 
     def __array_finalize__(self, parent: Any) -> None:
         # only LocatedArray knows where an array lies: views and results of arithmetic do not
-        self.location = None
-        self.lower = ()
+        self.location, self.lower, self.corners_only = None, (), False
 
     def __array_function__(self, func: Callable[..., Any], types: Any, args: Any, kwargs: Any) -> Any:
         plain = [a.view(np.ndarray) if isinstance(a, LocatedCrop) else a for a in args]
@@ -45,10 +48,11 @@ class LocatedCrop(np.ndarray):
             )
         assert self.location is not None
         channels = data.shape[0] - LOCATION_CHANNELS
-        # padding all channels and overwriting three is one copy less than padding some and joining them
-        padded = np.pad(data, widths, mode=mode, **kwargs)
+        image = np.pad(data[:channels], widths, mode=mode, **kwargs)
+        padded = np.empty((data.shape[0], *image.shape[1:]), dtype=data.dtype)
+        padded[:channels] = image
         lower = [at - int(below) for at, (below, _) in zip(self.lower, widths[1:], strict=True)]
-        self.location.fill(lower, padded[channels:])
+        fill(self.location, lower, padded[channels:], self.corners_only)
         return padded
 
 
@@ -58,17 +62,20 @@ class LocatedArray:
     Args:
         stored: The preprocessed image, anything that can be sliced (numpy memory map, blosc2 array).
         location: The scan's location field.
+        corners_only: Crops (slices along all spatial axes) carry the location at their corner voxels only; the rest of
+            their location channels holds anything. Ignored where the location is not affine in the index.
     """
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, stored: Any, location: LocationField) -> None:
+    def __init__(self, stored: Any, location: LocationField, corners_only: bool = False) -> None:
         if tuple(stored.shape[1:]) != location.shape:
             raise ValueError(
                 f"the image has {tuple(stored.shape[1:])} voxels, its location field {location.shape}"
             )
         self.stored = stored
         self.location = location
+        self.corners_only = corners_only and location.affine
         self.shape = (stored.shape[0] + LOCATION_CHANNELS, *stored.shape[1:])
         self.ndim = len(self.shape)
 
@@ -90,16 +97,24 @@ class LocatedArray:
         count = self.stored.shape[0]
         crop = np.empty((self.shape[0], *size), dtype=self.dtype)
         crop[:count] = self.stored[(slice(None), *[slice(start, stop) for start, stop in bounds])]
-        self.location.fill([start for start, _ in bounds], crop[count:])
+        lower = tuple(start for start, _ in bounds)
         squeezed = tuple(0 if isinstance(k, int | np.integer) else slice(None) for k in spatial)
-        if channels != slice(None) or 0 in squeezed:
+        is_box = channels == slice(None) and 0 not in squeezed
+        fill(self.location, lower, crop[count:], self.corners_only and is_box)
+        if not is_box:
             return np.asarray(crop[(channels, *squeezed)])
         located = crop.view(LocatedCrop)
-        located.location, located.lower = self.location, tuple(start for start, _ in bounds)
+        located.location, located.lower, located.corners_only = self.location, lower, self.corners_only
         return located
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:].view(np.ndarray).astype(dtype or self.dtype, copy=False)
+
+
+def fill(location: LocationField, lower: Sequence[int], out: np.ndarray, corners_only: bool) -> None:
+    """Writes the location of a box (3, *box) whose first voxel has index `lower`, or of its corner voxels alone."""
+    step = [max(n - 1, 1) if corners_only else 1 for n in out.shape[1:]]
+    location.fill(lower, out[(slice(None), *[slice(None, None, s) for s in step])], step)
 
 
 def _bounds(key: Any, n: int) -> tuple[int, int]:
@@ -160,6 +175,7 @@ class _LoadLocatedCase:
         self.load_case = load_case
         self.source = source
         self.transpose = transpose
+        self.corners_only = False
 
     def __call__(self, identifier: str) -> tuple[Any, ...]:
         data, *rest = self.load_case(identifier)
@@ -168,4 +184,4 @@ class _LoadLocatedCase:
             frame = Frame.from_properties(properties, data.shape[1:], self.transpose)
         except ValueError as error:
             raise ValueError(f"case {identifier}: {error}") from error
-        return (LocatedArray(data, self.source.field(frame)), *rest)
+        return (LocatedArray(data, self.source.field(frame), self.corners_only), *rest)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nnunet_locctx.blocks import DEFAULTS, check_block
+from nnunet_locctx.blocks import DEFAULTS, check_block, complete_options
 from nnunet_locctx.location import SOURCES, LocationSource, make_source
 
 KEY = "location"
@@ -92,5 +92,11 @@ class LocationOptions:
     def signature(self, block: str) -> str:
         """What a checkpoint's weights depend on, as JSON: source, place and block, not what is only used in
         training."""
-        kept = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("jitter", "dropout")}
-        return json.dumps({**kept, "method": block, "block": dict(self.block)}, sort_keys=True)
+        weighs = {
+            "source": self.source,
+            "absolute": self.absolute,
+            "method": block,
+            "place": self.place,
+            "block": complete_options(block, str(self.place), self.block),
+        }
+        return json.dumps(weighs, sort_keys=True)

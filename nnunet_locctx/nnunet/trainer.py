@@ -50,8 +50,8 @@ class LocatedTrainer(nnUNetTrainer):
         """As nnU-Net's trainer.
 
         Raises:
-            ValueError: The plans' ``location`` key is wrong, the configuration has no network, or nnUNet_results is not
-                set; raised before anything is written.
+            ValueError: The plans' ``location`` key is wrong, the configuration has no network, or nnUNet_results
+                is not set; raised before anything is written.
         """
         if not nnUNet_results.is_set():
             raise ValueError(
@@ -62,8 +62,8 @@ class LocatedTrainer(nnUNetTrainer):
             resolved = PlansManager(plans).get_configuration(configuration).configuration
         except KeyError as error:
             raise ValueError(
-                f"configuration {configuration!r} of the plans has no 'architecture', nor {error}, which old plans have "
-                "instead. Plan the data set again with nnUNetv2_plan_experiment."
+                f"configuration {configuration!r} of the plans has no 'architecture', nor {error}, which old plans "
+                "have instead. Plan the data set again with nnUNetv2_plan_experiment."
             ) from error
         self.location = LocationOptions.from_configuration(resolved, self.block)
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -144,3 +144,14 @@ class LocatedTrainer(nnUNetTrainer):
                 self.location.jitter, self.location.dropout, self.location.make_source().neutral
             )
         return locate_transforms(transforms, perturb)
+
+    def get_validation_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
+        """nnU-Net's transforms, carrying location; arguments as in nnU-Net's method of this name."""
+        return locate_transforms(super().get_validation_transforms(*args, **kwargs))
+
+    def get_tr_and_val_datasets(self) -> Any:
+        """nnU-Net's datasets; the transforms rebuild location from its corners, so no more of it is loaded."""
+        datasets = super().get_tr_and_val_datasets()
+        for dataset in datasets:
+            dataset.load_case.corners_only = True
+        return datasets

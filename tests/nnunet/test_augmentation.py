@@ -27,6 +27,7 @@ from nnunet_locctx.nnunet.augmentation import (
 from nnunet_locctx.nnunet.dataset import LocatedArray
 
 VOLUME = (40, 44, 48)
+INDEX = AffineField(np.eye(3, 4), VOLUME)
 FULL_TURN = (-np.pi, np.pi)
 
 
@@ -67,9 +68,9 @@ def load(patch: tuple[int, ...], lower: list[int], dummy_2d: bool) -> dict[str, 
     # nnU-Net's patches always reach into the volume
     lower = [min(max(at, 1 - n), v - 1) for at, n, v in zip(lower, size, VOLUME, strict=True)]
     box = [[at, at + n] for at, n in zip(lower, size, strict=True)]
-    ramp = AffineField(np.eye(3, 4), VOLUME).box(lower, size)
+    ramp = INDEX.box(lower, size)
     located = crop_and_pad_nd(
-        LocatedArray(np.zeros((1, *VOLUME), np.float32), AffineField(np.eye(3, 4), VOLUME)), box, 0
+        LocatedArray(np.zeros((1, *VOLUME), np.float32), INDEX, corners_only=True), box, 0
     )
     image = torch.from_numpy(np.concatenate([ramp, located[-3:]]))
     seg = torch.ones((2, *size), dtype=torch.int16)
@@ -173,12 +174,36 @@ def test_without_rotation_the_crop_is_nnunets_own() -> None:
 def test_a_patch_larger_than_what_was_loaded() -> None:
     """The crop pads the image with zeros; the location goes on."""
     spatial = LocatedSpatialTransform((10, 10, 10), 0, False)
-    location = torch.from_numpy(AffineField(np.eye(3, 4), VOLUME).box([2, 3, 4], [6, 10, 7]))
-    sample = spatial(image=torch.ones(1, 6, 10, 7), regression_target=location)
-    centre = [6 // 2, 10 // 2, 7 // 2]
-    lower = [at + c - 5 for at, c in zip([2, 3, 4], centre, strict=True)]
-    truth = torch.from_numpy(AffineField(np.eye(3, 4), VOLUME).box(lower, [10, 10, 10]))
-    torch.testing.assert_close(sample["regression_target"], truth)
+    image = torch.cat([torch.ones(1, 6, 10, 7), torch.from_numpy(INDEX.box([2, 3, 4], [6, 10, 7]))])
+    result = ComposeTransforms([SplitLocation(), spatial, JoinLocation()])(image=image)["image"]
+    lower = [at + c - 5 for at, c in zip([2, 3, 4], [6 // 2, 10 // 2, 7 // 2], strict=True)]
+    torch.testing.assert_close(result[1:], torch.from_numpy(INDEX.box(lower, [10, 10, 10])))
+    assert not result[0, 0].any()
+
+
+def test_elastic_deformation_is_refused() -> None:
+    transforms = nnunet_transforms((8, 8, 8))
+    for t in transforms.transforms:
+        if isinstance(t, SpatialTransform):
+            t.p_elastic_deform = 0.2
+    with pytest.raises(ValueError, match=r"cannot follow elastic deformation: .* got 0\.2"):
+        locate_transforms(transforms)
+
+
+@pytest.mark.parametrize("size", [(4, 5, 6), (1, 5, 6), (4, 1, 1), (5, 6), (1, 1)])
+def test_split_and_join_are_inverse(size: tuple[int, ...]) -> None:
+    """Also for axes of one voxel, and with nothing but the corners of the location written."""
+    index = torch.stack(torch.meshgrid(*[torch.arange(float(n)) for n in size], indexing="ij"))
+    weights = torch.tensor([[1.0, 0.3, -2.0], [0.0, 0.5, 0.0], [4.0, 0.0, 0.1]])[:, : len(size)]
+    location = torch.einsum("ka,a...->k...", weights, index) + 7
+    image = torch.cat([torch.rand(2, *size), location])
+    corners = torch.cat([image[:2], torch.full_like(location, torch.nan)])
+    ends = (slice(2, None), *[slice(None, None, max(n - 1, 1)) for n in size])
+    corners[ends] = image[ends]
+    for given_image in (image, corners):
+        sample = SplitLocation()(image=given_image.clone())
+        assert sample["image"].shape[0] == 2
+        torch.testing.assert_close(JoinLocation()(**sample)["image"], image)
 
 
 def test_the_cascade_comes_last() -> None:
@@ -219,7 +244,7 @@ def test_only_the_location_differs_from_a_plain_run() -> None:
 @pytest.fixture
 def perturbed() -> torch.Tensor:
     """Locations (400, 3, 2, 2, 2) after jitter 0.1 and dropout 0.25."""
-    location = torch.from_numpy(AffineField(np.eye(3, 4), VOLUME).box([1, 1, 1], [2, 2, 2]))
+    location = torch.from_numpy(INDEX.box([1, 1, 1], [2, 2, 2]))
     transform = PerturbLocation(0.1, 0.25, (7.0, 8.0, 9.0))
     samples = []
     for _ in range(400):
@@ -239,10 +264,3 @@ def test_jitter_and_dropout_have_the_size_asked_for(perturbed: torch.Tensor) -> 
     for value, mean in ((scale, 1.0), (shift, 0.0)):
         assert abs(value.mean() - mean) < 0.02
         assert 0.08 < value.std() < 0.12
-
-
-def test_split_and_join_are_inverse() -> None:
-    image = torch.rand(5, 2, 3, 4)
-    sample = SplitLocation()(image=image.clone())
-    assert sample["image"].shape[0] == 2
-    assert torch.equal(JoinLocation()(**sample)["image"], image)

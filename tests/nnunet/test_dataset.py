@@ -49,6 +49,26 @@ def test_crop_and_pad_of_the_loader(boxes: list[tuple[int, int]]) -> None:
     np.testing.assert_allclose(tensor.numpy(), truth(array, lower, size), atol=1e-5)
 
 
+@given(st.lists(st.tuples(st.integers(-9, 5), st.integers(1, 20)), min_size=3, max_size=3))
+def test_corners_alone(boxes: list[tuple[int, int]]) -> None:
+    """The loader's crops: the image as ever, the location at the corner voxels."""
+    array = LocatedArray(located().stored, INDEX, corners_only=True)
+    lower, size = [b[0] for b in boxes], [max(b[1], 1 - b[0]) for b in boxes]
+    crop = np.asarray(crop_and_pad_nd(array, [[at, at + n] for at, n in zip(lower, size, strict=True)], 0))
+    expected = truth(array, lower, size)
+    np.testing.assert_array_equal(crop[:2], expected[:2])
+    ends = (slice(2, None), *[slice(None, None, max(n - 1, 1)) for n in size])
+    np.testing.assert_allclose(crop[ends], expected[ends], atol=1e-5)
+
+
+def test_a_field_that_is_not_affine_is_loaded_whole() -> None:
+    class Bent(AffineField):
+        affine = False
+
+    crop = LocatedArray(located().stored, Bent(np.eye(3, 4), SHAPE), corners_only=True)[:, 1:4, 1:4, 1:4]
+    np.testing.assert_allclose(crop, truth(located(), [1, 1, 1], [3, 3, 3]), atol=1e-6)
+
+
 def test_the_whole_case_and_the_cascade() -> None:
     """Final validation takes data[:] and stacks the previous stage behind it."""
     array = located()

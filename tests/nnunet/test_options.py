@@ -63,4 +63,7 @@ def test_the_signature_holds_what_the_weights_depend_on() -> None:
     assert one.signature("prior") == read({}, "prior").signature("prior")
     assert one.signature("prior") != read({"location": {"source": "scanner"}}, "prior").signature("prior")
     assert one.signature("prior") != read({}, "locbam").signature("locbam")
-    assert json.loads(one.signature("prior"))["source"] == "voxel"
+    written = json.loads(one.signature("prior"))
+    assert written["source"] == "voxel"
+    # the defaults of this version are written out: another version's must not be taken for them
+    assert written["block"]["bands"] == 6

@@ -1,0 +1,11 @@
+"""What nnU-Net finds behind `trainers/` in nnUNet_extTrainer during the tests: re-exports only."""
+
+from tests.integration.short_trainers import (
+    EchoTrainer,
+    ShortCoordConv,
+    ShortLocBAM,
+    ShortPlain,
+    ShortPriorHead,
+)
+
+__all__ = ["EchoTrainer", "ShortCoordConv", "ShortLocBAM", "ShortPlain", "ShortPriorHead"]
