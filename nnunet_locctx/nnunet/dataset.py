@@ -48,9 +48,17 @@ class LocatedCrop(np.ndarray):
             )
         assert self.location is not None
         channels = data.shape[0] - LOCATION_CHANNELS
-        image = np.pad(data[:channels], widths, mode=mode, **kwargs)
-        padded = np.empty((data.shape[0], *image.shape[1:]), dtype=data.dtype)
-        padded[:channels] = image
+        size = [n + int(below + above) for n, (below, above) in zip(data.shape, widths, strict=True)]
+        padded = np.empty(size, dtype=data.dtype)
+        if mode == "constant" and np.isscalar(kwargs.get("constant_values", 0)):
+            # np.pad's result would be copied once more
+            inside = [
+                slice(int(below), int(below) + n) for n, (below, _) in zip(data.shape, widths, strict=True)
+            ]
+            padded[:channels] = kwargs.get("constant_values", 0)
+            padded[(slice(channels), *inside[1:])] = data[:channels]
+        else:
+            padded[:channels] = np.pad(data[:channels], widths, mode=mode, **kwargs)
         lower = [at - int(below) for at, (below, _) in zip(self.lower, widths[1:], strict=True)]
         fill(self.location, lower, padded[channels:], self.corners_only)
         return padded

@@ -111,6 +111,16 @@ def test_slices_that_are_not_supported(key: object, message: str) -> None:
         located()[key]
 
 
+@pytest.mark.parametrize(("mode", "value"), [("constant", 7.0), ("edge", None)])
+def test_the_image_is_padded_as_numpy_does(mode: str, value: float | None) -> None:
+    crop = located()[:, 1:3, 2:6, 3:4]
+    widths = [(0, 0), (2, 1), (0, 3), (1, 0)]
+    options = {} if value is None else {"constant_values": value}
+    padded = np.pad(crop, widths, mode, **options)  # type: ignore[call-overload]
+    np.testing.assert_array_equal(padded[:2], np.pad(np.asarray(crop)[:2], widths, mode, **options))  # type: ignore[call-overload]
+    np.testing.assert_allclose(padded[2:], truth(located(), [-1, 2, 2], [5, 7, 2])[2:], atol=1e-5)
+
+
 def test_results_of_arithmetic_are_not_located() -> None:
     """Only a crop straight from the case knows its place; padding anything else is numpy's padding."""
     crop = located()[:, 1:3, 1:3, 1:3]
