@@ -119,7 +119,7 @@ def test_architecture_has_one_entry_per_stage() -> None:
 
 
 def test_memory_of_a_process_tree_is_seen() -> None:
-    child = "b = bytearray(200 * 2**20); import time; time.sleep(1)"
+    child = "b = bytearray(200 * 2**20); import time; time.sleep(3)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     with MemoryWatch() as watch, subprocess.Popen([sys.executable, "-c", parent]) as process:
         watch.follow(process)
