@@ -65,7 +65,7 @@ class Settings:
     volume: int = 160  # the training volumes' nominal edge
     cases: int = 6
     loader_patch: tuple[int, int, int] = (96, 96, 96)
-    loader_batches: int = 4
+    loader_batches: int = 12
     step_patch: tuple[int, int, int] = (48, 48, 48)
     step_network: Network = Network((32, 64, 128, 256, 320), 2)
     step_repeats: int = 1
