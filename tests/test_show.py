@@ -281,7 +281,7 @@ def make_model(
     folder: Path, trainer: str, *, previous_stage: str | None = None, trainer_in_checkpoint: str | None = None
 ) -> Path:
     """A model folder as training leaves it, with weights set by hand (see `TestModels.trained`)."""
-    location = {"location": {"source": "voxel", "block": {"encoding": "identity"}}}
+    location = {"location": {"source": "voxel", "block": {"encoding": "identity", "stride": 1}}}
     stage = {} if previous_stage is None else {"previous_stage": previous_stage}
     content = plans(
         {
