@@ -670,8 +670,9 @@ Measured {datetime.date.today().isoformat()} with `{command}`, nnunet_locctx {ve
   {bench.threads} CPU thread(s), {s.step_repeats} step(s) per run.
 - Prediction: `nnUNetv2_predict --disable_tta -step_size 1 -npp 1 -nps 1 -device {bench.device}` on one
   scan of {by(s.scan)} voxels at the plans' spacing (nothing is resampled), patch {by(s.predict_patch)},
-  {s.predict_network}. Start and imports are part of the time. The network is small: what location adds outside it weighs more than with a usual network.
-  Memory is sampled every {MemoryWatch.INTERVAL} s, with shared pages counted once every {pss_interval:g} s.
+  {s.predict_network}. Start and imports are part of the time. The network is small: what location
+  adds outside it weighs more than with a usual network. Memory is sampled every
+  {MemoryWatch.INTERVAL} s, with shared pages counted once every {pss_interval:g} s.
 - Disk: all trainers read the same preprocessed data; its size is taken after each of them drew batches from it.
 """
     lines = [*notes.strip().splitlines(), ""]
