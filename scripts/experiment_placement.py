@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nnunet_locctx.blocks import CoordConvStem
-from nnunet_locctx.networks import LocatedUNet
+from nnunet_locctx.networks import Fitting, LocatedUNet
 
 PATCH = 24
 BATCH = 4
@@ -182,7 +182,7 @@ def make_network(row: Row, seed: int) -> nn.Module:
     planned.apply(planned.initialize)
     if row.block is None:
         return WithoutLocation(planned)
-    return LocatedUNet(planned, 1, row.block, row.place, **row.options)
+    return LocatedUNet(planned, 1, Fitting(row.block, row.place, row.options))
 
 
 def loss_function(logits: Tensor, labels: Tensor) -> Tensor:

@@ -15,19 +15,36 @@ from torch import nn
 
 from nnunet_locctx.blocks.coordconv import CoordConv, CoordConvStem
 from nnunet_locctx.blocks.encoding import ENCODINGS, FrequencyEncoding, IdentityEncoding, make_encoding
+from nnunet_locctx.blocks.gpe import GlobalPositionalEncoding, make_positional_encodings, share_encodings
 from nnunet_locctx.blocks.locbam import LocBAM
 from nnunet_locctx.blocks.prior import PriorHead
 from nnunet_locctx.blocks.resolution import resize_location
 
-BLOCKS: dict[str, type[nn.Module]] = {"coordconv": CoordConv, "locbam": LocBAM, "prior": PriorHead}
+BLOCKS: dict[str, type[nn.Module]] = {
+    "coordconv": CoordConv,
+    "locbam": LocBAM,
+    "gpe": GlobalPositionalEncoding,
+    "prior": PriorHead,
+}
 
-PLACES = ("input", "encoder_first", "encoder", "bottleneck", "decoder", "decoder_last", "logits")
+PLACES = (
+    "input",
+    "encoder_first",
+    "encoder",
+    "encoder_deep",
+    "bottleneck",
+    "decoder",
+    "decoder_last",
+    "stages",
+    "logits",
+)
 """Where a block can sit in a U-Net.
 
 ``input``: before the first convolution (CoordConv: within it); ``encoder_first``: after the first encoder
-stage, which also feeds the topmost skip connection; ``encoder``: after every encoder stage; ``bottleneck``:
-after the last encoder stage; ``decoder``: after every decoder stage; ``decoder_last``: after the last decoder
-stage; ``logits``: on the logits of every resolution.
+stage, which also feeds the topmost skip connection; ``encoder``: after every encoder stage; ``encoder_deep``:
+after the deepest encoder stage that has 128 tokens or more; ``bottleneck``: after the last encoder stage;
+``decoder``: after every decoder stage; ``decoder_last``: after the last decoder stage; ``stages``: after every encoder
+and every decoder stage; ``logits``: on the logits of every resolution.
 """
 
 
@@ -54,6 +71,7 @@ DEFAULTS: dict[str, BlockDefault] = {
     "locbam": BlockDefault(
         "decoder", reason="Dice 0.92 and 0.59: the only place where gates were seen to learn"
     ),
+    "gpe": BlockDefault("decoder", reason="not measured yet"),
     "prior": BlockDefault(
         "logits", reason="Dice 0.91 and 0.80, as in the decoder, at less cost; gamma and beta can be drawn"
     ),
@@ -137,6 +155,7 @@ __all__ = [
     "CoordConv",
     "CoordConvStem",
     "FrequencyEncoding",
+    "GlobalPositionalEncoding",
     "IdentityEncoding",
     "LocBAM",
     "PriorHead",
@@ -145,5 +164,7 @@ __all__ = [
     "complete_options",
     "make_block",
     "make_encoding",
+    "make_positional_encodings",
     "resize_location",
+    "share_encodings",
 ]

@@ -112,7 +112,12 @@ ENCODINGS = ("identity", "frequency")
 
 
 def make_encoding(
-    name: str, bands: int = 6, base: float = math.pi, keep_identity: bool = True, band_limit: bool = True
+    name: str,
+    bands: int = 6,
+    base: float = math.pi,
+    keep_identity: bool = True,
+    band_limit: bool = True,
+    hash: dict[str, Any] | None = None,  # noqa: A002 - the option's name in the plans
 ) -> Encoding:
     """An encoding by its name; all options but the name concern ``frequency``.
 

@@ -1,23 +1,45 @@
 """A planned U-Net that knows where its patch lies."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from nnunet_locctx.blocks import CoordConvStem, check_block, make_block, resize_location
-from nnunet_locctx.location import LOCATION_CHANNELS, extrapolate_padding
+from nnunet_locctx.blocks import CoordConvStem, check_block, make_block, share_encodings
+from nnunet_locctx.networks.inputs import LocationPyramid, check_input_shape, split_input
+from nnunet_locctx.networks.whole import LogitsOfAnyResolution
 from nnunet_locctx.types import Logits, NetworkInput
-
-LogitsOfAnyResolution: TypeAlias = Float[Tensor, "batch classes ..."]
 
 ARCHITECTURES = (PlainConvUNet, ResidualEncoderUNet)
 
+DEEP_TOKENS = 128
+"""Place ``encoder_deep``: the deepest encoder stage with at least this many tokens per patch."""
+
+Site: TypeAlias = tuple[str, int]
+"""A point of the network where blocks can sit: ``("encoder", 0)`` is behind the first encoder stage."""
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """One kind of block at one place.
+
+    Attributes:
+        block: A key of ``nnunet_locctx.blocks.BLOCKS``.
+        place: One of ``nnunet_locctx.blocks.PLACES``.
+        options: Options of the block.
+    """
+
+    block: str
+    place: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
 
 class LocatedUNet(nn.Module):
-    """Fits one kind of block at one place of a planned network.
+    """Fits blocks into a planned network.
 
     Input channels are [image | location (R, A, S) | previous stage], the last only in a cascade. The planned
     network's encoder and decoder stay the modules they are, at the same names, so its weights go both ways;
@@ -30,17 +52,20 @@ class LocatedUNet(nn.Module):
         planned: PlainConvUNet or ResidualEncoderUNet (dynamic_network_architectures), 2D or 3D. It is not copied.
         image_channels: Channels in front of the location; further input channels of the planned network are the
             previous stage of a cascade.
-        block: A key of ``nnunet_locctx.blocks.BLOCKS``.
-        place: One of ``nnunet_locctx.blocks.PLACES``.
-        **options: Options of the block.
+        *fittings: What is fitted; where two share a place, in this order.
+        patch_size: Voxels along each axis; needed for the place ``encoder_deep`` only.
 
     Raises:
         TypeError: If the planned network is of another class.
-        ValueError: If the number of image channels, the block, the place or an option is not allowed.
+        ValueError: If the number of image channels, a block, a place or an option is not allowed.
     """
 
     def __init__(
-        self, planned: nn.Module, image_channels: int, block: str, place: str, **options: Any
+        self,
+        planned: nn.Module,
+        image_channels: int,
+        *fittings: Fitting,
+        patch_size: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(planned, ARCHITECTURES):
@@ -48,13 +73,13 @@ class LocatedUNet(nn.Module):
             raise TypeError(
                 f"a location can be fitted to a {allowed}, got a {type(planned).__name__}; plan with one of these"
             )
-        check_block(block, place, options)
+        for fitting in fittings:
+            check_block(fitting.block, fitting.place, dict(fitting.options))
         self.encoder: Any = planned.encoder
         self.decoder: Any = planned.decoder
-        self.block, self.place = block, place
+        self.fittings = fittings
         self.image_channels = image_channels
-        stem = self._stem()
-        first = stem.convs[0].conv
+        first = self._stem().convs[0].conv
         self.planned_channels: int = first.in_channels
         self.rank = len(first.kernel_size)
         if not 1 <= image_channels <= self.planned_channels:
@@ -62,14 +87,21 @@ class LocatedUNet(nn.Module):
                 f"image_channels must be 1 to {self.planned_channels}, the input channels of the planned network, "
                 f"got {image_channels}"
             )
+        self._blocks_at: dict[Site, list[int]] = {}
+        blocks: list[nn.Module] = []
         with torch.random.fork_rng(devices=[]):
-            blocks = [CoordConvStem(first, **options)] if self._in_stem else self._make_blocks(options)
+            for fitting in fittings:
+                made: list[nn.Module] = []
+                for site in self._sites(fitting, patch_size):
+                    self._blocks_at.setdefault(site, []).append(len(blocks) + len(made))
+                    made.append(
+                        CoordConvStem(first, **fitting.options)
+                        if site[0] == "stem"
+                        else make_block(fitting.block, self._channels(site), self.rank, **fitting.options)
+                    )
+                share_encodings(made)
+                blocks += made
         self.location_blocks = nn.ModuleList(blocks)
-
-    @property
-    def _in_stem(self) -> bool:
-        """Whether the location enters within the first convolution rather than before it."""
-        return self.block == "coordconv" and self.place == "input"
 
     def _stem(self) -> Any:
         """The stack of convolutions that the input enters first."""
@@ -79,19 +111,41 @@ class LocatedUNet(nn.Module):
             else self.encoder.stem
         )
 
-    def _make_blocks(self, options: dict[str, Any]) -> list[nn.Module]:
-        encoder = list(self.encoder.output_channels)
-        decoder = encoder[-2::-1]
-        channels = {
-            "input": [self.planned_channels],
+    def _sites(self, fitting: Fitting, patch_size: Sequence[int] | None) -> list[Site]:
+        """Where the blocks of a fitting sit, in the order in which features pass them."""
+        if fitting.block == "coordconv" and fitting.place == "input":
+            return [("stem", 0)]  # within the first convolution rather than before it
+        encoder = [("encoder", index) for index in range(len(self.encoder.stages))]
+        decoder = [("decoder", index) for index in range(len(self.decoder.stages))]
+        if fitting.place == "encoder_deep":
+            return [encoder[self._deep_stage(patch_size)]]
+        return {
+            "input": [("input", 0)],
             "encoder_first": encoder[:1],
             "encoder": encoder,
             "bottleneck": encoder[-1:],
             "decoder": decoder,
             "decoder_last": decoder[-1:],
-            "logits": [self.decoder.num_classes],
-        }[self.place]
-        return [make_block(self.block, count, self.rank, **options) for count in channels]
+            "stages": encoder + decoder,
+            "logits": [("logits", 0)],
+        }[fitting.place]
+
+    def _deep_stage(self, patch_size: Sequence[int] | None) -> int:
+        if patch_size is None:
+            raise ValueError("the place 'encoder_deep' depends on the patch: give patch_size")
+        strides = np.cumprod([np.broadcast_to(stride, self.rank) for stride in self.encoder.strides], axis=0)
+        tokens = np.prod(np.ceil(np.asarray(patch_size) / strides), axis=1)
+        return max([index for index, count in enumerate(tokens) if count >= DEEP_TOKENS], default=0)
+
+    def _channels(self, site: Site) -> int:
+        """Channels of the features at a site."""
+        kind, index = site
+        encoder = list(self.encoder.output_channels)
+        if kind == "input":
+            return self.planned_channels
+        if kind == "logits":
+            return int(self.decoder.num_classes)
+        return int((encoder if kind == "encoder" else encoder[-2::-1])[index])
 
     def forward(self, x: NetworkInput) -> Logits | list[LogitsOfAnyResolution]:
         """Logits for a patch.
@@ -105,42 +159,27 @@ class LocatedUNet(nn.Module):
         Raises:
             ValueError: If `x` has another number of channels or axes.
         """
-        self._check(x)
-        image, location, previous = x.split(
-            (self.image_channels, LOCATION_CHANNELS, self.planned_channels - self.image_channels), dim=1
-        )
-        if previous.shape[1]:
-            image = torch.cat([image, previous], dim=1)
-        if not self.training:
-            location = extrapolate_padding(location)
-        located = LocationPyramid(location)
+        previous_channels = self.planned_channels - self.image_channels
+        check_input_shape(x, self.image_channels, previous_channels, self.rank)
+        image, located = split_input(x, self.image_channels, previous_channels, self.training)
         return self._decode(self._encode(image, located), located)
 
-    def _encode(self, features: Tensor, located: "LocationPyramid") -> list[Tensor]:
+    def _encode(self, features: Tensor, located: LocationPyramid) -> list[Tensor]:
         """Outputs of the encoder's stages, first stage first."""
         stages = list(self.encoder.stages)
-        if self.place == "input" and not self._in_stem:
-            features = self._located(0, features, located)
+        features = self._located(("input", 0), features, located)
         stem = getattr(self.encoder, "stem", None)
-        if self._in_stem:
+        outputs: list[Tensor] = []
+        if ("stem", 0) in self._blocks_at:
             features = self._located_stem(features, located.full)
             if stem is None:  # the first stage is the stem
-                outputs = [features]
+                outputs.append(self._located(("encoder", 0), features, located))
+                features = outputs[0]
                 stages = stages[1:]
-            else:
-                outputs = []
-        else:
-            outputs = []
-            if stem is not None:
-                features = stem(features)
+        elif stem is not None:
+            features = stem(features)
         for stage in stages:
-            features = stage(features)
-            index = len(outputs)
-            last = index == len(self.encoder.stages) - 1
-            if self.place == "encoder":
-                features = self._located(index, features, located)
-            elif (self.place == "encoder_first" and index == 0) or (self.place == "bottleneck" and last):
-                features = self._located(0, features, located)
+            features = self._located(("encoder", len(outputs)), stage(features), located)
             outputs.append(features)
         return outputs
 
@@ -148,55 +187,28 @@ class LocatedUNet(nn.Module):
         """The stem, its first convolution over [image | location]."""
         first, *others = self._stem().convs
         conv, *rest = list(first.all_modules)
-        features = conv(image) + self.location_blocks[0](location)
+        features = conv(image)
+        for index in self._blocks_at[("stem", 0)]:
+            features = features + self.location_blocks[index](location)
         for module in (*rest, *others):
             features = module(features)
         return features
 
-    def _decode(self, skips: list[Tensor], located: "LocationPyramid") -> Tensor | list[Tensor]:
+    def _decode(self, skips: list[Tensor], located: LocationPyramid) -> Tensor | list[Tensor]:
         decoder = self.decoder
         features = skips[-1]
         logits: list[Tensor] = []
         last = len(decoder.stages) - 1
         for index, stage in enumerate(decoder.stages):
             features = stage(torch.cat([decoder.transpconvs[index](features), skips[-(index + 2)]], dim=1))
-            if self.place == "decoder":
-                features = self._located(index, features, located)
-            elif self.place == "decoder_last" and index == last:
-                features = self._located(0, features, located)
+            features = self._located(("decoder", index), features, located)
             if decoder.deep_supervision or index == last:
                 output = decoder.seg_layers[index if decoder.deep_supervision else -1](features)
-                logits.append(self._located(0, output, located) if self.place == "logits" else output)
+                logits.append(self._located(("logits", 0), output, located))
         return logits[::-1] if decoder.deep_supervision else logits[0]
 
-    def _located(self, index: int, features: Tensor, located: "LocationPyramid") -> Tensor:
-        return self.location_blocks[index](features, located.at(features.shape[2:]))
-
-    def _check(self, x: Tensor) -> None:
-        if torch.compiler.is_compiling():
-            return
-        expected = self.planned_channels + LOCATION_CHANNELS
-        if x.dim() != self.rank + 2 or x.shape[1] != expected:
-            previous = self.planned_channels - self.image_channels
-            parts = f"{self.image_channels} image + {LOCATION_CHANNELS} location" + (
-                f" + {previous} previous stage" if previous else ""
-            )
-            raise ValueError(
-                f"input must have {expected} channels ({parts}) and {self.rank} spatial axes, "
-                f"got shape {tuple(x.shape)}"
-            )
-
-
-class LocationPyramid:
-    """The location of one forward pass at the sizes asked for, each computed once."""
-
-    def __init__(self, full: Tensor) -> None:
-        self.full = full
-        self._sizes: dict[tuple[int, ...], Tensor] = {}
-
-    def at(self, size: torch.Size) -> Tensor:
-        """(B, 3, *size)."""
-        key = tuple(size)
-        if key not in self._sizes:
-            self._sizes[key] = resize_location(self.full, key)
-        return self._sizes[key]
+    def _located(self, site: Site, features: Tensor, located: LocationPyramid) -> Tensor:
+        """`features` through the blocks at a site."""
+        for index in self._blocks_at.get(site, ()):
+            features = self.location_blocks[index](features, located.at(features.shape[2:]))
+        return features

@@ -54,7 +54,10 @@ class LocationOptions:
 
     @classmethod
     def from_configuration(
-        cls, configuration: Mapping[str, Any], block: str | None = None
+        cls,
+        configuration: Mapping[str, Any],
+        block: str | None = None,
+        block_options: Mapping[str, Any] | None = None,
     ) -> "LocationOptions":
         """Reads and checks the ``location`` key of a configuration; without the key, the defaults.
 
@@ -62,6 +65,7 @@ class LocationOptions:
             configuration: A configuration of the plans, inheritance resolved.
             block: The trainer's block (a name of :data:`nnunet_locctx.blocks.BLOCKS`): fills in its default
                 place and options and checks both. None checks only what holds for every block.
+            block_options: What the trainer changes of the block's defaults.
 
         Raises:
             ValueError: An unknown key or a value that is not allowed.
@@ -80,7 +84,9 @@ class LocationOptions:
             return options
         default = DEFAULTS[block]
         options = dataclasses.replace(
-            options, place=options.place or default.place, block={**default.options, **options.block}
+            options,
+            place=options.place or default.place,
+            block={**default.options, **(block_options or {}), **options.block},
         )
         check_block(block, str(options.place), dict(options.block))
         return options

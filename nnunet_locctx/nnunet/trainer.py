@@ -1,6 +1,7 @@
 """nnU-Net's trainer with location: the same loops, batches and losses, three more input channels and a block
 that uses them."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -13,12 +14,13 @@ from torch import nn
 from tqdm import tqdm
 
 from nnunet_locctx.geometry import Frame
-from nnunet_locctx.networks.located_unet import LocatedUNet
+from nnunet_locctx.networks.located_unet import Fitting, LocatedUNet
 from nnunet_locctx.nnunet import pretraining
 from nnunet_locctx.nnunet.augmentation import PerturbLocation, locate_transforms
 from nnunet_locctx.nnunet.configuration import locate
 from nnunet_locctx.nnunet.dataset import LocatedDataset
 from nnunet_locctx.nnunet.options import LocationOptions
+from nnunet_locctx.nnunet.recipes import split_tables
 from nnunet_locctx.nnunet.signature import LocationSignature
 
 
@@ -29,13 +31,15 @@ class LocatedTrainer(nnUNetTrainer):
     ``location`` key (:class:`~nnunet_locctx.nnunet.options.LocationOptions`).
 
     Attributes:
-        block: Name of the block, a key of :data:`nnunet_locctx.blocks.BLOCKS`.
+        block: Name of the block, a key of :data:`nnunet_locctx.blocks.BLOCKS`; None: a network of its own.
+        block_options: Options of the block that differ from its defaults; the plans' go on top.
         epochs: Length of the training, None for nnU-Net's own.
         augments: Whether jitter and dropout of the plans apply; not in the variants without data
             augmentation.
     """
 
-    block: ClassVar[str]
+    block: ClassVar[str | None]
+    block_options: ClassVar[Mapping[str, Any]] = {}
     epochs: ClassVar[int | None] = None
     augments: ClassVar[bool] = True
 
@@ -53,19 +57,8 @@ class LocatedTrainer(nnUNetTrainer):
             ValueError: The plans' ``location`` key is wrong, the configuration has no network, or nnUNet_results
                 is not set; raised before anything is written.
         """
-        if not nnUNet_results.is_set():
-            raise ValueError(
-                "the environment variable nnUNet_results is not set. It names the folder of nnU-Net's trained models; "
-                "set it with: export nnUNet_results=/path/to/nnUNet_results"
-            )
-        try:
-            resolved = PlansManager(plans).get_configuration(configuration).configuration
-        except KeyError as error:
-            raise ValueError(
-                f"configuration {configuration!r} of the plans has no 'architecture', nor {error}, which old plans "
-                "have instead. Plan the data set again with nnUNetv2_plan_experiment."
-            ) from error
-        self.location = LocationOptions.from_configuration(resolved, self.block)
+        resolved = resolve_configuration(plans, configuration)
+        self.location = LocationOptions.from_configuration(resolved, self.block, self.block_options)
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.epochs is not None:
             self.num_epochs = self.epochs
@@ -100,8 +93,11 @@ class LocatedTrainer(nnUNetTrainer):
         Returns:
             A network for (B, image + 3 + previous stage, *patch).
         """
+        assert cls.block is not None
         configuration_manager = locate(configuration_manager)
-        options = LocationOptions.from_configuration(configuration_manager.configuration, cls.block)
+        options = LocationOptions.from_configuration(
+            configuration_manager.configuration, cls.block, cls.block_options
+        )
         # built first and by nnU-Net itself: with the same seed a plain run starts from the same weights
         planned = nnUNetTrainer.build_network_architecture(
             plans_manager,
@@ -111,9 +107,23 @@ class LocatedTrainer(nnUNetTrainer):
             enable_deep_supervision,
         )
         image_channels = len(configuration_manager.normalization_schemes)
-        network = LocatedUNet(planned, image_channels, cls.block, str(options.place), **options.block)
+        network = LocatedUNet(
+            planned,
+            image_channels,
+            Fitting(cls.block, str(options.place), options.block),
+            patch_size=configuration_manager.patch_size,
+        )
         network.add_module("location_signature", LocationSignature(options.signature(cls.block)))
         return network
+
+    def configure_optimizers(self) -> Any:
+        """nnU-Net's, but hash tables without weight decay (see :mod:`~nnunet_locctx.nnunet.recipes`)."""
+        optimizer, schedule = super().configure_optimizers()
+        tables, others = split_tables(self.network)
+        if tables and len(optimizer.param_groups) == 1:
+            optimizer.param_groups[0]["params"] = others
+            optimizer.add_param_group({"params": tables, "weight_decay": 0.0})
+        return optimizer, schedule
 
     def get_dataloaders(self) -> Any:
         """nnU-Net's loaders, after a look at every case: a broken header must not stop a training that has
@@ -155,3 +165,24 @@ class LocatedTrainer(nnUNetTrainer):
         for dataset in datasets:
             dataset.load_case.corners_only = True
         return datasets
+
+
+def resolve_configuration(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+    """A configuration with everything it inherits, before a training that uses it writes anything.
+
+    Raises:
+        ValueError: The configuration has no network, or nnUNet_results is not set.
+    """
+    if not nnUNet_results.is_set():
+        raise ValueError(
+            "the environment variable nnUNet_results is not set. It names the folder of nnU-Net's trained models; "
+            "set it with: export nnUNet_results=/path/to/nnUNet_results"
+        )
+    try:
+        resolved: dict[str, Any] = PlansManager(plans).get_configuration(configuration).configuration
+    except KeyError as error:
+        raise ValueError(
+            f"configuration {configuration!r} of the plans has no 'architecture', nor {error}, which old plans "
+            "have instead. Plan the data set again with nnUNetv2_plan_experiment."
+        ) from error
+    return resolved

@@ -2,18 +2,29 @@
 
 ``LocBAMTrainer_100epochs_noMirroring`` needs no class of its own: any combination of the suffixes
 ``_<N>epochs``, ``_noDA`` and ``_noMirroring`` is made when its name is asked for. The class carries the full
-name, which nnU-Net writes into result folders and checkpoints.
+name, which nnU-Net writes into result folders and checkpoints. Trainers of whole networks also take
+``_nnUNetSchedule``: nnU-Net's optimiser, learning rates and length of training instead of the method's own.
 """
 
 import functools
 import re
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeAlias
 
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
     nnUNetTrainerNoMirroring,
 )
 
+from nnunet_locctx.nnunet.recipes import (
+    NNFORMER_RECIPE,
+    PNETWORK_RECIPE,
+    SWIN_UNETR_RECIPE,
+    UNETR_RECIPE,
+    UNETRPP_RECIPE,
+)
 from nnunet_locctx.nnunet.trainer import LocatedTrainer
+from nnunet_locctx.nnunet.whole_network import LocatedWholeNetworkTrainer, WholeNetworkTrainer
 
 
 class CoordConvTrainer(LocatedTrainer):
@@ -34,15 +45,96 @@ class PriorHeadTrainer(LocatedTrainer):
     block = "prior"
 
 
-TRAINERS: dict[str, type[LocatedTrainer]] = {
-    trainer.__name__: trainer for trainer in (CoordConvTrainer, LocBAMTrainer, PriorHeadTrainer)
-}
+class GPETrainer(LocatedTrainer):
+    """Global positional encoding (Le and Le 2025): an encoded location, projected and added."""
 
-SUFFIXES = ("_<N>epochs", "_noDA", "_noMirroring")
+    block = "gpe"
+
+
+class GPEHashTrainer(GPETrainer):
+    """GPE with a learned hash table instead of sines and cosines."""
+
+    block_options: ClassVar[Mapping[str, Any]] = {"encoding": "hash"}
+
+
+class UNETRTrainer(WholeNetworkTrainer):
+    """UNETR (Hatamizadeh et al., WACV 2022), without location."""
+
+    network_name = "unetr"
+    recipe = UNETR_RECIPE
+
+
+class SwinUNETRTrainer(WholeNetworkTrainer):
+    """Swin UNETR (Hatamizadeh et al., 2022), without location."""
+
+    network_name = "swin_unetr"
+    recipe = SWIN_UNETR_RECIPE
+
+
+class nnFormerTrainer(WholeNetworkTrainer):  # noqa: N801 - the network's name
+    """nnFormer (Zhou et al., IEEE TIP 2023), without location."""
+
+    network_name = "nnformer"
+    recipe = NNFORMER_RECIPE
+
+
+class UNETRPPTrainer(WholeNetworkTrainer):
+    """UNETR++ (Shaker et al., IEEE TMI 2024), without location."""
+
+    network_name = "unetr_pp"
+    recipe = UNETRPP_RECIPE
+
+
+class PNetworkTrainer(LocatedWholeNetworkTrainer):
+    """P-Network (Le and Le 2025): UNETR++ with a hash encoding before the blocks of every stage."""
+
+    network_name = "unetr_pp"
+    network_options: ClassVar[Mapping[str, Any]] = {
+        "encoding": "hash",
+        "gpe_places": "all",
+        "hash": {"levels": 32},
+    }
+    recipe = PNETWORK_RECIPE
+
+
+def _with_location(trainer: type[WholeNetworkTrainer], encoding: str) -> type[LocatedWholeNetworkTrainer]:
+    """The twin of a plain trainer that adds the global positional encoding, everything else the same."""
+    prefix = {"frequency": "GPE", "hash": "GPEHash"}[encoding]
+    plain = str(trainer.__doc__).removesuffix(", without location.")
+    body = {
+        "__module__": __name__,
+        "__doc__": f"{plain}, with global positional encoding ({encoding}).",
+        "network_name": trainer.network_name,
+        "network_options": {**trainer.network_options, "encoding": encoding},
+        "recipe": trainer.recipe,
+    }
+    return type(prefix + trainer.__name__, (LocatedWholeNetworkTrainer,), body)
+
+
+_PLAIN = (UNETRTrainer, SwinUNETRTrainer, nnFormerTrainer, UNETRPPTrainer)
+
+_TWINS = tuple(_with_location(trainer, encoding) for trainer in _PLAIN for encoding in ("frequency", "hash"))
+
+Trainer: TypeAlias = type[LocatedTrainer] | type[WholeNetworkTrainer]
+
+_ALL: tuple[Trainer, ...] = (
+    CoordConvTrainer,
+    LocBAMTrainer,
+    PriorHeadTrainer,
+    GPETrainer,
+    GPEHashTrainer,
+    *_PLAIN,
+    *_TWINS,
+    PNetworkTrainer,
+)
+
+TRAINERS: dict[str, Trainer] = {trainer.__name__: trainer for trainer in _ALL}
+
+SUFFIXES = ("_<N>epochs", "_noDA", "_noMirroring", "_nnUNetSchedule")
 
 
 @functools.cache
-def find_trainer(name: str) -> type[LocatedTrainer] | None:
+def find_trainer(name: str) -> Trainer | None:
     """The trainer of that name, suffixes included; None if the name does not belong to this package.
 
     Raises:
@@ -55,6 +147,7 @@ def find_trainer(name: str) -> type[LocatedTrainer] | None:
     if not parts:
         return base
     variants: list[type] = []
+    own: dict[str, Any] = {}
     epochs: int | None = None
     for part in parts:
         number = re.fullmatch(r"([1-9]\d*)epochs?", part)
@@ -64,11 +157,15 @@ def find_trainer(name: str) -> type[LocatedTrainer] | None:
             variants.append(nnUNetTrainerNoDA)
         elif part == "noMirroring" and nnUNetTrainerNoMirroring not in variants:
             variants.append(nnUNetTrainerNoMirroring)
+        elif part == "nnUNetSchedule" and parts.count(part) == 1 and getattr(base, "recipe", None):
+            own["recipe"] = None
         else:
+            allowed = SUFFIXES if getattr(base, "recipe", None) else SUFFIXES[:-1]
             raise ValueError(
-                f"trainer {name!r}: suffix '_{part}' is unknown or repeated; allowed: {', '.join(SUFFIXES)}, each once"
+                f"trainer {name!r}: suffix '_{part}' is unknown or repeated; allowed: {', '.join(allowed)}, each once"
             )
     body = {
+        **own,
         "__module__": __name__,
         "__doc__": base.__doc__,
         "epochs": epochs,
@@ -77,7 +174,7 @@ def find_trainer(name: str) -> type[LocatedTrainer] | None:
     return type(name, (base, *variants), body)
 
 
-def __getattr__(name: str) -> type[LocatedTrainer]:
+def __getattr__(name: str) -> Trainer:
     trainer = find_trainer(name)
     if trainer is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from torch import Tensor, nn
 
 from nnunet_locctx.blocks import BLOCKS, PLACES
-from nnunet_locctx.networks import LocatedUNet
+from nnunet_locctx.networks import Fitting, LocatedUNet
 from tests.blocks.harness import ramp, randomise
 
 FEATURES = [4, 6, 8]
@@ -18,6 +18,7 @@ CLASSES = 3
 OPTIONS: dict[str, dict[str, Any]] = {
     "coordconv": {"bands": 2},
     "locbam": {"bands": 2},
+    "gpe": {"bands": 2},
     "prior": {"bands": 2, "hidden": 4},
 }
 SIZES = {2: (8, 12), 3: (4, 8, 8)}
@@ -57,7 +58,10 @@ def plan(
 def fit(
     planned: nn.Module, block: str = "prior", place: str = "logits", image_channels: int = 1, **options: Any
 ) -> LocatedUNet:
-    return LocatedUNet(planned, image_channels, block, place, **{**OPTIONS[block], **options})
+    size = SIZES[2 if planned.encoder.conv_op is nn.Conv2d else 3]
+    return LocatedUNet(
+        planned, image_channels, Fitting(block, place, {**OPTIONS[block], **options}), patch_size=size
+    )
 
 
 def feed(rank: int = 3, channels: int = 1, previous: int = 0) -> tuple[Tensor, Tensor]:
@@ -155,9 +159,11 @@ def test_number_of_blocks_per_place() -> None:
         "input": [1],
         "encoder_first": [4],
         "encoder": [4, 6, 8],
+        "encoder_deep": [4],
         "bottleneck": [8],
         "decoder": [6, 4],
         "decoder_last": [4],
+        "stages": [4, 6, 8, 6, 4],
         "logits": [3],
     }
     assert {
@@ -235,7 +241,7 @@ def test_autocast(block: str) -> None:
 
 def test_refuses_other_architectures() -> None:
     with pytest.raises(TypeError, match="fitted to a PlainConvUNet or ResidualEncoderUNet, got a Sequential"):
-        LocatedUNet(nn.Sequential(), 1, "prior", "logits")
+        LocatedUNet(nn.Sequential(), 1, Fitting("prior", "logits"))
 
 
 @pytest.mark.parametrize(
@@ -243,13 +249,13 @@ def test_refuses_other_architectures() -> None:
     [
         ((0, "prior", "logits"), "image_channels must be 1 to 1, .*got 0"),
         ((2, "prior", "logits"), "image_channels must be 1 to 1, .*got 2"),
-        ((1, "film", "logits"), "block must be one of coordconv, locbam, prior; got 'film'"),
+        ((1, "film", "logits"), "block must be one of coordconv, .*prior.*; got 'film'"),
         ((1, "prior", "head"), "place must be one of input, .*; got 'head'"),
     ],
 )
 def test_refuses_wrong_arguments(arguments: tuple[int, str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        LocatedUNet(plan(), *arguments)
+        LocatedUNet(plan(), arguments[0], Fitting(*arguments[1:]))
 
 
 def test_refuses_unknown_options() -> None:
@@ -257,7 +263,7 @@ def test_refuses_unknown_options() -> None:
         ValueError,
         match="unknown option 'reduction' for block 'prior'; allowed are encoding, bands",
     ):
-        LocatedUNet(plan(), 1, "prior", "logits", reduction=4)
+        LocatedUNet(plan(), 1, Fitting("prior", "logits", {"reduction": 4}))
 
 
 @pytest.mark.parametrize(

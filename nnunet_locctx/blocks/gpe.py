@@ -1,0 +1,89 @@
+"""Global positional encoding: an encoded location, projected and added."""
+
+from typing import Any
+
+from torch import nn
+
+from nnunet_locctx.blocks.checks import check_channels, check_input, check_integer
+from nnunet_locctx.blocks.coordconv import CONV
+from nnunet_locctx.blocks.encoding import make_encoding
+from nnunet_locctx.blocks.resolution import coarser, resize_location, spread
+from nnunet_locctx.types import Features, Location
+
+
+class GlobalPositionalEncoding(nn.Module):
+    """``features + conv1x1(encoding(location))`` (Le and Le, "Global Positional Encoding and Its Application in Medical
+    Image Segmentation", MIWAI 2025).
+
+    Differs from the published code where that is wrong: the encoding is computed at the token centres of the stage
+    it is added to, not computed at full resolution and decimated, and bands too fine for the stage are faded out.
+
+    Args:
+        channels: Feature channels C.
+        rank: Spatial axes, 2 or 3.
+        encoding: ``"frequency"`` or ``"hash"``; ``"identity"`` for the coordinates as they are.
+        bands: Bands of the frequency encoding.
+        base: Angular frequency of its lowest band. The published one has no factor pi.
+        band_limit: Whether bands (levels of the hash encoding) too fine for the stage are faded out.
+        hash: Options of the hash encoding, see :class:`~nnunet_locctx.blocks.hash_encoding.HashEncoding`.
+        stride: Computes the encoding for every `stride`-th voxel along each axis, at its exact centre, and linearly
+            between. 1: everywhere.
+        zero_init: Starts the projection at zero, so that the block is the identity at first; False draws it as
+            torch does, which is what was published.
+
+    Raises:
+        ValueError: If an option is not allowed.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        rank: int,
+        *,
+        encoding: str = "frequency",
+        bands: int = 10,
+        base: float = 1.0,
+        band_limit: bool = True,
+        hash: dict[str, Any] | None = None,  # noqa: A002 - the option's name in the plans
+        stride: int = 1,
+        zero_init: bool = True,
+    ) -> None:
+        super().__init__()
+        check_channels(channels, rank)
+        check_integer("stride", stride, 1)
+        self.channels, self.rank, self.stride = channels, rank, stride
+        self.encoding = make_encoding(encoding, bands=bands, base=base, band_limit=band_limit, hash=hash)
+        self.project = CONV[rank](self.encoding.channels, channels, 1)
+        if zero_init:
+            for parameter in self.project.parameters():
+                nn.init.zeros_(parameter)
+
+    def forward(self, features: Features, location: Location) -> Features:
+        """(B, C, *spatial), (B, 3, *spatial) -> (B, C, *spatial)."""
+        check_input(features, location, self.channels, self.rank)
+        size = features.shape[2:]
+        encoded = self.encoding(resize_location(location, coarser(size, self.stride)))
+        return features + spread(self.project(encoded), size)
+
+
+def share_encodings(blocks: list[nn.Module]) -> None:
+    """Lets the blocks of one kind use the first one's encoding where it has parameters (one hash table for all
+    stages)."""
+    learned = [
+        block for block in blocks if any(True for _ in getattr(block, "encoding", nn.Identity()).parameters())
+    ]
+    for block in learned[1:]:
+        block.encoding = learned[0].encoding
+
+
+def make_positional_encodings(channels: list[int], rank: int, **options: Any) -> nn.ModuleList:
+    """One :class:`GlobalPositionalEncoding` per stage, all with one encoding.
+
+    Args:
+        channels: Feature channels of each stage.
+        rank: Spatial axes, 2 or 3.
+        **options: As for :class:`GlobalPositionalEncoding`.
+    """
+    blocks: list[nn.Module] = [GlobalPositionalEncoding(count, rank, **options) for count in channels]
+    share_encodings(blocks)
+    return nn.ModuleList(blocks)

@@ -1,0 +1,70 @@
+"""What a network of this package does with its input before its own work begins."""
+
+import torch
+from torch import Tensor
+
+from nnunet_locctx.blocks import resize_location
+from nnunet_locctx.location import LOCATION_CHANNELS, extrapolate_padding
+
+
+class LocationPyramid:
+    """The location of one forward pass at the sizes asked for, each computed once.
+
+    Args:
+        full: (B, 3, *patch).
+    """
+
+    def __init__(self, full: Tensor) -> None:
+        self.full = full
+        self._sizes: dict[tuple[int, ...], Tensor] = {}
+
+    def at(self, size: torch.Size | tuple[int, ...]) -> Tensor:
+        """Location of the token centres of a stage that covers the patch with `size` tokens: (B, 3, *size)."""
+        key = tuple(size)
+        if key not in self._sizes:
+            self._sizes[key] = resize_location(self.full, key)
+        return self._sizes[key]
+
+
+def split_input(
+    x: Tensor, image_channels: int, previous_channels: int, training: bool
+) -> tuple[Tensor, LocationPyramid]:
+    """Parts of an input [image | location (R, A, S) | previous stage].
+
+    Args:
+        x: (B, image + 3 + previous, *patch).
+        image_channels: Channels in front of the location.
+        previous_channels: Channels behind it, those of a cascade's previous stage.
+        training: Whether the network is in training mode; in evaluation mode the location is continued into the
+            border that nnU-Net pads with zeros around a volume smaller than the patch.
+
+    Returns:
+        [image | previous stage], (B, image + previous, *patch), and the location.
+    """
+    image, location, previous = x.split((image_channels, LOCATION_CHANNELS, previous_channels), dim=1)
+    if previous_channels:
+        image = torch.cat([image, previous], dim=1)
+    return image, LocationPyramid(location if training else extrapolate_padding(location))
+
+
+def check_input_shape(
+    x: Tensor, image_channels: int, previous_channels: int, rank: int, located: bool = True
+) -> None:
+    """Raises ValueError unless `x` has the channels and axes that the network was made for.
+
+    Skipped while torch.compile traces, where a check costs a graph break and shapes were seen before.
+    """
+    if torch.compiler.is_compiling():
+        return
+    location_channels = LOCATION_CHANNELS if located else 0
+    expected = image_channels + location_channels + previous_channels
+    if x.dim() == rank + 2 and x.shape[1] == expected:
+        return
+    parts = [f"{image_channels} image"]
+    if location_channels:
+        parts.append(f"{location_channels} location")
+    if previous_channels:
+        parts.append(f"{previous_channels} previous stage")
+    raise ValueError(
+        f"input must have {expected} channels ({' + '.join(parts)}) and {rank} spatial axes, got shape {tuple(x.shape)}"
+    )

@@ -1,0 +1,50 @@
+"""The whole networks by name; imported when asked for, since MONAI takes a while."""
+
+import inspect
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from nnunet_locctx.networks.whole import WholeNetwork
+
+NETWORKS: dict[str, str] = {
+    "unetr": "nnunet_locctx.networks.unetr:UNETR",
+    "swin_unetr": "nnunet_locctx.networks.swin_unetr:SwinUNETR",
+    "nnformer": "nnunet_locctx.networks.nnformer:NNFormer",
+    "unetr_pp": "nnunet_locctx.networks.unetr_pp:UNETRPP",
+    "lightmedseg": "nnunet_locctx.networks.lightmedseg:LightMedSeg",
+}
+
+
+def network_class(name: str) -> type[WholeNetwork]:
+    """The class of a whole network.
+
+    Raises:
+        ValueError: If there is no such network.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"network must be one of {', '.join(NETWORKS)}; got {name!r}")
+    module, found = NETWORKS[name].split(":")
+    chosen: type[WholeNetwork] = getattr(import_module(module), found)
+    return chosen
+
+
+def network_options(name: str) -> dict[str, Any]:
+    """The options that a whole network takes, with their defaults."""
+    parameters = inspect.signature(network_class(name)).parameters.values()
+    return {one.name: one.default for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def complete_network_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` with the defaults of the network filled in: all that decides what it computes.
+
+    Raises:
+        ValueError: If there is no such network, or it does not take one of the options.
+    """
+    defaults = network_options(name)
+    unknown = [option for option in options if option not in defaults]
+    if unknown:
+        raise ValueError(
+            f"unknown option {unknown[0]!r} for network {name!r}; allowed are {', '.join(defaults)}"
+        )
+    return {**defaults, **options}
