@@ -13,37 +13,40 @@ Needs the ``dev`` extra (psutil).
 """
 
 import argparse
-import contextlib
 import datetime
-import io
 import json
 import os
-import platform
-import statistics
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmark_tools import (
+    PLAIN,
+    REPOSITORY,
+    Clock,
+    MemoryWatch,
+    Record,
+    by,
+    describe_machine,
+    quiet,
+    replace_section,
+    run_logged,
+    say,
+    spread,
+)
 from tqdm import tqdm
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 DATASET = 900
 PLANS = "BenchmarkPlans"
 DATA = "nnUNetPlans_3d_fullres"
-PLAIN = "nnUNetTrainer"
 AGAIN = "plain again"
 LOCATED = ("CoordConvTrainer", "LocBAMTrainer", "PriorHeadTrainer")
 PARTS = ("loader", "step", "predict", "disk")
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -431,116 +434,7 @@ class Bench:
         self._made.clear()
 
 
-class Clock:
-    """Wall and CPU seconds since it was made; CPU time counts all threads and the child processes that have ended."""
-
-    def __init__(self) -> None:
-        self._begin = self._now()
-
-    @staticmethod
-    def _now() -> tuple[float, float]:
-        spent = os.times()
-        return time.perf_counter(), spent.user + spent.system + spent.children_user + spent.children_system
-
-    def per(self, count: int) -> Record:
-        """Seconds per each of `count` repetitions, and the machine's load."""
-        wall, cpu = (now - begin for now, begin in zip(self._now(), self._begin, strict=True))
-        return {"seconds": wall / count, "cpu": cpu / count, "load": os.getloadavg()[0]}
-
-
-class MemoryWatch:
-    """Samples the memory of a process and its descendants; ``rss`` and ``pss`` are the peaks in bytes.
-
-    ``rss`` counts pages that processes share once for each of them. ``pss`` shares them out; it is 0 where the system
-    does not tell.
-    """
-
-    INTERVAL = 0.2
-    PSS_EVERY = 5  # the kernel walks all pages for it, which takes time from what is measured
-
-    def __init__(self) -> None:
-        self.rss = 0
-        self.pss = 0
-        self._process: subprocess.Popen[bytes] | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-
-    def __enter__(self) -> "MemoryWatch":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def follow(self, process: "subprocess.Popen[bytes]") -> None:
-        self._process = process
-
-    def _sample(self) -> None:
-        import psutil
-
-        count = 0
-        while not self._stop.wait(self.INTERVAL):
-            if self._process is None:
-                continue
-            with_pss = count % self.PSS_EVERY == 0
-            count += 1
-            rss = pss = 0
-            with contextlib.suppress(psutil.Error):
-                root = psutil.Process(self._process.pid)
-                for process in [root, *root.children(recursive=True)]:
-                    with contextlib.suppress(psutil.Error, OSError):
-                        rss += process.memory_info().rss
-                        pss += _pss(process.pid) if with_pss else 0
-            self.rss, self.pss = max(self.rss, rss), max(self.pss, pss)
-
-
-def _pss(pid: int) -> int:
-    """Proportional set size in bytes from the kernel's summary; 0 where there is none."""
-    path = Path(f"/proc/{pid}/smaps_rollup")
-    if not path.exists():
-        return 0
-    for line in path.read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
 # --------------------------------------------------------------------------------------------------------- helpers
-
-
-def say(text: str) -> None:
-    print(f"== {text}", flush=True)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Swallows what nnU-Net prints."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
-
-
-def run_logged(command: list[str], log: Path, watch: MemoryWatch | None = None) -> None:
-    """Runs a command of this environment; its output goes to a file and is shown where it fails.
-
-    Raises:
-        RuntimeError: The command failed.
-    """
-    executable = Path(sys.executable).parent / command[0]
-    with log.open("wb") as file:
-        process = subprocess.Popen([str(executable), *command[1:]], stdout=file, stderr=subprocess.STDOUT)
-        try:
-            if watch is not None:
-                watch.follow(process)
-            code = process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
-    if code != 0:
-        raise RuntimeError(
-            f"{' '.join(command)} ended with {code}; the end of {log}:\n{log.read_text()[-3000:]}"
-        )
 
 
 def architecture(planned: dict[str, Any], network: Network) -> dict[str, Any]:
@@ -577,34 +471,6 @@ def bytes_below(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def describe_machine(device: str) -> dict[str, Any]:
-    """Processor, memory, system and versions."""
-    import psutil
-
-    processor = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.split(":", 1)[1].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        processor = names[0] if names else processor
-    packages = ("nnunetv2", "torch", "batchgeneratorsv2", "numpy")
-    machine: dict[str, Any] = {
-        "processor": f"{processor}, {os.cpu_count()} logical core(s)",
-        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
-        "system": platform.platform(),
-        "versions": {"Python": platform.python_version(), **{name: version(name) for name in packages}},
-    }
-    machine["gpu"] = ""
-    if device == "cuda":
-        import torch
-
-        machine["gpu"] = f"; {torch.cuda.get_device_name(0)}"
-    return machine
-
-
 # ---------------------------------------------------------------------------------------------------------- report
 
 
@@ -636,13 +502,6 @@ def table(bench: Bench, goal: Goal) -> list[str]:
             name, aim = "plain nnU-Net again (noise)", ""
         lines.append(f"| {name} | {spread(own, 2)} | {ratio} | {aim} |")
     return [*lines, ""]
-
-
-def spread(values: list[float], digits: int) -> str:
-    median = f"{statistics.median(values):.{digits}f}"
-    if len(values) == 1:
-        return median
-    return f"{median} ({min(values):.{digits}f} - {max(values):.{digits}f})"
 
 
 def report(bench: Bench, command: str, quick: bool) -> str:
@@ -683,17 +542,9 @@ Measured {datetime.date.today().isoformat()} with `{command}`, nnunet_locctx {ve
     return "\n".join(lines).rstrip() + "\n"
 
 
-def by(size: tuple[int, ...]) -> str:
-    return "x".join(map(str, size))
-
-
 def write_page(path: Path, measured: str) -> None:
-    """Replaces the measured section of a page; what people wrote around it stays."""
-    text = path.read_text() if path.exists() else f"# Benchmarks\n\n{BEGIN}\n{END}\n"
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"{path} must contain the lines {BEGIN} and {END}")
-    before, after = text.split(BEGIN, 1)[0], text.split(END, 1)[1]
-    path.write_text(f"{before}{BEGIN}\n\n{measured}\n{END}{after}")
+    """Replaces the measured section of a page."""
+    replace_section(path, BEGIN, END, measured)
 
 
 # ------------------------------------------------------------------------------------------------------------ main

@@ -30,7 +30,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nnunet_locctx.blocks import CoordConvStem
+from nnunet_locctx.blocks import CoordConvStem, auxiliary_losses
 from nnunet_locctx.networks import Fitting, LocatedUNet
 
 PATCH = 24
@@ -50,12 +50,16 @@ class Row:
         block: Key of ``nnunet_locctx.blocks.BLOCKS``, or None for the planned network.
         place: One of ``nnunet_locctx.blocks.PLACES``.
         options: Options of the block.
+        also: Further blocks of the same network.
+        jitter: Training: standard deviation of a random shift and scale of each patch's location.
     """
 
     name: str
     block: str | None = None
     place: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+    also: tuple[Fitting, ...] = ()
+    jitter: float = 0.0
 
 
 def rows() -> list[Row]:
@@ -82,6 +86,13 @@ def rows() -> list[Row]:
         options = {"encoding": "frequency", "bands": bands, "stride": 1}
         table.append(Row(f"prior logits {bands} bands", "prior", "logits", options))
         table.append(Row(f"coordconv decoder_last {bands} bands", "coordconv", "decoder_last", options))
+    table.append(Row("l2g encoder_deep", "l2g", "encoder_deep", {}))
+    table.append(Row("l2g encoder_deep without location", "l2g", "encoder_deep", {"location": False}))
+    for place in ("encoder", "decoder", "decoder_last", "logits"):
+        table.append(Row(f"anchors {place}", "anchors", place, {}))
+    table.append(
+        Row("anchors decoder paper", "anchors", "decoder", {"anchors_from": "paper", "bias": "paper"})
+    )
     return table
 
 
@@ -182,7 +193,9 @@ def make_network(row: Row, seed: int) -> nn.Module:
     planned.apply(planned.initialize)
     if row.block is None:
         return WithoutLocation(planned)
-    return LocatedUNet(planned, 1, Fitting(row.block, row.place, row.options))
+    return LocatedUNet(
+        planned, 1, Fitting(row.block, row.place, row.options), *row.also, patch_size=(PATCH,) * 3
+    )
 
 
 def loss_function(logits: Tensor, labels: Tensor) -> Tensor:
@@ -199,22 +212,33 @@ def train(row: Row, seed: int, iterations: int) -> nn.Module:
     """The trained network, in evaluation mode."""
     rng = np.random.default_rng(seed)
     volumes = [make_volume(rng) for _ in range(TRAIN_VOLUMES)]
+    jitter_rng = np.random.default_rng([seed, 1])  # of its own: the patches stay those of the other rows
     network = make_network(row, seed).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=iterations, power=0.9)
     progress = tqdm(range(iterations), desc=f"{row.name} (seed {seed})", mininterval=5, leave=False)
     for _ in progress:
         x, labels = draw_batch(volumes, rng)
+        if row.jitter:
+            x[:, 1:4] = jittered(x[:, 1:4], row.jitter, jitter_rng)
         optimizer.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16):  # as nnU-Net trains, and twice as fast here
             logits = network(x)
-        loss = loss_function(logits.float(), labels)
+        loss = loss_function(logits.float(), labels) + sum(auxiliary_losses(network))
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 12)
         optimizer.step()
         schedule.step()
         progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     return network.eval()
+
+
+def jittered(location: Tensor, sd: float, rng: np.random.Generator) -> Tensor:
+    """Location (B, 3, *spatial) scaled and shifted at random, per sample and axis."""
+    shift, scale = (
+        torch.from_numpy(rng.normal(0, sd, (len(location), 3, 1, 1, 1))).float() for _ in range(2)
+    )
+    return location * (1 + scale) + shift
 
 
 LEARNING_RATE = 2e-3
@@ -234,9 +258,11 @@ def windows(shape: torch.Size) -> Iterator[tuple[slice, ...]]:
 
 
 @torch.inference_mode()
-def predict(network: nn.Module, volume: Volume) -> Tensor:
-    """Labels (*shape), from logits averaged over sliding windows."""
+def predict(network: nn.Module, volume: Volume, shift: float = 0.0) -> Tensor:
+    """Labels (*shape), from logits averaged over sliding windows; the location shifted along the body axis by `shift`
+    of the volume's length."""
     x = torch.cat([volume.image, volume.location])
+    x[3] += shift
     total = torch.zeros(ORGANS + 1, *volume.labels.shape)
     boxes = list(windows(volume.labels.shape))
     for start in range(0, len(boxes), BATCH):
@@ -248,13 +274,13 @@ def predict(network: nn.Module, volume: Volume) -> Tensor:
     return total.argmax(dim=0)
 
 
-def dice_per_organ(network: nn.Module, seed: int) -> list[float]:
+def dice_per_organ(network: nn.Module, seed: int, shift: float = 0.0) -> list[float]:
     """Dice of each organ, its voxels pooled over the unseen volumes."""
     rng = np.random.default_rng(100_000 + seed)
     overlap, size = np.zeros(ORGANS), np.zeros(ORGANS)
     for _ in range(TEST_VOLUMES):
         volume = make_volume(rng)
-        prediction = predict(network, volume)
+        prediction = predict(network, volume, shift)
         for organ in range(ORGANS):
             predicted, true = prediction == organ + 1, volume.labels == organ + 1
             overlap[organ] += 2 * float((predicted & true).sum())
@@ -415,7 +441,13 @@ def draw(results: list[dict[str, Any]], iterations: int, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    colours = {None: "#777777", "coordconv": "#4477aa", "locbam": "#cc6677", "prior": "#228833"}
+    colours = {
+        None: "#777777",
+        "coordconv": "#4477aa",
+        "locbam": "#cc6677",
+        "prior": "#228833",
+        "l2g": "#aa7744",
+    }
     groups = grouped(results, iterations)
     figure, axes = plt.subplots(figsize=(8, 1.2 + 0.27 * len(groups)), layout="constrained")
     for height, runs in enumerate(groups.values()):
@@ -491,6 +523,10 @@ def main() -> None:
             tqdm.write(f"{row.name:32} seed {seed}  Dice {result['dice']:.3f}  {result['seconds']:.0f} s")
         write_table(load(store), arguments.iterations, arguments.out / "placement.md")
         draw(load(store), arguments.iterations, arguments.out / "placement.png")
+    if arguments.out == parser.get_default("out"):
+        from collect_methods import collect
+
+        collect()
 
 
 if __name__ == "__main__":

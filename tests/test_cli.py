@@ -17,7 +17,7 @@ from nnunet_locctx.nnunet.plans_file import read_plans
 from nnunet_locctx.resources import trainers_folder
 from tests.nnunet.small_plans import configuration, plans
 
-COMMANDS = ("trainers", "demo", "check", "plan", "show")
+COMMANDS = ("trainers", "methods", "demo", "check", "plan", "show")
 Captured = pytest.CaptureFixture[str]
 
 
@@ -207,10 +207,38 @@ class TestPlan:
         assert "the patch sees 80% x 80% x 100% = 64% of the median volume" in text
         assert "nnUNetv2_preprocess -d 7 -plans_name nnUNetPlans_locctx -c small" in text
         assert "nnUNetv2_train 7 small 0 -p nnUNetPlans_locctx" in text
+        named = text.split("trainers ")[1].split(" take it")[0]
+        assert "CoordConvTrainer" in named
+        # the location options are for blocks that encode location
+        assert "L2GTrainer" not in named
+        assert "UNETRTrainer" not in named
 
     def test_without_location_options_there_is_no_key(self, folder: Path) -> None:
         assert main(["plan", "-d", "7", "--name", "small", "--batch", "3"]) == 0
         assert self.added(folder, "small") == {"inherits_from": "3d_fullres", "batch_size": 3}
+
+    def test_options_of_a_whole_network(self, folder: Path, capsys: Captured) -> None:
+        line = "plan -d 7 --name own --patch 16 144 144 --network hidden_size=96 --network num_heads=4"
+        assert main(line.split()) == 0
+        added = self.added(folder, "own")
+        assert added == {
+            "inherits_from": "3d_fullres",
+            "patch_size": [16, 144, 144],
+            "network": {"hidden_size": 96, "num_heads": 4},
+        }
+        text = capsys.readouterr().out
+        assert "network         {'hidden_size': 96, 'num_heads': 4}" in text
+        assert "UNETRTrainer, " in text.split("trainers ")[1].split(" take it")[0]
+        assert "CoordConvTrainer" not in text
+        assert "-tr UNETRTrainer" in text
+
+    def test_network_alone_frees_the_patch(self, folder: Path, tmp_path: Path) -> None:
+        preset = tmp_path / "mine.json"
+        preset.write_text(json.dumps({"network": {"num_heads": 6}}))
+        assert main(["plan", "-d", "7", "--name", "a", "--patch", "16", "144", "144", "--network"]) == 0
+        assert self.added(folder, "a")["network"] == {}
+        assert main(["plan", "-d", "7", "--preset", str(preset), "--network", "hidden_size=96"]) == 0
+        assert self.added(folder, "3d_fullres_mine")["network"] == {"num_heads": 6, "hidden_size": 96}
 
     def test_preprocessed_data_needs_no_preprocessing(self, folder: Path, capsys: Captured) -> None:
         (folder / "nnUNetPlans_3d").mkdir()
@@ -269,6 +297,9 @@ class TestPlan:
             ("-d 7 --name a --place nose", "got 'nose'"),
             ("-d 7 --name a --block bands", "--block needs OPTION=VALUE, got 'bands'"),
             ("-d 7 --name a --block speed=fast", "speed"),
+            ("-d 7 --name a --network heads", "--network needs OPTION=VALUE, got 'heads'"),
+            ("-d 7 --name a --network speed=fast", "no trainer takes this configuration"),
+            ("-d 7 --name a --patch 16 144 144", "add --network"),
             ("-d 7 --name 2d", "'2d' is a configuration of 'nnUNetPlans' itself"),
             ("-d 7 --name a --plans-name nnUNetPlans", "left alone"),
         ],

@@ -80,7 +80,7 @@ def test_wheel_carries_the_folder(wheel: zipfile.Path, folder: str) -> None:
 
 def test_wheel_carries_types_licence_and_every_module(wheel: zipfile.Path) -> None:
     names = set(wheel.root.namelist())
-    assert "nnunet_locctx/py.typed" in names
+    assert {"nnunet_locctx/py.typed", "nnunet_locctx/methods/measured.json"} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {path.relative_to(REPOSITORY).as_posix() for path in PACKAGE.rglob("*.py")} <= names
 

@@ -44,3 +44,9 @@ def check_integer(name: str, value: object, lowest: int, highest: int | None = N
 def is_number(value: object) -> bool:
     """Whether `value` is an int or a float; a bool is neither."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_share(name: str, value: object) -> None:
+    """Raises ValueError unless `value` is a number from 0 up to, but not including, 1."""
+    if not is_number(value) or not 0 <= value < 1:  # type: ignore[operator] # it is a number
+        raise ValueError(f"{name} must be a number from 0 up to, but not including, 1; got {value!r}")

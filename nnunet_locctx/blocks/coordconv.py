@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from nnunet_locctx.blocks.checks import check_channels, check_input, check_integer
-from nnunet_locctx.blocks.encoding import make_encoding
+from nnunet_locctx.blocks.encoding import make_fixed_encoding
 from nnunet_locctx.blocks.resolution import FeaturesOfStage, coarser, resize_location, spread
 from nnunet_locctx.types import Features, Location
 
@@ -49,7 +49,7 @@ class CoordConv(nn.Module):
         check_channels(channels, rank)
         check_integer("stride", stride, 1)
         self.channels, self.rank, self.stride = channels, rank, stride
-        self.encoding = make_encoding(encoding, bands=bands, base=base, band_limit=band_limit)
+        self.encoding = make_fixed_encoding(encoding, bands, base, band_limit)
         self.mix_features = CONV[rank](channels, channels, 1)
         self.mix_location = CONV[rank](self.encoding.channels, channels, 1, bias=False)
         for parameter in (*self.mix_features.parameters(), *self.mix_location.parameters()):
@@ -91,7 +91,7 @@ class CoordConvStem(nn.Module):
         band_limit: bool = True,
     ) -> None:
         super().__init__()
-        self.encoding = make_encoding(encoding, bands=bands, base=base, band_limit=band_limit)
+        self.encoding = make_fixed_encoding(encoding, bands, base, band_limit)
         geometry: dict[str, Any] = {
             name: getattr(first, name) for name in ("kernel_size", "stride", "padding", "dilation")
         }

@@ -1,17 +1,20 @@
 """What a network is told about a location: the coordinates themselves, or waves of them.
 
 Every encoding maps a location (B, 3, *spatial) to (B, `channels`, *spatial) in float32, whatever the autocast
-mode: it computes with elementwise operations on float32 only. The spatial rank is 1, 2 or 3.
+mode: it computes with operations that autocast leaves alone. The spatial rank is 1, 2 or 3.
 """
 
+import inspect
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nnunet_locctx.blocks.checks import check_integer, is_number
-from nnunet_locctx.blocks.resolution import in_full_precision
+from nnunet_locctx.blocks.hash_encoding import HashEncoding
+from nnunet_locctx.blocks.resolution import fade_out, in_full_precision, token_step
 from nnunet_locctx.types import Features, Location
 
 
@@ -71,17 +74,18 @@ class FrequencyEncoding(nn.Module):
         rank = location.dim() - 2
         phase = location.unsqueeze(2) * self.frequencies.view(1, 1, -1, *[1] * rank)
         sine, cosine = phase.sin(), phase.cos()
+        shape = phase.shape[:3]
+        del phase
         if self.band_limit:
-            weight = self.band_weights(location).view(*phase.shape[:3], *[1] * rank)
-            sine, cosine = sine * weight, cosine * weight
+            weight = self.band_weights(location).view(*shape, *[1] * rank)
+            sine, cosine = sine.mul_(weight), cosine.mul_(weight)  # large tensors: in place
         parts = [sine.flatten(1, 2), cosine.flatten(1, 2)]
         return torch.cat([location, *parts] if self.keep_identity else parts, dim=1)
 
     def band_weights(self, location: Location) -> Tensor:
         """Weight 0..1 of every band: (B, 3, *spatial) -> (B, 3, bands)."""
         phase_step = token_step(location).unsqueeze(2) * self.frequencies
-        rising = ((math.pi - phase_step) / (math.pi / 2)).clamp(0, 1)
-        return rising * rising * (3 - 2 * rising)  # smooth, and exactly 0 and 1 at the ends
+        return fade_out(phase_step / math.pi)
 
     def extra_repr(self) -> str:
         """The options, for ``print(network)``."""
@@ -89,26 +93,13 @@ class FrequencyEncoding(nn.Module):
         return ", ".join(f"{option}={getattr(self, option):g}" for option in options)
 
 
-def token_step(location: Location) -> Tensor:
-    """Largest change of each coordinate between neighbouring tokens: (B, 3, *spatial) -> (B, 3).
+FixedEncoding = IdentityEncoding | FrequencyEncoding
+Encoding = FixedEncoding | HashEncoding
+ENCODINGS = ("identity", "frequency", "hash")
 
-    Measured end to end on the lines through the middle, and summed over the axes: a rotated coordinate
-    changes along several. An axis of one token adds nothing. Exact for a location affine in the index.
-    """
-    size = location.shape[2:]
-    middle = [n // 2 for n in size]
-    step = location.new_zeros(location.shape[:2])
-    for axis, n in enumerate(size):
-        first: list[Any] = list(middle)
-        last: list[Any] = list(middle)
-        first[axis], last[axis] = 0, n - 1
-        ends = location[(slice(None), slice(None), *last)] - location[(slice(None), slice(None), *first)]
-        step = step + ends.abs() / max(n - 1, 1)
-    return step
-
-
-Encoding = IdentityEncoding | FrequencyEncoding
-ENCODINGS = ("identity", "frequency")
+HASH_OPTIONS = tuple(
+    name for name in inspect.signature(HashEncoding).parameters if name != "band_limit"
+)  # band_limit is the block's own option
 
 
 def make_encoding(
@@ -117,15 +108,58 @@ def make_encoding(
     base: float = math.pi,
     keep_identity: bool = True,
     band_limit: bool = True,
-    hash: dict[str, Any] | None = None,  # noqa: A002 - the option's name in the plans
+    hash: Mapping[str, Any] | None = None,  # noqa: A002 - the option's name in the plans
 ) -> Encoding:
-    """An encoding by its name; all options but the name concern ``frequency``.
+    """An encoding by its name.
+
+    Args:
+        name: ``"identity"``, ``"frequency"`` or ``"hash"``.
+        bands: See :class:`FrequencyEncoding`; not used by the others.
+        base: Likewise.
+        keep_identity: Likewise.
+        band_limit: Whether bands, or levels of ``"hash"``, too fine for the stage are faded out.
+        hash: Options of :class:`~nnunet_locctx.blocks.hash_encoding.HashEncoding`, for ``"hash"`` only.
 
     Raises:
         ValueError: If the name or an option is not allowed.
     """
+    if name not in ENCODINGS:
+        raise ValueError(f"encoding must be one of {ENCODINGS}, got {name!r}")
+    if name == "hash":
+        return HashEncoding(**_checked_hash_options(hash), band_limit=band_limit)
+    if hash:
+        raise ValueError(
+            f"hash holds options of the encoding 'hash', but the encoding is {name!r}; got {hash!r}"
+        )
     if name == "identity":
         return IdentityEncoding()
-    if name == "frequency":
-        return FrequencyEncoding(bands, base, keep_identity, band_limit)
-    raise ValueError(f"encoding must be one of {ENCODINGS}, got {name!r}")
+    return FrequencyEncoding(bands, base, keep_identity, band_limit)
+
+
+def make_fixed_encoding(name: str, bands: int, base: float, band_limit: bool) -> FixedEncoding:
+    """An encoding without parameters, for blocks that bring their own: a hash table would double them.
+
+    Raises:
+        ValueError: If the name or an option is not allowed.
+    """
+    if name == "hash":
+        raise ValueError(
+            f"encoding must be one of {ENCODINGS[:2]}, got 'hash', which only the block 'gpe' takes"
+        )
+    encoding = make_encoding(name, bands, base, band_limit=band_limit)
+    assert not isinstance(encoding, HashEncoding)
+    return encoding
+
+
+def _checked_hash_options(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The options, or none, if they are options of the hash encoding."""
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping):
+        raise ValueError(f"hash must be a table of options, got {options!r}")
+    unknown = [option for option in options if option not in HASH_OPTIONS]
+    if unknown:
+        raise ValueError(
+            f"unknown option {unknown[0]!r} for the hash encoding; allowed are {', '.join(HASH_OPTIONS)}"
+        )
+    return options

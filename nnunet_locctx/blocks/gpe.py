@@ -7,6 +7,7 @@ from torch import nn
 from nnunet_locctx.blocks.checks import check_channels, check_input, check_integer
 from nnunet_locctx.blocks.coordconv import CONV
 from nnunet_locctx.blocks.encoding import make_encoding
+from nnunet_locctx.blocks.hash_encoding import HashEncoding
 from nnunet_locctx.blocks.resolution import coarser, resize_location, spread
 from nnunet_locctx.types import Features, Location
 
@@ -28,8 +29,9 @@ class GlobalPositionalEncoding(nn.Module):
         hash: Options of the hash encoding, see :class:`~nnunet_locctx.blocks.hash_encoding.HashEncoding`.
         stride: Computes the encoding for every `stride`-th voxel along each axis, at its exact centre, and linearly
             between. 1: everywhere.
-        zero_init: Starts the projection at zero, so that the block is the identity at first; False draws it as
-            torch does, which is what was published.
+        zero_init: Starts as the identity: the projection at zero, or for ``"hash"`` the table, which learns sooner so
+            (with both factors near zero each waits for the other), and the bias. False draws the projection as torch
+            does and the table within 1e-4, which is what was published.
 
     Raises:
         ValueError: If an option is not allowed.
@@ -55,8 +57,12 @@ class GlobalPositionalEncoding(nn.Module):
         self.encoding = make_encoding(encoding, bands=bands, base=base, band_limit=band_limit, hash=hash)
         self.project = CONV[rank](self.encoding.channels, channels, 1)
         if zero_init:
-            for parameter in self.project.parameters():
-                nn.init.zeros_(parameter)
+            if isinstance(self.encoding, HashEncoding):
+                nn.init.zeros_(self.encoding.table)
+            else:
+                nn.init.zeros_(self.project.weight)
+            assert self.project.bias is not None
+            nn.init.zeros_(self.project.bias)
 
     def forward(self, features: Features, location: Location) -> Features:
         """(B, C, *spatial), (B, 3, *spatial) -> (B, C, *spatial)."""
@@ -67,12 +73,18 @@ class GlobalPositionalEncoding(nn.Module):
 
 
 def share_encodings(blocks: list[nn.Module]) -> None:
-    """Lets the blocks of one kind use the first one's encoding where it has parameters (one hash table for all
-    stages)."""
-    learned = [
-        block for block in blocks if any(True for _ in getattr(block, "encoding", nn.Identity()).parameters())
-    ]
+    """Lets blocks use the first one's encoding where it has parameters: one hash table for all stages.
+
+    Raises:
+        ValueError: If these encodings have different options.
+    """
+    learned = [block for block in blocks if isinstance(getattr(block, "encoding", None), HashEncoding)]
     for block in learned[1:]:
+        if repr(block.encoding) != repr(learned[0].encoding):
+            raise ValueError(
+                "one hash table can be shared by blocks of the same options only, got "
+                f"{learned[0].encoding} and {block.encoding}"
+            )
         block.encoding = learned[0].encoding
 
 

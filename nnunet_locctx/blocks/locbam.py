@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nnunet_locctx.blocks.checks import check_channels, check_input, check_integer, is_number
 from nnunet_locctx.blocks.coordconv import CONV
-from nnunet_locctx.blocks.encoding import make_encoding
+from nnunet_locctx.blocks.encoding import make_fixed_encoding
 from nnunet_locctx.types import Features, Location
 
 NORMS = ("none", "layer", "batch")
@@ -112,7 +112,7 @@ class LocBAM(nn.Module):
                 f"got {fusion!r}"
             )
         self.channels, self.rank, self.faithful, self.fusion = channels, rank, faithful, fusion
-        self.encoding = make_encoding(encoding, bands=bands, base=base, band_limit=band_limit)
+        self.encoding = make_fixed_encoding(encoding, bands, base, band_limit)
         middle = max(min_channels, math.ceil(channels / reduction))
         position_channels = 0 if faithful else self.encoding.channels
         gates = [

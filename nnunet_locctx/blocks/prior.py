@@ -7,7 +7,7 @@ from torch import nn
 
 from nnunet_locctx.blocks.checks import check_channels, check_input, check_integer
 from nnunet_locctx.blocks.coordconv import CONV
-from nnunet_locctx.blocks.encoding import make_encoding
+from nnunet_locctx.blocks.encoding import make_fixed_encoding
 from nnunet_locctx.blocks.resolution import coarser, resize_location, spread
 from nnunet_locctx.types import Features, Location
 
@@ -51,7 +51,7 @@ class PriorHead(nn.Module):
         check_integer("hidden", hidden, 1)
         check_integer("stride", stride, 1)
         self.channels, self.rank, self.stride = channels, rank, stride
-        self.encoding = make_encoding(encoding, bands=bands, base=base, band_limit=band_limit)
+        self.encoding = make_fixed_encoding(encoding, bands, base, band_limit)
         last = CONV[rank](hidden, 2 * channels, 1)
         for parameter in last.parameters():
             nn.init.zeros_(parameter)

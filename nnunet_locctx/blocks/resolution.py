@@ -1,6 +1,6 @@
-"""The location at the resolution of a stage."""
+"""The location at the resolution of a stage, and what that resolution can carry."""
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +78,31 @@ def spread(field: FeaturesOfStage, size: tuple[int, ...] | torch.Size) -> Featur
             field = torch.matmul(weights.T, field.flatten(axis + 1))
             field = field.view(*shape[:axis], n, *shape[axis + 1 :])
     return field
+
+
+def token_step(location: Location) -> Tensor:
+    """Largest change of each coordinate between neighbouring tokens: (B, 3, *spatial) -> (B, 3).
+
+    Measured end to end on the lines through the middle, and summed over the axes: a rotated coordinate
+    changes along several. An axis of one token adds nothing. Exact for a location affine in the index.
+    """
+    size = location.shape[2:]
+    middle = [n // 2 for n in size]
+    step = location.new_zeros(location.shape[:2])
+    for axis, n in enumerate(size):
+        first: list[Any] = list(middle)
+        last: list[Any] = list(middle)
+        first[axis], last[axis] = 0, n - 1
+        ends = location[(slice(None), slice(None), *last)] - location[(slice(None), slice(None), *first)]
+        step = step + ends.abs() / max(n - 1, 1)
+    return step
+
+
+def fade_out(share: Tensor) -> Tensor:
+    """Weight of a wave by its frequency as a share of the highest that its samples can carry: 1 up to one half, exactly
+    0 from 1 on, smooth between."""
+    rising = ((1 - share) * 2).clamp(0, 1)
+    return rising * rising * (3 - 2 * rising)
 
 
 def in_full_precision(tensor: Tensor) -> Tensor:

@@ -125,6 +125,7 @@ class LocatedUNet(nn.Module):
             "encoder": encoder,
             "bottleneck": encoder[-1:],
             "decoder": decoder,
+            "decoder_inner": decoder[:-1],
             "decoder_last": decoder[-1:],
             "stages": encoder + decoder,
             "logits": [("logits", 0)],

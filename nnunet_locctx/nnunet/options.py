@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from nnunet_locctx.blocks import DEFAULTS, check_block, complete_options
 from nnunet_locctx.location import SOURCES, LocationSource, make_source
+from nnunet_locctx.networks.located_unet import Fitting
 
 KEY = "location"
 
@@ -58,6 +59,7 @@ class LocationOptions:
         configuration: Mapping[str, Any],
         block: str | None = None,
         block_options: Mapping[str, Any] | None = None,
+        place: str | None = None,
     ) -> "LocationOptions":
         """Reads and checks the ``location`` key of a configuration; without the key, the defaults.
 
@@ -66,6 +68,7 @@ class LocationOptions:
             block: The trainer's block (a name of :data:`nnunet_locctx.blocks.BLOCKS`): fills in its default
                 place and options and checks both. None checks only what holds for every block.
             block_options: What the trainer changes of the block's defaults.
+            place: The trainer's place, None for the block's default.
 
         Raises:
             ValueError: An unknown key or a value that is not allowed.
@@ -85,7 +88,7 @@ class LocationOptions:
         default = DEFAULTS[block]
         options = dataclasses.replace(
             options,
-            place=options.place or default.place,
+            place=options.place or place or default.place,
             block={**default.options, **(block_options or {}), **options.block},
         )
         check_block(block, str(options.place), dict(options.block))
@@ -95,9 +98,14 @@ class LocationOptions:
         """The source these options name."""
         return make_source(self.source, **({"absolute": True} if self.absolute else {}))
 
-    def signature(self, block: str) -> str:
+    def signature(self, block: str, also: Sequence[Fitting] = ()) -> str:
         """What a checkpoint's weights depend on, as JSON: source, place and block, not what is only used in
-        training."""
+        training.
+
+        Args:
+            block: The trainer's block.
+            also: Further blocks of its network.
+        """
         weighs = {
             "source": self.source,
             "absolute": self.absolute,
@@ -105,4 +113,8 @@ class LocationOptions:
             "place": self.place,
             "block": complete_options(block, str(self.place), self.block),
         }
+        if also:
+            weighs["also"] = [
+                [one.block, one.place, complete_options(one.block, one.place, one.options)] for one in also
+            ]
         return json.dumps(weighs, sort_keys=True)

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nnunet_locctx.nnunet.coverage import Coverage, coverage
 from nnunet_locctx.nnunet.plans_file import (
     Plans,
     check_name,
@@ -39,8 +39,6 @@ __all__ = [
 ]
 
 OWN_PLANS_SUFFIX = "_locctx"
-TILE_STEP = 0.5
-"""nnU-Net's sliding window moves by this fraction of the patch."""
 
 
 def resolve(plans: Plans, name: str) -> dict[str, Any]:
@@ -72,6 +70,7 @@ def add_configuration(
     spacing: Sequence[float] | None = None,
     location: Mapping[str, Any] | None = None,
     architecture: Mapping[str, Any] | None = None,
+    network: Mapping[str, Any] | None = None,
     keep_topology: bool = False,
     overwrite: bool = False,
 ) -> Plans:
@@ -92,6 +91,9 @@ def add_configuration(
         location: The ``location`` key (:class:`~nnunet_locctx.nnunet.options.LocationOptions`), laid over the base's.
         architecture: Arguments of the planned network (``arch_kwargs``) to replace, such as
             ``{"features_per_stage": [16, 32, 64]}``; lists must have one entry per stage.
+        network: The ``network`` key, options of a network that replaces the planned one, laid over the base's. A
+            configuration with this key, empty or not, is not bound to the pooling nnU-Net would plan: a patch size
+            that this does not divide keeps the base's architecture, and is for the trainers that can take it.
         keep_topology: Keep the base's strides and kernels whatever the patch size.
         overwrite: Replace a configuration of that name that differs.
 
@@ -100,7 +102,7 @@ def add_configuration(
 
     Raises:
         ValueError: Any value that is not allowed, naming it and what is; a patch size that the pooling does not divide,
-            naming the nearest that it does.
+            naming the nearest that it does; with ``network``, if no trainer takes the configuration.
     """
     check_plans(plans)
     check_name(name, "configuration's name")
@@ -109,6 +111,10 @@ def add_configuration(
         raise ValueError(f"a configuration cannot inherit from itself; name and base are both {name!r}")
     rank = len(parent["patch_size"])
     added: dict[str, Any] = {"inherits_from": base}
+    if network is not None:
+        if not isinstance(network, Mapping):
+            raise ValueError(f"network must be a table of options, got {network!r}")
+        added["network"] = deepcopy({**parent.get("network", {}), **network})
     if batch_size is not None:
         added["batch_size"] = _whole(batch_size, "batch_size")
     if spacing is not None:
@@ -143,6 +149,8 @@ def add_configuration(
         added["next_stage"] = existing["next_stage"]
     extended["configurations"][name] = added
     _join_cascade(extended, name)
+    if "network" in {**parent, **added}:
+        _check_trainers(resolve(extended, name))
     return extended
 
 
@@ -173,55 +181,6 @@ def check_location(location: Mapping[str, Any]) -> list[str]:
         told = "; ".join(f"{', '.join(blocks)}: {reason}" for reason, blocks in reasons.items())
         raise ValueError(f"no block takes these location options. {told}")
     return taking
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """How much of the median training volume a patch sees; axis order of the plans.
-
-    Attributes:
-        patch_size: Voxels.
-        spacing: Voxel size in mm.
-        median_size: Voxels of the median training volume after resampling.
-        fraction: Share of the volume's length that the patch covers, per axis, at most 1.
-        patches: Positions of the sliding window in the median volume.
-    """
-
-    patch_size: tuple[int, ...]
-    spacing: tuple[float, ...]
-    median_size: tuple[float, ...]
-    fraction: tuple[float, ...]
-    patches: int
-
-    def __str__(self) -> str:
-        millimetres = [n * size for n, size in zip(self.patch_size, self.spacing, strict=True)]
-        volume = [n * size for n, size in zip(self.median_size, self.spacing, strict=True)]
-        what = "volume" if len(self.patch_size) == 3 else "slice"
-        shares = " x ".join(f"{100 * share:.0f}%" for share in self.fraction)
-        return "\n".join(
-            [
-                f"patch           {_times(self.patch_size)} voxels = {_times(millimetres)} mm",
-                f"median {what:<9}{_times(self.median_size)} voxels = {_times(volume)} mm",
-                f"the patch sees {shares} = {100 * float(np.prod(self.fraction)):.3g}% of the median {what}",
-                f"the sliding window takes {_count(self.patches, 'position')}",
-            ]
-        )
-
-
-def coverage(configuration: Mapping[str, Any]) -> Coverage:
-    """How much of the median volume a patch of this configuration (inheritance resolved) sees."""
-    patch = tuple(int(n) for n in configuration["patch_size"])
-    median = tuple(float(n) for n in configuration["median_image_size_in_voxels"])
-    steps = [
-        int(np.ceil(max(0.0, size - n) / (n * TILE_STEP))) + 1 for size, n in zip(median, patch, strict=True)
-    ]
-    return Coverage(
-        patch_size=patch,
-        spacing=tuple(float(size) for size in configuration["spacing"]),
-        median_size=median,
-        fraction=tuple(min(1.0, n / size) for n, size in zip(patch, median, strict=True)),
-        patches=int(np.prod(steps)),
-    )
 
 
 def plan_configuration(
@@ -303,12 +262,12 @@ def _topology(parent: Mapping[str, Any], added: Mapping[str, Any], keep: bool) -
     kwargs = parent["architecture"]["arch_kwargs"]
     if "strides" not in kwargs or "kernel_sizes" not in kwargs:
         return {"patch_size": patch}  # not a U-Net with planned pooling
-    planned = Topology(
-        tuple(tuple(map(int, row)) for row in kwargs["strides"]),
-        tuple(tuple(map(int, row)) for row in kwargs["kernel_sizes"]),
-    )
+    planned = Topology.of(kwargs)
     topology = planned if keep else plan_topology(spacing, patch)
     sizes = [] if topology.fits(patch) else allowed_sizes(spacing, patch, planned if keep else None)
+    own_network = "patch_size" in added and "network" in {**parent, **added}
+    if own_network and not (topology.trainable and topology.fits(patch)):
+        return {"patch_size": patch}
     if not topology.trainable or not (topology.fits(patch) or sizes):
         raise ValueError(
             f"patch_size {patch} is too small: it can be pooled {len(topology.strides) - 1} times, and nnU-Net's deep "
@@ -318,7 +277,8 @@ def _topology(parent: Mapping[str, Any], added: Mapping[str, Any], keep: bool) -
         if "patch_size" in added:
             raise ValueError(
                 f"patch_size {patch} is not divisible by the network's total stride {list(topology.total_stride)}; "
-                f"nearest allowed: {' or '.join(map(str, sizes))}"
+                f"nearest allowed: {' or '.join(map(str, sizes))}. For trainers with a network of their own alone, add "
+                "--network (network={})"
             )
         patch = max(sizes)
         topology = planned if keep else plan_topology(spacing, patch)
@@ -326,6 +286,14 @@ def _topology(parent: Mapping[str, Any], added: Mapping[str, Any], keep: bool) -
     if topology != planned:
         result["architecture"] = fit_architecture(parent["architecture"], topology)
     return result
+
+
+def _check_trainers(configuration: Mapping[str, Any]) -> None:
+    from nnunet_locctx.nnunet.suitability import suitable_trainers
+
+    found = suitable_trainers(configuration)
+    if not found.names:
+        raise ValueError(f"no trainer takes this configuration. {found.told()}")
 
 
 def _with_arguments(architecture: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -366,11 +334,3 @@ def _join_cascade(plans: Plans, name: str) -> None:
 
 def _without(configuration: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {k: value for k, value in configuration.items() if k != key}
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _times(numbers: Sequence[float]) -> str:
-    return " x ".join(f"{number:.4g}" for number in numbers)

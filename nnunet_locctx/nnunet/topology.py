@@ -1,6 +1,6 @@
 """Pooling that a patch size and a voxel spacing allow, by nnU-Net's own rules."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,14 @@ class Topology:
 
     strides: tuple[tuple[int, ...], ...]
     kernels: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, arch_kwargs: Mapping[str, Any]) -> "Topology":
+        """The topology in the plans' arguments of a U-Net."""
+        return cls(
+            tuple(tuple(map(int, row)) for row in arch_kwargs["strides"]),
+            tuple(tuple(map(int, row)) for row in arch_kwargs["kernel_sizes"]),
+        )
 
     @property
     def total_stride(self) -> tuple[int, ...]:

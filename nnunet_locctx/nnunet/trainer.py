@@ -32,14 +32,18 @@ class LocatedTrainer(nnUNetTrainer):
 
     Attributes:
         block: Name of the block, a key of :data:`nnunet_locctx.blocks.BLOCKS`; None: a network of its own.
+        place: Where it sits; None: the block's default.
         block_options: Options of the block that differ from its defaults; the plans' go on top.
+        also: Further blocks of the same network, which the plans do not change.
         epochs: Length of the training, None for nnU-Net's own.
         augments: Whether jitter and dropout of the plans apply; not in the variants without data
             augmentation.
     """
 
     block: ClassVar[str | None]
+    place: ClassVar[str | None] = None
     block_options: ClassVar[Mapping[str, Any]] = {}
+    also: ClassVar[tuple[Fitting, ...]] = ()
     epochs: ClassVar[int | None] = None
     augments: ClassVar[bool] = True
 
@@ -58,7 +62,9 @@ class LocatedTrainer(nnUNetTrainer):
                 is not set; raised before anything is written.
         """
         resolved = resolve_configuration(plans, configuration)
-        self.location = LocationOptions.from_configuration(resolved, self.block, self.block_options)
+        self.location = LocationOptions.from_configuration(
+            resolved, self.block, self.block_options, self.place
+        )
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.epochs is not None:
             self.num_epochs = self.epochs
@@ -96,7 +102,7 @@ class LocatedTrainer(nnUNetTrainer):
         assert cls.block is not None
         configuration_manager = locate(configuration_manager)
         options = LocationOptions.from_configuration(
-            configuration_manager.configuration, cls.block, cls.block_options
+            configuration_manager.configuration, cls.block, cls.block_options, cls.place
         )
         # built first and by nnU-Net itself: with the same seed a plain run starts from the same weights
         planned = nnUNetTrainer.build_network_architecture(
@@ -111,9 +117,10 @@ class LocatedTrainer(nnUNetTrainer):
             planned,
             image_channels,
             Fitting(cls.block, str(options.place), options.block),
+            *cls.also,
             patch_size=configuration_manager.patch_size,
         )
-        network.add_module("location_signature", LocationSignature(options.signature(cls.block)))
+        network.add_module("location_signature", LocationSignature(options.signature(cls.block, cls.also)))
         return network
 
     def configure_optimizers(self) -> Any:

@@ -16,7 +16,11 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoM
     nnUNetTrainerNoMirroring,
 )
 
+from nnunet_locctx.networks.located_unet import Fitting
+from nnunet_locctx.nnunet.auxiliary_loss import AuxiliaryLoss
+from nnunet_locctx.nnunet.boundary_loss import BoundaryLossTrainer
 from nnunet_locctx.nnunet.recipes import (
+    LIGHTMEDSEG_RECIPE,
     NNFORMER_RECIPE,
     PNETWORK_RECIPE,
     SWIN_UNETR_RECIPE,
@@ -45,6 +49,19 @@ class PriorHeadTrainer(LocatedTrainer):
     block = "prior"
 
 
+class LocCtxTrainer(LocatedTrainer):
+    """The combination to start with: FiLM in the decoder and a prior head on the logits, both from location.
+
+    Every decoder stage but the last is scaled and shifted by functions of location (FiLM, Perez et al. 2018), the
+    logits by a learned atlas. This project's own; docs/recommended.md has the measurements it was chosen by. The
+    plans' options concern the blocks in the decoder.
+    """
+
+    block = "prior"
+    place = "decoder_inner"
+    also = (Fitting("prior", "logits"),)
+
+
 class GPETrainer(LocatedTrainer):
     """Global positional encoding (Le and Le 2025): an encoded location, projected and added."""
 
@@ -55,6 +72,22 @@ class GPEHashTrainer(GPETrainer):
     """GPE with a learned hash table instead of sines and cosines."""
 
     block_options: ClassVar[Mapping[str, Any]] = {"encoding": "hash"}
+
+
+class L2GTrainer(LocatedTrainer):
+    """Local to global, after L2GNet (Gorade et al. 2026): codes sent to learned references by optimal transport."""
+
+    block = "l2g"
+
+    def _build_loss(self) -> AuxiliaryLoss:
+        """nnU-Net's loss plus the codebook's commitment loss."""
+        return AuxiliaryLoss(super()._build_loss(), self.network)
+
+
+class AnchorTrainer(LocatedTrainer):
+    """Anchors (after LightMedSeg, Tyagi et al. 2026): FiLM and a position bias from points found in the features."""
+
+    block = "anchors"
 
 
 class UNETRTrainer(WholeNetworkTrainer):
@@ -97,13 +130,32 @@ class PNetworkTrainer(LocatedWholeNetworkTrainer):
     recipe = PNETWORK_RECIPE
 
 
+class LightMedSegTrainer(BoundaryLossTrainer, LocatedWholeNetworkTrainer):
+    """LightMedSeg (Tyagi et al. 2026), its anchors points of the scan; Dice, cross entropy and a boundary term."""
+
+    network_name = "lightmedseg"
+    recipe = LIGHTMEDSEG_RECIPE
+
+
+class LightMedSegPaperTrainer(BoundaryLossTrainer, WholeNetworkTrainer):
+    """LightMedSeg as published (Tyagi et al. 2026), without location."""
+
+    network_name = "lightmedseg"
+    network_options: ClassVar[Mapping[str, Any]] = {
+        "anchors_from": "paper",
+        "bias": "paper",
+        "coordinates": "patch",
+    }
+    recipe = LIGHTMEDSEG_RECIPE
+
+
 def _with_location(trainer: type[WholeNetworkTrainer], encoding: str) -> type[LocatedWholeNetworkTrainer]:
     """The twin of a plain trainer that adds the global positional encoding, everything else the same."""
     prefix = {"frequency": "GPE", "hash": "GPEHash"}[encoding]
     plain = str(trainer.__doc__).removesuffix(", without location.")
     body = {
         "__module__": __name__,
-        "__doc__": f"{plain}, with global positional encoding ({encoding}).",
+        "__doc__": f"{plain}, with global positional encoding ({encoding}; Le and Le 2025).",
         "network_name": trainer.network_name,
         "network_options": {**trainer.network_options, "encoding": encoding},
         "recipe": trainer.recipe,
@@ -118,17 +170,25 @@ _TWINS = tuple(_with_location(trainer, encoding) for trainer in _PLAIN for encod
 Trainer: TypeAlias = type[LocatedTrainer] | type[WholeNetworkTrainer]
 
 _ALL: tuple[Trainer, ...] = (
+    LocCtxTrainer,
     CoordConvTrainer,
     LocBAMTrainer,
     PriorHeadTrainer,
     GPETrainer,
     GPEHashTrainer,
+    L2GTrainer,
+    AnchorTrainer,
     *_PLAIN,
     *_TWINS,
     PNetworkTrainer,
+    LightMedSegTrainer,
+    LightMedSegPaperTrainer,
 )
 
 TRAINERS: dict[str, Trainer] = {trainer.__name__: trainer for trainer in _ALL}
+
+RECOMMENDED = "LocCtxTrainer"
+"""The trainer that `locctx` proposes."""
 
 SUFFIXES = ("_<N>epochs", "_noDA", "_noMirroring", "_nnUNetSchedule")
 

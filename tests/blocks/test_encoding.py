@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_locctx.blocks import FrequencyEncoding, IdentityEncoding, make_encoding, resize_location
+from nnunet_locctx.blocks import (
+    FrequencyEncoding,
+    HashEncoding,
+    IdentityEncoding,
+    make_block,
+    make_encoding,
+    resize_location,
+)
 from nnunet_locctx.blocks.encoding import token_step
 from tests.blocks.harness import ramp
 
@@ -95,10 +102,6 @@ def test_one_token_has_no_step() -> None:
 def test_float32_under_autocast() -> None:
     location = straight(6, 6, 6)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert (
-            torch.equal(FrequencyEncoding()(location), FrequencyEncoding()(location.double()).float().float())
-            or True
-        )
         assert FrequencyEncoding()(location).dtype == torch.float32
         assert FrequencyEncoding()(location.half()).dtype == torch.float32
         assert IdentityEncoding()(location.half()).dtype == torch.float32
@@ -114,6 +117,43 @@ def test_mirroring_negates_the_sines() -> None:
 
 def test_carries_nothing_in_the_state_dict() -> None:
     assert FrequencyEncoding().state_dict() == {}
+
+
+@pytest.mark.parametrize("name", ["identity", "frequency"])
+def test_options_of_the_hash_encoding_are_its_own(name: str) -> None:
+    make_encoding(name, hash={})
+    with pytest.raises(
+        ValueError, match=f"hash holds options of the encoding 'hash', but .* is '{name}'; got {{'lev"
+    ):
+        make_encoding(name, hash={"levels": 4})
+
+
+def test_hash_by_name() -> None:
+    encoding = make_encoding("hash", band_limit=False, hash={"levels": 2, "log2_entries": 8})
+    assert isinstance(encoding, HashEncoding)
+    assert (encoding.grid.levels, encoding.grid.log2_entries, encoding.band_limit) == (2, 8, False)
+    assert encoding.channels == 4
+    with pytest.raises(
+        ValueError,
+        match=r"unknown option .level. for the hash encoding; allowed are levels, features, log2_entries, "
+        r"base_resolution, scale, backend, extent, gain$",
+    ):
+        make_encoding("hash", hash={"level": 2})
+
+
+def test_says_which_encodings_there_are() -> None:
+    with pytest.raises(ValueError, match=r"one of \('identity', 'frequency', 'hash'\), got 'sine'"):
+        make_encoding("sine")
+
+
+@pytest.mark.parametrize("block", ["coordconv", "locbam", "prior"])
+def test_blocks_that_refuse_a_hash_table(block: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"one of \('identity', 'frequency'\), got 'hash', .* only the block 'gpe'"
+    ):
+        make_block(block, 4, 3, encoding="hash")
+    with pytest.raises(ValueError, match=f"unknown option 'hash' for block '{block}'"):
+        make_block(block, 4, 3, hash={"levels": 4})
 
 
 def test_shows_its_options() -> None:

@@ -21,7 +21,7 @@ def test_every_block_fits_every_place(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "place", "options", "message"),
     [
-        ("coordcnov", "input", {}, "block must be one of coordconv, locbam, prior; got 'coordcnov'"),
+        ("coordcnov", "input", {}, "block must be one of coordconv, locbam, .*prior.*; got 'coordcnov'"),
         ("prior", "head", {}, "place must be one of input, encoder_first, .*logits; got 'head'"),
         (
             "prior",

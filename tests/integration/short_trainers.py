@@ -1,5 +1,6 @@
 """Trainers of the package, cut to a few iterations; importable, so that spawned workers can unpickle them."""
 
+import functools
 import os
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from nnunet_locctx.networks.located_unet import LocatedUNet
 from nnunet_locctx.nnunet.trainer import LocatedTrainer
-from nnunet_locctx.nnunet.trainers import CoordConvTrainer, LocBAMTrainer, PriorHeadTrainer
+from nnunet_locctx.nnunet.trainers import TRAINERS, CoordConvTrainer, LocBAMTrainer, PriorHeadTrainer
 
 EPOCHS = "SHORT_EPOCHS"
 """Environment variable: epochs of a short training, 1 if not set."""
@@ -114,3 +115,16 @@ class EchoTrainer(Short, LocatedTrainer):
         network.inputs, network.locations = [], []
         cls.built.append(network)
         return network
+
+
+@functools.cache
+def _short(name: str) -> type[nnUNetTrainer]:
+    body = {"__module__": __name__, "__doc__": f"{name}, two iterations an epoch."}
+    return type(f"Short{name}", (Short, TRAINERS[name]), body)
+
+
+def __getattr__(name: str) -> type[nnUNetTrainer]:
+    """``ShortUNETRTrainer`` and so on: every trainer of the package by its full name."""
+    if name.removeprefix("Short") in TRAINERS and name.startswith("Short"):
+        return _short(name.removeprefix("Short"))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

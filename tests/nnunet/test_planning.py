@@ -16,6 +16,7 @@ from nnunet_locctx.nnunet.planning import (
     read_plans,
     resolve,
 )
+from nnunet_locctx.nnunet.suitability import suitable_trainers
 from tests.nnunet.small_plans import architecture, configuration, plans
 
 
@@ -142,6 +143,68 @@ def test_location_is_checked_and_kept(planned: dict[str, Any]) -> None:
         **location,
         "block": {"encoding": "frequency", "bands": 4},
     }
+
+
+def test_a_network_of_its_own_is_not_bound_to_the_planned_pooling(planned: dict[str, Any]) -> None:
+    patch = [16, 144, 144]  # nnU-Net pools 144 five times, UNETR needs multiples of 16
+    planned["configurations"]["3d_fullres"]["architecture"] = architecture(3, features=(4,) * 6)
+    with pytest.raises(ValueError, match="not divisible by the network's total stride"):
+        add_configuration(planned, "3d_fullres", "own", patch_size=patch)
+    made = add_configuration(planned, "3d_fullres", "own", patch_size=patch, network={})
+    assert made["configurations"]["own"] == {
+        "inherits_from": "3d_fullres",
+        "network": {},
+        "patch_size": patch,
+    }
+    found = suitable_trainers(resolve(made, "own"))
+    assert {"UNETRTrainer", "GPEUNETRTrainer"} <= set(found.names)
+    assert "PriorHeadTrainer" not in found.names
+    again = add_configuration(made, "own", "larger", patch_size=[32, 144, 144])
+    assert "architecture" not in again["configurations"]["larger"]
+
+
+def test_a_patch_that_fits_the_pooling_is_for_both(planned: dict[str, Any]) -> None:
+    made = add_configuration(planned, "3d_fullres", "both", patch_size=[16, 32, 32], network={})
+    assert resolve(made, "both")["architecture"]["arch_kwargs"]["n_stages"] == 4
+    assert {"UNETRTrainer", "PriorHeadTrainer"} <= set(suitable_trainers(resolve(made, "both")).names)
+
+
+def test_network_options_are_laid_over_the_bases_and_checked(planned: dict[str, Any]) -> None:
+    made = add_configuration(planned, "3d_fullres", "a", network={"hidden_size": 96, "num_heads": 4})
+    made = add_configuration(made, "a", "b", network={"num_heads": 6})
+    full = resolve(made, "b")
+    assert full["network"] == {"hidden_size": 96, "num_heads": 6}
+    found = suitable_trainers(full)
+    assert {"UNETRTrainer", "GPEUNETRTrainer"} <= set(found.names)
+    assert not {"PriorHeadTrainer", "nnFormerTrainer"} & set(found.names)
+    assert "takes no 'network' options" in found.told()
+
+
+def test_location_of_the_network_decides_between_twins(planned: dict[str, Any]) -> None:
+    made = add_configuration(planned, "3d_fullres", "a", network={"hidden_size": 96, "encoding": "frequency"})
+    names = suitable_trainers(resolve(made, "a")).names
+    assert "GPEUNETRTrainer" in names
+    assert "UNETRTrainer" not in names
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"network": 3}, "network must be a table of options, got 3"),
+        ({"network": {"speed": 1}}, "no trainer takes this configuration.*unknown option 'speed'"),
+        (
+            {"network": {}, "patch_size": [17, 17, 17]},
+            "no trainer takes this.*nearest allowed: \\[16, 16, 16\\]",
+        ),
+        (
+            {"network": {"hidden_size": 96}, "location": {"place": "decoder"}},
+            "no trainer takes this configuration",
+        ),
+    ],
+)
+def test_networks_that_no_trainer_has(planned: dict[str, Any], changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        add_configuration(planned, "3d_fullres", "own", **changes)
 
 
 def test_networks_arguments_are_replaced(planned: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from tests.integration.short_trainers import (
     ShortLocBAM,
     ShortPlain,
     ShortPriorHead,
+    __getattr__,
 )
 
-__all__ = ["EchoTrainer", "ShortCoordConv", "ShortLocBAM", "ShortPlain", "ShortPriorHead"]
+__all__ = ["EchoTrainer", "ShortCoordConv", "ShortLocBAM", "ShortPlain", "ShortPriorHead", "__getattr__"]

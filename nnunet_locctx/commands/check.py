@@ -1,0 +1,63 @@
+"""`locctx check`: wrong headers in a raw dataset."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from nnunet_locctx.commands.common import CLEAN, FINDINGS, add_command
+from nnunet_locctx.nnunet.paths import dataset_folder
+
+
+def add(commands: Any) -> None:
+    """Adds the parser."""
+    parser = add_command(
+        commands,
+        "check",
+        run,
+        "look for wrong headers in a raw dataset before training",
+        """Reads every scan of a dataset in nnU-Net's raw format and reports orientations, voxel sizes and what looks
+        wrong: unusable or default headers, images and labels that do not fit each other, labels far from where they
+        lie in other cases, voxels that are not finite, unknown label values, missing and unreadable files. Writes
+        nothing (but --json).
+        Exit status: 0 clean, 1 something found, 2 no such dataset.""",
+        """
+        locctx check -d 3
+        locctx check /data/nnUNet_raw/Dataset003_Liver --json check.json
+        """,
+    )
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("-d", "--dataset", metavar="ID", help="id or name of a dataset in nnUNet_raw")
+    where.add_argument(
+        "folder", nargs="?", type=Path, metavar="FOLDER", help="the dataset's folder, with dataset.json"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write everything found to this file as well"
+    )
+    parser.add_argument(
+        "--cases", type=int, default=5, metavar="N", help="cases named per finding (default: 5)"
+    )
+    parser.add_argument(
+        "-np",
+        "--processes",
+        type=int,
+        default=min(4, os.cpu_count() or 1),
+        metavar="N",
+        help="worker processes",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns the exit status."""
+    from nnunet_locctx.check import check_dataset, format_report
+
+    folder = options.folder or dataset_folder("nnUNet_raw", options.dataset)
+    if options.json is not None and not options.json.resolve().parent.is_dir():
+        raise ValueError(f"--json: there is no folder {options.json.resolve().parent}")
+    report = check_dataset(folder, processes=options.processes, progress=not options.quiet)
+    print(format_report(report, options.cases))
+    if options.json is not None:
+        options.json.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    return CLEAN if report.clean else FINDINGS

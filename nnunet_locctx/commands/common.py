@@ -1,0 +1,39 @@
+"""What the commands share."""
+
+import argparse
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+CLEAN, FINDINGS, FAILED = 0, 1, 2
+"""Exit status: done; `locctx check` found something; the input was not usable."""
+
+
+def add_command(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+    description: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    """Adds the parser of one command.
+
+    Args:
+        commands: The subparsers of `locctx`.
+        name: Name of the command.
+        run: Does the work; returns the exit status.
+        summary: One line for the list of the commands.
+        description: What the command's own help says first.
+        example: Command lines.
+    """
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=textwrap.fill(" ".join(description.split()), 100),
+        epilog="example:\n" + textwrap.indent(textwrap.dedent(example).strip(), "  "),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+    parser.set_defaults(run=run)
+    return parser

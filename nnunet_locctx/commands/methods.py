@@ -1,0 +1,37 @@
+"""`locctx methods`: the trainers side by side."""
+
+import argparse
+from typing import Any
+
+from nnunet_locctx.commands.common import CLEAN, add_command
+
+
+def add(commands: Any) -> None:
+    """Adds the parser."""
+    parser = add_command(
+        commands,
+        "methods",
+        run,
+        "list the trainers: what, source, place, encoding, cost, effect",
+        """Lists the trainers with what each does, where it was published, where and how encoded location enters
+        unless the plans say otherwise, and what was measured: parameters, multiply-adds (MACs) and time of a training
+        step relative to the planned U-Net, and Dice on a phantom whose organs only their position tells apart.""",
+        """
+        locctx methods
+        locctx methods gpe --format markdown
+        """,
+    )
+    parser.add_argument(
+        "part", nargs="?", default="", metavar="NAME", help="only trainers whose name contains this"
+    )
+    parser.add_argument(
+        "--format", default="table", metavar="FORMAT", help="table (default), markdown or json"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns the exit status."""
+    from nnunet_locctx.methods import format_methods, list_methods, read_measured
+
+    print(format_methods(list_methods(options.part), read_measured(), options.format))
+    return CLEAN

@@ -1,0 +1,239 @@
+"""`locctx plan`: another configuration beside those nnU-Net planned."""
+
+import argparse
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from nnunet_locctx.commands.common import CLEAN, add_command
+from nnunet_locctx.nnunet.paths import dataset_folder
+
+
+def add(commands: Any) -> None:
+    """Adds the parser."""
+    parser = add_command(
+        commands,
+        "plan",
+        run,
+        "add a configuration (patch, batch, spacing, location) to plans",
+        """Adds a configuration that inherits from a planned one to a plans file of its own beside the original,
+        which is never changed. A new patch size or spacing brings the pooling nnU-Net would plan for it. Sizes and
+        spacings are in the order of the plans' own (for most datasets slice, row, column).""",
+        """
+        locctx plan -d 3 --preset patch32
+        locctx plan -d 3 -c 3d_fullres --name 3d_small --patch 32 32 32 --batch 8 --source scanner
+        nnUNetv2_train 3 3d_small 0 -p nnUNetPlans_locctx -tr LocBAMTrainer
+        locctx plan -d 3 --name 3d_unetr --patch 96 96 96 --network hidden_size=384
+        """,
+    )
+    parser.add_argument(
+        "-d", "--dataset", metavar="ID", help="id or name of a dataset in nnUNet_preprocessed"
+    )
+    parser.add_argument("--list", action="store_true", help="list the presets and stop")
+    base = parser.add_argument_group("which plans")
+    base.add_argument(
+        "-p",
+        "--plans",
+        default="nnUNetPlans",
+        metavar="PLANS",
+        help="plans to start from (default: nnUNetPlans)",
+    )
+    base.add_argument(
+        "-c",
+        "--configuration",
+        default="3d_fullres",
+        metavar="NAME",
+        help="configuration to inherit from (default: 3d_fullres)",
+    )
+    base.add_argument(
+        "--name",
+        metavar="NAME",
+        help="name of the new configuration (with --preset, default: CONFIGURATION_PRESET)",
+    )
+    base.add_argument("--plans-name", metavar="NAME", help="plans file to write to (default: PLANS_locctx)")
+    base.add_argument(
+        "--force",
+        action="store_true",
+        help="replace a configuration of that name that differs; renew plans whose original changed",
+    )
+    size = parser.add_argument_group("patch and network")
+    size.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="start from a preset (--list) or a .json file; other options go on top",
+    )
+    size.add_argument("--patch", type=int, nargs="+", metavar="N", help="patch size in voxels")
+    size.add_argument("--batch", type=int, metavar="N", help="patches per batch")
+    size.add_argument(
+        "--spacing",
+        type=float,
+        nargs="+",
+        metavar="MM",
+        help="voxel size in mm; the data must then be preprocessed again",
+    )
+    size.add_argument(
+        "--features", type=int, nargs="+", metavar="N", help="feature maps of each stage of the network"
+    )
+    size.add_argument(
+        "--keep-topology", action="store_true", help="keep the base's pooling whatever the patch size"
+    )
+    where = parser.add_argument_group(
+        "location (the plans' \"location\" key; without any, each trainer's defaults)"
+    )
+    where.add_argument(
+        "--source",
+        metavar="NAME",
+        help="what a coordinate means: voxel (fraction of the volume) or scanner (millimetres)",
+    )
+    where.add_argument(
+        "--absolute",
+        action="store_true",
+        default=None,
+        help="scanner: the scanner's own millimetres instead of the distance from the volume's centre",
+    )
+    where.add_argument(
+        "--place",
+        metavar="NAME",
+        help="where location enters the network: input, encoder_first, encoder, bottleneck, decoder, "
+        "decoder_last or logits",
+    )
+    where.add_argument(
+        "--jitter",
+        type=float,
+        metavar="SD",
+        help="training: random shift and scale of a patch's location, standard deviation",
+    )
+    where.add_argument(
+        "--dropout", type=float, metavar="P", help="training: probability that a patch's location is withheld"
+    )
+    where.add_argument(
+        "--encoding", metavar="NAME", help="how the block encodes location: identity or frequency"
+    )
+    where.add_argument("--bands", type=int, metavar="N", help="frequency bands of the encoding")
+    where.add_argument(
+        "--block",
+        action="append",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="another option of the block (repeatable)",
+    )
+    whole = parser.add_argument_group('networks that replace the planned U-Net (the plans\' "network" key)')
+    whole.add_argument(
+        "--network",
+        action="append",
+        nargs="?",
+        const="",
+        metavar="OPTION=VALUE",
+        help="an option of the network (repeatable); alone: only lift the planned pooling's limits on the patch size",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns the exit status."""
+    from nnunet_locctx.nnunet.presets import list_presets, read_preset
+
+    if options.list:
+        for name, description in list_presets().items():
+            print(f"{name:<18}{description}")
+        return CLEAN
+    if options.dataset is None:
+        raise ValueError("which dataset? Give its id or name with -d (or --list for the presets)")
+    changes = read_preset(options.preset) if options.preset else {}
+    name = options.name
+    if name is None and options.preset is None:
+        raise ValueError("the new configuration needs a name: --name")
+    name = name or f"{options.configuration}_{Path(options.preset).stem}"
+    given = {"patch_size": options.patch, "batch_size": options.batch, "spacing": options.spacing}
+    changes.update({key: value for key, value in given.items() if value is not None})
+    if options.features:
+        changes["architecture"] = {**changes.get("architecture", {}), "features_per_stage": options.features}
+    location = _location(options, changes.get("location", {}))
+    if location:
+        changes["location"] = location
+    if options.network is not None:
+        given_options = _assignments([text for text in options.network if text], "--network")
+        changes["network"] = {**changes.get("network", {}), **given_options}
+    folder = dataset_folder("nnUNet_preprocessed", options.dataset)
+
+    from nnunet_locctx.nnunet.planning import coverage, plan_configuration, resolve
+    from nnunet_locctx.nnunet.suitability import suitable_trainers
+    from nnunet_locctx.nnunet.trainers import RECOMMENDED
+
+    plans, changed = plan_configuration(
+        folder,
+        options.plans,
+        options.configuration,
+        name,
+        own_plans_name=options.plans_name,
+        force=options.force,
+        keep_topology=options.keep_topology,
+        **changes,
+    )
+    added = plans["configurations"][name]
+    full = resolve(plans, name)
+    own = plans["plans_name"]
+    print(f"{'wrote' if changed else 'unchanged:'} {folder / own}.json, configuration {name}")
+    for key in ("inherits_from", "batch_size", "spacing", "data_identifier", "location", "network"):
+        if key in added:
+            print(f"{key:<16}{added[key]}")
+    if "architecture" in added:
+        kwargs = added["architecture"]["arch_kwargs"]
+        print(f"{'strides':<16}{kwargs.get('strides')}")
+        print(f"{'features':<16}{kwargs.get('features_per_stage')}")
+    print(coverage(full))
+    trainers = suitable_trainers(full).names
+    print(
+        _wrapped(
+            "trainers", f"{', '.join(trainers) or 'none'} {'take' if len(trainers) != 1 else 'takes'} it"
+        )
+    )
+    identifier = full["data_identifier"]
+    dataset = int(folder.name[7:10])
+    print("next:")
+    if not (folder / identifier).is_dir():
+        print(f"  nnUNetv2_preprocess -d {dataset} -plans_name {own} -c {name}")
+    print(f"  nnUNetv2_train {dataset} {name} 0 -p {own} -tr {_proposed(trainers, RECOMMENDED)}")
+    return CLEAN
+
+
+def _wrapped(name: str, text: str) -> str:
+    return textwrap.fill(f"{name:<16}{text}", 120, subsequent_indent=" " * 16, break_on_hyphens=False)
+
+
+def _proposed(trainers: list[str], recommended: str) -> str:
+    """The trainer that the printed command names."""
+    return next(
+        (name for name in (recommended, "PriorHeadTrainer") if name in trainers), (trainers or ["TRAINER"])[0]
+    )
+
+
+def _location(options: argparse.Namespace, preset: dict[str, Any]) -> dict[str, Any]:
+    location = dict(preset)
+    for key in ("source", "absolute", "place", "jitter", "dropout"):
+        value = getattr(options, key)
+        if value is not None:
+            location[key] = value
+    block = dict(location.get("block", {}))
+    for key in ("encoding", "bands"):
+        value = getattr(options, key)
+        if value is not None:
+            block[key] = value
+    block.update(_assignments(options.block, "--block"))
+    if block:
+        location["block"] = block
+    return location
+
+
+def _assignments(texts: list[str], option: str) -> dict[str, Any]:
+    """OPTION=VALUE -> {OPTION: VALUE}; a value that is no JSON is text."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise ValueError(f"{option} needs OPTION=VALUE, got {text!r}")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value  # a bare word is text
+    return found

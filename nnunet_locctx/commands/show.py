@@ -1,0 +1,113 @@
+"""`locctx show`: a scan with its location, and what a model makes of it."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from nnunet_locctx.commands.common import CLEAN, add_command
+
+
+def add(commands: Any) -> None:
+    """Adds the parser."""
+    parser = add_command(
+        commands,
+        "show",
+        run,
+        "draw a scan with its location, and what a model makes of it",
+        """Draws three slices of a scan the way the patient lies, with the location a network is told (three
+        channels) and the patches it sees. Given a trained located model, also its prediction with the true location,
+        with another one, and where the two differ.""",
+        """
+        locctx show scan_0000.nii.gz --label scan.nii.gz --patch 32 32 32 -o scan.png
+        locctx show scan_0000.nii.gz --model $nnUNet_results/Dataset003_Liver/PriorHeadTrainer__nnUNetPlans__3d_fullres
+        """,
+    )
+    parser.add_argument("image", type=Path, nargs="+", metavar="IMAGE", help="the scan; one file per channel")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="picture to write (default: IMAGE's name, .location.png)",
+    )
+    parser.add_argument("--label", type=Path, metavar="FILE", help="segmentation to draw on the scan")
+    parser.add_argument(
+        "--at",
+        type=float,
+        nargs=3,
+        metavar=("R", "A", "S"),
+        help="place to show as fractions of the volume, -0.5 to 0.5 (default: amid the labels)",
+    )
+    parser.add_argument(
+        "--patch",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="patch size to draw, in the plans' order (default: the model's)",
+    )
+    parser.add_argument("--source", metavar="NAME", help="voxel or scanner (default: voxel, or the model's)")
+    parser.add_argument("--absolute", action="store_true", help="scanner: the scanner's own millimetres")
+    model = parser.add_argument_group("with a model")
+    model.add_argument(
+        "--model", type=Path, metavar="FOLDER", help="trained model (TRAINER__PLANS__CONFIGURATION)"
+    )
+    model.add_argument("--fold", metavar="N", help="fold to use (default: the first there)")
+    model.add_argument(
+        "--shift",
+        type=float,
+        nargs=3,
+        metavar=("R", "A", "S"),
+        help="compare with a shifted location instead of a neutral one",
+    )
+    model.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda if there)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns the exit status."""
+    import dataclasses
+
+    output = options.output or Path(_without_ending(options.image[0].name) + ".location.png")
+    if options.model is None and (options.fold or options.shift or options.device):
+        raise ValueError("--fold, --shift and --device need --model")
+    if options.model is not None and (options.source or options.absolute):
+        raise ValueError(
+            "--source and --absolute are read from the model's plans; leave them out with --model"
+        )
+
+    from nnunet_locctx.location import make_source
+    from nnunet_locctx.show import check_output, compare_predictions, draw, read_scan
+    from nnunet_locctx.show.scan import checked_patch
+
+    check_output(output)  # before a prediction that may take minutes
+
+    if options.model is not None:
+        scan = compare_predictions(
+            options.image,
+            options.model,
+            label=options.label,
+            fold=options.fold,
+            shift=options.shift,
+            device=options.device,
+        )
+    else:
+        source = make_source(options.source or "voxel", **({"absolute": True} if options.absolute else {}))
+        scan = read_scan(options.image, source, label=options.label)
+    if options.patch is not None:
+        scan = dataclasses.replace(scan, patch_size=checked_patch(options.patch))
+    draw(scan, output, at=None if options.at is None else scan.index_at(options.at))
+    if scan.comparison is not None:
+        changed = scan.comparison.changed
+        foreground = (scan.comparison.located > 0) | (scan.comparison.replaced > 0)
+        share = 100 * float(changed.sum()) / max(1, int(foreground.sum()))
+        print(
+            f"with {scan.comparison.replacement}, {int(changed.sum())} voxels change ({share:.1f}% of the foreground)"
+        )
+    print(f"wrote {output}")
+    return CLEAN
+
+
+def _without_ending(name: str) -> str:
+    for ending in (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".png", ".bmp", ".tif", ".tiff"):
+        if name.endswith(ending):
+            return name[: -len(ending)]
+    return name

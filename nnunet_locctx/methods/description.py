@@ -1,0 +1,117 @@
+"""What a trainer is, read from the trainer itself: its docstring, its block's or network's options."""
+
+import inspect
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from nnunet_locctx.blocks import complete_options
+from nnunet_locctx.networks.registry import complete_network_options
+from nnunet_locctx.nnunet.options import LocationOptions
+from nnunet_locctx.nnunet.trainer import LocatedTrainer
+from nnunet_locctx.nnunet.trainers import RECOMMENDED, TRAINERS, Trainer
+from nnunet_locctx.nnunet.whole_network import WholeNetworkTrainer
+
+YEAR = re.compile(r"\b(19|20)\d\d\b")
+OWN = "This project's own"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One trainer.
+
+    Attributes:
+        name: As for ``nnUNetv2_train -tr``.
+        what: What it does, one line.
+        source: Where it was published.
+        place: Where location enters unless the plans say otherwise; None: nowhere.
+        encoding: How location is encoded unless the plans say otherwise; None: no choice.
+        recommended: Whether it is the one to try first.
+    """
+
+    name: str
+    what: str
+    source: str | None
+    place: str | None
+    encoding: str | None
+    recommended: bool = False
+
+
+def list_methods(part: str = "") -> list[Method]:
+    """The trainers of the package.
+
+    Args:
+        part: Only those whose name contains this; upper and lower case are the same.
+
+    Raises:
+        ValueError: No name contains it.
+    """
+    found = [describe(trainer) for name, trainer in TRAINERS.items() if part.lower() in name.lower()]
+    if not found:
+        raise ValueError(f"no trainer's name contains {part!r}; there are {', '.join(TRAINERS)}")
+    return found
+
+
+def describe(trainer: Trainer) -> Method:
+    """What one trainer is."""
+    what, _ = split_sources(inspect.getdoc(trainer) or "")
+    sources: list[str] = []
+    for parent in trainer.__mro__:  # a variant of a published method need not repeat the source
+        if sources or parent in (LocatedTrainer, WholeNetworkTrainer):
+            break
+        sources = split_sources(inspect.getdoc(parent) or "")[1]
+    place, encoding = _whole(trainer) if issubclass(trainer, WholeNetworkTrainer) else _fitted(trainer)
+    return Method(
+        trainer.__name__, what, "; ".join(sources) or None, place, encoding, trainer.__name__ == RECOMMENDED
+    )
+
+
+def split_sources(docstring: str) -> tuple[str, list[str]]:
+    """The first paragraph of a docstring as one line without full stop, and the publications named in all of it.
+
+    A publication is what stands in parentheses, between semicolons, and holds a year.
+    """
+    sources: list[str] = []
+
+    def take(found: re.Match[str]) -> str:
+        parts = [part.strip() for part in found[1].split(";")]
+        sources.extend(part for part in parts if YEAR.search(part) and part not in sources)
+        others = [part for part in parts if not YEAR.search(part)]
+        return f" ({'; '.join(others)})" if others else ""
+
+    text = " ".join(docstring.replace("\n\n", "\0").split())
+    text = re.sub(r" ?\(([^()]*)\)", take, text)
+    if OWN in text:
+        sources.append(OWN.lower())
+    return text.split("\0")[0].replace(f"{OWN}.", "").strip().removesuffix("."), sources
+
+
+def fittings(trainer: type[LocatedTrainer]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Blocks of a trainer that fits them into the planned U-Net: name, place and all options, unless the plans say
+    otherwise."""
+    assert trainer.block is not None
+    first = LocationOptions.from_configuration({}, trainer.block, trainer.block_options, trainer.place)
+    fitted = [
+        (trainer.block, str(first.place), first.block),
+        *((f.block, f.place, f.options) for f in trainer.also),
+    ]
+    return [(block, place, complete_options(block, place, options)) for block, place, options in fitted]
+
+
+def _fitted(trainer: type[LocatedTrainer]) -> tuple[str | None, str | None]:
+    found = fittings(trainer)
+    return _joined([place for _, place, _ in found]), _joined(
+        [options.get("encoding") for *_, options in found]
+    )
+
+
+def _whole(trainer: type[WholeNetworkTrainer]) -> tuple[str | None, str | None]:
+    if not trainer.located:
+        return None, None
+    options: dict[str, Any] = complete_network_options(trainer.network_name, trainer.network_options)
+    return str(options.get("gpe_places") or "own places"), _joined([options.get("encoding")])
+
+
+def _joined(names: list[Any]) -> str | None:
+    """Each name once, in order."""
+    return " + ".join(dict.fromkeys(str(name) for name in names if name is not None)) or None

@@ -1,0 +1,94 @@
+"""The methods as a table."""
+
+import dataclasses
+import json
+import textwrap
+from collections.abc import Sequence
+
+from nnunet_locctx.methods.description import Method
+from nnunet_locctx.methods.measured import Figures, Measured
+
+FORMATS = ("table", "markdown", "json")
+WIDTH = 120
+HEADS = ("place", "encoding", "parameters", "MACs", "step", "Dice")
+MARK = " *"
+
+
+def format_methods(methods: Sequence[Method], measured: Measured, form: str = "table") -> str:
+    """The table.
+
+    Args:
+        methods: Rows.
+        measured: Their figures; what is missing is printed as ``-``.
+        form: One of :data:`FORMATS`: for a terminal of 120 columns, for a page, or for a program (numbers as they
+            are, null where there is none).
+
+    Raises:
+        ValueError: No such format.
+    """
+    if form not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {form!r}")
+    if form == "json":
+        rows = [{**dataclasses.asdict(one), **dataclasses.asdict(measured.of(one.name))} for one in methods]
+        return json.dumps({"methods": rows, "notes": measured.notes}, indent=2)
+    if form == "markdown":
+        return _markdown(methods, measured)
+    return _terminal(methods, measured)
+
+
+def cells(method: Method, figures: Figures) -> list[str]:
+    """Texts below :data:`HEADS`."""
+    return [
+        method.place or "-",
+        method.encoding or "-",
+        _times(figures.parameters_ratio),
+        _times(figures.multiply_adds_ratio),
+        _times(figures.step_ratio),
+        "-" if figures.dice is None else f"{figures.dice:.2f}",
+    ]
+
+
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.3f}x"
+
+
+def _terminal(methods: Sequence[Method], measured: Measured) -> str:
+    """Two lines or more per method: names and figures, below them what it does and its source."""
+    rows = [
+        [one.name + (MARK if one.recommended else ""), *cells(one, measured.of(one.name))] for one in methods
+    ]
+    table = [["trainer", *HEADS], *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    lines = [_aligned(table[0], widths), "-" * WIDTH]
+    for one, row in zip(methods, rows, strict=True):
+        lines.append(_aligned(row, widths))
+        told = one.what if one.source is None else f"{one.what} [{one.source}]"
+        lines += textwrap.wrap(told, WIDTH, initial_indent="    ", subsequent_indent="    ")
+    for note in _notes(methods, measured):
+        lines += ["", *textwrap.wrap(note, WIDTH)]
+    return "\n".join(lines)
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    """Names to the left, figures to the right."""
+    padded = [
+        text.ljust(width) if column < 3 else text.rjust(width)
+        for column, (text, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    return "  ".join(padded).rstrip()
+
+
+def _markdown(methods: Sequence[Method], measured: Measured) -> str:
+    lines = [f"| trainer | what | source | {' | '.join(HEADS)} |", "|---" * (3 + len(HEADS)) + "|"]
+    for one in methods:
+        name = f"**`{one.name}`**{MARK}" if one.recommended else f"`{one.name}`"
+        row = [name, one.what, one.source or "-", *cells(one, measured.of(one.name))]
+        lines.append(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |")
+    for note in _notes(methods, measured):
+        lines += ["", note.replace("*", chr(92) + "*") if note.startswith("*") else note]
+    return "\n".join(lines)
+
+
+def _notes(methods: Sequence[Method], measured: Measured) -> list[str]:
+    recommended = [one.name for one in methods if one.recommended]
+    return [*(f"* {name} is the one to try first." for name in recommended), *measured.notes]

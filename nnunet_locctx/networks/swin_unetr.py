@@ -1,0 +1,188 @@
+"""Swin UNETR, with and without location."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from monai.networks.nets import swin_unetr as monai_swin_unetr
+from torch import Tensor
+
+from nnunet_locctx.blocks.checks import check_integer, check_share
+from nnunet_locctx.networks.inputs import LocationPyramid
+from nnunet_locctx.networks.positions import EncodedLocation, make_encodings
+from nnunet_locctx.networks.whole import WholeNetwork
+
+STAGES = 4
+STRIDE = 2 ** (STAGES + 1)
+
+
+class SwinUNETR(WholeNetwork):
+    """MONAI's Swin UNETR (Hatamizadeh et al., "Swin UNETR: Swin Transformers for Semantic Segmentation of Brain Tumors
+    in MRI Images", 2022), on request with global positional encoding (Le and Le, MIWAI 2025).
+
+    The encoding is added at ten places: to the input, to the hidden states of the patch embedding and of the stages 1,
+    2 and 4 before their convolutions, and in each of the five decoder stages to the upsampled features and the skip
+    connection, before their convolutions. Unlike the published one it is computed at the token centres of each place.
+    MONAI's modules lie under ``network.``, by the names that they have there. No deep supervision.
+
+    Args:
+        feature_size: Channels at full resolution, a multiple of 12; the paper has 48.
+        depths: Transformer blocks of each of the four stages.
+        num_heads: Attention heads of each stage.
+        window_size: Tokens along an axis within which attention is computed, or one number for each axis.
+        mlp_ratio: Width inside the feed-forward layers, in widths of the stage.
+        qkv_bias: Whether queries, keys and values have a bias.
+        drop_rate: Dropout.
+        attn_drop_rate: Dropout of attention weights.
+        dropout_path_rate: Stochastic depth: rate of the last block, rising linearly from 0 in the first.
+        use_checkpoint: Whether to recompute activations in the backward pass instead of storing them.
+        use_v2: Whether a residual convolution block stands before each stage (He et al., "SwinUNETR-V2", 2023).
+        encoding: None: without location; ``"frequency"`` or ``"hash"``: with it.
+        bands: Bands of the frequency encoding.
+        base: Angular frequency of its lowest band.
+        band_limit: Whether bands too fine for a place are faded out.
+        hash: Options of the hash encoding; all places share one table.
+        zero_init: Whether the network starts as the one without location; what was published did not.
+
+    Raises:
+        ValueError: An option or the patch size is not allowed.
+    """
+
+    def __init__(
+        self,
+        image_channels: int,
+        classes: int,
+        patch_size: Sequence[int],
+        previous_channels: int = 0,
+        deep_supervision: bool = False,
+        *,
+        feature_size: int = 48,
+        depths: Sequence[int] = (2, 2, 2, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window_size: Sequence[int] | int = 7,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        dropout_path_rate: float = 0.0,
+        use_checkpoint: bool = False,
+        use_v2: bool = False,
+        encoding: str | None = None,
+        bands: int = 10,
+        base: float = 1.0,
+        band_limit: bool = True,
+        hash: dict[str, Any] | None = None,  # noqa: A002 - the option's name in the plans
+        zero_init: bool = True,
+    ) -> None:
+        super().__init__(
+            image_channels,
+            classes,
+            patch_size,
+            previous_channels,
+            deep_supervision,
+            located=encoding is not None,
+        )
+        self.check_patch(patch_size)
+        windows = _check_sizes(self.rank, feature_size, depths, num_heads, window_size)
+        for name, value in (
+            ("drop_rate", drop_rate),
+            ("attn_drop_rate", attn_drop_rate),
+            ("dropout_path_rate", dropout_path_rate),
+        ):
+            check_share(name, value)
+        channels = image_channels + previous_channels
+        self.network = monai_swin_unetr.SwinUNETR(
+            channels,
+            classes,
+            feature_size=feature_size,
+            depths=depths,
+            num_heads=num_heads,
+            window_size=windows,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            drop_rate=drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            dropout_path_rate=dropout_path_rate,
+            use_checkpoint=use_checkpoint,
+            spatial_dims=self.rank,
+            use_v2=use_v2,
+        )
+        widths = [feature_size * factor for factor in (1, 2, 4, 16, 16, 8, 4, 2, 2)]
+        self.positions = make_encodings(
+            [channels, *widths],
+            self.rank,
+            encoding=encoding,
+            bands=bands,
+            base=base,
+            band_limit=band_limit,
+            hash=hash,
+            zero_init=zero_init,
+        )
+
+    @classmethod
+    def patch_multiple(cls, rank: int, **options: Any) -> tuple[int, ...]:
+        """32 along each axis: a token of the coarsest stage."""
+        if rank not in (2, 3):
+            raise ValueError(f"{cls.__name__} takes patches of 2 or 3 axes, got {rank}")
+        return (STRIDE,) * rank
+
+    @classmethod
+    def check_patch(cls, patch_size: Sequence[int], **options: Any) -> None:
+        """As every network's; besides, one side must be 64 or more: the coarsest stage is normalised over its tokens,
+        and a single one would be nothing but zero."""
+        multiple = cls.patch_multiple(len(patch_size), **options)
+        if max(patch_size) < 2 * STRIDE:
+            nearest = [max(1, round(n / STRIDE)) * STRIDE for n in patch_size]
+            nearest[list(patch_size).index(max(patch_size))] = 2 * STRIDE
+            raise ValueError(
+                f"patch_size {[int(n) for n in patch_size]} does not fit {cls.__name__}: each side must be a multiple "
+                f"of {list(multiple)}, and one at least {2 * STRIDE}; nearest allowed: {nearest}"
+            )
+        super().check_patch(patch_size, **options)
+
+    def segment(self, image: Tensor, location: LocationPyramid | None) -> Tensor:
+        """(B, image + previous, *patch) -> (B, classes, *patch), in the order of MONAI's ``forward``."""
+        network, positions = self.network, EncodedLocation(self.positions, location)
+        image = positions.add(0, image)
+        hidden = network.swinViT(image, network.normalize)
+        skips = [
+            network.encoder1(image),
+            network.encoder2(positions.add(1, hidden[0])),
+            network.encoder3(positions.add(2, hidden[1])),
+            network.encoder4(positions.add(3, hidden[2])),
+            hidden[3],
+        ]
+        x = network.encoder10(positions.add(4, hidden[4]))
+        x = positions.join(network.decoder5, 5, x, skips[4])
+        x = positions.join(network.decoder4, 6, x, skips[3])
+        x = positions.join(network.decoder3, 7, x, skips[2])
+        x = positions.join(network.decoder2, 8, x, skips[1])
+        x = positions.join(network.decoder1, 9, x, skips[0])
+        logits: Tensor = network.out(x)
+        return logits
+
+
+def _check_sizes(
+    rank: int,
+    feature_size: int,
+    depths: Sequence[int],
+    num_heads: Sequence[int],
+    window_size: Sequence[int] | int,
+) -> tuple[int, ...]:
+    """The window along each axis; raises ValueError unless the sizes fit each other."""
+    check_integer("feature_size", feature_size, 12)
+    if feature_size % 12:
+        raise ValueError(f"feature_size must be a multiple of 12, got {feature_size}")
+    for name, values in (("depths", depths), ("num_heads", num_heads)):
+        if len(values) != STAGES:
+            raise ValueError(f"{name} must be {STAGES} numbers, one for each stage; got {list(values)}")
+        for value in values:
+            check_integer(f"each of {name}", value, 1)
+    widths = [feature_size * 2**stage for stage in range(STAGES)]
+    if any(width % heads for width, heads in zip(widths, num_heads, strict=True)):
+        raise ValueError(f"num_heads must divide the stages' widths, {widths}; got {list(num_heads)}")
+    windows = (window_size,) * rank if isinstance(window_size, int) else tuple(window_size)
+    if len(windows) != rank:
+        raise ValueError(f"window_size must be one integer or {rank}, one for each axis; got {window_size!r}")
+    for n in windows:
+        check_integer("window_size", n, 2)
+    return windows

@@ -1,0 +1,131 @@
+"""UNETR, with and without location."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from monai.networks.nets import unetr as monai_unetr
+from torch import Tensor, nn
+
+from nnunet_locctx.blocks.checks import check_integer, check_share
+from nnunet_locctx.networks.inputs import LocationPyramid
+from nnunet_locctx.networks.positions import EncodedLocation, make_encodings
+from nnunet_locctx.networks.whole import WholeNetwork
+
+TOKEN = 16
+
+
+class UNETR(WholeNetwork):
+    """MONAI's UNETR (Hatamizadeh et al., "UNETR: Transformers for 3D Medical Image Segmentation", WACV 2022), on
+    request with global positional encoding (Le and Le, MIWAI 2025).
+
+    The encoding is added at eight places: to the input, to the three hidden states of the transformer that are skip
+    connections, and in each of the four decoder stages to the upsampled features and the skip connection, before
+    their convolutions. Unlike the published one it is computed at the token centres of each place. MONAI's modules
+    lie under ``network.``, by the names that they have there. No deep supervision.
+
+    Args:
+        feature_size: Channels at full resolution.
+        hidden_size: Width of the transformer.
+        mlp_dim: Width inside its feed-forward layers.
+        num_heads: Attention heads; `hidden_size` must be a multiple.
+        conv_block: Whether residual convolutions follow the upsampling of the skip connections, as in the authors'
+            code; the published comparison with positional encoding was made without.
+        dropout_rate: Dropout in the transformer.
+        qkv_bias: Whether queries, keys and values have a bias.
+        encoding: None: without location; ``"frequency"`` or ``"hash"``: with it.
+        bands: Bands of the frequency encoding.
+        base: Angular frequency of its lowest band.
+        band_limit: Whether bands too fine for a place are faded out.
+        hash: Options of the hash encoding; all places share one table.
+        zero_init: Whether the network starts as the one without location; what was published did not.
+
+    Raises:
+        ValueError: An option or the patch size is not allowed.
+    """
+
+    def __init__(
+        self,
+        image_channels: int,
+        classes: int,
+        patch_size: Sequence[int],
+        previous_channels: int = 0,
+        deep_supervision: bool = False,
+        *,
+        feature_size: int = 16,
+        hidden_size: int = 768,
+        mlp_dim: int = 3072,
+        num_heads: int = 12,
+        conv_block: bool = True,
+        dropout_rate: float = 0.0,
+        qkv_bias: bool = False,
+        encoding: str | None = None,
+        bands: int = 10,
+        base: float = 1.0,
+        band_limit: bool = True,
+        hash: dict[str, Any] | None = None,  # noqa: A002 - the option's name in the plans
+        zero_init: bool = True,
+    ) -> None:
+        super().__init__(
+            image_channels,
+            classes,
+            patch_size,
+            previous_channels,
+            deep_supervision,
+            located=encoding is not None,
+        )
+        self.check_patch(patch_size)
+        for name, value in (("feature_size", feature_size), ("mlp_dim", mlp_dim), ("num_heads", num_heads)):
+            check_integer(name, value, 1)
+        if hidden_size < 1 or hidden_size % num_heads:
+            raise ValueError(f"hidden_size must be a multiple of num_heads, {num_heads}; got {hidden_size}")
+        check_share("dropout_rate", dropout_rate)
+        channels = image_channels + previous_channels
+        self.network = monai_unetr.UNETR(
+            channels,
+            classes,
+            self.patch_size,
+            feature_size,
+            hidden_size,
+            mlp_dim,
+            num_heads,
+            conv_block=conv_block,
+            dropout_rate=dropout_rate,
+            spatial_dims=self.rank,
+            qkv_bias=qkv_bias,
+        )
+        for block in self.network.vit.blocks:
+            # for cross-attention, which UNETR has not; parameters without gradient stop DDP (Project-MONAI/MONAI#8845)
+            block.norm_cross_attn, block.cross_attn = nn.Identity(), nn.Identity()
+        stages = [2 * feature_size * factor for factor in (8, 4, 2, 1)]
+        self.positions = make_encodings(
+            [channels, *[hidden_size] * 3, *stages],
+            self.rank,
+            encoding=encoding,
+            bands=bands,
+            base=base,
+            band_limit=band_limit,
+            hash=hash,
+            zero_init=zero_init,
+        )
+
+    @classmethod
+    def patch_multiple(cls, rank: int, **options: Any) -> tuple[int, ...]:
+        """16 along each axis: a token of the transformer."""
+        if rank not in (2, 3):
+            raise ValueError(f"{cls.__name__} takes patches of 2 or 3 axes, got {rank}")
+        return (TOKEN,) * rank
+
+    def segment(self, image: Tensor, location: LocationPyramid | None) -> Tensor:
+        """(B, image + previous, *patch) -> (B, classes, *patch), in the order of MONAI's ``forward``."""
+        network, positions = self.network, EncodedLocation(self.positions, location)
+        image = positions.add(0, image)
+        last, hidden = network.vit(image)
+        first = network.encoder1(image)
+        skips = [network.proj_feat(hidden[layer]) for layer in (3, 6, 9)]
+        skips = [positions.add(place, skip) for place, skip in enumerate(skips, start=1)]
+        x = network.proj_feat(last)
+        x = positions.join(network.decoder5, 4, x, network.encoder4(skips[2]))
+        x = positions.join(network.decoder4, 5, x, network.encoder3(skips[1]))
+        x = positions.join(network.decoder3, 6, x, network.encoder2(skips[0]))
+        x = positions.join(network.decoder2, 7, x, first)
+        return network.out(x)

@@ -1,0 +1,241 @@
+"""UNETR++, with and without location; P-Network is one of its forms."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
+
+from monai.networks.blocks.dynunet_block import UnetResBlock
+from torch import Tensor, nn
+
+from nnunet_locctx.blocks.checks import check_integer, check_share
+from nnunet_locctx.networks.inputs import LocationPyramid
+from nnunet_locctx.networks.paired_attention import PairedAttentionBlock
+from nnunet_locctx.networks.positions import EncodedLocation, make_encodings
+from nnunet_locctx.networks.stem import CONVOLUTION, TRANSPOSED, check_stage_sizes, stem_stride
+from nnunet_locctx.networks.whole import WholeNetwork
+
+STAGES = 4
+HALVINGS = 2 ** (STAGES - 1)
+PLACES = ("paper", "all")
+PAPER_STAGES = (2, 3, 4)
+"""Stages of place ``paper``, counted through encoder (0 to 3) and decoder (4 to 7)."""
+
+
+class UNETRPP(WholeNetwork):
+    """UNETR++ (Shaker et al., "UNETR++: Delving Into Efficient and Accurate 3D Medical Image Segmentation", IEEE TMI
+    2024), on request with global positional encoding (Le and Le, MIWAI 2025).
+
+    Four encoder stages of paired attention behind a strided convolution each, three decoder stages of the same, which
+    add the upsampled features to the skip connection, and a residual convolution block at full resolution. Deep
+    supervision at full resolution and after the last two decoder stages before it.
+
+    The encoding is added to the learned position embedding of the published network, which stays: with and without
+    location the network differs in the location alone. P-Network, as its paper draws it, is ``gpe_places="all"`` with
+    a hash encoding. Its code also has a PReLU (`attention_prelu`), a table for each place (`shared_table`), projections
+    drawn at random (`zero_init`), encodings decimated from full resolution, and a contrastive loss that nothing calls;
+    the last two are not offered.
+
+    Differs from the published code where that is wrong: a token's result of the attention between tokens stays with
+    the token (see :class:`~nnunet_locctx.networks.paired_attention.PairedAttention`), and the number of tokens follows
+    from the patch.
+
+    Args:
+        feature_size: Channels at full resolution.
+        dims: Channels of the four encoder stages, the finest first; the decoder has those of the first three.
+        depths: Blocks of each encoder stage.
+        decoder_depths: Blocks of the three decoder stages, the coarsest first.
+        num_heads: Attention heads.
+        projections: Keys and values in the attention between tokens, for each encoder stage.
+        decoder_projections: The same for the decoder, the coarsest first.
+        attn_drop_rate: Dropout of attention weights.
+        drop_rate: Dropout of channels at the end of each block.
+        stem: Stride of the first convolution along each axis; None: (2, 4, 4), in 2D (4, 4).
+        attention_prelu: Whether a PReLU follows each attention.
+        encoding: None: without location; ``"frequency"`` or ``"hash"``: with it.
+        bands: Bands of the frequency encoding.
+        base: Angular frequency of its lowest band.
+        band_limit: Whether bands or levels too fine for a place are faded out.
+        hash: Options of the hash encoding.
+        shared_table: Whether all places share one hash table.
+        zero_init: Whether the network starts as the one without location; what was published did not.
+        gpe_places: ``"paper"``: before every block of the two deepest encoder stages and of the coarsest decoder stage,
+            as the published variant with frequencies; ``"all"``: once before the blocks of each of the four encoder and
+            four decoder stages, full resolution included, as P-Network.
+        replace_positions: Whether blocks that an encoding stands right before lose their learned position embedding, as
+            in the published variant with frequencies.
+
+    Raises:
+        ValueError: An option or the patch size is not allowed.
+    """
+
+    supervision_weights: ClassVar[tuple[float, ...]] = (1.0, 0.5, 0.25)
+
+    def __init__(
+        self,
+        image_channels: int,
+        classes: int,
+        patch_size: Sequence[int],
+        previous_channels: int = 0,
+        deep_supervision: bool = False,
+        *,
+        feature_size: int = 16,
+        dims: Sequence[int] = (32, 64, 128, 256),
+        depths: Sequence[int] = (3, 3, 3, 3),
+        decoder_depths: Sequence[int] = (3, 3, 3),
+        num_heads: int = 4,
+        projections: Sequence[int] = (64, 64, 64, 32),
+        decoder_projections: Sequence[int] = (64, 64, 64),
+        attn_drop_rate: float = 0.15,
+        drop_rate: float = 0.1,
+        stem: Sequence[int] | None = None,
+        attention_prelu: bool = False,
+        encoding: str | None = None,
+        bands: int = 10,
+        base: float = 1.0,
+        band_limit: bool = True,
+        hash: Mapping[str, Any] | None = None,  # noqa: A002 - the option's name in the plans
+        shared_table: bool = True,
+        zero_init: bool = True,
+        gpe_places: str = "paper",
+        replace_positions: bool = False,
+    ) -> None:
+        super().__init__(
+            image_channels,
+            classes,
+            patch_size,
+            previous_channels,
+            deep_supervision,
+            located=encoding is not None,
+        )
+        self.check_patch(patch_size, stem=stem)
+        check_integer("feature_size", feature_size, 1)
+        check_integer("num_heads", num_heads, 1)
+        check_stage_sizes(
+            STAGES, dims=dims, depths=depths, decoder_depths=decoder_depths, projections=projections,
+            decoder_projections=decoder_projections,
+        )  # fmt: skip
+        if any(width % num_heads or width % 2 for width in dims):
+            raise ValueError(f"dims must be even multiples of num_heads, {num_heads}; got {list(dims)}")
+        check_share("attn_drop_rate", attn_drop_rate)
+        check_share("drop_rate", drop_rate)
+        if gpe_places not in PLACES:
+            raise ValueError(f"gpe_places must be one of {PLACES}, got {gpe_places!r}")
+        if replace_positions and encoding is None:
+            raise ValueError("replace_positions needs an encoding that replaces them; encoding is None")
+
+        rank, channels = self.rank, image_channels + previous_channels
+        strides = [stem_stride(rank, stem), *[(2,) * rank] * (STAGES - 1)]
+        widths = [*dims, *dims[-2::-1], feature_size]
+        counts = [*depths, *decoder_depths]
+        places = _places(gpe_places, counts) if encoding is not None else []
+        self.places = {site: place for place, site in enumerate(places)}
+        self.down = nn.ModuleList(
+            nn.Sequential(
+                CONVOLUTION[rank](source, width, stride, stride, bias=False),
+                # one group for each channel that comes in, where that divides
+                nn.GroupNorm(math.gcd(source, width), width),
+            )
+            for source, width, stride in zip([channels, *dims], dims, strides, strict=False)
+        )
+        self.up = nn.ModuleList(
+            TRANSPOSED[rank](source, width, stride, stride, bias=False)
+            for source, width, stride in zip(widths[3:-1], widths[4:], strides[::-1], strict=True)
+        )
+        sizes = _sizes(self.patch_size, strides)
+        self.stages = nn.ModuleList(
+            nn.ModuleList(
+                PairedAttentionBlock(
+                    widths[stage],
+                    size,
+                    num_heads,
+                    projection,
+                    attention_dropout=attn_drop_rate,
+                    dropout=drop_rate,
+                    position=not (replace_positions and (stage, block) in self.places),
+                    activation=attention_prelu,
+                )
+                for block in range(counts[stage])
+            )
+            for stage, (size, projection) in enumerate(
+                zip([*sizes, *sizes[-2::-1]], [*projections, *decoder_projections], strict=True)
+            )
+        )
+        self.full_resolution = UnetResBlock(rank, channels, feature_size, 3, 1, norm_name="instance")
+        self.stages.append(
+            nn.ModuleList([UnetResBlock(rank, feature_size, feature_size, 3, 1, norm_name="instance")])
+        )
+        self.heads = nn.ModuleList(CONVOLUTION[rank](width, classes, 1) for width in widths[:4:-1])
+        self.stages[:STAGES].apply(_initialise)
+        self.shared = shared_table or encoding != "hash"
+        self.positions = make_encodings(
+            [widths[stage] for stage, _ in places],
+            rank,
+            encoding=encoding,
+            shared_table=shared_table,
+            bands=bands,
+            base=base,
+            band_limit=band_limit,
+            hash=hash,
+            zero_init=zero_init,
+        )
+
+    @classmethod
+    def patch_multiple(cls, rank: int, **options: Any) -> tuple[int, ...]:
+        """Eight strides of the stem along each axis: a token of the coarsest stage."""
+        if rank not in (2, 3):
+            raise ValueError(f"{cls.__name__} takes patches of 2 or 3 axes, got {rank}")
+        return tuple(HALVINGS * n for n in stem_stride(rank, options.get("stem")))
+
+    @classmethod
+    def supervision_strides(cls, rank: int, **options: Any) -> tuple[tuple[int, ...], ...]:
+        """Full resolution, the finest tokens, and the next."""
+        stem = stem_stride(rank, options.get("stem"))
+        return (1,) * rank, stem, tuple(2 * n for n in stem)
+
+    def segment(self, image: Tensor, location: LocationPyramid | None) -> Tensor | list[Tensor]:
+        """(B, image + previous, *patch) -> logits, see ``forward``."""
+        positions = EncodedLocation(self.positions, location, self.shared)
+        x, skips = image, [self.full_resolution(image)]
+        for stage, down in enumerate(self.down):
+            x = self._stage(stage, down(x), positions)
+            skips.append(x)
+        skips.pop()
+        outputs: list[Tensor] = []
+        for stage, up in enumerate(self.up, start=STAGES):
+            x = self._stage(stage, up(x) + skips.pop(), positions)
+            outputs.append(x)
+        if not self.deep_supervision:
+            return cast(Tensor, self.heads[0](x))
+        return [head(output) for head, output in zip(self.heads, reversed(outputs), strict=False)]
+
+    def _stage(self, stage: int, x: Tensor, positions: EncodedLocation) -> Tensor:
+        """The blocks of a stage, and the encodings before them."""
+        for block, module in enumerate(cast(nn.ModuleList, self.stages[stage])):
+            place = self.places.get((stage, block))
+            x = module(x if place is None else positions.add(place, x))
+        return x
+
+
+def _places(name: str, counts: list[int]) -> list[tuple[int, int]]:
+    """Blocks (stage, number) that an encoding stands before."""
+    if name == "all":
+        return [(stage, 0) for stage in range(2 * STAGES)]
+    return [(stage, block) for stage in PAPER_STAGES for block in range(counts[stage])]
+
+
+def _sizes(patch_size: Sequence[int], strides: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    """Tokens along each axis at each encoder stage."""
+    sizes: list[tuple[int, ...]] = []
+    size = tuple(patch_size)
+    for stride in strides:
+        size = tuple(n // s for n, s in zip(size, stride, strict=True))
+        sizes.append(size)
+    return sizes
+
+
+def _initialise(module: nn.Module) -> None:
+    """Linear layers of the encoder as published; the decoder's, which the published code leaves out, as torch does."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,216 @@
+"""A boundary term beside nnU-Net's losses, as LightMedSeg trains with (Tyagi, Rathi and Goyal, arXiv 2603.07228, 2026).
+
+The paper's radius is lost; 2 voxels are this project's. Its inverse-frequency class weights are an option, since they
+are unstable where a class is absent from a batch.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import Tensor, nn
+
+from nnunet_locctx.blocks.checks import check_integer
+
+RADIUS = 2
+WEIGHT = 0.5
+LEAST_PROBABILITY = 1e-6
+"""Of being something else: bounds the term for a class that is excluded with certainty and wrongly."""
+
+
+class BoundaryTerm(nn.Module):
+    """Binary cross entropy of every class near the boundaries of the classes, divided by the number of voxels there.
+
+    A voxel belongs to the band if a voxel of another class (with regions: outside or inside of the same region) is at
+    most `radius` voxels away along each axis. Ignored voxels are no class: they have no boundary and are not in the
+    band. Without a band the term is 0.
+
+    Args:
+        radius: Half the width of the band, in voxels of the target's resolution.
+        ignore_label: Label that is ignored; None without one, and with regions.
+        regions: Whether the target has one channel per region (sigmoid) instead of labels (softmax).
+        region_ignore: With regions: whether the target's last channel says which voxels are ignored.
+
+    Raises:
+        ValueError: If the radius is not a positive integer.
+    """
+
+    def __init__(
+        self,
+        radius: int = RADIUS,
+        ignore_label: int | None = None,
+        regions: bool = False,
+        region_ignore: bool = False,
+    ) -> None:
+        super().__init__()
+        check_integer("radius", radius, 1)
+        self.radius, self.ignore_label = radius, ignore_label
+        self.regions, self.region_ignore = regions, region_ignore
+
+    def forward(self, logits: Tensor, target: Tensor, class_weights: Tensor | None = None) -> Tensor:
+        """Loss of one resolution.
+
+        Args:
+            logits: (B, C, *spatial).
+            target: (B, 1, *spatial) labels, or (B, C [+ 1 ignored], *spatial) regions.
+            class_weights: (C,), mean 1.
+
+        Returns:
+            A number.
+        """
+        logits = logits.float()
+        with torch.no_grad():
+            if self.regions:
+                truth, valid = target.float(), None
+                if self.region_ignore:
+                    truth, valid = truth[:, :-1], truth[:, -1:] < 0.5
+                band = boundary_band(truth, valid, self.radius)
+            else:
+                labels = target.float()
+                valid = None if self.ignore_label is None else labels != self.ignore_label
+                band = boundary_band(labels, valid, self.radius)
+                known = labels if valid is None else torch.where(valid, labels, 0.0)
+                classes = torch.arange(logits.shape[1], device=logits.device)
+                truth = known == classes.view(1, -1, *[1] * (logits.dim() - 2))
+        entropy = (
+            F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+            if self.regions
+            else one_against_rest(logits, truth)
+        )
+        if class_weights is not None:
+            entropy = entropy * class_weights.view(1, -1, *[1] * (logits.dim() - 2))
+        # the sum over the band, the mean over the classes
+        share = entropy.shape[1] if band.shape[1] == 1 else 1
+        return torch.where(band, entropy, 0.0).sum() / (band.sum() * share).clamp(min=1)
+
+
+def boundary_band(labels: Tensor, valid: Tensor | None, radius: int) -> Tensor:
+    """Whether another label is within `radius` voxels along each axis: (B, C, *spatial) -> the same, bool.
+
+    Args:
+        labels: Labels or truth of regions, each channel for itself.
+        valid: (B, 1, *spatial); voxels that are not are neither labelled nor in the band. None: all are.
+        radius: In voxels.
+    """
+    highest = labels if valid is None else torch.where(valid, labels, -torch.inf)
+    lowest = -labels if valid is None else torch.where(valid, -labels, -torch.inf)
+    for axis in range(2, labels.dim()):
+        highest, lowest = running_maximum(highest, axis, radius), running_maximum(lowest, axis, radius)
+    band = highest != -lowest
+    return band if valid is None else band & valid
+
+
+def running_maximum(values: Tensor, axis: int, radius: int) -> Tensor:
+    """Maximum over ``2 radius + 1`` voxels along one axis."""
+    moved = values.movedim(axis, -1)
+    flat = moved.reshape(1, -1, moved.shape[-1])
+    return F.max_pool1d(flat, 2 * radius + 1, 1, radius).view(moved.shape).movedim(-1, axis)
+
+
+def one_against_rest(logits: Tensor, truth: Tensor) -> Tensor:
+    """Binary cross entropy of each class's softmax probability: (B, C, *spatial), twice -> the same."""
+    log_probability = logits.log_softmax(dim=1)
+    other = (1 - log_probability.exp()).clamp(min=LEAST_PROBABILITY)
+    return -torch.where(truth, log_probability, other.log())
+
+
+class BoundaryLoss(nn.Module):
+    """nnU-Net's Dice and cross entropy (or binary cross entropy, with regions) and the boundary term.
+
+    Args:
+        base: nnU-Net's loss of one resolution.
+        term: The boundary term.
+        weight: Of the term; the other two have theirs.
+        inverse_frequency: Whether classes weigh as the inverse of their share of the batch, in the cross entropy and
+            the boundary term; nnU-Net's Dice means over the classes anyway. Not with regions.
+
+    Raises:
+        ValueError: If classes are to be weighted but the target has regions.
+    """
+
+    def __init__(
+        self, base: nn.Module, term: BoundaryTerm, weight: float = WEIGHT, inverse_frequency: bool = False
+    ) -> None:
+        super().__init__()
+        if inverse_frequency and not isinstance(base, DC_and_CE_loss):
+            raise ValueError(
+                "inverse_frequency needs labels and their cross entropy, DC_and_CE_loss; "
+                f"got {type(base).__name__}"
+            )
+        self.base, self.term, self.weight, self.inverse_frequency = base, term, weight, inverse_frequency
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Loss of one resolution, see :class:`BoundaryTerm`."""
+        weights = None
+        if self.inverse_frequency:
+            weights = inverse_frequencies(target, logits.shape[1])
+            self.base.ce.weight = weights  # type: ignore[union-attr] # its cross entropy
+        return self.base(logits, target) + self.weight * self.term(logits, target, weights)
+
+
+HIGHEST_WEIGHT = 10.0
+
+
+def inverse_frequencies(labels: Tensor, classes: int) -> Tensor:
+    """Weight of each class, inverse to its share of the labels; mean 1 over the classes present: (classes,) float32.
+
+    No class weighs more than 10 times the lightest; an absent one as much as the heaviest.
+
+    Args:
+        labels: (B, 1, *spatial); others than 0 to ``classes - 1``, such as an ignored one, are not counted.
+        classes: Number of classes.
+    """
+    with torch.no_grad():
+        counts = torch.stack([(labels == index).sum() for index in range(classes)]).float()
+        inverse = counts.sum().clamp(min=1) / counts.clamp(min=1)
+        weights = (inverse / inverse.min()).clamp(max=HIGHEST_WEIGHT)
+        present = counts > 0
+        return weights / ((weights * present).sum() / present.sum().clamp(min=1)).clamp(min=1)
+
+
+def add_boundary_term(
+    loss: nn.Module,
+    label_manager: Any,
+    *,
+    radius: int = RADIUS,
+    weight: float = WEIGHT,
+    inverse_frequency: bool = False,
+) -> nn.Module:
+    """nnU-Net's loss with the boundary term at every resolution.
+
+    Args:
+        loss: What nnU-Net builds, with or without deep supervision; in the first case changed in place.
+        label_manager: nnU-Net's.
+        radius: See :class:`BoundaryTerm`.
+        weight: See :class:`BoundaryLoss`.
+        inverse_frequency: See :class:`BoundaryLoss`.
+    """
+    regions, ignored = label_manager.has_regions, label_manager.ignore_label
+    term = BoundaryTerm(
+        radius,
+        ignore_label=None if regions else ignored,
+        regions=regions,
+        region_ignore=regions and ignored is not None,
+    )
+    if isinstance(loss, DeepSupervisionWrapper):
+        loss.loss = BoundaryLoss(loss.loss, term, weight, inverse_frequency)
+        return loss
+    return BoundaryLoss(loss, term, weight, inverse_frequency)
+
+
+class BoundaryLossTrainer(nnUNetTrainer):
+    """Adds the boundary term to whatever loss the other base class builds; comes first among the bases.
+
+    Attributes:
+        boundary_options: Of :func:`add_boundary_term`.
+    """
+
+    boundary_options: ClassVar[Mapping[str, Any]] = {}
+
+    def _build_loss(self) -> Any:
+        """nnU-Net's loss and the boundary term."""
+        return add_boundary_term(super()._build_loss(), self.label_manager, **self.boundary_options)

@@ -1,0 +1,347 @@
+"""The benchmark of the networks: what is built and counted, what is repeated, what stands on the page."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import benchmark_blocks as blocks
+import benchmark_networks as networks
+import benchmark_tools
+import collect_methods
+import pytest
+import torch
+from benchmark_blocks import BEGIN, END, Results, Settings, report, run, time_table
+from torch import Tensor, nn
+
+PLAIN = benchmark_tools.PLAIN
+PATCH = [16, 32, 32]
+SPACING = [3.0, 1.0, 1.0]
+MACHINE = {"processor": "Abacus", "memory": "1 GiB", "system": "Wood", "gpu": "", "versions": {"torch": "3"}}
+PLACE = "Abacus, 1 thread(s)"
+
+
+def small_plans() -> dict[str, Any]:
+    return networks.make_plans(PATCH, PATCH, SPACING, [2] * 6)
+
+
+def job(part: str, **changes: Any) -> dict[str, Any]:
+    settings = Settings(
+        planned_for=(16, 32, 32), patches=((16, 32, 32),), features=(2,) * 6, spacing=(3, 1, 1), rounds=2
+    )
+    return {**settings.job(part, "cpu", 1), **changes}
+
+
+class TestNetworks:
+    def test_the_plain_network_is_the_planned_one(self) -> None:
+        plans = networks.make_plans(
+            [64, 128, 128], [64, 128, 128], [3, 0.76, 0.76], [32, 64, 128, 256, 320, 320]
+        )
+        with torch.device("meta"):
+            network: Any = networks.build(PLAIN, plans, 14, True)
+        assert list(network.encoder.output_channels) == [32, 64, 128, 256, 320, 320]
+        assert network.encoder.strides[1:3] == [[1, 2, 2], [2, 2, 2]]
+        assert network.decoder.seg_layers[-1].out_channels == 14
+
+    def test_a_patch_must_fit_the_pooling(self) -> None:
+        with pytest.raises(ValueError, match=r"no multiple of \[4, 8, 8\]"):
+            networks.make_plans([16, 30, 32], PATCH, SPACING, [2] * 6)
+
+    @pytest.mark.parametrize("name", [PLAIN, "PriorHeadTrainer"])
+    def test_passes_of_a_planned_network(self, name: str) -> None:
+        runner = networks.Runner(name, small_plans(), 3, 1, "cpu")
+        assert runner.x.shape[1] == (1 if name == PLAIN else 4)
+        runner.forward()
+        assert all(parameter.grad is None for parameter in runner.network.parameters())
+        runner.step()
+        assert all(parameter.grad is not None for parameter in runner.network.parameters())
+
+    def test_location_of_the_input_is_that_of_a_whole_volume(self) -> None:
+        x = networks.make_input("PriorHeadTrainer", [4, 6, 8], 2)
+        assert x.shape == (2, 4, 4, 6, 8)
+        assert x[1, 1, 0, 0].tolist() == pytest.approx([(i + 0.5) / 8 - 0.5 for i in range(8)])
+        assert x[0, 3, :, 0, 0].tolist() == pytest.approx([-0.375, -0.125, 0.125, 0.375])
+
+    def test_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(networks, "build", lambda *_: nn.Conv3d(1, 2, 3, padding=1))
+        found = networks.count(PLAIN, small_plans(), 3)
+        assert found == {
+            "parameters": 2 * 27 + 2,
+            "multiply_adds": 2 * 27 * 16 * 32 * 32,
+            "counted_on": "meta",
+        }
+
+    def test_what_needs_values_is_counted_on_the_cpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Looks(nn.Conv3d):
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(x) if x.sum().item() != 1e9 else x
+
+        monkeypatch.setattr(networks, "build", lambda *_: Looks(1, 2, 1))
+        found = networks.count(PLAIN, small_plans(), 3)
+        assert (found["counted_on"], found["multiply_adds"]) == ("cpu", 2 * 16 * 32 * 32)
+
+    def test_a_network_takes_the_first_patch_that_it_can(self) -> None:
+        def plans_of(patch: list[int]) -> dict[str, Any]:
+            return {"configurations": {networks.CONFIGURATION: {"patch_size": patch}}}
+
+        patches = [[8, 32, 32], [32, 64, 64]]
+        assert networks.usable_patch("UNETRTrainer", patches, plans_of) == [32, 64, 64]
+        assert networks.usable_patch(PLAIN, patches, plans_of) == [8, 32, 32]
+        with pytest.raises(ValueError, match="nearest allowed"):
+            networks.usable_patch("UNETRTrainer", patches[:1], plans_of)
+
+    def test_unknown_trainer(self) -> None:
+        with pytest.raises(ValueError, match="no trainer 'MoonTrainer'"):
+            networks.trainer_class("MoonTrainer")
+
+    def test_times_of_both_networks_by_round(self) -> None:
+        measured = networks.answer(job("time", trainer="CoordConvTrainer"))
+        assert measured["patch"] == PATCH
+        for kind in ("plain", "own"):
+            assert [len(measured[kind][what]) for what in ("forward", "step")] == [2, 2]
+            assert min(measured[kind]["forward"] + measured[kind]["step"]) > 0
+
+    def test_memory_of_a_step(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Holds(networks.Runner):
+            def forward(self) -> None:
+                self.held = torch.ones(2**26)  # 256 MiB
+
+            def step(self) -> None:
+                self.more = torch.ones(2**26)
+
+        monkeypatch.setattr(networks, "Runner", Holds)
+        measured = networks.answer(job("memory", trainer=PLAIN))
+        assert 2**28 <= measured["forward"] < 1.5 * 2**28
+        assert 2**29 <= measured["step"] < 1.25 * 2**29
+
+    @pytest.mark.parametrize("name", ["UNETRTrainer", "PriorHeadTrainer"])
+    def test_deep_supervision_is_that_of_the_trainer(self, name: str) -> None:
+        plans = networks.make_plans([32, 64, 64], [32, 64, 64], SPACING, [2] * 6)
+        assert networks.deep_supervision(name, plans) is (name == "PriorHeadTrainer")
+
+
+def timed(own: list[float], plain: list[float], patch: list[int] = PATCH) -> dict[str, Any]:
+    times = {kind: {"forward": values, "step": values} for kind, values in (("own", own), ("plain", plain))}
+    return {"patch": patch, "load": 0.5, **times}
+
+
+def fake_measure(told: dict[str, Any]) -> dict[str, Any]:
+    if told["part"] == "size":
+        factor = 1 if told["trainer"] == PLAIN else 2
+        return {"patch": told["patches"][0], "parameters": 10**6 * factor, "multiply_adds": 10**9 * factor}
+    if told["part"] == "memory":
+        return {"patch": PATCH, "own": {"step": 3 * 2**30}, "plain": {"step": 2 * 2**30}}
+    return timed([3.0, 2.0], [2.0, 1.0])
+
+
+class TestRecords:
+    @pytest.fixture
+    def calls(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+        """What was measured; nothing really is."""
+        calls: list[tuple[str, str]] = []
+
+        def measure(told: dict[str, Any]) -> dict[str, Any]:
+            calls.append((told["part"], told["trainer"]))
+            if told["trainer"] == "Broken":
+                raise RuntimeError("log\nout of memory")
+            return fake_measure(told)
+
+        monkeypatch.setattr(blocks, "measure", measure)
+        monkeypatch.setattr(blocks, "describe_machine", lambda _: MACHINE)
+        return calls
+
+    @pytest.fixture
+    def results(self, tmp_path: Path) -> Results:
+        return Results(tmp_path / "new" / "blocks.json")
+
+    JOBS = (
+        ("size", PLAIN),
+        ("size", "LocBAMTrainer"),
+        ("time", "LocBAMTrainer"),
+        ("memory", "LocBAMTrainer"),
+    )
+
+    def test_what_is_there_is_not_repeated(self, results: Results, calls: list[tuple[str, str]]) -> None:
+        assert run(results, self.JOBS, Settings(), "cpu", 1) == []
+        assert calls == list(self.JOBS)
+        assert len(results.file.read_text().splitlines()) == 4
+        run(Results(results.file), self.JOBS, Settings(), "cpu", 1)
+        assert len(calls) == 4
+        run(Results(results.file), self.JOBS, Settings(), "cpu", 1, fresh=True)
+        assert len(calls) == 8
+        assert len(results.file.read_text().splitlines()) == 4
+
+    def test_other_settings_are_measured_anew(self, results: Results, calls: list[tuple[str, str]]) -> None:
+        run(results, self.JOBS, Settings(), "cpu", 1)
+        run(results, self.JOBS, Settings(rounds=7), "cpu", 1)
+        assert calls[4:] == [("time", "LocBAMTrainer")]
+        record = results.find("time", "LocBAMTrainer", PLACE)
+        assert record is not None
+        assert record["key"]["rounds"] == 7
+
+    def test_another_machine_has_lines_of_its_own(
+        self, results: Results, calls: list[tuple[str, str]]
+    ) -> None:
+        run(results, self.JOBS, Settings(), "cpu", 1)
+        run(results, self.JOBS, Settings(), "cpu", 2)
+        assert calls[4:] == [("time", "LocBAMTrainer"), ("memory", "LocBAMTrainer")]
+        assert results.places() == [PLACE, "Abacus, 2 thread(s)"]
+
+    def test_a_failure_does_not_stop_the_others(self, results: Results, calls: list[tuple[str, str]]) -> None:
+        assert run(results, [("size", "Broken"), ("size", PLAIN)], Settings(), "cpu", 1) == [
+            "size Broken: out of memory"
+        ]
+        assert results.find("size", PLAIN) is not None
+
+    def test_memory_of_the_plain_network_is_taken_at_the_same_patch(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        started = []
+
+        def start(told: dict[str, Any]) -> dict[str, Any]:
+            started.append((told["trainer"], told["patches"]))
+            return {"patch": told["patches"][-1], "forward": 1, "step": 2}
+
+        monkeypatch.setattr(blocks, "start", start)
+        measured = blocks.measure(
+            {"part": "memory", "trainer": "UNETRTrainer", "patches": [[8] * 3, [16] * 3]}
+        )
+        assert started == [("UNETRTrainer", [[8] * 3, [16] * 3]), (PLAIN, [[16] * 3])]
+        assert measured["patch"] == [16] * 3
+
+    def test_page(self, results: Results, calls: list[tuple[str, str]], tmp_path: Path) -> None:
+        run(results, self.JOBS, Settings(), "cpu", 1)
+        page = report(
+            results, [PLAIN, "LocBAMTrainer", "PriorHeadTrainer"], Settings(), "command", quick=True
+        )
+        assert "| planned U-Net (plain nnU-Net) | 1.000 M | 1.0000 | 1.00 G | 1.0000 |" in page
+        assert "| `LocBAMTrainer` | 2.000 M | 2.0000 | 2.00 G | 2.0000 |" in page
+        # ratios are of the same round: 3 / 2 and 2 / 1
+        row = "| `LocBAMTrainer` | 16x32x32 | 2.500 (2.000 - 3.000) | 1.750 (1.500 - 2.000) |"
+        assert row in page
+        assert "| 3.00 | 1.500 |" in page
+        assert "PriorHeadTrainer" not in page
+        assert "says nothing about cost" in page
+        assert max(len(line) for line in page.splitlines() if not line.startswith("|")) <= 120
+        file = tmp_path / "benchmarks.md"
+        file.write_text(
+            f"before\n<!-- measured: begin -->\nother\n<!-- measured: end -->\n{BEGIN}\nold\n{END}\nafter\n"
+        )
+        benchmark_tools.replace_section(file, BEGIN, END, page)
+        text = file.read_text()
+        assert text.startswith("before\n<!-- measured: begin -->\nother\n<!-- measured: end -->\n")
+        assert text.endswith(f"{END}\nafter\n")
+        assert "old" not in text
+
+    def test_without_records_there_is_no_table(self, results: Results) -> None:
+        assert time_table(results, [PLAIN], PLACE) == []
+        assert "|---" not in report(results, [PLAIN], Settings(), "command", quick=False)
+
+    def test_docs_have_the_marks(self) -> None:
+        text = (benchmark_tools.REPOSITORY / "docs" / "benchmarks.md").read_text()
+        assert text.count(BEGIN) == text.count(END) == 1
+
+    @pytest.mark.parametrize("arguments", [["--networks", "("], ["--rounds", "0"], ["--parts", "speed"]])
+    def test_wrong_usage(self, arguments: list[str]) -> None:
+        with pytest.raises(SystemExit):
+            blocks.parse(arguments)
+
+    def test_settings(self) -> None:
+        assert Settings.of("cuda", quick=False).patches == ((64, 128, 128),)
+        assert Settings.of("cpu", quick=True).rounds == 1
+        size, time = Settings().job("size", "cuda", 3), Settings().job("time", "cuda", 3)
+        assert (size["device"], size["patches"], "rounds" in size) == ("cpu", [[64, 128, 128]], False)
+        assert (time["device"], time["rounds"], time["threads"]) == ("cuda", 5, 3)
+
+
+class TestCollect:
+    def write(self, file: Path, records: list[dict[str, Any]]) -> None:
+        file.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    def test_figures(self, tmp_path: Path) -> None:
+        key = {"device": "cpu", "classes": 14, "batch": 1}
+        head = {"place": PLACE, "key": key}
+        sizes = [
+            fake_measure({"part": "size", "trainer": t, "patches": [PATCH]})
+            for t in (PLAIN, "PriorHeadTrainer")
+        ]
+        self.write(
+            tmp_path / "benchmark_blocks.json",
+            [
+                {**head, "part": "size", "trainer": PLAIN, "measured": sizes[0]},
+                {**head, "part": "size", "trainer": "PriorHeadTrainer", "measured": sizes[1]},
+                {**head, "part": "time", "trainer": "PriorHeadTrainer", "measured": timed([3.0], [2.0])},
+                {
+                    "place": "Big GPU",
+                    "key": {**key, "device": "cuda"},
+                    "part": "time",
+                    "trainer": "PriorHeadTrainer",
+                    "measured": timed([1.1], [1.0]),
+                },
+            ],
+        )
+        budget = {"iterations": 400, "block": "prior", "place": "logits", "options": {}}
+        plain = {
+            "row": "none",
+            "block": None,
+            "place": "",
+            "options": {},
+            "iterations": 400,
+            "seed": 0,
+            "dice": 0.1,
+        }
+        self.write(
+            tmp_path / "placement.json",
+            [
+                plain,
+                {**budget, "row": "mine", "seed": 0, "dice": 0.8},
+                {**budget, "row": "mine", "seed": 1, "dice": 0.6},
+                {**budget, "row": "mine", "seed": 2, "dice": 0.9, "iterations": 9},
+                {**budget, "row": "mine, 3 bands", "seed": 0, "dice": 0.9, "options": {"bands": 3}},
+            ],
+        )
+        file = tmp_path / "measured.json"
+        collect_methods.collect(tmp_path, file)
+        written = json.loads(file.read_text())
+        assert written["figures"] == {
+            "PriorHeadTrainer": {
+                "parameters": 2 * 10**6,
+                "parameters_ratio": 2.0,
+                "multiply_adds": 2 * 10**9,
+                "multiply_adds_ratio": 2.0,
+                "step_ratio": 1.1,
+                "dice": 0.7,
+                "dice_plain": 0.1,
+                "seeds": 2,
+            }
+        }
+        assert [("1.00 M" in note, "Big GPU" in note, "0.10" in note) for note in written["notes"]] == [
+            (True, False, False),
+            (False, True, False),
+            (False, False, True),
+        ]
+
+    def test_without_files_there_are_no_figures(self, tmp_path: Path) -> None:
+        collect_methods.collect(tmp_path, tmp_path / "measured.json")
+        assert json.loads((tmp_path / "measured.json").read_text()) == {"figures": {}, "notes": []}
+
+    def test_more_seeds_count_more(self) -> None:
+        row = collect_methods.Row("prior", "prior", "logits", {})
+        none = collect_methods.Row("none")
+        runs = [
+            {"file": file, "row": one, "seed": seed, "dice": dice}
+            for file, one, seed, dice in (
+                ("a", none, 0, 0.0),
+                ("a", row, 0, 0.9),
+                ("b", none, 0, 0.0),
+                ("b", row, 0, 0.5),
+                ("b", row, 1, 0.7),
+                ("c", row, 0, 1.0),
+                ("c", row, 1, 1.0),
+                ("c", row, 2, 1.0),
+            )
+        ]
+        assert collect_methods.effect(runs, "PriorHeadTrainer") == {
+            "dice": 0.6,
+            "dice_plain": 0.0,
+            "seeds": 2,
+        }
