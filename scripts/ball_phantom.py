@@ -38,13 +38,13 @@ class BallPhantom:
     """Volumes, batches and evaluation of one size of the phantom.
 
     Attributes:
-        patch: Edge of a patch in voxels.
+        patch: Voxels of a patch, array axes.
         batch: Patches per batch.
         sides: Range of a volume's sides in voxels, the end excluded.
         radii: Range of a ball's radius in voxels.
     """
 
-    patch: int = 24
+    patch: tuple[int, int, int] = (24, 24, 24)
     batch: int = 4
     sides: tuple[int, int] = (44, 57)
     radii: tuple[float, float] = (2.6, 3.8)
@@ -78,17 +78,18 @@ class BallPhantom:
         )
 
     def draw_batch(self, volumes: list[Volume], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """(batch, 1 + 3, patch^3) and labels (batch, patch^3): half of the patches around a random ball, half
+        """(batch, 1 + 3, *patch) and labels (batch, *patch): half of the patches around a random ball, half
         anywhere."""
         inputs, labels = [], []
+        size = np.array(self.patch)
         for item in range(self.batch):
             volume = volumes[rng.integers(len(volumes))]
-            room = np.array(volume.labels.shape) - self.patch
+            room = np.array(volume.labels.shape) - size
             lower = rng.integers(0, room + 1)
             if item % 2 == 0:
                 centre = volume.centres[rng.integers(len(volume.centres))] + rng.integers(-6, 7, size=3)
-                lower = np.clip(np.rint(centre).astype(int) - self.patch // 2, 0, room)
-            box = tuple(slice(int(low), int(low) + self.patch) for low in lower)
+                lower = np.clip(np.rint(centre).astype(int) - size // 2, 0, room)
+            box = tuple(slice(int(low), int(low) + n) for low, n in zip(lower, self.patch, strict=True))
             inputs.append(
                 torch.cat([volume.image[(slice(None), *box)], volume.location[(slice(None), *box)]])
             )
@@ -96,13 +97,13 @@ class BallPhantom:
         return torch.stack(inputs), torch.stack(labels)
 
     def windows(self, shape: torch.Size) -> Iterator[tuple[slice, ...]]:
-        """Boxes of patch^3 that cover a volume with at least half a patch of overlap."""
+        """Boxes of a patch's size that cover a volume with at least half a patch of overlap."""
         starts = []
-        for n in shape:
-            count = int(np.ceil((n - self.patch) / (self.patch // 2))) + 1
-            starts.append([round(s) for s in np.linspace(0, n - self.patch, count)])
+        for n, edge in zip(shape, self.patch, strict=True):
+            count = int(np.ceil((n - edge) / (edge // 2))) + 1
+            starts.append([round(s) for s in np.linspace(0, n - edge, count)])
         for corner in np.stack(np.meshgrid(*starts, indexing="ij"), axis=-1).reshape(-1, 3):
-            yield tuple(slice(int(low), int(low) + self.patch) for low in corner)
+            yield tuple(slice(int(low), int(low) + n) for low, n in zip(corner, self.patch, strict=True))
 
     @torch.inference_mode()
     def predict(self, network: nn.Module, volume: Volume, shift: float = 0.0) -> Tensor:

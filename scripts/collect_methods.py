@@ -1,6 +1,6 @@
 """Gathers the figures that `locctx methods` prints from the files of the benchmarks and experiments.
 
-Reads docs/benchmark_blocks.json, docs/placement.json and docs/recommendation.json, where they exist, and writes
+Reads docs/benchmark_blocks.json and docs/methods_phantom.json, where they exist, and writes
 nnunet_locctx/methods/measured.json. The scripts that write the former call it themselves.
 
     python scripts/collect_methods.py
@@ -9,22 +9,17 @@ nnunet_locctx/methods/measured.json. The scripts that write the former call it t
 import dataclasses
 import json
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import benchmark_blocks
-import experiment_placement as placement
-import experiment_recommendation as recommendation
+import experiment_methods
+from ball_phantom import LOOK_ALIKES, ORGANS
 from benchmark_tools import PLAIN, REPOSITORY, Record, by
-from experiment_placement import Row
 
-from nnunet_locctx.blocks import complete_options
 from nnunet_locctx.methods import MEASURED_FILE
-from nnunet_locctx.methods.description import fittings
 from nnunet_locctx.methods.measured import Figures
 from nnunet_locctx.nnunet.trainers import TRAINERS
-from nnunet_locctx.nnunet.whole_network import WholeNetworkTrainer
 
 ITERATIONS = 400
 """Budget of the runs whose Dice counts."""
@@ -34,7 +29,11 @@ def collect(docs: Path = REPOSITORY / "docs", file: Path = MEASURED_FILE) -> Non
     """Writes the file anew."""
     costs = benchmark_blocks.Results(docs / "benchmark_blocks.json")
     place = timed_on(costs)
-    runs = list(phantom_runs(docs))
+    runs = [
+        run
+        for run in experiment_methods.load(docs / "methods_phantom.json")
+        if run["iterations"] == ITERATIONS
+    ]
     figures: dict[str, Figures] = {}
     for name in TRAINERS:
         found = Figures(**{**sizes(costs, name), **times(costs, name, place), **effect(runs, name)})
@@ -48,7 +47,7 @@ def collect(docs: Path = REPOSITORY / "docs", file: Path = MEASURED_FILE) -> Non
         },
         "notes": notes,
     }
-    placement.write_atomically(file, json.dumps(content, indent=1) + "\n")
+    experiment_methods.write_atomically(file, json.dumps(content, indent=1) + "\n")
 
 
 # ------------------------------------------------------------------------------------------------------------ cost
@@ -114,54 +113,17 @@ def time_note(costs: benchmark_blocks.Results, place: str | None) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------- effect
 
 
-def phantom_runs(docs: Path) -> Iterator[Record]:
-    """Runs on the phantom of balls: their network (a Row), seed, Dice and the file they are from."""
-    known = {row.name: row for row in (*recommendation.candidates(), *placement.rows())}
-    for name in ("placement", "recommendation"):
-        for run in placement.load(docs / f"{name}.json"):
-            if run.get("iterations", ITERATIONS) != ITERATIONS or run.get("task", "phantom") != "phantom":
-                continue
-            row = known.get(run["row"])
-            if row is None and "block" in run:
-                row = Row(run["row"], run["block"], run["place"], run["options"])
-            if row is not None:
-                yield {"file": name, "row": row, "seed": run["seed"], "dice": run["dice"]}
-
-
 def effect(runs: Sequence[Record], name: str) -> Record:
-    """Mean Dice of the trainer's network with its defaults, and of the plain one, over all seeds; of the files that
-    hold both, the one with more seeds."""
-    trainer = TRAINERS[name]
-    if issubclass(trainer, WholeNetworkTrainer):
-        return {}  # none of them is run on the phantom
-    wanted = fittings(trainer)
-    found: list[Record] = []
-    for file in dict.fromkeys(run["file"] for run in runs):
-        of_file = [run for run in runs if run["file"] == file]
-        own = [run["dice"] for run in of_file if network_of_row(run["row"]) == wanted]
-        plain = [run["dice"] for run in of_file if run["row"].block is None]
-        if own and plain:
-            means = {
-                "dice": round(statistics.mean(own), 4),
-                "dice_plain": round(statistics.mean(plain), 4),
-            }
-            found.append({**means, "seeds": len(own)})
-    return max(found, key=lambda one: one["seeds"], default={})
-
-
-def network_of_row(row: Row) -> Any:
-    """Blocks, places and all options of a row of an experiment; None: no trainer's (no block, or with jitter)."""
-    if row.block is None or row.jitter:
-        return None
-    return [
-        fitted(row.block, row.place, row.options),
-        *(fitted(one.block, one.place, dict(one.options)) for one in row.also),
-    ]
-
-
-def fitted(block: str, place: str, options: Record) -> tuple[str, str, Record]:
-    """A block with all that decides what it computes."""
-    return block, place, complete_options(block, place, options)
+    """Mean Dice of the trainer's network and of the plain one, over the seeds."""
+    own = [run["dice"] for run in runs if run["trainer"] == name]
+    plain = [run["dice"] for run in runs if run["trainer"] == PLAIN]
+    if not own or not plain:
+        return {}
+    return {
+        "dice": round(statistics.mean(own), 4),
+        "dice_plain": round(statistics.mean(plain), 4),
+        "seeds": len(own),
+    }
 
 
 def effect_note(figures: Iterable[Figures]) -> list[str]:
@@ -169,13 +131,12 @@ def effect_note(figures: Iterable[Figures]) -> list[str]:
     found = [one for one in figures if one.dice is not None]
     if not found:
         return []
-    plain = statistics.mean(one.dice_plain or 0.0 for one in found)
     fewest, most = (choose(one.seeds or 0 for one in found) for choose in (min, max))
     seeds = f"{most}" if fewest == most else f"{fewest} to {most}"
     note = (
-        f"Dice: mean over the {placement.ORGANS} organs of a phantom, which only their position tells from "
-        f"{placement.LOOK_ALIKES} look-alikes; {placement.PATCH}^3 patches, {ITERATIONS} iterations of batch "
-        f"{placement.BATCH}, unseen volumes, {seeds} seed(s); the U-Net without location: {plain:.2f}."
+        f"Dice: mean over the {ORGANS} organs of a phantom, which only their position tells from {LOOK_ALIKES} "
+        f"look-alikes, unseen volumes; every network small and trained for the same {ITERATIONS} iterations, {seeds} "
+        f"seed(s); the U-Net without location: {found[0].dice_plain:.2f}. docs/methods.md says more."
     )
     return [note]
 

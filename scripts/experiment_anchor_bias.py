@@ -1,6 +1,6 @@
 """Can LightMedSeg use where a patch lies? The published network against the default where only position helps.
 
-The phantom of ``experiment_placement.py`` (balls that look alike; their position tells organs from look-alikes), in
+The phantom of ``ball_phantom.py`` (balls that look alike; their position tells organs from look-alikes), in
 patches that show about one ball at a time. Also prints the numerical rank of the position maps of both forms.
 
     python scripts/experiment_anchor_bias.py                          # every form, one seed, one CPU thread
@@ -16,12 +16,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ball_phantom
 import experiment_placement as placement
 import numpy as np
 import torch
+from ball_phantom import BallPhantom
 from benchmark_tools import REPOSITORY, describe_machine, replace_section
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from nnunet_locctx.blocks.anchors import PositionMaps, even_points
 from nnunet_locctx.networks.lightmedseg import LightMedSeg, PatchCoordinates
@@ -32,7 +33,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "default, coordinates of the patch": {"coordinates": "patch"},
     "default": {},
 }
-PATCH, BATCH = 16, 16
+PHANTOM = BallPhantom(patch=(16, 16, 16), batch=16)
 LEARNING_RATE, WEIGHT_DECAY = 2e-3, 1e-4
 BEGIN, END = "<!-- position: begin -->", "<!-- position: end -->"
 
@@ -49,34 +50,23 @@ class Fed(nn.Module):
         return self.network(x if self.network.located else x[:, :1])
 
 
-def train(options: dict[str, Any], seed: int, iterations: int) -> nn.Module:
-    """The trained network, in evaluation mode; the same patches for every form."""
-    rng = np.random.default_rng(seed)
-    volumes = [placement.make_volume(rng) for _ in range(placement.TRAIN_VOLUMES)]
+def make_network(options: dict[str, Any], seed: int) -> nn.Module:
+    """One form of LightMedSeg for the phantom."""
     torch.manual_seed(seed)
-    network = Fed(LightMedSeg(1, placement.ORGANS + 1, (PATCH,) * 3, **options)).train()
-    optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=iterations, power=0.9)
-    progress = tqdm(range(iterations), desc="training", mininterval=10, leave=False)
-    for _ in progress:
-        x, labels = placement.draw_batch(volumes, rng)
-        optimizer.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = network(x)
-        loss = placement.loss_function(logits.float(), labels)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 12)
-        optimizer.step()
-        schedule.step()
-        progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    return network.eval()
+    return Fed(LightMedSeg(1, ball_phantom.ORGANS + 1, PHANTOM.patch, **options))
+
+
+def make_optimizer(network: nn.Module) -> torch.optim.Optimizer:
+    """The same for every form."""
+    return torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
 
 
 def run(form: str, seed: int, iterations: int) -> dict[str, Any]:
     """One line of the results."""
     start = time.perf_counter()
-    network = train(FORMS[form], seed, iterations)
-    per_organ = placement.dice_per_organ(network, seed)
+    network = make_network(FORMS[form], seed)
+    ball_phantom.train(network, PHANTOM, seed, iterations, make_optimizer, name=form)
+    per_organ = PHANTOM.dice_per_organ(network, seed)
     return {
         "form": form,
         "seed": seed,
@@ -109,13 +99,15 @@ def table(results: list[dict[str, Any]], iterations: int, threads: int) -> str:
     ranks = "; ".join(f"K = {k}: {rank('paper', k)} against {rank('gauss', k)}" for k in (8, 16, 32))
     machine = describe_machine("cpu")
     notes = f"""
-{placement.ORGANS} organs and {placement.LOOK_ALIKES} look-alikes per volume of about 50^3 voxels, {PATCH}^3 patches,
-{iterations} iterations of batch {BATCH}, AdamW {LEARNING_RATE:g} with polynomial decay, bfloat16 autocast,
-{placement.TRAIN_VOLUMES} training volumes; {placement.TEST_VOLUMES} unseen volumes per seed.
+{ball_phantom.ORGANS} organs and {ball_phantom.LOOK_ALIKES} look-alikes per volume of about 50^3 voxels,
+{PHANTOM.patch[0]}^3 patches,
+{iterations} iterations of batch {PHANTOM.batch}, AdamW {LEARNING_RATE:g} with polynomial decay, bfloat16 autocast,
+{ball_phantom.TRAIN_VOLUMES} training volumes; {ball_phantom.TEST_VOLUMES} unseen volumes per seed.
 Command: `python scripts/experiment_anchor_bias.py --iterations {iterations}`. Machine:
 {machine["processor"]}, {threads} thread(s), torch {machine["versions"]["torch"]}.
 
-Numerical rank of the position maps, published form against Gaussians: {ranks}.
+Numerical rank of the position maps, published form against Gaussians:
+{ranks}.
 """
     return "\n".join(lines) + f"\n{notes}"
 
@@ -132,7 +124,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=REPOSITORY / "docs", help="folder (default: docs)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    placement.PATCH, placement.BATCH = PATCH, BATCH  # its batches and windows go by them
     arguments.out.mkdir(parents=True, exist_ok=True)
     store = arguments.out / "anchor_bias.json"
     for seed in arguments.seeds:

@@ -17,28 +17,31 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
-import torch.nn.functional as F
-from dynamic_network_architectures.architectures.unet import PlainConvUNet
-from torch import Tensor, nn
+from ball_phantom import (
+    LOOK_ALIKES,
+    ORGANS,
+    TEST_VOLUMES,
+    TRAIN_VOLUMES,
+    BallPhantom,
+    WithoutLocation,
+    planned_unet,
+    train,
+)
+from torch import nn
 from tqdm import tqdm
 
-from nnunet_locctx.blocks import CoordConvStem, auxiliary_losses
+from nnunet_locctx.blocks import CoordConvStem
 from nnunet_locctx.networks import Fitting, LocatedUNet
 
-PATCH = 24
-BATCH = 4
-TRAIN_VOLUMES, TEST_VOLUMES = 24, 4
-ORGANS, LOOK_ALIKES = 7, 8
-GRID = 0.28
-"""Spacing, in fractions of the volume, of the 3 x 3 x 3 places where a ball can sit."""
+PHANTOM = BallPhantom()
+PATCH, BATCH = PHANTOM.patch[0], PHANTOM.batch
+LEARNING_RATE = 2e-3
 
 
 @dataclass(frozen=True)
@@ -96,203 +99,33 @@ def rows() -> list[Row]:
     return table
 
 
-# ----------------------------------------------------------------------------------------------- the phantom
-
-
-@dataclass(frozen=True)
-class Volume:
-    """One volume: image (1, *shape), location (3, *shape) and labels (*shape), array axes (z, y, x)."""
-
-    image: Tensor
-    location: Tensor
-    labels: Tensor
-    centres: npt.NDArray[np.float64]
-
-
-def make_volume(rng: np.random.Generator) -> Volume:
-    """A volume of 44 to 56 voxels a side with 7 organs and 8 look-alikes, every ball of contrast 2 in noise
-    of sd 1.
-
-    Balls of radius 2.6 to 3.8 voxels sit at fixed fractions of the volume, displaced by sd 0.025 each.
-    """
-    shape = rng.integers(44, 57, size=3)
-    places = np.stack(np.meshgrid(*[[-GRID, 0.0, GRID]] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
-    places = places[np.random.default_rng(20).permutation(len(places))][: ORGANS + LOOK_ALIKES]
-    fractions = places + rng.normal(0, 0.025, size=places.shape)
-    axes = [(np.arange(n) + 0.5) / n - 0.5 for n in shape]
-    index = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"))
-    labels = np.zeros(shape, dtype=np.int64)
-    image = rng.normal(0, 1, size=shape)
-    centres = (fractions + 0.5) * shape - 0.5
-    for ball, centre in enumerate(centres):
-        inside = ((index - centre.reshape(3, 1, 1, 1)) ** 2).sum(axis=0) <= rng.uniform(2.6, 3.8) ** 2
-        image[inside] += 2
-        if ball < ORGANS:
-            labels[inside] = ball + 1
-    # channel 0 (R) varies along the last array axis, as nnU-Net stores scans
-    location = np.stack(np.meshgrid(*axes, indexing="ij")[::-1])
-    return Volume(
-        torch.from_numpy(image[None]).float(),
-        torch.from_numpy(location).float(),
-        torch.from_numpy(labels),
-        centres,
-    )
-
-
-def draw_batch(volumes: list[Volume], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """(BATCH, 1 + 3, PATCH^3) and labels (BATCH, PATCH^3): half of the patches around a random ball, half
-    anywhere."""
-    inputs, labels = [], []
-    for item in range(BATCH):
-        volume = volumes[rng.integers(len(volumes))]
-        room = np.array(volume.labels.shape) - PATCH
-        lower = rng.integers(0, room + 1)
-        if item % 2 == 0:
-            centre = volume.centres[rng.integers(len(volume.centres))] + rng.integers(-6, 7, size=3)
-            lower = np.clip(np.rint(centre).astype(int) - PATCH // 2, 0, room)
-        box = tuple(slice(int(low), int(low) + PATCH) for low in lower)
-        inputs.append(torch.cat([volume.image[(slice(None), *box)], volume.location[(slice(None), *box)]]))
-        labels.append(volume.labels[box])
-    return torch.stack(inputs), torch.stack(labels)
-
-
-# ----------------------------------------------------------------------------------------------- the network
-
-
-class WithoutLocation(nn.Module):
-    """The planned network on the image channel alone."""
-
-    def __init__(self, planned: nn.Module) -> None:
-        super().__init__()
-        self.planned = planned
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 1 + 3, *spatial) -> (B, classes, *spatial)."""
-        return self.planned(x[:, :1])
+# ------------------------------------------------------------------------------------------------- the runs
 
 
 def make_network(row: Row, seed: int) -> nn.Module:
     """The planned-style network, the same weights for every row of a seed, with the row's block."""
-    torch.manual_seed(seed)
-    planned = PlainConvUNet(
-        input_channels=1,
-        n_stages=3,
-        features_per_stage=[16, 32, 64],
-        conv_op=nn.Conv3d,
-        kernel_sizes=3,
-        strides=[1, 2, 2],
-        n_conv_per_stage=2,
-        num_classes=ORGANS + 1,
-        n_conv_per_stage_decoder=2,
-        conv_bias=True,
-        norm_op=nn.InstanceNorm3d,
-        norm_op_kwargs={"eps": 1e-5, "affine": True},
-        nonlin=nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True},
-    )
-    planned.apply(planned.initialize)
+    planned = planned_unet(seed)
     if row.block is None:
         return WithoutLocation(planned)
-    return LocatedUNet(
-        planned, 1, Fitting(row.block, row.place, row.options), *row.also, patch_size=(PATCH,) * 3
-    )
+    fittings = (Fitting(row.block, row.place, row.options), *row.also)
+    return LocatedUNet(planned, 1, *fittings, patch_size=PHANTOM.patch)
 
 
-def loss_function(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy + soft Dice over the batch, foreground only: nnU-Net's loss."""
-    probabilities = logits.softmax(dim=1)[:, 1:]
-    truth = F.one_hot(labels, logits.shape[1]).movedim(-1, 1)[:, 1:].float()
-    axes = (0, 2, 3, 4)
-    overlap = 2 * (probabilities * truth).sum(axes)
-    dice = (overlap + 1e-5) / (probabilities.sum(axes) + truth.sum(axes) + 1e-5).clip(1e-8)
-    return F.cross_entropy(logits, labels) - dice.mean()
+def train_row(row: Row, seed: int, iterations: int) -> nn.Module:
+    """The row's network, trained, in evaluation mode."""
+    return train(make_network(row, seed), PHANTOM, seed, iterations, make_optimizer, row.jitter, row.name)
 
 
-def train(row: Row, seed: int, iterations: int) -> nn.Module:
-    """The trained network, in evaluation mode."""
-    rng = np.random.default_rng(seed)
-    volumes = [make_volume(rng) for _ in range(TRAIN_VOLUMES)]
-    jitter_rng = np.random.default_rng([seed, 1])  # of its own: the patches stay those of the other rows
-    network = make_network(row, seed).train()
-    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=iterations, power=0.9)
-    progress = tqdm(range(iterations), desc=f"{row.name} (seed {seed})", mininterval=5, leave=False)
-    for _ in progress:
-        x, labels = draw_batch(volumes, rng)
-        if row.jitter:
-            x[:, 1:4] = jittered(x[:, 1:4], row.jitter, jitter_rng)
-        optimizer.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16):  # as nnU-Net trains, and twice as fast here
-            logits = network(x)
-        loss = loss_function(logits.float(), labels) + sum(auxiliary_losses(network))
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 12)
-        optimizer.step()
-        schedule.step()
-        progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    return network.eval()
-
-
-def jittered(location: Tensor, sd: float, rng: np.random.Generator) -> Tensor:
-    """Location (B, 3, *spatial) scaled and shifted at random, per sample and axis."""
-    shift, scale = (
-        torch.from_numpy(rng.normal(0, sd, (len(location), 3, 1, 1, 1))).float() for _ in range(2)
-    )
-    return location * (1 + scale) + shift
-
-
-LEARNING_RATE = 2e-3
-
-
-# -------------------------------------------------------------------------------------------- the evaluation
-
-
-def windows(shape: torch.Size) -> Iterator[tuple[slice, ...]]:
-    """Boxes of PATCH^3 that cover a volume with at least half a patch of overlap."""
-    starts = []
-    for n in shape:
-        count = int(np.ceil((n - PATCH) / (PATCH // 2))) + 1
-        starts.append([round(s) for s in np.linspace(0, n - PATCH, count)])
-    for corner in np.stack(np.meshgrid(*starts, indexing="ij"), axis=-1).reshape(-1, 3):
-        yield tuple(slice(int(low), int(low) + PATCH) for low in corner)
-
-
-@torch.inference_mode()
-def predict(network: nn.Module, volume: Volume, shift: float = 0.0) -> Tensor:
-    """Labels (*shape), from logits averaged over sliding windows; the location shifted along the body axis by `shift`
-    of the volume's length."""
-    x = torch.cat([volume.image, volume.location])
-    x[3] += shift
-    total = torch.zeros(ORGANS + 1, *volume.labels.shape)
-    boxes = list(windows(volume.labels.shape))
-    for start in range(0, len(boxes), BATCH):
-        some = boxes[start : start + BATCH]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = network(torch.stack([x[(slice(None), *box)] for box in some])).float()
-        for box, one in zip(some, logits, strict=True):
-            total[(slice(None), *box)] += one
-    return total.argmax(dim=0)
-
-
-def dice_per_organ(network: nn.Module, seed: int, shift: float = 0.0) -> list[float]:
-    """Dice of each organ, its voxels pooled over the unseen volumes."""
-    rng = np.random.default_rng(100_000 + seed)
-    overlap, size = np.zeros(ORGANS), np.zeros(ORGANS)
-    for _ in range(TEST_VOLUMES):
-        volume = make_volume(rng)
-        prediction = predict(network, volume, shift)
-        for organ in range(ORGANS):
-            predicted, true = prediction == organ + 1, volume.labels == organ + 1
-            overlap[organ] += 2 * float((predicted & true).sum())
-            size[organ] += float(predicted.sum() + true.sum())
-    return [round(float(value), 4) for value in overlap / size]
+def make_optimizer(network: nn.Module) -> torch.optim.Optimizer:
+    """The same for every row."""
+    return torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
 
 
 def run(row: Row, seed: int, iterations: int) -> dict[str, Any]:
     """One line of the results."""
     start = time.perf_counter()
-    network = train(row, seed, iterations)
-    per_organ = dice_per_organ(network, seed)
+    network = train_row(row, seed, iterations)
+    per_organ = PHANTOM.dice_per_organ(network, seed)
     blocks = network.location_blocks.parameters() if isinstance(network, LocatedUNet) else []
     return {
         "row": row.name,
@@ -523,10 +356,6 @@ def main() -> None:
             tqdm.write(f"{row.name:32} seed {seed}  Dice {result['dice']:.3f}  {result['seconds']:.0f} s")
         write_table(load(store), arguments.iterations, arguments.out / "placement.md")
         draw(load(store), arguments.iterations, arguments.out / "placement.png")
-    if arguments.out == parser.get_default("out"):
-        from collect_methods import collect
-
-        collect()
 
 
 if __name__ == "__main__":

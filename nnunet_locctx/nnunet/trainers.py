@@ -59,7 +59,7 @@ class LocCtxTrainer(LocatedTrainer):
 
     block = "prior"
     place = "decoder_inner"
-    also = (Fitting("prior", "logits"),)
+    also = (Fitting("prior", "logits", {"stride": 4}),)
 
 
 class GPETrainer(LocatedTrainer):

@@ -279,24 +279,15 @@ class TestCollect:
                 },
             ],
         )
-        budget = {"iterations": 400, "block": "prior", "place": "logits", "options": {}}
-        plain = {
-            "row": "none",
-            "block": None,
-            "place": "",
-            "options": {},
-            "iterations": 400,
-            "seed": 0,
-            "dice": 0.1,
-        }
+        budget = {"trainer": "PriorHeadTrainer", "iterations": 400}
         self.write(
-            tmp_path / "placement.json",
+            tmp_path / "methods_phantom.json",
             [
-                plain,
-                {**budget, "row": "mine", "seed": 0, "dice": 0.8},
-                {**budget, "row": "mine", "seed": 1, "dice": 0.6},
-                {**budget, "row": "mine", "seed": 2, "dice": 0.9, "iterations": 9},
-                {**budget, "row": "mine, 3 bands", "seed": 0, "dice": 0.9, "options": {"bands": 3}},
+                {"trainer": PLAIN, "iterations": 400, "seed": 0, "dice": 0.1},
+                {**budget, "seed": 0, "dice": 0.8},
+                {**budget, "seed": 1, "dice": 0.6},
+                {**budget, "seed": 2, "dice": 0.9, "iterations": 9},
+                {**budget, "trainer": "CoordConvTrainers", "seed": 0, "dice": 0.9},
             ],
         )
         file = tmp_path / "measured.json"
@@ -323,25 +314,3 @@ class TestCollect:
     def test_without_files_there_are_no_figures(self, tmp_path: Path) -> None:
         collect_methods.collect(tmp_path, tmp_path / "measured.json")
         assert json.loads((tmp_path / "measured.json").read_text()) == {"figures": {}, "notes": []}
-
-    def test_more_seeds_count_more(self) -> None:
-        row = collect_methods.Row("prior", "prior", "logits", {})
-        none = collect_methods.Row("none")
-        runs = [
-            {"file": file, "row": one, "seed": seed, "dice": dice}
-            for file, one, seed, dice in (
-                ("a", none, 0, 0.0),
-                ("a", row, 0, 0.9),
-                ("b", none, 0, 0.0),
-                ("b", row, 0, 0.5),
-                ("b", row, 1, 0.7),
-                ("c", row, 0, 1.0),
-                ("c", row, 1, 1.0),
-                ("c", row, 2, 1.0),
-            )
-        ]
-        assert collect_methods.effect(runs, "PriorHeadTrainer") == {
-            "dice": 0.6,
-            "dice_plain": 0.0,
-            "seeds": 2,
-        }
