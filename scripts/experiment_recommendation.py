@@ -11,7 +11,7 @@ Every candidate and every single method is trained with one budget and three see
                                                                            # preprocessed it (--only 'hippocampus:p*')
 
 One JSON line per finished run goes into docs/recommendation.json; runs found there are not repeated.
-docs/recommendation.md is written anew after each run.
+docs/recommendation.md is written anew after each run, docs/recommendation.png by ``--report``.
 """
 
 import argparse
@@ -209,6 +209,69 @@ def write_table(results: list[dict[str, Any]], path: Path) -> None:
     placement.write_atomically(path, "\n".join([*lines, *shift_lines]) + "\n")
 
 
+DRAWN = {
+    "none": ("no location", "#777777"),
+    "locbam decoder": ("LocBAMTrainer", "#cc6677"),
+    "coordconv decoder_last": ("CoordConvTrainer", "#4477aa"),
+    "gpe stages (published)": ("GPE as published", "#aa7744"),
+    "gpe hash decoder": ("GPEHashTrainer", "#ddaa33"),
+    "anchors decoder": ("AnchorTrainer", "#882255"),
+    "prior logits": ("PriorHeadTrainer", "#228833"),
+    f"{RECOMMENDED} stride 4": ("LocCtxTrainer", "black"),
+}
+CURVES = {
+    f"{RECOMMENDED} stride 4": ("LocCtxTrainer", "-"),
+    **{f"{RECOMMENDED}, jitter {sd:g}": (f"jitter {sd:g}", "--") for sd in (0.02, 0.05, 0.1)},
+    "gpe stages (published)": ("GPE as published", ":"),
+    "prior logits": ("PriorHeadTrainer", ":"),
+}
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    """docs/recommendation.png: Dice on both tasks, and on the phantom under a wrong location."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    def runs(row: str, task: str) -> list[dict[str, Any]]:
+        return [one for one in results if (one["row"], one["task"]) == (row, task)]
+
+    figure, (tasks, curves) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for row, (label, colour) in DRAWN.items():
+        points = [[one["dice"] for one in runs(row, task)] for task in ("phantom", "hippocampus")]
+        if not all(points):
+            continue
+        (x, y), (low, high) = (
+            [np.mean(p) for p in points],
+            zip(*((min(p), max(p)) for p in points), strict=True),
+        )
+        errors = [[[x - low[0]], [high[0] - x]], [[y - low[1]], [high[1] - y]]]
+        tasks.errorbar(x, y, xerr=errors[0], yerr=errors[1], fmt="o", color=colour, label=label, capsize=2)
+    tasks.set(xlabel="Dice, phantom of balls, 24^3 patches", ylabel="Dice, Hippocampus MR, 16^3 patches")
+    tasks.set_title("mean and range over the seeds", fontsize=10)
+    for row, (label, style) in CURVES.items():
+        shifted = [one["shifted"] for one in runs(row, "phantom")]
+        if shifted:
+            means = [np.mean([one[f"{shift:g}"] for one in shifted]) for shift in SHIFTS]
+            curves.plot(
+                [100 * shift for shift in SHIFTS], means, style, marker="o", markersize=3, label=label
+            )
+    curves.set(
+        xlabel="error of the location along the body axis, % of the volume",
+        ylabel="Dice, phantom",
+        ylim=(0, 1),
+    )
+    curves.set_title("a location that is wrong, mean over the seeds", fontsize=10)
+    for axes in (tasks, curves):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    temporary = path.with_suffix(".part.png")
+    figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+    temporary.replace(path)
+
+
 def main() -> None:
     """Runs what is missing and writes the table."""
     parser = argparse.ArgumentParser(
@@ -227,7 +290,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "docs")
     parser.add_argument("--list", action="store_true", help="print the names of the candidates and stop")
-    parser.add_argument("--report", action="store_true", help="only write the table")
+    parser.add_argument("--report", action="store_true", help="only write the table and the picture")
     arguments = parser.parse_args()
     chosen = [row for row in candidates() if re.search(arguments.rows, row.name)]
     if not chosen:
@@ -240,6 +303,7 @@ def main() -> None:
     store, table = arguments.out / "recommendation.json", arguments.out / "recommendation.md"
     if arguments.report:
         write_table(placement.load(store), table)
+        draw(placement.load(store), table.with_suffix(".png"))
         return
     task = "phantom" if arguments.hippocampus is None else "hippocampus"
     if arguments.hippocampus is not None:

@@ -69,8 +69,9 @@ class GPETrainer(LocatedTrainer):
 
 
 class GPEHashTrainer(GPETrainer):
-    """GPE with a learned hash table instead of sines and cosines."""
+    """GPE with a learned hash table (Müller et al. 2022) instead of sines and cosines, in the decoder."""
 
+    place = "decoder"
     block_options: ClassVar[Mapping[str, Any]] = {"encoding": "hash"}
 
 
