@@ -178,6 +178,11 @@ class LightMedSeg(WholeNetwork):
         self.enlarge = TRANSPOSED[rank](classes, classes, 2, stride=2) if half else None
 
     @classmethod
+    def uses_location(cls, **options: Any) -> bool:
+        """Whether coordinates are those of the scan."""
+        return options["coordinates"] == "scan"
+
+    @classmethod
     def patch_multiple(cls, rank: int, **options: Any) -> tuple[int, ...]:
         """The stem and three pools halve each side."""
         if rank not in (2, 3):

@@ -81,6 +81,11 @@ class WholeNetwork(nn.Module):
         """
 
     @classmethod
+    def uses_location(cls, **options: Any) -> bool:
+        """Whether a network with these options is a located one: here, whether it encodes location."""
+        return options.get("encoding") is not None
+
+    @classmethod
     def supervision_strides(cls, rank: int, **options: Any) -> tuple[tuple[int, ...], ...]:
         """Stride of each supervised resolution against the patch, the finest first."""
         return ((1,) * rank,)

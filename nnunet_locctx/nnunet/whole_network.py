@@ -90,7 +90,13 @@ class WholeNetworkTrainer(nnUNetTrainer):
                         f"location.{key} is for trainers that fit a block into the planned U-Net; {cls.__name__} "
                         f"brings a network of its own. Its options stand in the configuration's {NETWORK_KEY!r} key"
                     )
-        network_class(cls.network_name).check_patch(configuration["patch_size"], **options)
+        found = network_class(cls.network_name)
+        if found.uses_location(**options) != cls.located:
+            raise ValueError(
+                f"{cls.__name__} {'needs' if cls.located else 'has no'} location, and the options {options} "
+                f"{'do not use' if cls.located else 'ask for'} it"
+            )
+        found.check_patch(configuration["patch_size"], **options)
         return options
 
     @classmethod
@@ -124,11 +130,6 @@ class WholeNetworkTrainer(nnUNetTrainer):
             enable_deep_supervision,
             **options,
         )
-        if network.located != cls.located:
-            raise ValueError(
-                f"{cls.__name__} {'needs' if cls.located else 'has no'} location, and the options {options} "
-                f"{'do not use' if cls.located else 'ask for'} it"
-            )
         weighs: dict[str, Any] = {"network": cls.network_name, "options": options}
         if cls.located:
             location = LocationOptions.from_configuration(configuration)

@@ -110,6 +110,8 @@ class WholeNetworkHarness:
     def test_logits_for_every_allowed_patch(self, variant: str, size: Size) -> None:
         network = self.make(variant, size).train()
         assert network.located == (variant != "plain")
+        complete = complete_network_options(self.name, self.given(variant))
+        assert type(network).uses_location(**complete) == network.located
         output = network(feed(size, network.located))
         assert output.shape == (2, CLASSES, *size)
         assert output.dtype == torch.float32
