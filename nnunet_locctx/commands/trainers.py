@@ -17,7 +17,7 @@ def add(commands: Any) -> None:
         "Prints the folder in which nnU-Net finds this package's trainers, and nothing else.",
         """
         export nnUNet_extTrainer="$(locctx trainers)"
-        nnUNetv2_train 3 3d_fullres 0 -tr PriorHeadTrainer
+        nnUNetv2_train 3 3d_fullres 0 -tr LocCtxTrainer
         """,
     )
 
