@@ -65,13 +65,16 @@ def test_sources_are_the_parentheses_with_a_year(text: str, what: str, sources: 
 
 
 def test_a_variant_has_the_source_of_its_method() -> None:
-    assert describe(TRAINERS["GPEHashTrainer"]).source == describe(TRAINERS["GPETrainer"]).source
+    variant = type("Variant", (TRAINERS["GPETrainer"],), {"__doc__": "Another form."})
+    assert describe(variant).source == describe(TRAINERS["GPETrainer"]).source == "Le and Le 2025"
+    assert describe(TRAINERS["GPEHashTrainer"]).source == "Le and Le 2025; Müller et al. 2022"
 
 
 def test_places_and_encodings_are_those_of_the_code() -> None:
     prior, gpe_hash = describe(TRAINERS["PriorHeadTrainer"]), describe(TRAINERS["GPEHashTrainer"])
     assert (prior.place, prior.encoding) == (DEFAULTS["prior"].place, "frequency")
-    assert (gpe_hash.place, gpe_hash.encoding) == (DEFAULTS["gpe"].place, "hash")
+    assert describe(TRAINERS["GPETrainer"]).place == DEFAULTS["gpe"].place
+    assert (gpe_hash.place, gpe_hash.encoding) == ("decoder", "hash")
     plain, twin = describe(TRAINERS["UNETRTrainer"]), describe(TRAINERS["GPEHashUNETRTrainer"])
     assert (plain.place, plain.encoding) == (None, None)
     assert twin.place is not None

@@ -69,7 +69,7 @@ class GPETrainer(LocatedTrainer):
 
 
 class GPEHashTrainer(GPETrainer):
-    """GPE with a learned hash table (Müller et al. 2022) instead of sines and cosines, in the decoder."""
+    """GPE in the decoder, with a hash table instead of sines and cosines (Le and Le 2025; Müller et al. 2022)."""
 
     place = "decoder"
     block_options: ClassVar[Mapping[str, Any]] = {"encoding": "hash"}
