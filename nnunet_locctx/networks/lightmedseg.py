@@ -185,8 +185,6 @@ class LightMedSeg(WholeNetwork):
     @classmethod
     def patch_multiple(cls, rank: int, **options: Any) -> tuple[int, ...]:
         """The stem and three pools halve each side."""
-        if rank not in (2, 3):
-            raise ValueError(f"LightMedSeg takes patches of 2 or 3 axes, got {rank}")
         return (16,) * rank
 
     def segment(self, image: Tensor, location: LocationPyramid | None) -> Tensor:

@@ -171,8 +171,6 @@ class NNFormer(WholeNetwork):
     @classmethod
     def patch_multiple(cls, rank: int, **options: Any) -> tuple[int, ...]:
         """Eight strides of the stem along each axis: a token of the coarsest stage."""
-        if rank not in (2, 3):
-            raise ValueError(f"{cls.__name__} takes patches of 2 or 3 axes, got {rank}")
         return tuple(HALVINGS * n for n in stem_stride(rank, options.get("stem"), STEM))
 
     @classmethod

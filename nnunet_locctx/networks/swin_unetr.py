@@ -121,14 +121,13 @@ class SwinUNETR(WholeNetwork):
     @classmethod
     def patch_multiple(cls, rank: int, **options: Any) -> tuple[int, ...]:
         """32 along each axis: a token of the coarsest stage."""
-        if rank not in (2, 3):
-            raise ValueError(f"{cls.__name__} takes patches of 2 or 3 axes, got {rank}")
         return (STRIDE,) * rank
 
     @classmethod
     def check_patch(cls, patch_size: Sequence[int], **options: Any) -> None:
         """As every network's; besides, one side must be 64 or more: the coarsest stage is normalised over its tokens,
         and a single one would be nothing but zero."""
+        cls.check_rank(len(patch_size))
         multiple = cls.patch_multiple(len(patch_size), **options)
         if max(patch_size) < 2 * STRIDE:
             nearest = [max(1, round(n / STRIDE)) * STRIDE for n in patch_size]

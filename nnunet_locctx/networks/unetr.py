@@ -111,8 +111,6 @@ class UNETR(WholeNetwork):
     @classmethod
     def patch_multiple(cls, rank: int, **options: Any) -> tuple[int, ...]:
         """16 along each axis: a token of the transformer."""
-        if rank not in (2, 3):
-            raise ValueError(f"{cls.__name__} takes patches of 2 or 3 axes, got {rank}")
         return (TOKEN,) * rank
 
     def segment(self, image: Tensor, location: LocationPyramid | None) -> Tensor:

@@ -73,11 +73,8 @@ class WholeNetwork(nn.Module):
         """Each side of the patch must be a multiple of this (and at least that long).
 
         Args:
-            rank: Spatial axes.
+            rank: Spatial axes, 2 or 3.
             **options: The network's options.
-
-        Raises:
-            ValueError: The network has no form of that rank.
         """
 
     @classmethod
@@ -91,8 +88,15 @@ class WholeNetwork(nn.Module):
         return ((1,) * rank,)
 
     @classmethod
+    def check_rank(cls, rank: int) -> None:
+        """Raises ValueError unless the network has a form of that many spatial axes."""
+        if rank not in (2, 3):
+            raise ValueError(f"{cls.__name__} takes patches of 2 or 3 axes, got {rank}")
+
+    @classmethod
     def check_patch(cls, patch_size: Sequence[int], **options: Any) -> None:
         """Raises ValueError, naming the nearest sizes that are allowed, unless the network can take the patch."""
+        cls.check_rank(len(patch_size))
         multiple = cls.patch_multiple(len(patch_size), **options)
         if all(n >= m and n % m == 0 for n, m in zip(patch_size, multiple, strict=True)):
             return
