@@ -43,6 +43,22 @@ class LocationField(abc.ABC):
             step: Voxels from one written voxel to the next, along each axis.
         """
 
+    @abc.abstractmethod
+    def at(self, index: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Location (..., 3) at indices (..., 3), array axis order, inside or outside the volume."""
+
+    @abc.abstractmethod
+    def sample(
+        self, origin: npt.NDArray[np.float64], steps: npt.NDArray[np.float64], out: npt.NDArray[np.float32]
+    ) -> None:
+        """Writes the location on a grid of points that is affine in the volume's index.
+
+        Args:
+            origin: (3,) index of the first point, array axis order, inside or outside the volume.
+            steps: (3, rank), change of the index (rows) from one point to the next along each axis of ``out``.
+            out: (3, *size) float32 with ``rank`` spatial axes, written in place.
+        """
+
     def box(self, lower: Sequence[int], size: Sequence[int]) -> npt.NDArray[np.float32]:
         """Location (3, *size) float32 of the box of ``size`` voxels whose first voxel has index ``lower``."""
         out = np.empty((3, *size), dtype=np.float32)
@@ -66,31 +82,63 @@ class AffineField(LocationField):
         if self.matrix.shape != (3, 4):
             raise ValueError(f"the matrix of an affine field must be (3, 4), got {self.matrix.shape}")
 
+    def at(self, index: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        found = np.asarray(index, dtype=np.float64) @ self.matrix[:, :3].T + self.matrix[:, 3]
+        found[..., 0] += NEVER_ZERO
+        return np.asarray(found)
+
     def fill(
         self, lower: Sequence[int], out: npt.NDArray[np.float32], step: Sequence[int] = (1, 1, 1)
     ) -> None:
-        size = out.shape[1:]
-        matrix = self.matrix.copy()
-        matrix[0, 3] += NEVER_ZERO
-        for channel, row in zip(out, matrix, strict=True):
-            ramps = [
-                (row[axis] * (np.arange(size[axis]) * step[axis] + lower[axis])).reshape(
-                    [-1 if a == axis else 1 for a in range(3)]
-                )
-                for axis in range(3)
-                # a header's round-off leaves slopes that over the whole scan stay below float32's resolution
-                if abs(row[axis]) * max(self.shape) > FLOAT32_RESOLUTION
-            ]
-            if not ramps:
-                channel[...] = row[3]
-                continue
-            ramps[0] = ramps[0] + row[3]
-            # summing small operands first leaves one pass over the volume
-            ramps.sort(key=lambda ramp: ramp.size)
-            total = ramps[0]
-            for ramp in ramps[1:-1]:
-                total = total + ramp
-            if len(ramps) == 1:
-                channel[...] = total
-            else:
-                np.add(total, ramps[-1], out=channel, casting="same_kind")
+        self.sample(np.asarray(lower, dtype=np.float64), np.diag(np.asarray(step, dtype=np.float64)), out)
+
+    def sample(
+        self, origin: npt.NDArray[np.float64], steps: npt.NDArray[np.float64], out: npt.NDArray[np.float32]
+    ) -> None:
+        matrix = self.matrix[:, :3]
+        start = matrix @ origin + self.matrix[:, 3]
+        start[0] += NEVER_ZERO
+        # a header's round-off leaves slopes that over the whole scan stay below float32's resolution
+        slopes = np.where(np.abs(matrix) * max(self.shape) > FLOAT32_RESOLUTION, matrix, 0) @ steps
+        for channel, first, changes in zip(out, start, slopes, strict=True):
+            add_ramps(first, changes, channel)
+
+
+class SampledField(LocationField):
+    """A location that is not affine."""
+
+    affine = False
+
+    def fill(
+        self, lower: Sequence[int], out: npt.NDArray[np.float32], step: Sequence[int] = (1, 1, 1)
+    ) -> None:
+        self.sample(np.asarray(lower, dtype=np.float64), np.diag(np.asarray(step, dtype=np.float64)), out)
+
+
+def ramps(
+    start: float, changes: npt.NDArray[np.float64], size: Sequence[int]
+) -> list[npt.NDArray[np.float64]]:
+    """Arrays that broadcast to ``size`` and add up to ``start + changes @ index``; axes without change have none.
+
+    Small operands come first, so that summing in this order leaves one pass over the whole.
+    """
+    found = [
+        (change * np.arange(n)).reshape([-1 if a == axis else 1 for a in range(len(size))])
+        for axis, (n, change) in enumerate(zip(size, changes, strict=True))
+        if change != 0
+    ]
+    if not found:
+        return [np.full([1] * len(size), start)]
+    found[0] = found[0] + start
+    return sorted(found, key=lambda ramp: ramp.size)
+
+
+def add_ramps(start: float, changes: npt.NDArray[np.float64], out: npt.NDArray[np.float32]) -> None:
+    """Writes ``start + changes @ index`` to ``out``."""
+    total, *others = ramps(start, changes, out.shape)
+    for ramp in others[:-1]:
+        total = total + ramp
+    if others:
+        np.add(total, others[-1], out=out, casting="same_kind")
+    else:
+        out[...] = total

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location.field import AffineField
+from nnunet_locctx.location.measurement import Measurement
 from nnunet_locctx.location.source import LocationSource, register
 
 MILLIMETRES_PER_UNIT = 500.0
@@ -25,6 +26,6 @@ class ScannerSource(LocationSource):
     name: ClassVar[str] = "scanner"
     absolute: bool = False
 
-    def field(self, frame: Frame) -> AffineField:
+    def field(self, frame: Frame, measured: Measurement | None = None) -> AffineField:
         matrix = frame.absolute_affine if self.absolute else frame.centred_affine
         return AffineField(matrix / MILLIMETRES_PER_UNIT, frame.shape)

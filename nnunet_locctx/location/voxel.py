@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location.field import AffineField
+from nnunet_locctx.location.measurement import Measurement
 from nnunet_locctx.location.source import LocationSource, register
 
 
@@ -20,5 +21,5 @@ class VoxelSource(LocationSource):
 
     name: ClassVar[str] = "voxel"
 
-    def field(self, frame: Frame) -> AffineField:
+    def field(self, frame: Frame, measured: Measurement | None = None) -> AffineField:
         return AffineField(frame.fraction_affine, frame.shape)

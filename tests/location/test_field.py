@@ -79,7 +79,9 @@ def test_the_neutral_location_of_a_source(name: str) -> None:
 
 
 def test_errors_name_the_value_and_what_is_allowed() -> None:
-    with pytest.raises(ValueError, match="unknown location source 'gps', known: scanner, voxel"):
+    with pytest.raises(
+        ValueError, match="unknown location source 'gps', known: anatomical, body_part, scanner, voxel"
+    ):
         make_source("gps")
     with pytest.raises(ValueError, match="'scanner' does not take origin; allowed: absolute"):
         make_source("scanner", origin="x")

@@ -1,0 +1,77 @@
+"""What a model fitted beforehand found in one scan, independent of plans and preprocessing."""
+
+import abc
+import io
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from nnunet_locctx.geometry import Frame
+from nnunet_locctx.location.field import AffineField, LocationField
+
+KINDS: "dict[str, type[Measurement]]" = {}
+
+
+class Measurement(abc.ABC):
+    """A scan's measured location, in the patient's millimetres (LPS), so that it serves every configuration.
+
+    Attributes:
+        kind: Name of the source that uses it.
+        problem: Why the scan could not be measured; empty if it was. Such a scan gets voxel fractions.
+    """
+
+    kind: ClassVar[str]
+    problem: str
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        KINDS[cls.kind] = cls
+
+    @abc.abstractmethod
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Everything of it, by name; :meth:`from_arrays` makes an equal one."""
+
+    @classmethod
+    @abc.abstractmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> "Measurement":
+        """The inverse of :meth:`arrays`."""
+
+    @abc.abstractmethod
+    def measured_field(self, frame: Frame, **options: Any) -> LocationField:
+        """The location of a preprocessed scan; not called where there is a problem.
+
+        Args:
+            frame: The preprocessed array's.
+            options: Those of the source.
+        """
+
+    def field(self, frame: Frame, **options: Any) -> LocationField:
+        """The location of a preprocessed scan; voxel fractions where the scan could not be measured."""
+        if self.problem:
+            return AffineField(frame.fraction_affine, frame.shape)
+        return self.measured_field(frame, **options)
+
+    def to_bytes(self) -> bytes:
+        """As the content of an .npz file."""
+        buffer = io.BytesIO()
+        named: dict[str, Any] = {**self.arrays(), "kind": self.kind, "problem": self.problem}
+        np.savez_compressed(buffer, **named)
+        return buffer.getvalue()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> "Measurement":
+        """The inverse of :meth:`to_bytes`.
+
+        Raises:
+            ValueError: `data` is no measurement, or damaged.
+        """
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+                arrays = dict(stored)
+            found = KINDS[str(arrays.pop("kind"))].from_arrays(arrays)
+            found.problem = str(arrays["problem"])
+        except Exception as error:  # zipfile, numpy and KeyError, all of which mean the same
+            raise ValueError(f"not a measurement of a scan, or damaged: {error}") from error
+        return found
