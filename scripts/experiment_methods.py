@@ -41,7 +41,7 @@ LONG = BallPhantom(patch=(64, 32, 32), batch=2, sides=PHANTOM.sides, radii=PHANT
 PHANTOMS = {"swin_unetr": LONG}
 SMALL: dict[str, Record] = {
     "unetr": {"feature_size": 8, "hidden_size": 192, "mlp_dim": 384, "num_heads": 4},
-    "swin_unetr": {"feature_size": 12},
+    "swin_unetr": {"feature_size": 12, "depths": [1, 1, 1, 1], "window_size": 4},
     "nnformer": {"embed_dim": 48},
     "unetr_pp": {"dims": [16, 32, 64, 128]},
     "lightmedseg": {},

@@ -1,6 +1,7 @@
 """What the commands share."""
 
 import argparse
+import json
 import textwrap
 from collections.abc import Callable
 from typing import Any
@@ -37,3 +38,17 @@ def add_command(
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     parser.set_defaults(run=run)
     return parser
+
+
+def assignments(texts: list[str], option: str) -> dict[str, Any]:
+    """OPTION=VALUE -> {OPTION: VALUE}; a value that is no JSON is text."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise ValueError(f"{option} needs OPTION=VALUE, got {text!r}")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value  # a bare word is text
+    return found

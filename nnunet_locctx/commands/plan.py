@@ -1,12 +1,11 @@
 """`locctx plan`: another configuration beside those nnU-Net planned."""
 
 import argparse
-import json
 import textwrap
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.commands.common import CLEAN, add_command
+from nnunet_locctx.commands.common import CLEAN, add_command, assignments
 from nnunet_locctx.nnunet.paths import dataset_folder
 
 
@@ -84,13 +83,19 @@ def add(commands: Any) -> None:
     where.add_argument(
         "--source",
         metavar="NAME",
-        help="what a coordinate means: voxel (fraction of the volume) or scanner (millimetres)",
+        help="what a coordinate means: voxel (fraction of the volume), scanner (millimetres), body_part or anatomical "
+        "(after `locctx fit`)",
     )
     where.add_argument(
         "--absolute",
         action="store_true",
         default=None,
         help="scanner: the scanner's own millimetres instead of the distance from the volume's centre",
+    )
+    where.add_argument(
+        "--cross-section",
+        choices=("body", "scan"),
+        help="body_part: what the two other coordinates are fractions of (default: body)",
     )
     where.add_argument(
         "--place",
@@ -152,7 +157,7 @@ def run(options: argparse.Namespace) -> int:
     if location:
         changes["location"] = location
     if options.network is not None:
-        given_options = _assignments([text for text in options.network if text], "--network")
+        given_options = assignments([text for text in options.network if text], "--network")
         changes["network"] = {**changes.get("network", {}), **given_options}
     folder = dataset_folder("nnUNet_preprocessed", options.dataset)
 
@@ -210,7 +215,7 @@ def _proposed(trainers: list[str], recommended: str) -> str:
 
 def _location(options: argparse.Namespace, preset: dict[str, Any]) -> dict[str, Any]:
     location = dict(preset)
-    for key in ("source", "absolute", "place", "jitter", "dropout"):
+    for key in ("source", "absolute", "cross_section", "place", "jitter", "dropout"):
         value = getattr(options, key)
         if value is not None:
             location[key] = value
@@ -219,21 +224,7 @@ def _location(options: argparse.Namespace, preset: dict[str, Any]) -> dict[str, 
         value = getattr(options, key)
         if value is not None:
             block[key] = value
-    block.update(_assignments(options.block, "--block"))
+    block.update(assignments(options.block, "--block"))
     if block:
         location["block"] = block
     return location
-
-
-def _assignments(texts: list[str], option: str) -> dict[str, Any]:
-    """OPTION=VALUE -> {OPTION: VALUE}; a value that is no JSON is text."""
-    found: dict[str, Any] = {}
-    for text in texts:
-        key, separator, value = text.partition("=")
-        if not separator or not key:
-            raise ValueError(f"{option} needs OPTION=VALUE, got {text!r}")
-        try:
-            found[key] = json.loads(value)
-        except ValueError:
-            found[key] = value  # a bare word is text
-    return found

@@ -6,7 +6,8 @@ behind, it returns to the image, before the one-hot channels of a cascade are ad
 
 Location is affine in the index and stays so under rotation, scaling, mirroring and cropping. On the way it is
 therefore held by the corner voxels of the patch alone, (3, 2, 2, 2), one corner along an axis of one voxel:
-nothing is interpolated, and outside the scan it is as true as inside.
+nothing is interpolated, and outside the scan it is as true as inside. A location that is not affine travels as the
+index into its field instead, which is (:mod:`.keyed_fields`).
 """
 
 from collections.abc import Sequence
@@ -21,28 +22,59 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from torch import Tensor
 
 from nnunet_locctx.location import LOCATION_CHANNELS
+from nnunet_locctx.nnunet.keyed_fields import read_key, sample_at_corners
 
 Sample = dict[str, Any]
 
 
 class SplitLocation(BasicTransform):
-    """``image`` (C + 3, *s) -> ``image`` (C, *s) and ``regression_target`` (3, 2, 2, 2), the corners' location."""
+    """``image`` (C + 3, *s) -> ``image`` (C, *s) and ``regression_target`` (3, 2, 2, 2), the corners' location.
+
+    Args:
+        keyed: The location channels hold an index and its field (:mod:`.keyed_fields`): the regression target is the
+            corners' index, and the field is put beside it as ``location_field``.
+    """
+
+    def __init__(self, keyed: bool = False) -> None:
+        super().__init__()
+        self.keyed = keyed
 
     def apply(self, data_dict: Sample, **params: Any) -> Sample:
         image = data_dict["image"]
+        location = image[-LOCATION_CHANNELS:]
         data_dict["image"] = image[:-LOCATION_CHANNELS]
-        data_dict["regression_target"] = corners_of(image[-LOCATION_CHANNELS:])
+        if self.keyed:
+            data_dict["location_field"], data_dict["regression_target"] = read_key(location)
+        else:
+            data_dict["regression_target"] = corners_of(location)
         return data_dict
 
 
 class JoinLocation(BasicTransform):
-    """``image`` (C, *s) and ``regression_target`` (3, 2, 2, 2) -> ``image`` (C + 3, *s)."""
+    """``image`` (C, *s) and ``regression_target`` (3, 2, 2, 2) -> ``image`` (C + 3, *s).
+
+    Args:
+        perturb: Location augmentation, None for none.
+    """
+
+    def __init__(self, perturb: "PerturbLocation | None" = None) -> None:
+        super().__init__()
+        self.perturb = perturb
 
     def apply(self, data_dict: Sample, **params: Any) -> Sample:
         image, corners = data_dict["image"], data_dict.pop("regression_target")
+        field = data_dict.pop("location_field", None)
         joined = image.new_empty((image.shape[0] + LOCATION_CHANNELS, *image.shape[1:]))
         joined[:-LOCATION_CHANNELS] = image
-        fill_from_corners(corners, joined[-LOCATION_CHANNELS:])
+        location = joined[-LOCATION_CHANNELS:]
+        if field is not None:
+            sample_at_corners(field, corners, location)
+            if self.perturb is not None:
+                location.copy_(self.perturb(regression_target=location)["regression_target"])
+        else:
+            if self.perturb is not None:
+                corners = self.perturb(regression_target=corners)["regression_target"]
+            fill_from_corners(corners, location)
         data_dict["image"] = joined
         return data_dict
 
@@ -114,7 +146,7 @@ def fill_from_corners(corners: Tensor, out: Tensor) -> None:
 
 
 class PerturbLocation(BasicTransform):
-    """Location augmentation: jitter and dropout of a whole patch's location, given by its corners.
+    """Location augmentation: jitter and dropout of a whole patch's location, given by its corners or in full.
 
     Random numbers come from a generator of its own, seeded by numpy's global state without advancing it:
     runs with and without location see the same patches and the same augmentation.
@@ -158,13 +190,14 @@ class PerturbLocation(BasicTransform):
 
 
 def locate_transforms(
-    transforms: BasicTransform, perturb: PerturbLocation | None = None
+    transforms: BasicTransform, perturb: PerturbLocation | None = None, keyed: bool = False
 ) -> ComposeTransforms:
     """nnU-Net's transforms of a training or validation batch, fitted to carry location.
 
     Args:
         transforms: What nnU-Net made; changed in place.
         perturb: Location augmentation, None for none.
+        keyed: Whether patches are loaded with the index into their field (:mod:`.keyed_fields`).
 
     Returns:
         Transforms of ``image`` (C + 3, *loaded), of whose location only the corner voxels are read, to ``image``
@@ -184,5 +217,4 @@ def locate_transforms(
             step.__class__ = LocatedSpatialTransform
     cascade = [i for i, step in enumerate(steps) if isinstance(step, MoveSegAsOneHotToDataTransform)]
     end = cascade[0] if cascade else len(steps)
-    joined = [*([perturb] if perturb else []), JoinLocation()]
-    return ComposeTransforms([SplitLocation(), *steps[:end], *joined, *steps[end:]])
+    return ComposeTransforms([SplitLocation(keyed), *steps[:end], JoinLocation(perturb), *steps[end:]])

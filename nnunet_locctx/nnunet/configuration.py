@@ -8,7 +8,9 @@ workers. Changing the class of that object there is enough: it takes the preproc
 from typing import TYPE_CHECKING, Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from torch import nn
 
+from nnunet_locctx.nnunet.carried import CarriedRegressor, RegressorBuffer
 from nnunet_locctx.nnunet.options import LocationOptions
 
 if TYPE_CHECKING:
@@ -16,7 +18,13 @@ if TYPE_CHECKING:
 
 
 class LocatedConfiguration(ConfigurationManager):
-    """A configuration whose preprocessor appends the location channels at prediction."""
+    """A configuration whose preprocessor appends the location channels at prediction.
+
+    Attributes:
+        carried: The regressor of a fitted source; None for sources that are not fitted.
+    """
+
+    carried: CarriedRegressor | None = None
 
     @property
     def preprocessor_class(self) -> "type[DefaultPreprocessor]":
@@ -37,3 +45,16 @@ def locate(configuration: ConfigurationManager) -> LocatedConfiguration:
     manager.__class__ = LocatedConfiguration
     located: LocatedConfiguration = manager
     return located
+
+
+def carry_regressor(
+    network: nn.Module, configuration: ConfigurationManager, options: LocationOptions
+) -> None:
+    """Puts the regressor of a fitted source among the network's weights, or room for the one that a checkpoint brings;
+    does nothing for other sources."""
+    if not options.make_source().fitted:
+        return
+    located = locate(configuration)
+    if located.carried is None:
+        located.carried = CarriedRegressor()
+    network.add_module("location_regressor", RegressorBuffer(located.carried))

@@ -17,6 +17,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import LOCATION_CHANNELS, LocationField, LocationSource
+from nnunet_locctx.nnunet.fitted import CaseMeasurements
+from nnunet_locctx.nnunet.keyed_fields import KeyedField
 
 
 class LocatedCrop(np.ndarray):
@@ -71,19 +73,26 @@ class LocatedArray:
         stored: The preprocessed image, anything that can be sliced (numpy memory map, blosc2 array).
         location: The scan's location field.
         corners_only: Crops (slices along all spatial axes) carry the location at their corner voxels only; the rest of
-            their location channels holds anything. Ignored where the location is not affine in the index.
+            their location channels holds anything. Where the location is not affine they carry the index into its
+            field instead (:mod:`.keyed_fields`).
+        keyed: Treat the location as not affine, whatever it is.
     """
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, stored: Any, location: LocationField, corners_only: bool = False) -> None:
+    def __init__(
+        self, stored: Any, location: LocationField, corners_only: bool = False, keyed: bool = False
+    ) -> None:
         if tuple(stored.shape[1:]) != location.shape:
             raise ValueError(
                 f"the image has {tuple(stored.shape[1:])} voxels, its location field {location.shape}"
             )
         self.stored = stored
         self.location = location
-        self.corners_only = corners_only and location.affine
+        self.corners_only = corners_only
+        self.at_corners = (
+            KeyedField(location) if corners_only and (keyed or not location.affine) else location
+        )
         self.shape = (stored.shape[0] + LOCATION_CHANNELS, *stored.shape[1:])
         self.ndim = len(self.shape)
 
@@ -108,11 +117,12 @@ class LocatedArray:
         lower = tuple(start for start, _ in bounds)
         squeezed = tuple(0 if isinstance(k, int | np.integer) else slice(None) for k in spatial)
         is_box = channels == slice(None) and 0 not in squeezed
-        fill(self.location, lower, crop[count:], self.corners_only and is_box)
         if not is_box:
+            fill(self.location, lower, crop[count:], False)
             return np.asarray(crop[(channels, *squeezed)])
+        fill(self.at_corners, lower, crop[count:], self.corners_only)
         located = crop.view(LocatedCrop)
-        located.location, located.lower, located.corners_only = self.location, lower, self.corners_only
+        located.location, located.lower, located.corners_only = self.at_corners, lower, self.corners_only
         return located
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -148,14 +158,20 @@ class LocatedDataset:
         base: ``nnUNetDatasetBlosc2`` or another dataset class of nnU-Net.
         source: What the location channels mean.
         transpose_forward: The plans' axis permutation.
+        measurements: What the fitted model found in each case; needed where the source is fitted.
     """
 
     def __init__(
-        self, base: type[nnUNetBaseDataset], source: LocationSource, transpose_forward: Sequence[int]
+        self,
+        base: type[nnUNetBaseDataset],
+        source: LocationSource,
+        transpose_forward: Sequence[int],
+        measurements: CaseMeasurements | None = None,
     ) -> None:
         self.base = base
         self.source = source
         self.transpose_forward = tuple(transpose_forward)
+        self.measurements = measurements
 
     def __call__(
         self,
@@ -165,7 +181,9 @@ class LocatedDataset:
     ) -> nnUNetBaseDataset:
         """The dataset in ``folder``; its ``load_case`` gives the image as a :class:`LocatedArray`."""
         dataset = self.base(folder, identifiers, folder_with_segs_from_previous_stage)
-        dataset.load_case = _LoadLocatedCase(dataset.load_case, self.source, self.transpose_forward)
+        dataset.load_case = _LoadLocatedCase(
+            dataset.load_case, self.source, self.transpose_forward, self.measurements
+        )
         return dataset
 
     def __getattr__(self, name: str) -> Any:
@@ -178,11 +196,16 @@ class _LoadLocatedCase:
     """Wraps a dataset's ``load_case``; an object, so that datasets can be pickled to workers."""
 
     def __init__(
-        self, load_case: Callable[[str], tuple[Any, ...]], source: LocationSource, transpose: Sequence[int]
+        self,
+        load_case: Callable[[str], tuple[Any, ...]],
+        source: LocationSource,
+        transpose: Sequence[int],
+        measurements: CaseMeasurements | None = None,
     ) -> None:
         self.load_case = load_case
         self.source = source
         self.transpose = transpose
+        self.measurements = measurements
         self.corners_only = False
 
     def __call__(self, identifier: str) -> tuple[Any, ...]:
@@ -192,4 +215,6 @@ class _LoadLocatedCase:
             frame = Frame.from_properties(properties, data.shape[1:], self.transpose)
         except ValueError as error:
             raise ValueError(f"case {identifier}: {error}") from error
-        return (LocatedArray(data, self.source.field(frame), self.corners_only), *rest)
+        measured = None if self.measurements is None else self.measurements.read(identifier)
+        field = self.source.field(frame, measured)
+        return (LocatedArray(data, field, self.corners_only, keyed=self.source.fitted), *rest)

@@ -20,6 +20,7 @@ class LocationOptions:
     Attributes:
         source: What a coordinate means, a name of :data:`nnunet_locctx.location.SOURCES`.
         absolute: Source ``scanner`` only: scanner coordinates instead of mm relative to the volume's centre.
+        cross_section: Source ``body_part`` only: what R and A are fractions of, ``body`` or ``scan``.
         jitter: Training only. Standard deviation of a random shift (units of the source; ``voxel``: fraction
             of the volume) and of a random relative scale of each patch's location, drawn per axis.
         dropout: Training only. Probability that a patch's location is replaced by the source's neutral value.
@@ -30,6 +31,7 @@ class LocationOptions:
 
     source: str = "voxel"
     absolute: bool = False
+    cross_section: str = "body"
     jitter: float = 0.0
     dropout: float = 0.0
     place: str | None = None
@@ -46,6 +48,11 @@ class LocationOptions:
             raise ValueError(
                 f"location.absolute is an option of the source 'scanner', got source {self.source!r}"
             )
+        if self.cross_section != "body" and self.source != "body_part":
+            raise ValueError(
+                f"location.cross_section is an option of the source 'body_part', got source {self.source!r}"
+            )
+        self.make_source()
         for name, upper in (("jitter", 1.0), ("dropout", 1.0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= upper:
@@ -96,7 +103,16 @@ class LocationOptions:
 
     def make_source(self) -> LocationSource:
         """The source these options name."""
-        return make_source(self.source, **({"absolute": True} if self.absolute else {}))
+        return make_source(self.source, **self.source_options())
+
+    def source_options(self) -> dict[str, Any]:
+        """The options of the source that differ from its defaults."""
+        options: dict[str, Any] = {"absolute": True} if self.absolute else {}
+        return options if self.cross_section == "body" else {**options, "cross_section": self.cross_section}
+
+    def meaning(self) -> dict[str, Any]:
+        """What a coordinate means, for the signature of a checkpoint."""
+        return {"source": self.source, "absolute": self.absolute, **self.source_options()}
 
     def signature(self, block: str, also: Sequence[Fitting] = ()) -> str:
         """What a checkpoint's weights depend on, as JSON: source, place and block, not what is only used in
@@ -107,8 +123,7 @@ class LocationOptions:
             also: Further blocks of its network.
         """
         weighs = {
-            "source": self.source,
-            "absolute": self.absolute,
+            **self.meaning(),
             "method": block,
             "place": self.place,
             "block": complete_options(block, str(self.place), self.block),

@@ -1,7 +1,9 @@
 """Preprocessing at prediction: nnU-Net's own, with three location channels behind the image channels."""
 
 import functools
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,17 +12,23 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_locctx.geometry import Frame
-from nnunet_locctx.location import LOCATION_CHANNELS, LocationSource
+from nnunet_locctx.location import LOCATION_CHANNELS, LocationSource, Measurement
+from nnunet_locctx.nnunet.carried import CarriedRegressor
 from nnunet_locctx.nnunet.configuration import LocatedConfiguration
 
+MEASUREMENT = "location_measurement"
+"""Key of nnU-Net's properties: the scan's measurement as bytes, where the source is fitted."""
 
-def append_location(data: np.ndarray, frame: Frame, source: LocationSource) -> np.ndarray:
+
+def append_location(
+    data: np.ndarray, frame: Frame, source: LocationSource, measured: Measurement | None = None
+) -> np.ndarray:
     """(C, *shape) -> (C + 3, *shape) float32, the location written in place: one new array and no temporary
     volume."""
     channels = data.shape[0]
     located = np.empty((channels + LOCATION_CHANNELS, *data.shape[1:]), dtype=np.float32)
     located[:channels] = data
-    source.field(frame).fill((0, 0, 0), located[channels:])
+    source.field(frame, measured).fill((0, 0, 0), located[channels:])
     return located
 
 
@@ -48,11 +56,38 @@ class LocationMixin(DefaultPreprocessor):
         check_resampling(
             data.shape[1:], properties, plans_manager.transpose_forward, configuration_manager.spacing
         )
+        source = configuration_manager.location.make_source()
+        measured = None
+        if source.fitted:
+            measured = self._measure(data, properties, configuration_manager)
+            properties[MEASUREMENT] = measured.to_bytes()
         data, seg, properties = super().run_case_npy(
             data, seg, properties, plans_manager, configuration_manager, dataset_json
         )
         frame = Frame.from_properties(properties, data.shape[1:], plans_manager.transpose_forward)
-        return append_location(data, frame, configuration_manager.location.make_source()), seg, properties
+        return append_location(data, frame, source, measured), seg, properties
+
+    def run_case(self, image_files: list[str], *args: Any, **kwargs: Any) -> Any:
+        """nnU-Net's method; the file's name is for warnings."""
+        self.scan_name = Path(image_files[0]).name if image_files else ""
+        return super().run_case(image_files, *args, **kwargs)
+
+    def _measure(
+        self, data: np.ndarray, properties: dict[str, Any], configuration_manager: LocatedConfiguration
+    ) -> Measurement:
+        """What the model's regressor finds in a scan as read."""
+        carried = configuration_manager.carried
+        regressor = (carried or CarriedRegressor()).open()
+        measured = regressor.measure(
+            data[regressor.channel], Frame.from_properties(properties, data.shape[1:])
+        )
+        if measured.problem:
+            warnings.warn(
+                f"scan {getattr(self, 'scan_name', '') or 'given as an array'}: {measured.problem}; its location is "
+                "given as voxel fractions instead",
+                stacklevel=2,
+            )
+        return measured
 
 
 def check_scan(data: np.ndarray, properties: dict[str, Any]) -> None:

@@ -17,8 +17,10 @@ from nnunet_locctx.geometry import Frame
 from nnunet_locctx.networks.located_unet import Fitting, LocatedUNet
 from nnunet_locctx.nnunet import pretraining
 from nnunet_locctx.nnunet.augmentation import PerturbLocation, locate_transforms
-from nnunet_locctx.nnunet.configuration import locate
+from nnunet_locctx.nnunet.carried import CarriedRegressor
+from nnunet_locctx.nnunet.configuration import carry_regressor, locate
 from nnunet_locctx.nnunet.dataset import LocatedDataset
+from nnunet_locctx.nnunet.fitted import CaseMeasurements, fitted_folder, read_regressor
 from nnunet_locctx.nnunet.options import LocationOptions
 from nnunet_locctx.nnunet.recipes import split_tables
 from nnunet_locctx.nnunet.signature import LocationSignature
@@ -58,13 +60,21 @@ class LocatedTrainer(nnUNetTrainer):
         """As nnU-Net's trainer.
 
         Raises:
-            ValueError: The plans' ``location`` key is wrong, the configuration has no network, or nnUNet_results
-                is not set; raised before anything is written.
+            ValueError: The plans' ``location`` key is wrong, its source was never fitted, the configuration has no
+                network, or nnUNet_results is not set; raised before anything is written.
         """
         resolved = resolve_configuration(plans, configuration)
         self.location = LocationOptions.from_configuration(
             resolved, self.block, self.block_options, self.place
         )
+        self.measurements: CaseMeasurements | None = None
+        self.regressor: CarriedRegressor | None = None
+        if self.location.make_source().fitted:
+            name = plans["dataset_name"]
+            data = read_regressor(name, self.location.source)
+            self.regressor = CarriedRegressor(data)
+            self.regressor.open()
+            self.measurements = CaseMeasurements(fitted_folder(name, self.location.source), data)
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.epochs is not None:
             self.num_epochs = self.epochs
@@ -72,10 +82,11 @@ class LocatedTrainer(nnUNetTrainer):
     def initialize(self) -> None:
         """Builds everything nnU-Net builds; cases are then loaded with their location."""
         pretraining.install()
+        locate(self.configuration_manager).carried = self.regressor
         super().initialize()
         source, transpose = self.location.make_source(), self.plans_manager.transpose_forward
         stored = self.dataset_class  # type: ignore[has-type]
-        self.dataset_class = LocatedDataset(stored, source, transpose)
+        self.dataset_class = LocatedDataset(stored, source, transpose, self.measurements)
         self.print_to_log_file(f"location: {self.location}")
 
     @classmethod
@@ -120,6 +131,7 @@ class LocatedTrainer(nnUNetTrainer):
             *cls.also,
             patch_size=configuration_manager.patch_size,
         )
+        carry_regressor(network, configuration_manager, options)
         network.add_module("location_signature", LocationSignature(options.signature(cls.block, cls.also)))
         return network
 
@@ -151,6 +163,12 @@ class LocatedTrainer(nnUNetTrainer):
                 broken.append(f"{identifier}: {error}")
         if broken:
             raise ValueError("cases without a usable place in the patient:\n" + "\n".join(broken))
+        if self.measurements is not None:
+            self.measurements.check(identifiers)
+            for identifier, problem in self.measurements.problems(identifiers).items():
+                self.print_to_log_file(
+                    f"WARNING: case {identifier} could not be measured ({problem}); it has voxel fractions instead"
+                )
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
         """nnU-Net's augmentation, carrying location; arguments as in nnU-Net's method of this name."""
@@ -160,11 +178,12 @@ class LocatedTrainer(nnUNetTrainer):
             perturb = PerturbLocation(
                 self.location.jitter, self.location.dropout, self.location.make_source().neutral
             )
-        return locate_transforms(transforms, perturb)
+        return locate_transforms(transforms, perturb, keyed=self.location.make_source().fitted)
 
     def get_validation_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
         """nnU-Net's transforms, carrying location; arguments as in nnU-Net's method of this name."""
-        return locate_transforms(super().get_validation_transforms(*args, **kwargs))
+        transforms = super().get_validation_transforms(*args, **kwargs)
+        return locate_transforms(transforms, keyed=self.location.make_source().fitted)
 
     def get_tr_and_val_datasets(self) -> Any:
         """nnU-Net's datasets; the transforms rebuild location from its corners, so no more of it is loaded."""

@@ -12,7 +12,7 @@ from torch import nn
 
 from nnunet_locctx.networks.registry import complete_network_options, network_class
 from nnunet_locctx.networks.whole import WholeNetwork
-from nnunet_locctx.nnunet.configuration import locate
+from nnunet_locctx.nnunet.configuration import carry_regressor, locate
 from nnunet_locctx.nnunet.options import KEY, LocationOptions
 from nnunet_locctx.nnunet.recipes import Recipe
 from nnunet_locctx.nnunet.signature import LocationSignature
@@ -133,7 +133,8 @@ class WholeNetworkTrainer(nnUNetTrainer):
         weighs: dict[str, Any] = {"network": cls.network_name, "options": options}
         if cls.located:
             location = LocationOptions.from_configuration(configuration)
-            weighs |= {"source": location.source, "absolute": location.absolute}
+            weighs |= location.meaning()
+            carry_regressor(network, configuration_manager, location)
         network.add_module("location_signature", LocationSignature(json.dumps(weighs, sort_keys=True)))
         return network
 

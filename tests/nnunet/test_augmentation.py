@@ -5,6 +5,7 @@ exact and any error of the location shows as a difference of image and location.
 """
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_locctx.location import AffineField
+from nnunet_locctx.location import AffineField, LocationField
+from nnunet_locctx.location.field import SampledField
 from nnunet_locctx.nnunet.augmentation import (
     JoinLocation,
     LocatedSpatialTransform,
@@ -58,8 +60,13 @@ def nnunet_transforms(
     return transforms
 
 
-def load(patch: tuple[int, ...], lower: list[int], dummy_2d: bool) -> dict[str, torch.Tensor]:
-    """What nnU-Net's loader hands to the transforms: a larger crop, cut to 2D for 2D patches."""
+def load(
+    patch: tuple[int, ...], lower: list[int], dummy_2d: bool, field: LocationField | None = None
+) -> dict[str, torch.Tensor]:
+    """What nnU-Net's loader hands to the transforms: a larger crop, cut to 2D for 2D patches.
+
+    The image is the index of each voxel; the location is `field`, by default the index as well.
+    """
     turns = [FULL_TURN if dummy_2d or len(patch) == 2 else (-np.pi / 6, np.pi / 6)] * 3
     initial = [int(n) for n in get_patch_size(np.array(patch), *turns, (0.85, 1.25))]
     if dummy_2d:
@@ -70,7 +77,7 @@ def load(patch: tuple[int, ...], lower: list[int], dummy_2d: bool) -> dict[str, 
     box = [[at, at + n] for at, n in zip(lower, size, strict=True)]
     ramp = INDEX.box(lower, size)
     located = crop_and_pad_nd(
-        LocatedArray(np.zeros((1, *VOLUME), np.float32), INDEX, corners_only=True), box, 0
+        LocatedArray(np.zeros((1, *VOLUME), np.float32), field or INDEX, corners_only=True), box, 0
     )
     image = torch.from_numpy(np.concatenate([ramp, located[-3:]]))
     seg = torch.ones((2, *size), dtype=torch.int16)
@@ -101,6 +108,69 @@ def test_location_is_where_the_intensity_came_from(
     assert inside.float().mean() > 0.2
     torch.testing.assert_close(location[:, inside], ramp[:, inside], atol=1e-3, rtol=0)
     assert_continues(location, inside, patch)
+
+
+@pytest.mark.parametrize(
+    ("patch", "dummy_2d"),
+    [((12, 16, 14), False), ((5, 20, 18), True), ((16, 20), False)],
+    ids=["3d", "dummy2d", "2d"],
+)
+@settings(max_examples=25)
+@given(seed=st.integers(0, 10_000), lower=st.tuples(*[st.integers(-30, 45)] * 3))
+def test_bent_location_is_where_the_intensity_came_from(
+    patch: tuple[int, ...], dummy_2d: bool, seed: int, lower: tuple[int, int, int]
+) -> None:
+    """A field that is not affine is asked where each voxel of the final patch was sampled."""
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)
+    sample = load(patch, list(lower), dummy_2d, Bent(VOLUME))
+    sample["image"] = torch.cat([torch.ones_like(sample["image"][:1]), sample["image"]])
+    result = locate_transforms(nnunet_transforms(patch, dummy_2d), keyed=True)(**sample)["image"]
+    assert result.shape == (7, *patch)
+    inside, index, location = result[0] > 1 - 1e-6, result[1:4], result[4:]
+    assert inside.float().mean() > 0.2
+    expected = torch.from_numpy(Bent(VOLUME).at(index.movedim(0, -1).numpy())).movedim(-1, 0)
+    torch.testing.assert_close(location[:, inside].double(), expected[:, inside], atol=2e-3, rtol=0)
+    assert torch.isfinite(location).all()
+
+
+def test_jitter_and_dropout_reach_a_bent_location() -> None:
+    results = []
+    for jitter, dropout in ((0.0, 0.0), (0.3, 0.0), (0.0, 1.0)):
+        np.random.seed(0)  # noqa: NPY002
+        torch.manual_seed(0)
+        perturb = PerturbLocation(jitter, dropout, (0.1, 0.2, 0.3))
+        transforms = locate_transforms(nnunet_transforms((12, 16, 14), False), perturb, keyed=True)
+        results.append(transforms(**load((12, 16, 14), [3, 4, 5], False, Bent(VOLUME)))["image"][-3:])
+    plain, jittered, dropped = results
+    for before, after in zip(plain, jittered, strict=True):
+        scale, shift = np.polyfit(before.flatten().double(), after.flatten().double(), 1)
+        torch.testing.assert_close(after, before * scale + shift, atol=1e-3, rtol=0)
+        assert abs(scale - 1) > 1e-3
+        assert abs(shift) > 1e-3
+    for channel, neutral in zip(dropped, (0.1, 0.2, 0.3), strict=True):
+        torch.testing.assert_close(channel, torch.full_like(channel, neutral))
+
+
+class Bent(SampledField):
+    """A smooth location that is not affine in the index."""
+
+    def at(self, index: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        index = np.asarray(index, dtype=np.float64)
+        return np.stack(
+            [
+                np.sin(index[..., 0] / 9) + 0.02 * index[..., 1],
+                np.cos(index[..., 1] / 11),
+                index[..., 2] / 20 + 1e-4 * index[..., 0] ** 2,
+            ],
+            axis=-1,
+        )
+
+    def sample(
+        self, origin: npt.NDArray[np.float64], steps: npt.NDArray[np.float64], out: npt.NDArray[np.float32]
+    ) -> None:
+        index = np.stack(np.meshgrid(*[np.arange(n) for n in out.shape[1:]], indexing="ij"), axis=-1)
+        out[:] = np.moveaxis(self.at(index @ steps.T + origin), -1, 0)
 
 
 def assert_continues(location: torch.Tensor, inside: torch.Tensor, patch: tuple[int, ...]) -> None:

@@ -15,6 +15,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nn
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import AffineField, make_source
 from nnunet_locctx.nnunet.dataset import LocatedArray, LocatedDataset
+from nnunet_locctx.nnunet.keyed_fields import read_key
 from tests.geometry_cases import sitk_properties
 
 SHAPE = (6, 7, 8)
@@ -61,12 +62,34 @@ def test_corners_alone(boxes: list[tuple[int, int]]) -> None:
     np.testing.assert_allclose(crop[ends], expected[ends], atol=1e-5)
 
 
-def test_a_field_that_is_not_affine_is_loaded_whole() -> None:
-    class Bent(AffineField):
-        affine = False
+def test_a_field_that_is_not_affine_is_carried_by_its_index() -> None:
+    """Crops that are about to be augmented hold index and field; whatever else is sliced holds the location."""
+    field = AffineField(np.eye(3, 4), SHAPE)
+    array = LocatedArray(located().stored, field, corners_only=True, keyed=True)
+    crop = array[:, 1:4, 2:5, 3:7]
+    found, corners = read_key(torch.from_numpy(np.asarray(crop))[-3:])
+    assert found is field
+    np.testing.assert_array_equal(corners[:, 0, 0, 0], [1, 2, 3])
+    np.testing.assert_array_equal(corners[:, -1, -1, -1], [3, 4, 6])
+    padded = np.pad(crop, ((0, 0), (2, 0), (0, 3), (1, 1)))
+    found, corners = read_key(torch.from_numpy(np.asarray(padded))[-3:])
+    assert found is field
+    np.testing.assert_array_equal(corners[:, 0, 0, 0], [-1, 2, 2])
+    np.testing.assert_array_equal(corners[:, -1, 0, -1], [3, 2, 7])
+    np.testing.assert_allclose(array[-1, 2], field.box((2, 0, 0), (1, *SHAPE[1:]))[-1, 0])
+    whole = LocatedArray(located().stored, field, keyed=True)[:]
+    np.testing.assert_allclose(whole[-3:], field.box((0, 0, 0), SHAPE))
 
-    crop = LocatedArray(located().stored, Bent(np.eye(3, 4), SHAPE), corners_only=True)[:, 1:4, 1:4, 1:4]
-    np.testing.assert_allclose(crop, truth(located(), [1, 1, 1], [3, 3, 3]), atol=1e-6)
+
+def test_a_patch_of_one_voxel_cannot_carry_index_and_field() -> None:
+    array = LocatedArray(located().stored, AffineField(np.eye(3, 4), SHAPE), corners_only=True, keyed=True)
+    with pytest.raises(ValueError, match="a patch of a single voxel cannot carry"):
+        array[:, 1:2, 2:3, 3:4]
+
+
+def test_fields_of_other_processes_are_not_found() -> None:
+    with pytest.raises(KeyError, match="must be augmented by the process that loaded it"):
+        read_key(torch.full((3, 4, 4, 4), 123456.0))
 
 
 def test_the_whole_case_and_the_cascade() -> None:

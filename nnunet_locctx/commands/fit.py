@@ -1,0 +1,158 @@
+"""`locctx fit`: location sources that are learned from the user's own unlabelled scans."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from nnunet_locctx.commands.common import CLEAN, add_command
+
+SOURCES = {"body-part": "body_part", "ape": "anatomical"}
+"""What is given on the command line -> location source."""
+
+
+def add(commands: Any) -> None:
+    """Adds the parser."""
+    parser = add_command(
+        commands,
+        "fit",
+        run,
+        "fit a location source on the training scans (body part scores, anatomical embeddings)",
+        """Fits a small network on the unlabelled training scans of a dataset that tells where in the body a slice
+        (body-part) or a voxel (ape) lies, whatever the field of view, and measures every training scan with it. Both
+        are kept in nnUNet_preprocessed; the network travels in the checkpoints of models trained with the source, so
+        that prediction needs nothing else. Run again, an interrupted fit is taken up where it stopped.""",
+        """
+        locctx fit body-part -d 3
+        locctx fit body-part -d 3 --lowest femur_left --highest skull
+        locctx fit ape -d 3 -p nnUNetPlans -c 3d_fullres
+        locctx fit body-part -d 3 --from-json bpreg_scores
+        """,
+    )
+    parser.add_argument(
+        "what", choices=sorted(SOURCES), help="body-part: scores along the body; ape: anatomical embeddings"
+    )
+    parser.add_argument(
+        "-d", "--dataset", required=True, metavar="ID", help="id or name of a dataset in nnUNet_raw"
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="replace a regressor that was fitted with other options"
+    )
+    parser.add_argument("--channel", type=int, default=0, metavar="N", help="image channel (default: 0)")
+    parser.add_argument(
+        "--modality",
+        choices=("ct", "mr"),
+        help="ct: intensities are HU; mr: everything else (default: as dataset.json says)",
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of everything random (default: 0)")
+    parser.add_argument("--steps", type=int, metavar="N", help="training steps at most")
+    parser.add_argument("--spacing", type=float, metavar="MM", help="voxel size the scans are looked at")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another option of the fit (repeatable; a wrong name lists them)",
+    )
+    parser.add_argument(
+        "-np",
+        "--processes",
+        type=int,
+        default=min(4, os.cpu_count() or 1),
+        metavar="N",
+        help="worker processes that read scans",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    scale = parser.add_argument_group("body-part: what the scores 0 and 100 are")
+    scale.add_argument("--lowest", metavar="LABEL", help="class whose lowest slice gets the score 0")
+    scale.add_argument("--highest", metavar="LABEL", help="class whose highest slice gets the score 100")
+    scale.add_argument(
+        "--from-json",
+        type=Path,
+        metavar="FOLDER",
+        help="take over the scores that bpreg wrote (CASE.json); new scans are scored by a network fitted to them",
+    )
+    plans = parser.add_argument_group("also add a configuration with this source (as `locctx plan` does)")
+    plans.add_argument(
+        "-p", "--plans", metavar="PLANS", help="plans to start from (with -c; default: nnUNetPlans)"
+    )
+    plans.add_argument("-c", "--configuration", metavar="NAME", help="configuration to inherit from")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns the exit status."""
+    from nnunet_locctx.commands.common import assignments
+    from nnunet_locctx.nnunet.fitted import write_atomically
+    from nnunet_locctx.nnunet.fitting import Anchors, fit_source
+    from nnunet_locctx.nnunet.paths import dataset_folder
+
+    if (options.lowest is None) != (options.highest is None):
+        raise ValueError("--lowest and --highest go together")
+    if options.plans and not options.configuration:
+        raise ValueError("--plans needs a configuration: -c")
+    if options.processes < 1:
+        raise ValueError(f"--processes must be at least 1, got {options.processes}")
+    source = SOURCES[options.what]
+    if options.configuration:
+        _check_configuration(options)
+    given = {name: getattr(options, name) for name in ("seed", "steps", "spacing")}
+    fitted = fit_source(
+        options.dataset,
+        source,
+        channel=options.channel,
+        modality=options.modality,
+        anchors=None if options.lowest is None else Anchors(options.lowest, options.highest),
+        imported=options.from_json,
+        again=options.again,
+        processes=options.processes,
+        progress=not options.quiet,
+        **{name: value for name, value in given.items() if value is not None},
+        **assignments(options.option, "--option"),
+    )
+    from nnunet_locctx.show.fitted import draw_fitted, report_fitted
+
+    report = report_fitted(fitted)
+    write_atomically(fitted.folder / "report.json", (json.dumps(report, indent=2) + "\n").encode())
+    draw_fitted(fitted, fitted.folder / "report.png")
+    print(f"{'fitted' if fitted.fitted_now else 'unchanged:'} {fitted.folder}")
+    for line in report["summary"]:
+        print(line)
+    for name, problem in fitted.problems.items():
+        print(f"warning: {name}: {problem}; it has voxel fractions instead")
+    print(f"picture: {fitted.folder / 'report.png'}")
+    dataset = int(dataset_folder("nnUNet_raw", options.dataset).name[7:10])
+    print("next:")
+    if options.configuration:
+        name, plans = _add_configuration(options, source)
+        print(f"  nnUNetv2_train {dataset} {name} 0 -p {plans} -tr LocCtxTrainer")
+    else:
+        print(f"  locctx plan -d {dataset} --name 3d_fullres_{source} --source {source}")
+        print(f"  nnUNetv2_train {dataset} 3d_fullres_{source} 0 -p nnUNetPlans_locctx -tr LocCtxTrainer")
+    return CLEAN
+
+
+def _check_configuration(options: argparse.Namespace) -> None:
+    """Plans that do not fit are refused before the fit, not after it."""
+    from nnunet_locctx.nnunet.paths import dataset_folder
+    from nnunet_locctx.nnunet.planning import resolve
+    from nnunet_locctx.nnunet.plans_file import read_plans
+
+    folder = dataset_folder("nnUNet_preprocessed", options.dataset)
+    resolve(read_plans(folder / f"{options.plans or 'nnUNetPlans'}.json"), options.configuration)
+
+
+def _add_configuration(options: argparse.Namespace, source: str) -> tuple[str, str]:
+    """Adds CONFIGURATION_SOURCE; returns its name and that of the plans."""
+    from nnunet_locctx.nnunet.paths import dataset_folder
+    from nnunet_locctx.nnunet.planning import plan_configuration
+
+    name = f"{options.configuration}_{source}"
+    plans, _ = plan_configuration(
+        dataset_folder("nnUNet_preprocessed", options.dataset),
+        options.plans or "nnUNetPlans",
+        options.configuration,
+        name,
+        location={"source": source},
+    )
+    return name, str(plans["plans_name"])

@@ -1,0 +1,325 @@
+"""Fits a location source on the training scans of a dataset and measures each of them."""
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nnunet_locctx.geometry import Frame
+from nnunet_locctx.location import BodyPartCurve, Measurement
+from nnunet_locctx.nnunet.fitted import (
+    COMMANDS,
+    MEASUREMENTS,
+    PREFIX,
+    REGRESSOR,
+    CaseMeasurements,
+    fitted_folder,
+    summarise,
+    write_atomically,
+)
+from nnunet_locctx.nnunet.paths import dataset_folder, nnunet_folder
+from nnunet_locctx.nnunet.raw_scans import (
+    RawCase,
+    keep_scans,
+    read_dataset_json,
+    training_cases,
+)
+from nnunet_locctx.regression.regressor import Regressor, load_regressor
+
+DESCRIPTION = "fit.json"
+"""What the regressor was fitted with, and its hash: an unfinished fit is told by the hash of another one."""
+
+TRAINING = "training"
+"""Checkpoints of a fit that is not finished."""
+
+
+@dataclass(frozen=True)
+class FittedDataset:
+    """A dataset with a fitted source.
+
+    Attributes:
+        folder: Where it lies.
+        source: Name of the location source.
+        measured: Case -> what was found in it.
+        fitted_now: False if the regressor was there already.
+    """
+
+    folder: Path
+    source: str
+    measured: Mapping[str, Measurement]
+    fitted_now: bool
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """The cases that could not be measured, and why; they get voxel fractions."""
+        return {name: found.problem for name, found in self.measured.items() if found.problem}
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Label classes that set the scale of body part scores.
+
+    Attributes:
+        lowest: Class whose lowest slice gets the score 0.
+        highest: Class whose highest slice gets the score 100.
+    """
+
+    lowest: str
+    highest: str
+
+
+def fit_source(
+    dataset: str | int,
+    source: str,
+    *,
+    channel: int = 0,
+    modality: str | None = None,
+    anchors: Anchors | None = None,
+    imported: Path | None = None,
+    again: bool = False,
+    processes: int = 1,
+    progress: bool = True,
+    **options: Any,
+) -> FittedDataset:
+    """Fits a source on all training scans of a dataset and measures them; takes up what an interrupted run left.
+
+    Labels are not used, but for ``anchors``.
+
+    Args:
+        dataset: Id or full name.
+        source: ``body_part`` or ``anatomical``.
+        channel: Image channel to look at.
+        modality: ``ct`` or ``mr``; None: ``ct`` if dataset.json calls the channel CT.
+        anchors: ``body_part``: what scores 0 and 100 are; None: percentiles of the training scans.
+        imported: ``body_part``: folder of bpreg's JSON files, whose scores are taken over.
+        again: Fit anew where there is a regressor that was fitted with other options or on other scans.
+        processes: Worker processes that read scans.
+        progress: Show progress.
+        **options: Further options of :class:`~nnunet_locctx.regression.body_part.BodyPartOptions` or
+            :class:`~nnunet_locctx.regression.anatomical.AnatomicalOptions`.
+
+    Raises:
+        ValueError: Unusable folders, dataset, options or scans, or a regressor fitted otherwise is there.
+    """
+    if source not in COMMANDS:
+        raise ValueError(f"source must be one of {', '.join(COMMANDS)}, got {source!r}")
+    if source != "body_part" and (anchors or imported):
+        raise ValueError(f"anchors and imported scores are for the source 'body_part', got {source!r}")
+    nnunet_folder("nnUNet_preprocessed")
+    raw = dataset_folder("nnUNet_raw", dataset)
+    description = read_dataset_json(raw)
+    modality = modality or _modality(description, channel)
+    chosen = _options(source, {**options, "channel": channel, "modality": modality})
+    for name in (anchors.lowest, anchors.highest) if anchors else ():
+        if name not in description["labels"]:
+            raise ValueError(f"{raw.name} has no label {name!r}; it has {', '.join(description['labels'])}")
+    cases = training_cases(raw)
+    folder = fitted_folder(raw.name, source)
+    wanted = {
+        "source": source,
+        "options": dataclasses.asdict(chosen),
+        "anchors": None if anchors is None else dataclasses.asdict(anchors),
+        "imported": None if imported is None else str(imported.resolve()),
+        "cases": [case.identifier for case in cases],
+    }
+    wanted = json.loads(json.dumps(wanted))  # as it is read back
+    stored = _read_finished(folder)
+    if stored is not None and stored[0] != wanted and not again:
+        changed = [key for key in wanted if stored[0].get(key) != wanted[key]]
+        raise ValueError(
+            f"{folder / REGRESSOR} was fitted with other {' and '.join(changed)}. Models trained with it need it; to "
+            "replace it, fit with --again"
+        )
+    imports = None if imported is None else _imported(imported, cases, channel)
+    fitted_now = stored is None or stored[0] != wanted
+    if fitted_now:
+        data = _fit(source, chosen, cases, folder, wanted, anchors, description, imports, processes, progress)
+    else:
+        assert stored is not None
+        data = stored[1]
+    measured = _measure_all(cases, data, folder, imports, processes, progress)
+    return FittedDataset(folder, source, measured, fitted_now)
+
+
+def _modality(dataset: Mapping[str, Any], channel: int) -> str:
+    names = dataset["channel_names"]
+    if str(channel) not in names:
+        raise ValueError(f"the dataset has the channels {', '.join(names)}, channel {channel} is asked for")
+    return "ct" if str(names[str(channel)]).lower() == "ct" else "mr"
+
+
+def _options(source: str, given: Mapping[str, Any]) -> Any:
+    from nnunet_locctx.regression.anatomical import AnatomicalOptions
+    from nnunet_locctx.regression.body_part import BodyPartOptions
+
+    kind: Any = BodyPartOptions if source == "body_part" else AnatomicalOptions
+    allowed = [field.name for field in dataclasses.fields(kind)]
+    unknown = sorted(set(given) - set(allowed))
+    if unknown:
+        raise ValueError(f"{source} does not take {', '.join(unknown)}; allowed: {', '.join(allowed)}")
+    return kind(**given)
+
+
+def _read_finished(folder: Path) -> tuple[dict[str, Any], bytes] | None:
+    """Description and bytes of a regressor whose fit was finished."""
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        data = (folder / REGRESSOR).read_bytes()
+        if description.pop("hash") != hashlib.sha256(data).hexdigest():
+            return None
+        load_regressor(data)
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+    return description, data
+
+
+def _fit(
+    source: str,
+    options: Any,
+    cases: Sequence[RawCase],
+    folder: Path,
+    description: Mapping[str, Any],
+    anchors: Anchors | None,
+    dataset: Mapping[str, Any],
+    imports: Mapping[str, Path] | None,
+    processes: int,
+    progress: bool,
+) -> bytes:
+    """Fits, stores and returns the regressor."""
+    from nnunet_locctx.regression.anatomical import fit_anatomical
+    from nnunet_locctx.regression.body_part import anchored_scale, fit_body_part
+
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder.parent / f"{PREFIX}scans_{options.spacing:g}mm_channel{options.channel}"
+    scans = keep_scans(cases, kept, options.channel, options.spacing, processes=processes, progress=progress)
+    training = folder / TRAINING
+    training.mkdir(exist_ok=True)
+    regressor: Regressor
+    if source == "body_part":
+        targets = None if imports is None else _targets(cases, imports)
+        regressor = fit_body_part(scans, options, training, progress=progress, targets=targets)
+        if anchors is not None:
+            low, high = _anchor_heights(cases, dataset["labels"], anchors, progress)
+            regressor = anchored_scale(regressor, scans, low, high)
+    else:
+        regressor = fit_anatomical(scans, options, training, progress=progress)
+    data = regressor.to_bytes()
+    text = json.dumps({**description, "hash": hashlib.sha256(data).hexdigest()}, indent=2)
+    write_atomically(folder / DESCRIPTION, text.encode())
+    write_atomically(folder / REGRESSOR, data)
+    shutil.rmtree(training)
+    return data
+
+
+def _measure_all(
+    cases: Sequence[RawCase],
+    data: bytes,
+    folder: Path,
+    imports: Mapping[str, Path] | None,
+    processes: int,
+    progress: bool,
+) -> dict[str, Measurement]:
+    """Measures the cases that are not measured yet; removes what earlier regressors measured."""
+    measurements = CaseMeasurements(folder, data)
+    due = []
+    for case in cases:
+        try:
+            measurements.read(case.identifier)
+        except ValueError:
+            due.append(case)
+    jobs = [(case, data, measurements, None if imports is None else imports[case.identifier]) for case in due]
+    with tqdm(total=len(due), desc="measuring scans", unit="scan", disable=not progress or not due) as bar:
+        wrong = []
+        for answer in _map(_measure, jobs, processes):
+            bar.update()
+            if answer:
+                wrong.append(answer)
+    if wrong:
+        raise ValueError(f"{len(wrong)} of {len(cases)} scans cannot be measured:\n{summarise(wrong)}")
+    for other in folder.glob(f"{MEASUREMENTS}*"):
+        if other != measurements.folder:
+            shutil.rmtree(other)
+    return {case.identifier: measurements.read(case.identifier) for case in cases}
+
+
+def _map(function: Any, jobs: Sequence[Any], processes: int) -> Iterator[Any]:
+    if min(processes, len(jobs)) <= 1:
+        yield from map(function, jobs)
+        return
+    # spawn: forking after ITK has started its threads can hang
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=context) as pool:
+        yield from pool.map(function, jobs)
+
+
+def _measure(job: tuple[RawCase, bytes, CaseMeasurements, Path | None]) -> str:
+    """Measures and stores one case; returns what is wrong with it."""
+    case, data, measurements, file = job
+    try:
+        regressor = load_regressor(data)
+        image, frame = case.read()
+        found = regressor.measure(image[regressor.channel], frame)
+        if file is not None:
+            from nnunet_locctx.regression.bpreg import curve_from_bpreg, read_scores
+
+            body = None
+            if isinstance(found, BodyPartCurve) and found.cross_section is not None:
+                body = (found.positions, found.cross_section)
+            found = curve_from_bpreg(read_scores(file), frame, cross_section=body)
+    except (ValueError, OSError) as error:
+        return str(error) if case.identifier in str(error) else f"case {case.identifier}: {error}"
+    measurements.write(case.identifier, found)
+    return ""
+
+
+def _imported(folder: Path, cases: Sequence[RawCase], channel: int) -> dict[str, Path]:
+    """Case -> bpreg's file."""
+    from nnunet_locctx.regression.bpreg import find_files
+
+    files, missing = find_files(folder, [case.identifier for case in cases], channel)
+    if missing:
+        raise ValueError(f"{folder} has no JSON file for {len(missing)} cases:\n{summarise(missing)}")
+    return files
+
+
+def _targets(cases: Sequence[RawCase], imports: Mapping[str, Path]) -> dict[str, Any]:
+    """The imported curve of every case that has a usable one."""
+    from nnunet_locctx.regression.bpreg import curve_from_bpreg, read_scores
+
+    found = {}
+    for case in cases:
+        _, frame = case.read()
+        curve = curve_from_bpreg(read_scores(imports[case.identifier]), frame)
+        if not curve.problem:
+            found[case.identifier] = curve
+    return found
+
+
+def _anchor_heights(
+    cases: Sequence[RawCase], labels: Mapping[str, Any], anchors: Anchors, progress: bool
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Case -> height (mm along S) of the lowest and of the highest voxel of the anchors' classes, where they occur."""
+    low: dict[str, float] = {}
+    high: dict[str, float] = {}
+    for case in tqdm(cases, desc="reading labels", unit="scan", disable=not progress):
+        label, frame = case.read_label()
+        for name, heights, pick in ((anchors.lowest, low, np.min), (anchors.highest, high, np.max)):
+            found = _heights(label, frame, labels[name])
+            if found.size:
+                heights[case.identifier] = float(pick(found))
+    return low, high
+
+
+def _heights(label: np.ndarray, frame: Frame, values: Any) -> np.ndarray:
+    """Heights (mm along S) of the voxels with these label values."""
+    index = np.argwhere(np.isin(label, np.atleast_1d(values)))
+    return np.asarray(frame.millimetres(index)[:, 2])

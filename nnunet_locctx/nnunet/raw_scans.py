@@ -1,0 +1,230 @@
+"""The training scans of a raw dataset on the canonical grid, each read once and kept on disk."""
+
+import io
+import json
+import multiprocessing
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nnunet_locctx.geometry import Frame
+from nnunet_locctx.nnunet.fitted import summarise, write_atomically
+from nnunet_locctx.nnunet.reading import explain, read_quietly, readers_for
+from nnunet_locctx.regression.canonical import CanonicalScan, to_canonical
+
+LEVELS = 65535
+"""Intensities are kept as whole numbers from 0 to this, from a scan's least to its greatest."""
+
+
+@dataclass(frozen=True)
+class RawCase:
+    """A training case of a raw dataset.
+
+    Attributes:
+        identifier: nnU-Net's name of the case.
+        images: One file per channel (or one that holds several).
+        label: The segmentation.
+        reader: Class name of nnU-Net's reader.
+    """
+
+    identifier: str
+    images: tuple[Path, ...]
+    label: Path
+    reader: str
+
+    def stamp(self) -> str:
+        """Changes when an image file does."""
+        return json.dumps([[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in self.images])
+
+    def read(self) -> tuple[np.ndarray, Frame]:
+        """The image (C, i, j, k) as stored, and its frame.
+
+        Raises:
+            ValueError: It cannot be read, or its geometry is broken; names the case.
+        """
+        try:
+            data, properties = read_quietly(self.images, self.reader)
+            return data, Frame.from_properties(properties, data.shape[1:])
+        except Exception as error:  # whatever a reader raises
+            raise ValueError(f"case {self.identifier}: {explain(error)}") from error
+
+    def read_label(self) -> tuple[np.ndarray, Frame]:
+        """The segmentation (i, j, k) as stored, and its frame; errors as in :meth:`read`."""
+        try:
+            data, properties = read_quietly([self.label], self.reader, segmentation=True)
+            return data[0], Frame.from_properties(properties, data.shape[1:])
+        except Exception as error:  # whatever a reader raises
+            raise ValueError(f"label of case {self.identifier}: {explain(error)}") from error
+
+
+def read_dataset_json(folder: Path) -> dict[str, Any]:
+    """A raw dataset's description.
+
+    Raises:
+        ValueError: It is not there, or no JSON, or lacks what is needed.
+    """
+    file = folder / "dataset.json"
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    missing = [key for key in ("channel_names", "labels", "file_ending") if key not in content]
+    if missing:
+        raise ValueError(f"{file} lacks {', '.join(missing)}")
+    return content
+
+
+def training_cases(folder: Path) -> list[RawCase]:
+    """The training cases of a raw dataset, as nnU-Net finds them.
+
+    Raises:
+        ValueError: There are none, or their files are not there.
+    """
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    dataset = read_dataset_json(folder)
+    try:
+        files = get_filenames_of_train_images_and_targets(str(folder), dataset)
+    except (OSError, AssertionError, KeyError) as error:
+        raise ValueError(f"the training cases of {folder} cannot be listed: {error}") from error
+    found: dict[str, tuple[tuple[Path, ...], Path]] = {
+        name: (tuple(Path(file) for file in entry["images"]), Path(entry["label"]))
+        for name, entry in sorted(files.items())
+    }
+    missing = [str(file) for images, _ in found.values() for file in images if not file.is_file()]
+    if not found or missing:
+        raise ValueError(
+            f"{folder} has no training scans" if not found else f"not there: {summarise(missing)}"
+        )
+    readers_for(dataset["file_ending"])
+    example = str(next(iter(found.values()))[0][0])
+    reader = determine_reader_writer_from_dataset_json(dataset, example, verbose=False).__name__
+    return [RawCase(name, images, label, reader) for name, (images, label) in found.items()]
+
+
+class CanonicalScans(Mapping[str, CanonicalScan]):
+    """Training scans on the canonical grid, read from the folder they are kept in.
+
+    Args:
+        folder: Where :func:`keep_scans` put them.
+        identifiers: The cases.
+    """
+
+    def __init__(self, folder: Path, identifiers: Sequence[str]) -> None:
+        self.folder = folder
+        self.identifiers = tuple(identifiers)
+
+    def __getitem__(self, identifier: str) -> CanonicalScan:
+        if identifier not in self.identifiers:
+            raise KeyError(identifier)
+        with np.load(self.folder / f"{identifier}.npz") as stored:
+            lower, upper = stored["range"]
+            image = stored["image"].astype(np.float32) * np.float32((upper - lower) / LEVELS)
+            image += np.float32(lower)
+            shape = image.shape
+            inside = np.unpackbits(stored["inside"], count=image.size).astype(bool).reshape(shape)
+            return CanonicalScan(image, inside, stored["affine"])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.identifiers)
+
+    def __len__(self) -> int:
+        return len(self.identifiers)
+
+
+def keep_scans(
+    cases: Sequence[RawCase],
+    folder: Path,
+    channel: int,
+    spacing: float,
+    *,
+    processes: int = 1,
+    progress: bool = True,
+) -> CanonicalScans:
+    """Reads every scan that is not kept yet, or has changed since.
+
+    Args:
+        cases: The training cases.
+        folder: Where to keep them; made if absent.
+        channel: Image channel.
+        spacing: Voxel size of the canonical grid in mm.
+        processes: Worker processes.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: Scans that cannot be read, all of them named; the others are kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    due = [case for case in cases if not _is_kept(case, folder)]
+    jobs = [(case, folder, channel, spacing) for case in due]
+    wrong: list[str] = []
+    with tqdm(
+        total=len(due), desc="reading scans", unit="scan", disable=not progress or not due
+    ) as progress_bar:
+        if min(processes, len(due)) <= 1:
+            answers: Iterator[str] = map(_keep, jobs)
+            wrong = _collect(answers, progress_bar)
+        else:
+            # spawn: forking after ITK has started its threads can hang
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(min(processes, len(due)), mp_context=context) as pool:
+                wrong = _collect(pool.map(_keep, jobs), progress_bar)
+    if wrong:
+        raise ValueError(f"{len(wrong)} of {len(cases)} scans cannot be used:\n{summarise(wrong)}")
+    return CanonicalScans(folder, [case.identifier for case in cases])
+
+
+def _collect(answers: Iterator[str], progress_bar: Any) -> list[str]:
+    found = []
+    for answer in answers:
+        found.append(answer)
+        progress_bar.update()
+    return [answer for answer in found if answer]
+
+
+def _is_kept(case: RawCase, folder: Path) -> bool:
+    file = folder / f"{case.identifier}.npz"
+    if not file.is_file():
+        return False
+    try:
+        with np.load(file) as stored:
+            return bool(str(stored["stamp"]) == case.stamp())
+    except Exception:  # damaged: is written again
+        return False
+
+
+def _keep(job: tuple[RawCase, Path, int, float]) -> str:
+    """Keeps one scan; returns what is wrong with it."""
+    case, folder, channel, spacing = job
+    try:
+        stamp = case.stamp()
+        data, frame = case.read()
+        if not 0 <= channel < data.shape[0]:
+            raise ValueError(
+                f"case {case.identifier}: has {data.shape[0]} channels, channel {channel} is asked for"
+            )
+        try:
+            scan = to_canonical(data[channel], frame, spacing)
+        except ValueError as error:
+            raise ValueError(f"case {case.identifier}: {error}") from error
+    except (ValueError, OSError) as error:
+        return str(error)
+    lower, upper = float(scan.image.min()), float(scan.image.max())
+    scaled = (scan.image - lower) * (LEVELS / max(upper - lower, 1e-30))
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        image=np.rint(scaled).astype(np.uint16),
+        range=np.array([lower, upper]),
+        inside=np.packbits(scan.inside),
+        affine=scan.affine,
+        stamp=np.array(stamp),
+    )
+    write_atomically(folder / f"{case.identifier}.npz", buffer.getvalue())
+    return ""

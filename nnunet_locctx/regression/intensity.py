@@ -1,0 +1,72 @@
+"""Intensities as a regressor sees them, and where the body is."""
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+from skimage.filters import threshold_otsu
+
+from nnunet_locctx.regression.canonical import CanonicalScan
+
+MODALITIES = ("ct", "mr")
+"""``ct``: intensities are HU. ``mr``: everything else, known up to scale only."""
+
+PERCENTILES = (0.5, 99.5)
+"""Of the voxels in the scan; the range that ``mr`` intensities are mapped from."""
+
+BODY_HU = -500.0
+"""Smoothed CT above this is body."""
+
+SMALLEST_BODY = 0.01
+"""Share of the scan that a body takes, at least."""
+
+
+def check_modality(modality: str) -> None:
+    """Raises ValueError for an unknown modality."""
+    if modality not in MODALITIES:
+        raise ValueError(f"modality must be one of {', '.join(MODALITIES)}, got {modality!r}")
+
+
+def normalise(scan: CanonicalScan, modality: str, window: tuple[float, float]) -> npt.NDArray[np.float32]:
+    """Intensities from -1 to 1, clipped; -1 outside the scan.
+
+    Args:
+        scan: The scan.
+        modality: One of :data:`MODALITIES`.
+        window: HU that become -1 and 1; ``mr`` takes :data:`PERCENTILES` instead.
+    """
+    check_modality(modality)
+    lower, upper = window
+    if modality == "mr":
+        lower, upper = np.percentile(scan.image[scan.inside], PERCENTILES)
+    scaled = (scan.image - lower) * (2 / max(float(upper) - float(lower), 1e-6)) - 1
+    return np.where(scan.inside, np.clip(scaled, -1, 1), -1).astype(np.float32)
+
+
+def body_mask(scan: CanonicalScan, modality: str) -> npt.NDArray[np.bool_]:
+    """(a, b, c) bool: the largest connected bright region, its holes filled slice by slice (axial); nothing where no
+    region takes :data:`SMALLEST_BODY` of the scan.
+
+    CT: above :data:`BODY_HU` after smoothing; else above Otsu's threshold, halved because fat and muscle must both
+    pass.
+    """
+    check_modality(modality)
+    smoothed = ndimage.gaussian_filter(scan.image, 1.0, mode="nearest")
+    values = smoothed[scan.inside]
+    if values.size == 0 or values.min() == values.max():
+        return np.zeros(scan.image.shape, dtype=bool)
+    if modality == "ct":
+        threshold = BODY_HU
+    else:
+        least = float(values.min())
+        threshold = least + (float(threshold_otsu(values)) - least) / 2
+    regions, count = ndimage.label((smoothed > threshold) & scan.inside)
+    if count == 0:
+        return np.zeros(scan.image.shape, dtype=bool)
+    sizes = np.bincount(regions.ravel())
+    sizes[0] = 0
+    body = regions == sizes.argmax()
+    if body.sum() < SMALLEST_BODY * scan.inside.sum():
+        return np.zeros(scan.image.shape, dtype=bool)
+    for level in range(body.shape[2]):
+        body[:, :, level] = ndimage.binary_fill_holes(body[:, :, level])
+    return np.asarray(body)

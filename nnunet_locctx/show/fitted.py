@@ -1,0 +1,154 @@
+"""What a fitted location source found in the training scans: figures for reading, a picture for looking."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nnunet_locctx.geometry import PATIENT_FROM_LPS
+from nnunet_locctx.location import AnatomicalMap, BodyPartCurve
+from nnunet_locctx.nnunet.fitting import FittedDataset
+
+DRAWN_MAPS = 4
+NAMED_SCANS = 40
+"""More scans than this are drawn without their names."""
+
+
+def report_fitted(fitted: FittedDataset) -> dict[str, Any]:
+    """Figures per scan and, as lines to print, over all scans."""
+    cases = {
+        name: {"problem": found.problem} if found.problem else _figures(found)
+        for name, found in fitted.measured.items()
+    }
+    usable = [figures for figures in cases.values() if "problem" not in figures]
+    summary = [f"{len(usable)} of {len(cases)} scans measured"]
+    if usable and fitted.source == "body_part":
+        slopes = [float(figures["slope_points_per_mm"]) for figures in usable]
+        lowest = min(figures["lowest_score"] for figures in usable)
+        highest = max(figures["highest_score"] for figures in usable)
+        summary.append(f"scores from {lowest:.1f} to {highest:.1f}")
+        summary.append(
+            f"slope {np.median(slopes):.4f} points per mm ({min(slopes):.4f} to {max(slopes):.4f})"
+        )
+    elif usable:
+        for axis, name in enumerate("RAS"):
+            ends = [figures["range"][axis] for figures in usable]
+            summary.append(f"{name} from {min(e[0] for e in ends):+.2f} to {max(e[1] for e in ends):+.2f}")
+    return {"source": fitted.source, "summary": summary, "cases": cases}
+
+
+def _figures(found: Any) -> dict[str, Any]:
+    if isinstance(found, BodyPartCurve):
+        return {
+            "lowest_score": round(float(found.scores[0]), 2),
+            "highest_score": round(float(found.scores[-1]), 2),
+            "slope_points_per_mm": round(float(found.slope), 5),
+            "length_mm": round(float(np.ptp(found.positions)), 1),
+            "body": found.cross_section is not None,
+        }
+    ends = np.percentile(found.values.reshape(3, -1), (1, 99), axis=1).T
+    return {"range": np.round(ends, 3).tolist(), "cells": list(found.values.shape[1:])}
+
+
+def draw_fitted(fitted: FittedDataset, output: Path) -> None:
+    """Writes a picture (.png): the curves of all scans, or slices through the maps of a few."""
+    usable = {name: found for name, found in fitted.measured.items() if not found.problem}
+    curves = {name: found for name, found in usable.items() if isinstance(found, BodyPartCurve)}
+    maps = {name: found for name, found in usable.items() if isinstance(found, AnatomicalMap)}
+    figure = _draw_maps(dict(list(maps.items())[:DRAWN_MAPS])) if maps else _draw_curves(curves)
+    temporary = output.with_name(f".{output.stem}.part{output.suffix}")
+    try:
+        figure.savefig(temporary, dpi=120)
+        temporary.replace(output)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _draw_curves(curves: dict[str, BodyPartCurve]) -> Figure:
+    names = sorted(curves, key=lambda name: float(curves[name].scores[0]))
+    figure = Figure(figsize=(11, max(4.0, min(0.22 * len(names), 10.0))), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for index, name in enumerate(names):
+        curve = curves[name]
+        # every scan's own origin of mm means nothing: the places with the score 50 are laid onto each other
+        middle = _position_of(curve, 50.0)
+        left.plot(curve.positions - middle, curve.scores, linewidth=1, color="tab:blue", alpha=0.5)
+        right.plot(
+            curve.scores[[0, -1]], [index, index], linewidth=3, color="tab:blue", solid_capstyle="butt"
+        )
+    left.set_xlabel("mm above the place with score 50")
+    left.set_ylabel("body part score")
+    left.set_title("scores along the body, one line per scan")
+    left.grid(alpha=0.3)
+    right.set_xlabel("body part score")
+    right.set_title("what each scan shows")
+    right.axvline(0, color="grey", linewidth=0.8)
+    right.axvline(100, color="grey", linewidth=0.8)
+    if len(names) <= NAMED_SCANS:
+        right.set_yticks(range(len(names)), names, fontsize=7)
+    else:
+        right.set_ylabel("scans, by their lowest score")
+    if not names:
+        left.text(0.5, 0.5, "no scan could be scored", ha="center", transform=left.transAxes)
+    return figure
+
+
+def _position_of(curve: BodyPartCurve, score: float) -> float:
+    """The position in mm with a score, continued beyond the ends."""
+    if score < curve.scores[0]:
+        return float(curve.positions[0] + (score - curve.scores[0]) / curve.slope)
+    if score > curve.scores[-1]:
+        return float(curve.positions[-1] + (score - curve.scores[-1]) / curve.slope)
+    return float(np.interp(score, curve.scores, curve.positions))
+
+
+VIEWS: Sequence[tuple[str, int, int]] = (
+    ("R, coronal", 0, 1),
+    ("A, sagittal", 1, 0),
+    ("S, coronal", 2, 1),
+)
+"""Title, channel, and the patient axis looked along."""
+
+
+def _draw_maps(maps: dict[str, AnatomicalMap]) -> Figure:
+    figure = Figure(figsize=(9, 3.4 * len(maps)), layout="constrained")
+    rows = figure.subplots(len(maps), len(VIEWS), squeeze=False)
+    shown = None
+    for axes, (name, found) in zip(rows, maps.items(), strict=True):
+        for ax, (title, channel, along) in zip(axes, VIEWS, strict=True):
+            shown = _draw_slice(ax, found, channel, along)
+            ax.set_title(title, fontsize=9)
+        axes[0].set_ylabel(name, fontsize=8)
+    if shown is not None:
+        figure.colorbar(shown, ax=rows, shrink=0.6, label="anatomical coordinate")
+    return figure
+
+
+def _draw_slice(ax: Axes, found: AnatomicalMap, channel: int, along: int) -> Any:
+    """The map's middle slice the way the patient stands: superior up, the patient's right on the left."""
+    steps = PATIENT_FROM_LPS @ found.affine[:3, :3]
+    order = [int(np.argmax(np.abs(steps[axis]))) for axis in range(3)]  # array axis of each patient axis
+    values = found.values[channel].transpose(order)
+    for axis in range(3):
+        if steps[axis, order[axis]] < 0:
+            values = np.flip(values, axis)
+    image = values.take(values.shape[along] // 2, axis=along).T
+    sizes = [float(np.linalg.norm(steps[:, order[axis]])) for axis in range(3) if axis != along]
+    picture = ax.imshow(
+        image[:, ::-1] if along == 1 else image,
+        origin="lower",
+        cmap="coolwarm",
+        vmin=-0.6,
+        vmax=0.6,
+        aspect=sizes[1] / sizes[0] if math.isfinite(sizes[1]) else 1.0,
+    )
+    ax.contour(
+        image[:, ::-1] if along == 1 else image, levels=np.arange(-1, 1.01, 0.1), colors="k", linewidths=0.4
+    )
+    ax.set_xticks([])
+    ax.set_yticks([])
+    return picture
