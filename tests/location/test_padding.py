@@ -83,3 +83,21 @@ def test_compiles_without_graph_break(rank: int) -> None:
     location = torch.zeros(1, 3, *[6] * rank)
     location[(..., *[slice(1, 5)] * rank)] = torch.rand(1, 3, *[4] * rank)
     torch.testing.assert_close(compiled(location), extrapolate_padding(location))
+
+
+def test_a_location_that_is_not_affine_continues_from_its_faces() -> None:
+    inner = torch.rand(1, 3, 4, 5, 3, dtype=torch.float64) + 0.1
+    location = torch.zeros(1, 3, 8, 10, 6, dtype=torch.float64)
+    lower = (2, 3, 1)
+    location[:, :, 2:6, 3:8, 1:4] = inner
+    restored = extrapolate_padding(location)[0]
+    torch.testing.assert_close(restored[:, 2:6, 3:8, 1:4], inner[0], atol=0, rtol=0)
+    # outside the box along one axis: the face, and the slope along the box's edge from its first corner
+    for axis, n in enumerate((4, 5, 3)):
+        end = [n - 1 if a == axis else 0 for a in range(3)]
+        slope = (inner[(0, slice(None), *end)] - inner[0, :, 0, 0, 0]) / (n - 1)
+        face = inner[0].select(axis + 1, n - 1)
+        at = [slice(lo, lo + m) for lo, m in zip(lower, (4, 5, 3), strict=True)]
+        at[axis] = slice(lower[axis] + n + 1, lower[axis] + n + 2)  # two voxels beyond
+        beyond = restored[(slice(None), *at)].squeeze(axis + 1)
+        torch.testing.assert_close(beyond, face + 2 * slope[:, None, None])
