@@ -45,7 +45,17 @@ def add(commands: Any) -> None:
         metavar="N",
         help="patch size to draw, in the plans' order (default: the model's)",
     )
-    parser.add_argument("--source", metavar="NAME", help="voxel or scanner (default: voxel, or the model's)")
+    parser.add_argument(
+        "--source",
+        metavar="NAME",
+        help="voxel, scanner, or with --regressor body_part or anatomical (default: voxel, or the model's)",
+    )
+    parser.add_argument(
+        "--regressor",
+        type=Path,
+        metavar="FILE",
+        help="what `locctx fit` stored (regressor.pt), for its source",
+    )
     parser.add_argument("--absolute", action="store_true", help="scanner: the scanner's own millimetres")
     model = parser.add_argument_group("with a model")
     model.add_argument(
@@ -69,9 +79,9 @@ def run(options: argparse.Namespace) -> int:
     output = options.output or Path(_without_ending(options.image[0].name) + ".location.png")
     if options.model is None and (options.fold or options.shift or options.device):
         raise ValueError("--fold, --shift and --device need --model")
-    if options.model is not None and (options.source or options.absolute):
+    if options.model is not None and (options.source or options.absolute or options.regressor):
         raise ValueError(
-            "--source and --absolute are read from the model's plans; leave them out with --model"
+            "--source, --absolute and --regressor are read from the model; leave them out with --model"
         )
 
     from nnunet_locctx.location import make_source
@@ -91,7 +101,12 @@ def run(options: argparse.Namespace) -> int:
         )
     else:
         source = make_source(options.source or "voxel", **({"absolute": True} if options.absolute else {}))
-        scan = read_scan(options.image, source, label=options.label)
+        if source.fitted != (options.regressor is not None):
+            raise ValueError(
+                f"the source {source.name!r} {'needs' if source.fitted else 'takes no'} --regressor"
+                + (" (regressor.pt, made by `locctx fit`)" if source.fitted else "")
+            )
+        scan = read_scan(options.image, source, label=options.label, regressor=options.regressor)
     if options.patch is not None:
         scan = dataclasses.replace(scan, patch_size=checked_patch(options.patch))
     draw(scan, output, at=None if options.at is None else scan.index_at(options.at))

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nnunet_locctx.geometry import PATIENT_FROM_LPS, Frame
-from nnunet_locctx.location import LocationField, LocationSource
+from nnunet_locctx.location import LocationField, LocationSource, Measurement
 from nnunet_locctx.nnunet.reading import explain, file_ending, read_quietly, readers_for
 
 
@@ -95,6 +96,7 @@ def read_scan(
     *,
     label: Path | None = None,
     patch_size: Sequence[int] | None = None,
+    regressor: Path | None = None,
 ) -> LocatedScan:
     """Reads a scan as nnU-Net does without plans: cropped to its content, not resampled.
 
@@ -103,9 +105,11 @@ def read_scan(
         source: Source of the location.
         label: A segmentation of the scan.
         patch_size: Patch in voxels, array axis order (z, y, x of the file).
+        regressor: What `locctx fit` stored (regressor.pt), for a fitted source.
 
     Raises:
-        ValueError: A file is missing, unreadable or does not fit; the patch size is not three numbers above 0.
+        ValueError: A file is missing, unreadable or does not fit; the patch size is not three numbers above 0; a fitted
+            source without a regressor of its own, or a scan that it cannot measure.
     """
     from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
@@ -117,6 +121,7 @@ def read_scan(
             raise ValueError(f"the label has the shape {seg.shape[1:]} (z, y, x), the image {data.shape[1:]}")
     if not np.isfinite(data).all():
         data = np.nan_to_num(data)
+    measured = None if regressor is None else _measure(regressor, source, data, properties)
     data, cropped, box = crop_to_nonzero(data, seg)
     properties["bbox_used_for_cropping"] = box
     properties["shape_after_cropping_and_before_resampling"] = data.shape[1:]
@@ -126,7 +131,7 @@ def read_scan(
         image=data[0],
         frame=frame,
         source=source,
-        field=source.field(frame),
+        field=source.field(frame, measured),
         label=cropped[0].astype(np.int32) if label is not None else None,
         patch_size=None if patch_size is None else checked_patch(patch_size),
     )
@@ -156,6 +161,24 @@ def _read(files: Sequence[Path], *, segmentation: bool) -> tuple[npt.NDArray[np.
         except Exception as error:  # the next reader may manage, as in nnU-Net
             reasons.append(f"{reader}: {explain(error)}")
     raise ValueError(f"nnU-Net cannot read {', '.join(map(str, files))}. " + "; ".join(reasons))
+
+
+def _measure(
+    file: Path, source: LocationSource, data: npt.NDArray[np.float32], properties: dict[str, Any]
+) -> Measurement:
+    from nnunet_locctx.regression.regressor import load_regressor
+
+    if not file.is_file():
+        raise ValueError(f"no file {file}")
+    regressor = load_regressor(file.read_bytes())
+    if regressor.kind != source.name:
+        raise ValueError(f"{file} is a regressor for the source {regressor.kind!r}, not {source.name!r}")
+    if regressor.channel >= len(data):
+        raise ValueError(f"{file} looks at channel {regressor.channel}; {len(data)} image files are given")
+    measured = regressor.measure(data[regressor.channel], Frame.from_properties(properties, data.shape[1:]))
+    if measured.problem:
+        raise ValueError(f"the scan cannot be measured: {measured.problem}")
+    return measured
 
 
 def _fullest_planes(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int]:
