@@ -133,14 +133,16 @@ def fit_source(
     }
     wanted = json.loads(json.dumps(wanted))  # as it is read back
     stored = _read_finished(folder)
-    if stored is not None and stored[0] != wanted and not again:
-        changed = [key for key in wanted if stored[0].get(key) != wanted[key]]
+    changed = [] if stored is None else [key for key in wanted if stored[0].get(key) != wanted[key]]
+    if changed == ["cases"] and not again:
+        changed = []  # added cases are measured; fitting to them too would need every model to be trained anew
+    if changed and not again:
         raise ValueError(
             f"{folder / REGRESSOR} was fitted with other {' and '.join(changed)}. Models trained with it need it; to "
             "replace it, fit with --again"
         )
     imports = None if imported is None else _imported(imported, cases, channel)
-    fitted_now = stored is None or stored[0] != wanted
+    fitted_now = stored is None or bool(changed)
     if fitted_now:
         data = _fit(source, chosen, cases, folder, wanted, anchors, description, imports, processes, progress)
     else:

@@ -228,3 +228,17 @@ def test_scores_of_measurements_follow_the_anatomy(bodies: Workspace) -> None:
         assert isinstance(found, Measurement)
     assert (stored / "report.json").is_file()
     assert (stored / "report.png").stat().st_size > 10_000
+
+
+def test_an_added_case_is_measured_with_the_regressor_there_is(bodies: Workspace, tmp_path: Path) -> None:
+    space = bodies.copy(tmp_path)
+    raw = space.raw / space.dataset
+    for part, ending in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
+        shutil.copy(raw / part / f"whole_body_000{ending}", raw / part / f"added{ending}")
+    before = (folder(space, "body_part") / REGRESSOR).read_bytes()
+    assert fit(space, "body_part") == 0
+    assert (folder(space, "body_part") / REGRESSOR).read_bytes() == before
+    measurements = CaseMeasurements(folder(space, "body_part"), before)
+    added, original = (measurements.read(name).arrays() for name in ("added", "whole_body_000"))
+    for name in original:
+        np.testing.assert_array_equal(added[name], original[name])
