@@ -33,6 +33,7 @@ from nnunet_locctx.nnunet.raw_scans import (
     read_dataset_json,
     training_cases,
 )
+from nnunet_locctx.regression.bpreg import curve_from_bpreg, file_frame, find_files, read_scores
 from nnunet_locctx.regression.regressor import Regressor, load_regressor
 
 DESCRIPTION = "fit.json"
@@ -268,15 +269,16 @@ def _measure(job: tuple[RawCase, bytes, CaseMeasurements, Path | None]) -> str:
     case, data, measurements, file = job
     try:
         regressor = load_regressor(data)
-        image, frame = case.read()
+        image, properties = case.read_with_properties()
+        frame = Frame.from_properties(properties, image.shape[1:])
         found = regressor.measure(image[regressor.channel], frame)
         if file is not None:
-            from nnunet_locctx.regression.bpreg import curve_from_bpreg, read_scores
-
             body = None
             if isinstance(found, BodyPartCurve) and found.cross_section is not None:
                 body = (found.positions, found.cross_section)
-            found = curve_from_bpreg(read_scores(file), frame, cross_section=body)
+            # bpreg counts the slices of the file, which a reader may have turned
+            of_file = file_frame(properties, image.shape[1:])
+            found = curve_from_bpreg(read_scores(file), of_file, cross_section=body)
     except (ValueError, OSError) as error:
         return str(error) if case.identifier in str(error) else f"case {case.identifier}: {error}"
     measurements.write(case.identifier, found)
@@ -285,8 +287,6 @@ def _measure(job: tuple[RawCase, bytes, CaseMeasurements, Path | None]) -> str:
 
 def _imported(folder: Path, cases: Sequence[RawCase], channel: int) -> dict[str, Path]:
     """Case -> bpreg's file."""
-    from nnunet_locctx.regression.bpreg import find_files
-
     files, missing = find_files(folder, [case.identifier for case in cases], channel)
     if missing:
         raise ValueError(f"{folder} has no JSON file for {len(missing)} cases:\n{summarise(missing)}")
@@ -295,11 +295,10 @@ def _imported(folder: Path, cases: Sequence[RawCase], channel: int) -> dict[str,
 
 def _targets(cases: Sequence[RawCase], imports: Mapping[str, Path]) -> dict[str, Any]:
     """The imported curve of every case that has a usable one."""
-    from nnunet_locctx.regression.bpreg import curve_from_bpreg, read_scores
-
     found = {}
     for case in cases:
-        _, frame = case.read()
+        image, properties = case.read_with_properties()
+        frame = file_frame(properties, image.shape[1:])
         curve = curve_from_bpreg(read_scores(imports[case.identifier]), frame)
         if not curve.problem:
             found[case.identifier] = curve

@@ -47,9 +47,20 @@ class RawCase:
         Raises:
             ValueError: It cannot be read, or its geometry is broken; names the case.
         """
+        data, properties = self.read_with_properties()
         try:
-            data, properties = read_quietly(self.images, self.reader)
             return data, Frame.from_properties(properties, data.shape[1:])
+        except ValueError as error:
+            raise ValueError(f"case {self.identifier}: {error}") from error
+
+    def read_with_properties(self) -> tuple[np.ndarray, dict[str, Any]]:
+        """The image (C, i, j, k) as stored, and nnU-Net's properties.
+
+        Raises:
+            ValueError: It cannot be read; names the case.
+        """
+        try:
+            return read_quietly(self.images, self.reader)
         except Exception as error:  # whatever a reader raises
             raise ValueError(f"case {self.identifier}: {explain(error)}") from error
 

@@ -1,5 +1,6 @@
 """Fitted sources from the fit to a prediction on a machine that has never seen the training data."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,16 +14,17 @@ import torch
 from nnunet_locctx import cli
 from nnunet_locctx.datasets.whole_body import make_whole_body
 from nnunet_locctx.geometry import Frame
-from nnunet_locctx.location import Measurement, make_source
+from nnunet_locctx.location import BodyPartCurve, Measurement, make_source
 from nnunet_locctx.nnunet.fitted import REGRESSOR, CaseMeasurements
 from nnunet_locctx.nnunet.keyed_fields import read_key
 from nnunet_locctx.nnunet.reading import read_quietly
+from nnunet_locctx.regression.bpreg import file_frame, stack_order
 from nnunet_locctx.regression.regressor import load_regressor
 from tests.integration.short_trainers import EchoTrainer, EchoUNet
 from tests.integration.workspace import Workspace
 
 FIT = {
-    "body_part": "fit body-part --spacing 8 --steps 60 --option side=64 --option evaluate_every=30 --option volumes=8",
+    "body_part": "fit body-part --spacing 8 --steps 60 --option side=80 --option evaluate_every=30 --option volumes=8",
     "anatomical": "fit ape --spacing 8 --steps 10 --option widths=[8,16] --option depths=[1,1]",
 }
 TRAINER = "ShortPriorHead"
@@ -242,3 +244,36 @@ def test_an_added_case_is_measured_with_the_regressor_there_is(bodies: Workspace
     added, original = (measurements.read(name).arrays() for name in ("added", "whole_body_000"))
     for name in original:
         np.testing.assert_array_equal(added[name], original[name])
+
+
+def test_scores_of_bpreg_are_taken_over(bodies: Workspace, tmp_path: Path) -> None:
+    """Training cases get the files' scores; the regressor for new scans is fitted to them."""
+    space = bodies.copy(tmp_path)
+    (tmp_path / "json").mkdir()
+    for file in sorted((space.raw / space.dataset / "imagesTr").glob("*.nii.gz")):
+        data, properties = read_quietly([file], "SimpleITKIO")
+        frame = file_frame(properties, data.shape[1:])
+        axis = frame.array_axes[2]
+        order = stack_order(frame)
+        assert order is not None
+        spacing = float(frame.spacing[axis])
+        scores = [20 + 0.118 * spacing * index for index in range(frame.shape[axis])]
+        if not order.upwards:  # the order in which bpreg lists them
+            scores.reverse()
+        content = {
+            "cleaned slice scores": scores,
+            "z-spacing": spacing,
+            "valid z-spacing": 1,
+            "reverse z-ordering": int(scores[0] > scores[-1]),
+        }
+        (tmp_path / "json" / file.name.replace("_0000.nii.gz", ".json")).write_text(json.dumps(content))
+    assert fit(space, "body_part", f"--again --from-json {tmp_path / 'json'}") == 0
+    stored = folder(space, "body_part")
+    measurements = CaseMeasurements(stored, (stored / REGRESSOR).read_bytes())
+    for number in range(5):
+        found = measurements.read(f"whole_body_{number:03d}")
+        assert isinstance(found, BodyPartCurve)
+        assert not found.problem
+        assert found.slope == pytest.approx(0.118, rel=0.02)
+        assert found.cross_section is not None
+        assert found.scores[0] == pytest.approx(20, abs=2.5)

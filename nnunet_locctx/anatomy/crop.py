@@ -1,0 +1,203 @@
+"""Crops scans to the region of the body in which chosen labels lie."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import SimpleITK as sitk
+from tqdm import tqdm
+
+from nnunet_locctx.anatomy.blocks import Blocks, Voxel
+from nnunet_locctx.anatomy.region import Example, Region, fit_region
+from nnunet_locctx.anatomy.region_file import StoredRegion, fingerprint
+from nnunet_locctx.anatomy.report import CropReport, ScanCrop
+from nnunet_locctx.anatomy.scans import ScanFiles, channel_file, measure, read_image, read_labels
+from nnunet_locctx.location import AnatomicalMap
+from nnunet_locctx.nnunet.fitted import write_atomically
+from nnunet_locctx.nnunet.reading import explain
+from nnunet_locctx.regression.regressor import Regressor
+
+REPORT = "crop.json"
+REGION = "region.npz"
+"""Files of the folder of crops: what was kept, and the region, for new scans."""
+
+
+@dataclass(frozen=True)
+class ScanGroup:
+    """Scans of one folder.
+
+    Attributes:
+        images: Name of the folder that the cropped images go to.
+        labels: Name of that of the cropped segmentations.
+        scans: The cases.
+    """
+
+    images: str
+    labels: str
+    scans: Sequence[ScanFiles]
+
+
+@dataclass(frozen=True)
+class MeasuredScan:
+    """A case with its map, and where its labels are."""
+
+    group: ScanGroup
+    files: ScanFiles
+    map: AnatomicalMap
+    blocks: Blocks
+    example: Example | None
+
+
+def crop_scans(
+    groups: Sequence[ScanGroup],
+    regressor: Regressor,
+    labels: Mapping[str, Sequence[int]],
+    folder: Path,
+    *,
+    recall: float = 0.99,
+    region: StoredRegion | None = None,
+    dataset: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> CropReport:
+    """Crops scans, and their segmentations, to the box around the region in which labels lie.
+
+    The region is made from the scans that have a segmentation, wide enough for the recall, see
+    :func:`~nnunet_locctx.anatomy.region.fit_region`. Scans that do not show it or cannot be measured are
+    reported and not written. Everything is read and checked before the first file is written; each file is written in
+    one step, those that describe the crops last.
+
+    Args:
+        groups: The scans; folders of one name per group.
+        regressor: Fitted anatomical regressor.
+        labels: Values of each label to be kept.
+        folder: New or empty folder to write to.
+        recall: Share of each label's voxels that must be kept, see :func:`~nnunet_locctx.anatomy.region.fit_region`.
+        region: One made before, by which all scans are cropped; `labels` and `recall` are then its own.
+        dataset: Content of dataset.json, written with the new number of training cases.
+        progress: Show progress bars on stderr.
+
+    Raises:
+        ValueError: The folder is not empty, a file is not usable, or the labelled scans do not suffice.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"{folder} is there already and not an empty folder; crops go to a folder of their own"
+        )
+    cases = [(group, scan) for group in groups for scan in group.scans]
+    if region is not None:
+        labels = region.labels
+    elif not any(scan.label for _, scan in cases):
+        raise ValueError("none of the scans has a segmentation, from which the region could be made")
+    for _, scan in cases:
+        check_headers(scan)
+    measured = [
+        measure_case(group, scan, regressor, labels)
+        for group, scan in tqdm(cases, desc="measuring", unit="scan", disable=not progress, leave=False)
+    ]
+    if region is None:
+        region = StoredRegion(_fit(measured, labels, recall), labels, recall, fingerprint(regressor))
+    folder.mkdir(parents=True, exist_ok=True)
+    crops = [
+        crop_case(scan, region.region, folder)
+        for scan in tqdm(measured, desc="cropping", unit="scan", disable=not progress, leave=False)
+    ]
+    report = CropReport(dict(labels), region.target, region.region.width, dict(region.region.recall), crops)
+    write_atomically(folder / REGION, region.to_bytes())
+    if dataset is not None:
+        first = groups[0]
+        written = sum(crop.written and crop.folder == first.images for crop in crops)
+        content = {key: value for key, value in dataset.items() if key != "dataset"}
+        text = json.dumps({**content, "numTraining": written}, indent=4) + "\n"
+        write_atomically(folder / "dataset.json", text.encode())
+    write_atomically(folder / REPORT, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
+    return report
+
+
+def _fit(measured: Sequence[MeasuredScan], labels: Mapping[str, Sequence[int]], recall: float) -> Region:
+    examples = [scan.example for scan in measured if scan.example is not None]
+    try:
+        return fit_region(examples, list(labels), recall)
+    except ValueError as error:
+        reasons = [
+            f"{scan.files.name} could not: {scan.map.problem}" for scan in measured if scan.map.problem
+        ]
+        raise ValueError("; ".join([str(error), *reasons[:5]])) from error
+
+
+def check_headers(scan: ScanFiles) -> None:
+    """Raises ValueError if SimpleITK cannot read a file of a case, or the files differ in size."""
+    sizes = {}
+    for file in scan.files:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(file))
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError as error:
+            raise ValueError(f"SimpleITK, which crops, cannot read {file}: {explain(error)}") from error
+        sizes[file] = reader.GetSize()
+        if len(sizes[file]) != 3:
+            raise ValueError(f"{file} must be a volume with three axes, its size is {sizes[file]}")
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{file.name} {size}" for file, size in sizes.items())
+        raise ValueError(f"the files of the case {scan.name} differ in size (x, y, z): {listed}")
+
+
+def measure_case(
+    group: ScanGroup, scan: ScanFiles, regressor: Regressor, labels: Mapping[str, Sequence[int]]
+) -> MeasuredScan:
+    """Reads a case and measures it."""
+    image, frame = read_image(channel_file(scan, regressor.channel), regressor.channel)
+    found = measure(image, frame, regressor)
+    example = None
+    if scan.label is not None:
+        segmentation = read_labels(scan.label, frame)
+        if not found.problem:
+            example = Example.of(scan.name, found, frame, segmentation, labels)
+    return MeasuredScan(group, scan, found, Blocks.of(frame), example)
+
+
+def crop_case(scan: MeasuredScan, region: Region, folder: Path) -> ScanCrop:
+    """Writes the crops of a case's files."""
+    z, y, x = scan.blocks.frame.shape
+    size = (x, y, z)
+    name, images = scan.files.name, scan.group.images
+    if scan.map.problem:
+        return ScanCrop(name, images, size, problem=f"could not be measured: {scan.map.problem}")
+    box = region.box(scan.map, scan.blocks)
+    example = scan.example if scan.example is not None and scan.example.labels else None
+    left_out = None
+    if example is not None and name in region.left_out:
+        left_out = example.recall_of_all(region.left_out[name])
+    if box is None:
+        return ScanCrop(name, images, size, recall_left_out=left_out, problem="does not show the region")
+    # files are z, y, x as arrays
+    lower, upper = (voxel[::-1] for voxel in box.voxels(scan.blocks))
+    for file in scan.files.files:
+        target = folder / (scan.group.labels if file == scan.files.label else images) / file.name
+        crop_file(file, target, lower, upper)
+    return ScanCrop(
+        case=name,
+        folder=images,
+        size=size,
+        first=lower,
+        cropped=(upper[0] - lower[0], upper[1] - lower[1], upper[2] - lower[2]),
+        recall_left_out=left_out,
+        recall=None if example is None else example.recall_of_all(box),
+    )
+
+
+def crop_file(file: Path, target: Path, first: Voxel, stop: Voxel) -> None:
+    """Crops one file to the voxels from `first` to before `stop`, in the file's order (x, y, z)."""
+    size = [last - at for at, last in zip(first, stop, strict=True)]
+    cropped = sitk.RegionOfInterest(sitk.ReadImage(str(file)), size, list(first))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{os.getpid()}.{target.name}")  # SimpleITK needs the ending
+    try:
+        sitk.WriteImage(cropped, str(draft), useCompression=True)
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -1,0 +1,135 @@
+"""From anatomical coordinates back to places of a scan."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial import cKDTree
+
+from nnunet_locctx.geometry import Array, Frame
+from nnunet_locctx.location import AnatomicalMap
+
+NEAREST = 32
+"""Cells of the map with the nearest coordinates ..."""
+
+CANDIDATES = 3
+"""... and how many of them the search goes on from; in a folded map the nearest need not lead to the best."""
+
+APART = 1.8
+"""Least distance between these, in cells, so that they are not all around one place."""
+
+STEPS = 20
+"""Of the refinement, at most."""
+
+CLOSE_MM = 0.02
+"""Refinement ends here."""
+
+LARGEST_CONDITION = 1e3
+"""Of a map's slopes; beyond it the coordinates do not tell places apart along some direction."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Places of a scan.
+
+    Attributes:
+        millimetres: (N, 3) mm LPS.
+        distances: (N,) mm: distance between the coordinates looked for and those found, in mm by the map's slopes. 0
+            where the scan has the coordinates.
+    """
+
+    millimetres: Array
+    distances: Array
+
+
+class PlaceFinder:
+    """Finds the places of a scan that have given coordinates.
+
+    The nearest cells of the map are refined by damped Gauss-Newton steps on the map interpolated linearly, which goes
+    on outside of it, so that places just beyond the scan are found as well.
+
+    Args:
+        found: The scan's map.
+
+    Raises:
+        ValueError: The scan could not be measured, or its map does not tell places apart.
+    """
+
+    def __init__(self, found: AnatomicalMap) -> None:
+        if found.problem:
+            raise ValueError(f"the scan has no anatomical coordinates: {found.problem}")
+        if not np.linalg.cond(found.slopes) < LARGEST_CONDITION:
+            raise ValueError(
+                f"the map's slopes must tell places apart along every axis, got {found.slopes.tolist()}"
+            )
+        self.map = found
+        self.to_millimetres = np.linalg.inv(found.slopes)
+        index = np.stack(np.meshgrid(*[np.arange(n) for n in found.values.shape[1:]], indexing="ij"), axis=-1)
+        self._cells = index.reshape(-1, 3) @ found.affine[:3, :3].T + found.affine[:3, 3]
+        values = found.values.reshape(3, -1).T.astype(np.float64)
+        self._tree = cKDTree(values @ self.to_millimetres.T)
+        self._steps = found.affine[:3, :3] / 4  # columns: a quarter of a cell along each axis of the map
+        self._cell = float(np.linalg.norm(found.affine[:3, :3], axis=0).max())
+
+    def find(self, coordinates: npt.ArrayLike) -> Places:
+        """Places with coordinates (N, 3), or with the nearest ones that there are."""
+        wanted = np.asarray(coordinates, dtype=np.float64) @ self.to_millimetres.T
+        starts = self._starts(wanted)  # (N, CANDIDATES, 3)
+        repeated = np.repeat(wanted, starts.shape[1], axis=0)
+        places = self._refine(starts.reshape(-1, 3), repeated)
+        distances = np.linalg.norm(self._residual(places, repeated), axis=1).reshape(starts.shape[:2])
+        best = np.arange(len(wanted)), distances.argmin(axis=1)
+        return Places(places.reshape(starts.shape)[best], distances[best])
+
+    def _starts(self, wanted: Array) -> Array:
+        """(N, CANDIDATES, 3) centres of the nearest cells that are not beside each other."""
+        distances, cells = self._tree.query(wanted, k=min(NEAREST, len(self._cells)))
+        places = self._cells[cells]  # (N, NEAREST, 3)
+        rows = np.arange(len(wanted))
+        starts = []
+        for _ in range(CANDIDATES):
+            chosen = places[rows, distances.argmin(axis=1)]
+            starts.append(chosen)
+            distances = (
+                distances + (np.linalg.norm(places - chosen[:, None], axis=2) < APART * self._cell) * 1e6
+            )
+        return np.stack(starts, axis=1)
+
+    def _residual(self, places: Array, wanted: Array) -> Array:
+        return np.asarray(self.map.at(places) @ self.to_millimetres.T - wanted)
+
+    def _refine(self, places: Array, wanted: Array) -> Array:
+        """Levenberg-Marquardt, all points at once; a step is kept only where it comes closer."""
+        places, residual = places.copy(), self._residual(places, wanted)
+        damping = np.full(len(places), 1e-3)
+        active = np.arange(len(places))
+        for _ in range(STEPS):
+            active = active[np.linalg.norm(residual[active], axis=1) > CLOSE_MM]
+            active = active[damping[active] < 1e3]
+            if len(active) == 0:
+                break
+            jacobian = self._jacobian(places[active])
+            transposed = jacobian.swapaxes(1, 2)
+            normal = transposed @ jacobian + damping[active, None, None] * np.eye(3)
+            step = -np.linalg.solve(normal, transposed @ residual[active, :, None])[..., 0]
+            length = np.linalg.norm(step, axis=1, keepdims=True)
+            step *= np.minimum(1, self._cell / np.maximum(length, 1e-12))
+            moved = places[active] + step
+            found = self._residual(moved, wanted[active])
+            closer = np.linalg.norm(found, axis=1) < np.linalg.norm(residual[active], axis=1)
+            places[active[closer]], residual[active[closer]] = moved[closer], found[closer]
+            damping[active] *= np.where(closer, 0.3, 10)
+        return places
+
+    def _jacobian(self, places: Array) -> Array:
+        """(N, 3, 3): change of the coordinates, in mm, per mm LPS."""
+        shifts = np.concatenate([self._steps.T, -self._steps.T])
+        around = self.map.at(places[:, None] + shifts) @ self.to_millimetres.T
+        changes = (around[:, :3] - around[:, 3:]).swapaxes(1, 2)
+        return np.asarray(changes @ np.linalg.inv(2 * self._steps))
+
+
+def within(frame: Frame, millimetres: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """Whether places (..., 3) in mm LPS lie within a scan's outer faces."""
+    index = frame.index_from_millimetres(millimetres)
+    return np.asarray(((index >= -0.5) & (index <= np.array(frame.shape) - 0.5)).all(axis=-1))

@@ -1,0 +1,103 @@
+"""`locctx robustness`: what a trained model's Dice becomes when its location is wrong."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from nnunet_locctx.commands.common import CLEAN, add_command
+
+AMOUNTS = (0, 1, 5, 10, 25, 50, 100)
+
+
+def add(commands: Any) -> None:
+    """Adds the parser."""
+    parser = add_command(
+        commands,
+        "robustness",
+        run,
+        "measure a trained model's Dice with a location that is wrong",
+        """Predicts labelled scans with a trained located model while their location is wrong by a known amount:
+        shifted by a constant, or off by a Gaussian error per slice; along the body alone (axial) or along all three
+        axes. Writes a table (Markdown, CSV, JSON) and the curves of the foreground Dice on the original grid. Several
+        models are compared. Started again with the same folder, it goes on where it stopped.""",
+        """
+        locctx robustness --model $nnUNet_results/Dataset003_Liver/LocCtxTrainer__nnUNetPlans__3d_fullres \\
+            -i $nnUNet_raw/Dataset003_Liver/imagesTs -l $nnUNet_raw/Dataset003_Liver/labelsTs -o robustness
+        locctx robustness --model PLAIN --name plain --model JITTERED --name "with jitter" -i IMAGES -l LABELS -o OUT
+        """,
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="FOLDER",
+        help="trained model (TRAINER__PLANS__CONFIGURATION); give it again for another one",
+    )
+    parser.add_argument(
+        "--name",
+        action="append",
+        metavar="NAME",
+        help="what to call the model, one for each --model in its order",
+    )
+    parser.add_argument(
+        "-i", "--images", type=Path, required=True, metavar="FOLDER", help="scans, CASE_0000.ENDING"
+    )
+    parser.add_argument(
+        "-l", "--labels", type=Path, required=True, metavar="FOLDER", help="labels, CASE.ENDING"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where to write")
+    errors = parser.add_argument_group("errors of the location")
+    errors.add_argument(
+        "--amounts",
+        type=float,
+        nargs="+",
+        default=AMOUNTS,
+        metavar="P",
+        help=f"percent of the axis (default: {' '.join(map(str, AMOUNTS))})",
+    )
+    errors.add_argument(
+        "--changes", nargs="+", choices=("shift", "noise"), default=("shift", "noise"), help="default: both"
+    )
+    errors.add_argument(
+        "--axes", nargs="+", choices=("axial", "all"), default=("axial", "all"), help="default: both"
+    )
+    errors.add_argument(
+        "--sign",
+        choices=("both", "plus", "minus"),
+        default="both",
+        help="direction of the shift; both: the mean of the two (default)",
+    )
+    errors.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
+    prediction = parser.add_argument_group("prediction")
+    prediction.add_argument("--fold", metavar="N", help="fold to use (default: the first there)")
+    prediction.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda if there)")
+    prediction.add_argument(
+        "--mirroring", action="store_true", help="average mirrored predictions, as nnUNetv2_predict does"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns the exit status."""
+    from nnunet_locctx.evaluation.robustness import Robustness, load_models
+    from nnunet_locctx.evaluation.robustness_report import write_report
+    from nnunet_locctx.evaluation.wrong_location import Design
+
+    design = Design(
+        amounts=tuple(options.amounts),
+        axes=tuple(dict.fromkeys(options.axes)),
+        kinds=tuple(dict.fromkeys(options.changes)),
+        sign=options.sign,
+        seed=options.seed,
+    )
+    models = load_models(
+        options.model, options.name, fold=options.fold, device=options.device, mirroring=options.mirroring
+    )
+    robustness = Robustness(models, options.images, options.labels, design, options.output)
+    robustness.run(progress=not options.quiet)
+    files = write_report(robustness)
+    print(files[0].read_text(encoding="utf-8"))
+    for file in files:
+        print(f"wrote {file}")
+    return CLEAN

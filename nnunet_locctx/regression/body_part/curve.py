@@ -1,0 +1,234 @@
+"""From raw slice scores to a curve along the body.
+
+The order of the steps follows Schuhegger, "Body part regression for CT images", 2021 (arXiv:2110.09148): smooth, cut
+tails with implausible slopes, fit a line, judge its slope. Robust line, monotone curve and continuation are ours.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import isotonic_regression
+from scipy.stats import theilslopes
+
+from nnunet_locctx.geometry import Array
+from nnunet_locctx.location import BodyPartCurve
+from nnunet_locctx.location.body_part import HIGHEST_SCORE
+
+SMOOTHING_MM = 10.0
+"""Standard deviation of the smoothing along the body."""
+
+LEAST_SLICES = 4
+"""Slices with a score, at least."""
+
+SHORT_MM = 60.0
+"""Shorter scans do not show their slope: score noise of 5 mm over 60 mm already makes 10 % of it."""
+
+END_MM = 20.0
+"""Length at each end in which slices are trimmed also at scores from 0 to 100."""
+
+FARTHEST = 15.0
+"""Points from the robust line beyond which a slice's score is not believed: about three times the spread of the least
+certain levels over patients (up to 5.4 points in the publication's table)."""
+
+STEEPEST = 2.1
+"""Largest plausible slope between neighbouring slices, as a multiple of the expected one (in the publication the
+99.5 % quantile of the training scans, 0.25 against a mean of 0.118 per mm)."""
+
+FALLING = -0.3
+"""As :data:`STEEPEST`, the smallest one (the 0.5 % quantile, -0.037 against 0.118 per mm)."""
+
+FLAT = 0.1
+"""As :data:`FALLING`, at scores below 0 or above 100. There the model has seen little, and its scores level off."""
+
+SLOPE_TOLERANCE = 0.28
+"""Largest plausible deviation of a scan's slope from the expected one, as a share of it (as in the publication)."""
+
+
+LEEWAY = 8.0
+"""Points by which the rise over a scan may be off besides: both its ends err (standard deviation of a level 1.3 to 5.4
+points in the publication's table; 3 at both ends make 4.2, twice that is allowed), which changes the slope of a short
+scan more than that of a long one. A rejected scan falls back to voxel fractions, which are off by more."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line through scores that single outliers do not move (Theil-Sen)."""
+
+    slope: float
+    offset: float
+
+    @classmethod
+    def through(cls, positions: Array, scores: Array) -> "Line":
+        """Fits positions in mm (K,) to scores (K,), K >= 2."""
+        slope, offset, _, _ = theilslopes(scores, positions)
+        return cls(float(slope), float(offset))
+
+    def at(self, positions: Array) -> Array:
+        return self.offset + self.slope * positions
+
+
+def make_curve(
+    direction: npt.ArrayLike,
+    positions: npt.ArrayLike,
+    scores: npt.ArrayLike,
+    *,
+    expected_slope: float,
+    tolerance: float = SLOPE_TOLERANCE,
+    cross_section: Array | None = None,
+) -> BodyPartCurve:
+    """The curve of a scan, or an unusable one that says why.
+
+    Args:
+        direction: (3,) in LPS, towards superior; made a unit vector.
+        positions: (K,) mm along the direction, finite and all different, in any order.
+        scores: (K,), 0 to 100 between the two levels that define the scale and beyond outside them; NaN where a slice
+            has none.
+        expected_slope: Points per mm of a usual scan.
+        tolerance: Largest deviation of the scan's slope from the expected one, as a share of it; short scans may
+            deviate more (:data:`LEEWAY`).
+        cross_section: (K, 4) mm, see :class:`~nnunet_locctx.location.BodyPartCurve`.
+
+    Raises:
+        ValueError: Shapes do not fit, positions are not finite or not different, the expected slope is not above 0.
+    """
+    positions = np.asarray(positions, dtype=np.float64)
+    scores = np.asarray(scores, dtype=np.float64)
+    direction = _unit(direction)
+    if positions.ndim != 1 or scores.shape != positions.shape:
+        raise ValueError(
+            f"positions and scores must be two lists of one length, got {positions.shape} and {scores.shape}"
+        )
+    if not (np.isfinite(expected_slope) and expected_slope > 0):
+        raise ValueError(f"the expected slope must be above 0 points per mm, got {expected_slope}")
+    if not np.isfinite(positions).all() or len(np.unique(positions)) < len(positions):
+        raise ValueError("the positions of the slices must be finite and all different")
+    order = np.argsort(positions)
+    positions, scores = positions[order], scores[order]
+    if cross_section is not None:
+        cross_section = np.asarray(cross_section, dtype=np.float64)[order]
+    valid = np.isfinite(scores)
+    if valid.sum() < LEAST_SLICES:
+        return BodyPartCurve.unusable(
+            f"{valid.sum()} of {len(scores)} slices have a score, at least {LEAST_SLICES} are needed"
+        )
+    valid[valid] = (
+        np.abs(scores[valid] - Line.through(positions[valid], scores[valid]).at(positions[valid])) <= FARTHEST
+    )
+    if valid.sum() < LEAST_SLICES:
+        return BodyPartCurve.unusable(
+            f"{len(scores) - valid.sum()} of {len(scores)} scores lie far off a line"
+        )
+    places, found = positions[valid], smooth(positions[valid], scores[valid])
+    kept = trusted(places, found, expected_slope)
+    if kept.sum() < LEAST_SLICES:
+        return BodyPartCurve.unusable(
+            f"{kept.sum()} of {len(scores)} slices have a plausible score, at least {LEAST_SLICES} are needed"
+        )
+    problem = judge(places, found, expected_slope, tolerance)
+    places, found = places[kept], found[kept]
+    # tails that level off make a line too flat, and what is left of a scan without them may be too steep for its length
+    problem = problem and judge(places, found, expected_slope, tolerance)
+    if problem:
+        return BodyPartCurve.unusable(problem)
+    if places[-1] - places[0] < SHORT_MM:
+        slope = expected_slope
+        found = Line(slope, float(np.median(found - slope * places))).at(places)
+    else:
+        slope = continuation(places, found, expected_slope, tolerance)
+        found = np.asarray(isotonic_regression(found).x)
+    # trimmed and missing slices get their score from the rest, so that the cross-section stays known there
+    curve = BodyPartCurve(direction, places, found, slope)
+    return BodyPartCurve(direction, positions, curve.score_at(positions), slope, cross_section)
+
+
+def judge(positions: Array, scores: Array, expected_slope: float, tolerance: float) -> str:
+    """What is wrong with the slope of a scan's scores; empty if nothing is, or if the scan is too short to tell.
+
+    Args:
+        positions: (K,) mm, increasing.
+        scores: (K,).
+        expected_slope: Points per mm of a usual scan.
+        tolerance: Largest deviation from it, as a share of it, apart from :data:`LEEWAY`.
+    """
+    length = positions[-1] - positions[0]
+    if length < SHORT_MM:
+        return ""
+    slope = Line.through(positions, scores).slope
+    observed = f"{slope:.4f} points per mm over {length:.0f} mm, expected {expected_slope:.4f}"
+    allowed = tolerance * expected_slope + LEEWAY / length
+    if slope < 0 and abs(slope + expected_slope) <= allowed:
+        return f"scores fall towards superior, as if the slices were reversed ({observed})"
+    if slope < FLAT * expected_slope or abs(slope - expected_slope) > allowed:
+        return f"implausible slope of the scores ({observed}, give or take {allowed:.4f})"
+    return ""
+
+
+def continuation(positions: Array, scores: Array, expected_slope: float, tolerance: float) -> float:
+    """Slope with which a curve continues beyond its ends, points per mm.
+
+    That of a robust line, drawn towards the expected one by as much as the scan is short: both are weighed by their
+    uncertainty, half of :data:`LEEWAY` over the scan's length for the line, half the tolerance for what is expected.
+
+    Args:
+        positions: (K,) mm, increasing.
+        scores: (K,).
+        expected_slope: Points per mm of a usual scan.
+        tolerance: As in :func:`judge`.
+    """
+    expected_variance = (tolerance / 2 * expected_slope) ** 2
+    variance = (LEEWAY / 2 / (positions[-1] - positions[0])) ** 2
+    slope = Line.through(positions, scores).slope
+    weight = expected_variance / (expected_variance + variance)
+    return max(expected_slope + weight * (slope - expected_slope), FLAT * expected_slope)
+
+
+def smooth(positions: Array, scores: Array, sigma: float = SMOOTHING_MM) -> Array:
+    """Scores (K,) at increasing positions (K,) in mm, smoothed with a Gaussian.
+
+    What is smoothed is the difference from a robust line, so that the ends of a rising curve do not bend towards its
+    middle.
+    """
+    line = Line.through(positions, scores).at(positions)
+    weights = np.exp(-0.5 * ((positions[:, None] - positions[None]) / sigma) ** 2)
+    return np.asarray(line + weights @ (scores - line) / weights.sum(axis=1))
+
+
+def trusted(positions: Array, scores: Array, expected_slope: float) -> npt.NDArray[np.bool_]:
+    """(K,) bool: False in a tail from its innermost implausible slope on outwards.
+
+    A tail are the slices beyond scores 0 and 100 by the robust line, and those within :data:`END_MM` of an end.
+
+    Args:
+        positions: (K,) mm, increasing.
+        scores: (K,) smoothed.
+        expected_slope: Points per mm of a usual scan.
+    """
+    ratio = np.diff(scores) / np.diff(positions) / expected_slope
+    usual = Line.through(positions, scores).at(positions)
+    within = np.flatnonzero((usual >= 0) & (usual <= HIGHEST_SCORE))
+    if len(within) == 0:  # all beyond the scale: the slice closest to it
+        within = np.array([np.abs(usual - HIGHEST_SCORE / 2).argmin()])
+    lowest = max(within[0], int(np.searchsorted(positions, positions[0] + END_MM)))
+    highest = min(within[-1], int(np.searchsorted(positions, positions[-1] - END_MM, side="right")) - 1)
+    kept = np.ones(len(scores), dtype=bool)
+    if lowest >= highest:  # no middle from which tails could be told
+        return kept
+    beyond = (usual[:-1] < 0) | (usual[1:] > HIGHEST_SCORE)
+    outlier = (ratio > STEEPEST) | (ratio < np.where(beyond, FLAT, FALLING))
+    below, above = np.flatnonzero(outlier[:lowest]), highest + np.flatnonzero(outlier[highest:])
+    if len(below):
+        kept[: below[-1] + 1] = False
+    if len(above):
+        kept[above[0] + 1 :] = False
+    return kept
+
+
+def _unit(direction: npt.ArrayLike) -> Array:
+    found = np.asarray(direction, dtype=np.float64)
+    length = float(np.linalg.norm(found))
+    if found.shape != (3,) or not np.isfinite(length) or length == 0:
+        raise ValueError(
+            f"the direction must be three finite numbers that are not all 0, got {found.tolist()}"
+        )
+    return np.asarray(found / length)

@@ -1,0 +1,50 @@
+"""The network that scores one axial slice."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+WIDTHS = (16, 32, 64, 128, 128, 128)
+"""Channels after each convolution; 0.39 M parameters."""
+
+SMALLEST_SIDE = 80
+"""Pixels of a slice along each axis, at least: the last norm then runs over a map of 3 x 3 or more."""
+
+
+class SliceRegressor(nn.Module):
+    """Axial slice -> one score.
+
+    3 x 3 convolutions with leaky ReLU, the first :attr:`HALVINGS` with stride 2 and instance norm, then the mean over
+    the map and a linear layer. The last convolution keeps its map's size (4 x 4 for slices of 112 x 112) and has no
+    norm: a norm right before the mean would fix each channel's mean, up to the ReLU, and over a 2 x 2 map, to which
+    stride 2 throughout would lead, little of a slice would be left.
+
+    Args:
+        widths: Channels after each convolution.
+    """
+
+    HALVINGS = 5
+
+    def __init__(self, widths: tuple[int, ...] = WIDTHS) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 1
+        for depth, width in enumerate(widths):
+            halve = depth < self.HALVINGS
+            layers.append(nn.Conv2d(channels, width, 3, stride=2 if halve else 1, padding=1))
+            if halve:
+                layers.append(nn.InstanceNorm2d(width, affine=True))
+            layers.append(nn.LeakyReLU(0.01))
+            channels = width
+        self.features = nn.Sequential(*layers)
+        self.score = nn.Linear(channels, 1)
+
+    def forward(self, slices: Float[Tensor, "n 1 h w"]) -> Float[Tensor, " n"]:
+        return self.score(self.features(slices).mean(dim=(2, 3)))[:, 0]
+
+
+def new_network(seed: int) -> SliceRegressor:
+    """A network with seeded weights; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return SliceRegressor()

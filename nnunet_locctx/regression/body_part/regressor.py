@@ -1,0 +1,170 @@
+"""A fitted body part regressor."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from nnunet_locctx.geometry import Array, Frame
+from nnunet_locctx.location import BodyPartCurve
+from nnunet_locctx.location.body_part import HIGHEST_SCORE
+from nnunet_locctx.regression.body_part.curve import SLOPE_TOLERANCE, make_curve
+from nnunet_locctx.regression.body_part.network import SliceRegressor
+from nnunet_locctx.regression.body_part.options import BodyPartOptions
+from nnunet_locctx.regression.body_part.slices import ScanSlices, as_input, take_slices
+from nnunet_locctx.regression.canonical import CanonicalScan, to_canonical
+from nnunet_locctx.regression.regressor import Regressor
+
+SUPERIOR = (0.0, 0.0, 1.0)
+"""LPS."""
+
+BATCH = 64
+"""Slices scored at a time."""
+
+SPREADS = 3.0
+"""Deviations of the training scans' slopes beyond which a scan's slope is implausible, if that is more than the
+publication's tolerance."""
+
+
+class BodyPartRegressor(Regressor):
+    """Scores every axial slice of a scan from 0 to 100 between two levels of the body, and beyond outside them.
+
+    Source: Schuhegger, "Body part regression for CT images", 2021 (arXiv:2110.09148), with a smaller network.
+
+    Args:
+        options: How it was fitted.
+        network: Slice -> raw score.
+        lowest: Raw score that becomes 0.
+        highest: Raw score that becomes 100.
+        raw_slope: Median slope of the training scans, raw score per mm.
+        raw_spread: Standard deviation of that slope over the training scans.
+    """
+
+    kind: ClassVar[str] = "body_part"
+
+    def __init__(
+        self,
+        options: BodyPartOptions,
+        network: SliceRegressor,
+        *,
+        lowest: float,
+        highest: float,
+        raw_slope: float,
+        raw_spread: float,
+    ) -> None:
+        if not highest > lowest:
+            raise ValueError(
+                f"the level of score 100 must lie above that of score 0, got {highest} and {lowest}"
+            )
+        if not raw_slope > 0:
+            raise ValueError(f"scores must rise towards superior, got a slope of {raw_slope} per mm")
+        self.options = options
+        self.channel = options.channel
+        self.network = network.eval()
+        self.lowest, self.highest = lowest, highest
+        self.raw_slope, self.raw_spread = raw_slope, raw_spread
+
+    @property
+    def expected_slope(self) -> float:
+        """Points per mm of a usual scan."""
+        return HIGHEST_SCORE * self.raw_slope / (self.highest - self.lowest)
+
+    @property
+    def tolerance(self) -> float:
+        """Largest plausible deviation from the expected slope, as a share of it."""
+        return max(SLOPE_TOLERANCE, SPREADS * self.raw_spread / self.raw_slope)
+
+    def with_scale(self, lowest: float, highest: float) -> "BodyPartRegressor":
+        """The same with other raw scores for 0 and 100.
+
+        Raises:
+            ValueError: The highest is not above the lowest.
+        """
+        return BodyPartRegressor(
+            self.options,
+            self.network,
+            lowest=lowest,
+            highest=highest,
+            raw_slope=self.raw_slope,
+            raw_spread=self.raw_spread,
+        )
+
+    def slices(self, scan: CanonicalScan) -> ScanSlices:
+        """The slices of a scan as this regressor sees them."""
+        options = self.options
+        if not np.allclose(scan.spacing, options.spacing, rtol=1e-3):
+            raise ValueError(
+                f"the scan has voxels of {scan.spacing.tolist()} mm, the regressor needs {options.spacing:g} mm"
+            )
+        return take_slices(scan, options.modality, options.window, options.side)
+
+    def raw_scores(self, slices: ScanSlices) -> Array:
+        """(K,) scores of the network; NaN for slices of air."""
+        found = np.full(len(slices.positions), np.nan)
+        found[slices.usable] = score_images(self.network, slices.images[slices.usable])
+        return found
+
+    def scores(self, scan: CanonicalScan) -> tuple[Array, Array]:
+        """Scores slice by slice, before any cleaning.
+
+        Args:
+            scan: At the regressor's spacing.
+
+        Returns:
+            Positions (K,) in mm along S, and scores (K,) on the 0 to 100 scale, NaN for slices of air.
+        """
+        slices = self.slices(scan)
+        return slices.positions, self._scaled(self.raw_scores(slices))
+
+    def curve(self, slices: ScanSlices) -> BodyPartCurve:
+        """The cleaned scores of a scan's slices."""
+        if not slices.usable.any():
+            return BodyPartCurve.unusable("no body found in the scan, air only")
+        return make_curve(
+            SUPERIOR,
+            slices.positions,
+            self._scaled(self.raw_scores(slices)),
+            expected_slope=self.expected_slope,
+            tolerance=self.tolerance,
+            cross_section=slices.cross_section,
+        )
+
+    def measure(self, image: npt.NDArray[np.floating], frame: Frame) -> BodyPartCurve:
+        """See :meth:`~nnunet_locctx.regression.regressor.Regressor.measure`."""
+        if frame.shape[frame.array_axes[2]] < 2:
+            return BodyPartCurve.unusable("a single axial slice does not show where in the body it lies")
+        try:
+            scan = to_canonical(image, frame, self.options.spacing)
+        except ValueError as error:
+            return BodyPartCurve.unusable(str(error))
+        return self.curve(self.slices(scan))
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "options": self.options.as_dict(),
+            "weights": {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()},
+            "lowest": self.lowest,
+            "highest": self.highest,
+            "raw_slope": self.raw_slope,
+            "raw_spread": self.raw_spread,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "BodyPartRegressor":
+        state = dict(state)
+        options = BodyPartOptions(**state.pop("options"))
+        network = SliceRegressor()
+        network.load_state_dict(state.pop("weights"))
+        return cls(options, network, **state)
+
+    def _scaled(self, raw: Array) -> Array:
+        return HIGHEST_SCORE * (raw - self.lowest) / (self.highest - self.lowest)
+
+
+@torch.no_grad()
+def score_images(network: SliceRegressor, images: npt.NDArray[np.uint8]) -> Array:
+    """Raw scores (K,) of stored slices (K, side, side)."""
+    parts = [network(as_input(images[start : start + BATCH])) for start in range(0, len(images), BATCH)]
+    return torch.cat(parts).double().numpy() if parts else np.zeros(0)
