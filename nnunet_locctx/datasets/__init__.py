@@ -1,5 +1,6 @@
-"""Datasets in nnU-Net's raw format: the phantom and, later, conversions of public ones."""
+"""Datasets in nnU-Net's raw format: two phantoms of organs that only their place tells apart."""
 
 from nnunet_locctx.datasets.phantom import make_phantom
+from nnunet_locctx.datasets.whole_body import make_whole_body
 
-__all__ = ["make_phantom"]
+__all__ = ["make_phantom", "make_whole_body"]

@@ -23,23 +23,42 @@ included, whatever the orientation.
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import SimpleITK
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
-FloatArray = NDArray[np.float64]
+from nnunet_locctx.datasets.storage import (
+    ORIENTATIONS,
+    FloatArray,
+    check_count,
+    check_storage,
+    new_dataset,
+    orientation_axes,
+    rotation_matrix,
+    store,
+    written_at_once,
+)
+from nnunet_locctx.datasets.storage import (
+    write_case as _write_case,
+)
+
+__all__ = [
+    "LOOK_ALIKES",
+    "ORGANS",
+    "ORIENTATIONS",
+    "REGIONS",
+    "PhantomCase",
+    "Structure",
+    "make_phantom",
+    "orientation_axes",
+    "phantom_case",
+]
 
 AIR_HU = -1000.0
 FAT_HU = -100.0
@@ -76,13 +95,9 @@ _REGION_ORDER = (
     1,
 )  # the label nnU-Net paints for each region: one that belongs to it and to no later region
 
-ORIENTATIONS: tuple[str, ...] = ("LPS", "RAS", "PIR", "LAS", "SRP", "RPI")
-"""Storage orientations a data set mixes by default."""
-
 _BODY_HALF_AXIS = 0.42  # of the field of view
 _ORGAN_RADIUS = 0.18  # of the body's smallest half axis
 _SMALLEST_SIZE = 16  # voxels; below this an organ would be under a voxel in radius
-_AXIS_OF_LETTER = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}
 
 
 @dataclass(frozen=True)
@@ -188,35 +203,19 @@ def make_phantom(
         TypeError: An argument that counts something is no whole number.
         ValueError: An argument is out of range.
     """
-    _check_count("dataset_id", dataset_id, 1, 999)
-    _check_count("cases", cases, 1)
-    _check_count("test_cases", test_cases, 0)
+    check_count("dataset_id", dataset_id, 1, 999)
+    check_count("cases", cases, 1)
+    check_count("test_cases", test_cases, 0)
     draw = _Settings.checked(size, spacing, channels, orientations, oblique, seed)
 
-    folder = Path(folder)
-    target = folder / f"Dataset{dataset_id:03d}_Phantom"
-    if target.exists() and not overwrite:
-        raise FileExistsError(
-            f"{target} exists already; choose another dataset_id (seen {dataset_id}) or pass overwrite=True"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=folder))
-    try:
+    target = new_dataset(folder, dataset_id, "Phantom", overwrite)
+    with written_at_once(target, _dataset_json(cases, channels, regions, ignore)) as partial:
         for number in tqdm(range(cases + test_cases), desc="phantom", unit="scan", disable=not progress):
             part = "Tr" if number < cases else "Ts"
             case = _draw_case(draw, number)
             if ignore and part == "Tr":
                 case = _unlabel_slices(case, draw.generator(number, stream=1))
             _write_case(case, f"phantom_{number:03d}", partial / f"images{part}", partial / f"labels{part}")
-        description = _dataset_json(cases, channels, regions, ignore)
-        (partial / "dataset.json").write_text(json.dumps(description, indent=2) + "\n")
-        partial.chmod(0o777 & ~_umask())  # mkdtemp makes it private
-        if target.exists():
-            shutil.rmtree(target)
-        partial.replace(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return target
 
 
@@ -231,7 +230,7 @@ def phantom_case(
     seed: int = 0,
 ) -> PhantomCase:
     """Draw case `number` (counted from 0) in memory; other arguments and errors as in `make_phantom`."""
-    _check_count("number", number, 0)
+    check_count("number", number, 0)
     return _draw_case(_Settings.checked(size, spacing, channels, orientations, oblique, seed), number)
 
 
@@ -261,20 +260,13 @@ class _Settings:
                 f"inferior-superior), got {size!r}"
             )
         for value in sizes:
-            _check_count("size", value, _SMALLEST_SIZE)
+            check_count("size", value, _SMALLEST_SIZE)
         steps = [spacing] * 3 if isinstance(spacing, (int, float, np.number)) else list(spacing)
         if len(steps) != 3 or not all(math.isfinite(step) and step > 0 for step in steps):
             raise ValueError(f"spacing must be one or three finite numbers above 0 (mm), got {spacing!r}")
-        _check_count("channels", channels, 1)
-        _check_count("seed", seed, 0)
-        if isinstance(orientations, str) or not orientations:
-            raise ValueError(
-                f"orientations must be a non-empty list of codes such as 'LPS', got {orientations!r}"
-            )
-        for code in orientations:
-            orientation_axes(code)
-        if not 0 <= oblique <= 30:
-            raise ValueError(f"oblique must be 0 to 30 degrees, got {oblique!r}")
+        check_count("channels", channels, 1)
+        check_count("seed", seed, 0)
+        check_storage(orientations, oblique)
         return cls(
             (int(sizes[0]), int(sizes[1]), int(sizes[2])),
             (float(steps[0]), float(steps[1]), float(steps[2])),
@@ -288,34 +280,6 @@ class _Settings:
         return np.random.default_rng([self.seed, number, stream])
 
 
-def orientation_axes(code: str) -> list[tuple[int, int]]:
-    """Canonical axis and sign of each stored axis.
-
-    Args:
-        code: Three letters, one each of L/R, P/A and S/I; a letter names the direction in which the index
-            grows.
-
-    Returns:
-        For each stored axis the canonical axis (0 = left, 1 = posterior, 2 = superior) and +1 or -1.
-
-    Raises:
-        ValueError: `code` is no orientation.
-    """
-    axes = [_AXIS_OF_LETTER.get(letter) for letter in code]
-    found = [axis for axis in axes if axis is not None]
-    if len(axes) != 3 or sorted(axis for axis, _ in found) != [0, 1, 2]:
-        raise ValueError(f"an orientation has one letter each of L/R, P/A and S/I, e.g. 'RAS', got {code!r}")
-    return found
-
-
-def _check_count(name: str, value: object, smallest: int, largest: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < smallest or (largest is not None and value > largest):
-        allowed = f"at least {smallest}" if largest is None else f"{smallest} to {largest}"
-        raise ValueError(f"{name} must be {allowed}, got {value}")
-
-
 def _draw_case(settings: _Settings, number: int) -> PhantomCase:
     random = settings.generator(number)
     spacing = np.asarray(settings.spacing)
@@ -324,7 +288,7 @@ def _draw_case(settings: _Settings, number: int) -> PhantomCase:
     # Drawn for every case, used for every fifth: what is drawn next must not
     # depend on that.
     angles = np.deg2rad(random.uniform(-settings.oblique, settings.oblique, 3)) * (number % 5 == 2)
-    rotation = _rotation(angles)
+    rotation = rotation_matrix(angles)
     centre = random.uniform(-40.0, 40.0, 3)  # the scanner's origin means nothing
 
     half_axes = _BODY_HALF_AXIS * nominal * random.uniform(0.90, 1.06) * random.uniform(0.97, 1.03, 3)
@@ -337,25 +301,9 @@ def _draw_case(settings: _Settings, number: int) -> PhantomCase:
     images = np.stack([_scan(random, tissue, organ, channel) for channel in range(settings.channels)])
 
     code = settings.orientations[number % len(settings.orientations)]
-    axes = orientation_axes(code)
-    order = [axis for axis, _ in axes]
-    signs = np.array([sign for _, sign in axes])
-    flipped = tuple(m for m, (_, sign) in enumerate(axes) if sign < 0)
-    # Canonical index of stored voxel (0, 0, 0): the far end of every axis that is flipped.
-    corner = np.zeros(3)
-    for axis, sign in axes:
-        corner[axis] = shape[axis] - 1 if sign < 0 else 0
-    origin = centre + rotation @ ((corner - (shape - 1) / 2) * spacing)
+    stored = store(images, labels, spacing, centre, rotation, code)
     return PhantomCase(
-        images=np.ascontiguousarray(
-            np.flip(images.transpose(0, *(axis + 1 for axis in order)), tuple(m + 1 for m in flipped))
-        ),
-        labels=np.ascontiguousarray(np.flip(labels.transpose(order), flipped)),
-        spacing=(float(spacing[order[0]]), float(spacing[order[1]]), float(spacing[order[2]])),
-        origin=(float(origin[0]), float(origin[1]), float(origin[2])),
-        direction=rotation[:, order] * signs,
-        orientation=code,
-        structures=structures,
+        stored.images, stored.labels, stored.spacing, stored.origin, stored.direction, code, structures
     )
 
 
@@ -414,18 +362,6 @@ def _scan(
     return scan
 
 
-def _rotation(angles: FloatArray) -> FloatArray:
-    """Rotation matrix (3, 3) from angles about x, y and z in radians, applied in that order."""
-    matrix = np.eye(3)
-    for axis, angle in enumerate(angles):
-        first, second = [other for other in range(3) if other != axis]
-        turn = np.eye(3)
-        turn[first, first] = turn[second, second] = math.cos(angle)
-        turn[first, second], turn[second, first] = -math.sin(angle), math.sin(angle)
-        matrix = turn @ matrix
-    return matrix
-
-
 def _unlabel_slices(case: PhantomCase, random: np.random.Generator) -> PhantomCase:
     """The case with about a third of its slices along the last stored axis set to the ignore label."""
     labels = case.labels.copy()
@@ -433,21 +369,6 @@ def _unlabel_slices(case: PhantomCase, random: np.random.Generator) -> PhantomCa
     return PhantomCase(
         case.images, labels, case.spacing, case.origin, case.direction, case.orientation, case.structures
     )
-
-
-def _write_case(case: PhantomCase, name: str, image_folder: Path, label_folder: Path) -> None:
-    image_folder.mkdir(exist_ok=True)
-    label_folder.mkdir(exist_ok=True)
-    arrays = {
-        image_folder / f"{name}_{channel:04d}.nii.gz": image for channel, image in enumerate(case.images)
-    }
-    arrays[label_folder / f"{name}.nii.gz"] = case.labels
-    for path, array in arrays.items():
-        image: Any = SimpleITK.GetImageFromArray(array.transpose(2, 1, 0))  # SimpleITK's arrays run (k, j, i)
-        image.SetSpacing(case.spacing)
-        image.SetOrigin(case.origin)
-        image.SetDirection(case.direction.ravel().tolist())
-        SimpleITK.WriteImage(image, str(path), useCompression=True)
 
 
 def _dataset_json(cases: int, channels: int, regions: bool, ignore: bool) -> dict[str, object]:
@@ -470,9 +391,3 @@ def _dataset_json(cases: int, channels: int, regions: bool, ignore: bool) -> dic
     if regions:
         description["regions_class_order"] = list(_REGION_ORDER)
     return description
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

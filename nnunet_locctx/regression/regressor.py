@@ -76,4 +76,13 @@ def load_regressor(data: bytes) -> Regressor:
             f"the regressor is of kind {kind!r}, version {version!r}; this package reads "
             f"{', '.join(sorted(REGRESSORS))}, version {VERSION}. Fit it again with `locctx fit`."
         )
-    return REGRESSORS[kind].from_state(state)
+    try:
+        return REGRESSORS[kind].from_state(state)
+    except (
+        KeyError,
+        TypeError,
+        RuntimeError,
+    ) as error:  # a network or options that this version does not have
+        raise ValueError(
+            f"the regressor does not fit this version ({error}). Fit it again with `locctx fit`."
+        ) from error

@@ -1,0 +1,150 @@
+"""How an anatomical regressor is fitted."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nnunet_locctx.regression.anatomical.network import STRIDE
+from nnunet_locctx.regression.intensity import check_modality
+
+LOSSES = ("signed", "paper")
+NORMALISATIONS = ("length", "scan")
+MOST_POINTS = 4096
+"""Of one scan in one step, in each of the two sets; the distance term holds a table of all pairs."""
+
+
+@dataclass(frozen=True)
+class AnatomicalOptions:
+    """How an anatomical regressor is fitted.
+
+    Attributes:
+        modality: ``ct`` or ``mr``, see :data:`~nnunet_locctx.regression.intensity.MODALITIES`.
+        channel: Image channel it looks at.
+        spacing: Voxel size of the canonical grid in mm.
+        window: HU that become -1 and 1 (CT only).
+        seed: Of the initial weights and of every draw.
+        steps: Optimiser steps.
+        scans_per_step: Scans in each step.
+        pairs_per_scan: Overlapping pairs of crops from each of them.
+        crop: Voxels of a crop along (R, A, S), multiples of 4.
+        zoom: Lowest and highest voxel size of a crop, in voxels of the canonical grid; drawn for each axis of each
+            crop.
+        visible: Lowest and highest share of a crop's part of the scan, along each axis, that is seen. The rest is
+            unknown, so that a scan shorter than a crop too is seen in many fields of view: else its own field of view
+            would do as a frame.
+        paired_points: Places in the body, in the overlap of a pair, that are read from both crops.
+        body_points: Further places in the body, read from one crop.
+        background_points: Places outside the body, read from one crop.
+        length: Millimetres that one unit of the embedding stands for.
+        loss: ``signed``: equality, distance and signed term, which leave only a shift free; ``paper``: without the
+            signed term.
+        normalise: ``length``: positions are divided by `length`; ``scan``: by their standard deviation along each axis
+            in the step's crops of the scan, as in the paper.
+        equality, signed: Weights of the terms; that of the distance term is 1.
+        augment: Chance of each change of intensities.
+        masked: Chance that blocks of a crop are hidden.
+        learning_rate: Highest.
+        weight_decay: AdamW's.
+        warm_up: Share of the steps in which the learning rate rises.
+        validation: Share of the scans held out to watch the loss; none is held out of fewer than 5.
+        checkpoint_every: Steps between checkpoints.
+        widths, depths: The network's, see :class:`~nnunet_locctx.regression.anatomical.network.EmbeddingNetwork`.
+
+    Raises:
+        ValueError: A value out of range.
+    """
+
+    modality: str = "ct"
+    channel: int = 0
+    spacing: float = 8.0
+    window: tuple[float, float] = (-1000.0, 300.0)
+    seed: int = 0
+    steps: int = 2000
+    scans_per_step: int = 1
+    pairs_per_scan: int = 4
+    crop: tuple[int, int, int] = (40, 32, 48)
+    zoom: tuple[float, float] = (0.75, 1.4)
+    visible: tuple[float, float] = (0.999, 1.0)
+    paired_points: int = 64
+    body_points: int = 48
+    background_points: int = 16
+    length: float = 100.0
+    loss: str = "signed"
+    normalise: str = "length"
+    equality: float = 1.0
+    signed: float = 1.0
+    augment: float = 0.5
+    masked: float = 0.1
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-2
+    warm_up: float = 0.05
+    validation: float = 0.1
+    checkpoint_every: int = 200
+    widths: tuple[int, ...] = (32, 48, 64, 64)
+    depths: tuple[int, ...] = (1, 2, 2, 2)
+
+    def __post_init__(self) -> None:
+        check_modality(self.modality)
+        for name in ("window", "crop", "zoom", "visible", "widths", "depths"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # lists of a stored state
+        for name in ("steps", "scans_per_step", "pairs_per_scan", "paired_points", "checkpoint_every"):
+            self._check(
+                name, _is_whole(getattr(self, name)) and getattr(self, name) >= 1, "a whole number above 0"
+            )
+        for name in ("channel", "seed", "body_points", "background_points"):
+            self._check(
+                name, _is_whole(getattr(self, name)) and getattr(self, name) >= 0, "a whole number, 0 or more"
+            )
+        for name in ("spacing", "length", "learning_rate"):
+            self._check(name, _is_number(getattr(self, name)) and getattr(self, name) > 0, "a number above 0")
+        for name in ("equality", "signed", "weight_decay"):
+            self._check(
+                name, _is_number(getattr(self, name)) and getattr(self, name) >= 0, "a number, 0 or more"
+            )
+        for name in ("augment", "masked", "warm_up", "validation"):
+            self._check(
+                name, _is_number(getattr(self, name)) and 0 <= getattr(self, name) < 1, "from 0 to below 1"
+            )
+        self._check("loss", self.loss in LOSSES, f"one of {', '.join(LOSSES)}")
+        self._check("normalise", self.normalise in NORMALISATIONS, f"one of {', '.join(NORMALISATIONS)}")
+        self._check("window", _rises(self.window, -math.inf), "two rising numbers")
+        self._check(
+            "zoom", _rises(self.zoom, 0.25) and self.zoom[1] <= 4, "two rising numbers from 0.25 to 4"
+        )
+        self._check(
+            "visible",
+            _rises(self.visible, 0.01) and self.visible[1] <= 1,
+            "two rising numbers from 0.01 to 1",
+        )
+        crop: tuple[int, ...] = self.crop  # callers are not type checked
+        self._check(
+            "crop",
+            len(crop) == 3 and all(_is_whole(n) and n >= 4 * STRIDE and n % STRIDE == 0 for n in crop),
+            f"three multiples of {STRIDE}, {4 * STRIDE} or more",
+        )
+        self._check(
+            "widths",
+            2 <= len(self.widths) == len(self.depths)
+            and all(_is_whole(n) and n >= 1 for n in self.widths + self.depths),
+            "whole numbers above 0, two or more, as many as depths",
+        )
+        points = self.pairs_per_scan * (self.paired_points + self.body_points + self.background_points)
+        if points > MOST_POINTS:
+            raise ValueError(f"pairs_per_scan x points of a crop must be at most {MOST_POINTS}, got {points}")
+
+    def _check(self, name: str, fits: bool, allowed: str) -> None:
+        if not fits:
+            raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _rises(pair: Sequence[float], lowest: float) -> bool:
+    return len(pair) == 2 and all(_is_number(value) for value in pair) and lowest <= pair[0] < pair[1]

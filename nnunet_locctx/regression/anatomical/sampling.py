@@ -1,0 +1,186 @@
+"""Overlapping crops of one scan, and places in them whose position in the patient is known."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from nnunet_locctx.regression.anatomical.augmentation import augment
+from nnunet_locctx.regression.anatomical.options import AnatomicalOptions
+from nnunet_locctx.regression.canonical import CanonicalScan
+from nnunet_locctx.regression.intensity import body_mask, normalise
+
+UNKNOWN = 0
+"""Stored value of a voxel outside the scan; 1 to 255 are intensities from -1 to 1."""
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TrainingScan:
+    """A scan as the training holds it: 2 bytes a voxel.
+
+    Attributes:
+        image: (a, b, c) uint8 along (R, A, S), see :data:`UNKNOWN`.
+        body: (a, b, c) bool.
+        spacing: (3,) mm.
+    """
+
+    image: npt.NDArray[np.uint8]
+    body: npt.NDArray[np.bool_]
+    spacing: npt.NDArray[np.float64]
+
+    @classmethod
+    def from_canonical(cls, scan: CanonicalScan, options: AnatomicalOptions) -> "TrainingScan":
+        """Intensities normalised and the body found; the body is empty where there is none."""
+        image = normalise(scan, options.modality, options.window)
+        coded = np.where(scan.inside, 1 + np.rint((image + 1) * 127), UNKNOWN).astype(np.uint8)
+        return cls(coded, body_mask(scan, options.modality), scan.spacing)
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box of a scan's voxels, part of which is seen; it may reach beyond the scan.
+
+    Attributes:
+        lower: (3,) its first voxel.
+        size: (3,) voxels.
+        seen: (3,) slices of the scan: the part that is seen.
+    """
+
+    lower: Indices
+    size: Indices
+    seen: tuple[slice, ...]
+
+    def relative(self, voxels: Indices) -> npt.NDArray[np.float32]:
+        """Centres of voxels (N, 3) -> (N, 3), -1 to 1 from face to face of the box."""
+        return ((voxels - self.lower + 0.5) / self.size * 2 - 1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class ScanSample:
+    """Pairs of crops of one scan; the first half of the crops are the pairs' first ones.
+
+    Attributes:
+        crops: (2 P, 2, *crop) float32.
+        places: (2 P, N, 3) float32, where the points are read: -1 to 1 from face to face of the crop, along (R, A, S).
+        positions: (2 P, N, 3) float32, the same points in the patient: mm along (R, A, S) from the scan's first voxel.
+        paired: The first this many points of crop ``p`` and crop ``P + p`` are the same places.
+    """
+
+    crops: npt.NDArray[np.float32]
+    places: npt.NDArray[np.float32]
+    positions: npt.NDArray[np.float32]
+    paired: int
+
+
+def sample_pairs(
+    scan: TrainingScan, options: AnatomicalOptions, generator: np.random.Generator
+) -> ScanSample:
+    """Draws `options.pairs_per_scan` pairs of crops.
+
+    The two boxes of a pair hold one voxel of the body in common (the pin), so that their overlap is never empty and
+    never without body. Their sizes differ, so that the crops show the anatomy at different scales. A scan smaller than
+    a box lies in it wherever it fits, with nothing known around it.
+
+    Raises:
+        ValueError: The scan has no body.
+    """
+    levels = np.flatnonzero(scan.body.any(axis=(0, 1)))
+    if levels.size == 0:
+        raise ValueError("a scan without body cannot be sampled")
+    boxes: tuple[list[Box], list[Box]] = ([], [])
+    points: tuple[list[Indices], list[Indices]] = ([], [])
+    for _ in range(options.pairs_per_scan):
+        # level first: legs, neck and head are as likely as the trunk
+        level = int(generator.choice(levels))
+        pin = np.array([*_voxels(scan.body[:, :, level], 1, generator)[0], level])
+        pair = [_box(scan.body.shape, pin, options, generator) for _ in range(2)]
+        common = tuple(
+            slice(max(a.start, b.start), min(a.stop, b.stop))
+            for a, b in zip(pair[0].seen, pair[1].seen, strict=True)
+        )
+        paired = _within(scan.body, common, options.paired_points, generator)
+        for box, found, place in zip(pair, points, boxes, strict=True):
+            place.append(box)
+            found.append(
+                np.concatenate(
+                    [
+                        paired,
+                        _within(scan.body, box.seen, options.body_points, generator),
+                        _within(~scan.body, box.seen, options.background_points, generator, scan.body),
+                    ]
+                )
+            )
+    crops = np.stack([cut(scan.image, box, options.crop) for box in boxes[0] + boxes[1]])
+    for crop in crops:
+        augment(crop, options.augment, options.masked, generator)
+    chosen = points[0] + points[1]
+    return ScanSample(
+        crops,
+        np.stack([box.relative(p) for box, p in zip(boxes[0] + boxes[1], chosen, strict=True)]),
+        np.stack([(p * scan.spacing).astype(np.float32) for p in chosen]),
+        options.paired_points,
+    )
+
+
+def cut(image: npt.NDArray[np.uint8], box: Box, size: Sequence[int]) -> npt.NDArray[np.float32]:
+    """(2, *size) float32: a box's intensities (0 where nothing is known) and where something is known, resampled
+    linearly."""
+    coded = np.zeros(tuple(box.size), dtype=np.uint8)
+    there = tuple(
+        slice(int(p.start - at), int(p.stop - at)) for p, at in zip(box.seen, box.lower, strict=True)
+    )
+    coded[there] = image[box.seen]
+    known = (coded != UNKNOWN).astype(np.float32)
+    values = ((coded.astype(np.float32) - 1) / 127 - 1) * known
+    both = torch.from_numpy(np.stack([values, known]))
+    return F.interpolate(both[None], tuple(size), mode="trilinear", align_corners=False)[0].numpy()
+
+
+def _box(
+    shape: Sequence[int], pin: Indices, options: AnatomicalOptions, generator: np.random.Generator
+) -> Box:
+    """A box of random size that holds a voxel, as much of the scan as it can, and a random part of it that is seen."""
+    factors = generator.uniform(*options.zoom, size=3)
+    size = np.maximum(1, np.rint(np.array(options.crop) * factors)).astype(np.int64)
+    lower = np.empty(3, dtype=np.int64)
+    seen = []
+    for axis, (length, n) in enumerate(zip(size, shape, strict=True)):
+        lower[axis] = (
+            _start(0, n, length, pin[axis], generator) if n > length else generator.integers(n - length, 1)
+        )
+        first, stop = max(0, int(lower[axis])), min(n, int(lower[axis] + length))
+        part = max(1, round((stop - first) * generator.uniform(*options.visible)))
+        start = _start(first, stop, part, pin[axis], generator)
+        seen.append(slice(start, start + part))
+    return Box(lower, size, tuple(seen))
+
+
+def _start(first: int, stop: int, length: int, pin: int, generator: np.random.Generator) -> int:
+    """Where a run of voxels begins that lies between two voxels and holds a third."""
+    return int(generator.integers(max(first, pin - length + 1), min(pin, stop - length) + 1))
+
+
+def _voxels(mask: npt.NDArray[np.bool_], count: int, generator: np.random.Generator) -> Indices:
+    """(count, axes) indices of voxels of a mask that is not empty, drawn with replacement."""
+    flat = np.flatnonzero(mask)
+    chosen = flat[generator.integers(0, flat.size, count)]
+    return np.stack(np.unravel_index(chosen, mask.shape), axis=-1)
+
+
+def _within(
+    mask: npt.NDArray[np.bool_],
+    part: tuple[slice, ...],
+    count: int,
+    generator: np.random.Generator,
+    otherwise: npt.NDArray[np.bool_] | None = None,
+) -> Indices:
+    """(count, 3) voxels of a mask in a part of the scan; of `otherwise` where it has none there."""
+    there = mask[part]
+    if otherwise is not None and not there.any():
+        there = otherwise[part]
+    return _voxels(there, count, generator) + np.array([axis.start for axis in part])

@@ -1,0 +1,381 @@
+"""The experiment on whole-body phantoms: errors and invariance of known locations, steps that resume, documents."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import anatomy_dice
+import anatomy_location
+import anatomy_report
+import experiment_anatomy
+import numpy as np
+import pytest
+from anatomy_dice import DiceRun, DiceSettings, by_field_of_view
+from anatomy_location import (
+    OVERLAP,
+    Calibration,
+    PhantomScans,
+    compare,
+    invariance,
+    location_errors,
+    locator,
+    monotonicity,
+    overlapping_crops,
+    summary,
+)
+
+from nnunet_locctx.datasets.whole_body import whole_body_case
+from nnunet_locctx.location import BodyPartCurve
+from nnunet_locctx.regression.body_part import BodyPartOptions, BodyPartRegressor
+from nnunet_locctx.regression.body_part.network import SliceRegressor
+
+coarse = functools.partial(whole_body_case, in_plane=(12, 12), slices=(12, 12))
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The body is looked for on a coarse grid."""
+    monkeypatch.setattr(anatomy_location, "GRID", 12.0)
+
+
+class TrueField:
+    """The true place in the atlas, scaled and shifted; what a location field is asked for here."""
+
+    def __init__(self, case: Any, shift: float = 0.0) -> None:
+        self.case, self.shift = case, shift
+
+    def at(self, index: Any) -> Any:
+        return self.case.canonical(index) / np.array([400.0, 300.0, 1000.0]) + self.shift
+
+
+def true_locator(case: Any) -> Any:
+    return TrueField(case), ""
+
+
+class TestErrors:
+    def test_summary_by_hand(self) -> None:
+        found = summary(np.array([[3.0, 4.0, 0.0], [-3.0, 0.0, 4.0], [1.0, 0.0, 0.0]]))
+        assert [found[axis]["median"] for axis in ("R", "A", "S", "3D")] == [3.0, 0.0, 0.0, 5.0]
+        assert found["S"]["p90"] == pytest.approx(3.2)
+        assert (found["3D"]["quantiles"][0], found["3D"]["quantiles"][-1]) == (1.0, 5.0)
+
+    def test_calibration_undoes_a_line_per_axis(self) -> None:
+        truth = np.random.default_rng(0).uniform(-100, 900, (50, 3))
+        coordinates = truth * (0.01, -0.002, 0.001) + (1.0, 2.0, 3.0)
+        calibration = Calibration.fitted(coordinates, truth)
+        assert np.allclose(calibration.millimetres(coordinates), truth)
+        assert np.allclose(calibration.slopes, (100, -500, 1000))
+
+    def test_the_truth_has_no_error_and_voxel_fractions_have_some(self) -> None:
+        locators = {"true": true_locator, "voxel": locator("voxel"), "scanner": locator("scanner")}
+        found = location_errors(locators, range(4), range(4, 7), 0, draw=coarse)
+        true, voxel = (found["sources"][name] for name in ("true", "voxel"))
+        assert true["slopes_mm"] == pytest.approx([400.0, 300.0, 1000.0])
+        assert true["errors"]["3D"]["quantiles"][-1] == 0.0
+        assert voxel["errors"]["S"]["median"] > 20.0
+        assert found["line"]["errors"]["S"]["median"] < voxel["errors"]["S"]["median"]
+        assert [scan["case"] for scan in found["scans"]] == [4, 5, 6]
+        assert [coarse(number).fraction <= 0.6 for number in (4, 5, 6)] == [False, True, False]
+        middle = voxel["errors_small"]["S"]["median"]
+        assert middle == pytest.approx(voxel["per_scan"][1]["S"], abs=0.01)  # the one small field of view
+        assert all(len(one["per_scan"]) == len(one["heights"]) == 3 for one in (true, voxel))
+        heights = np.array(true["heights"])
+        assert np.allclose(heights[:, 0], heights[:, 1], atol=0.11)  # both rounded to 0.1 mm
+
+    def test_a_constant_error_is_found(self) -> None:
+        """Held-out scans shifted by 0.02 along every axis: 8, 6 and 20 mm."""
+
+        def locate(case: Any) -> Any:
+            return TrueField(
+                case, 0.02 if np.allclose(case.body.position, held_out.body.position) else 0.0
+            ), ""
+
+        held_out = coarse(3)
+        found = location_errors({"shifted": locate}, range(3), [3], 0, draw=coarse)["sources"]["shifted"]
+        assert [found["errors"][axis]["median"] for axis in "RAS"] == pytest.approx([8.0, 6.0, 20.0])
+        assert found["per_scan"] == [{"R": 8.0, "A": 6.0, "S": 20.0}]
+
+    def test_scans_that_were_not_measured(self) -> None:
+        """They do not spoil the calibration; held out, they count."""
+        lost = [coarse(number).body.position for number in (0, 3)]
+
+        def locate(case: Any) -> Any:
+            if any(np.allclose(case.body.position, position) for position in lost):
+                return TrueField(case, 5.0), "nothing seen"
+            return true_locator(case)
+
+        found = location_errors({"one": locate}, range(3), [3, 4], 0, draw=coarse)["sources"]["one"]
+        assert found["not_measured"] == {"training": {0: "nothing seen"}, "held_out": {3: "nothing seen"}}
+        assert found["slopes_mm"] == pytest.approx([400.0, 300.0, 1000.0])
+        assert found["per_scan"][0]["S"] == pytest.approx(5000.0)
+        assert found["per_scan"][1]["S"] == 0.0
+        with pytest.raises(ValueError, match="none of the 1 training scans"):
+            location_errors({"one": locate}, [0], [1], 0, draw=coarse)
+
+
+class TestInvariance:
+    @staticmethod
+    def pairs(number: int, seed: int) -> Any:
+        one = coarse(number, seed=seed, crop=(0.1, 0.6))
+        return {
+            "crops": (one, coarse(number, seed=seed, crop=(0.3, 1.0))),
+            "orientations": (one, coarse(number, seed=seed, crop=(0.1, 0.6), orientation="SRP")),
+        }
+
+    def test_the_truth_is_the_same_in_every_crop(self) -> None:
+        locators = {"true": true_locator, "voxel": locator("voxel")}
+        slopes = {"true": [400.0, 300.0, 1000.0], "voxel": [300.0, 200.0, 500.0]}
+        found = invariance(locators, slopes, [0, 1], 0, pairs=self.pairs)
+        assert found["true"]["crops"]["pairs"] == 2
+        assert found["true"]["crops"]["points"]["S"]["max"] == 0.0
+        assert found["voxel"]["orientations"]["points"]["S"]["max"] < 0.01
+        crops = found["voxel"]["crops"]
+        assert crops["points"]["S"]["median"] > 10.0
+        assert crops["mm"]["S"] == pytest.approx(crops["points"]["S"]["median"] * 5.0, abs=0.01)
+
+    def test_pairs_that_were_not_measured_are_counted(self) -> None:
+        def locate(case: Any) -> Any:
+            return TrueField(case), "" if case.crop[0] < 0.2 else "too high"
+
+        found = invariance({"one": locate}, {"one": [1.0] * 3}, [0], 0, pairs=self.pairs)["one"]
+        assert found["crops"] == {"pairs": 1, "not_measured": 1}
+        assert found["orientations"]["not_measured"] == 0
+
+    def test_compare_by_hand(self) -> None:
+        found = compare([np.array([[1.0, 0.0, -2.0], [3.0, 0.0, 4.0], [5.0, 0.0, 0.0]])], [100, 200, -300])
+        assert found["points"]["R"] == {"median": 3.0, "max": 5.0}
+        assert found["points"]["S"] == {"median": 2.0, "max": 4.0}
+        assert found["mm"] == {"R": 3.0, "A": 0.0, "S": 6.0}
+
+    def test_crops_overlap(self) -> None:
+        random = np.random.default_rng(0)
+        pairs = [overlapping_crops(700.0, random) for _ in range(100)]
+        shared = [700 * (min(a[1], b[1]) - max(a[0], b[0])) for a, b in pairs]
+        assert min(shared) >= OVERLAP
+        assert min(shared) < 200.0
+        assert all(0 <= low < high <= 1 and high - low >= 0.3 for pair in pairs for low, high in pair)
+
+
+class FakeRegressor:
+    """Scores that are a function of the patient's z; not a `Regressor`, which would take the place of the real one."""
+
+    channel = 0
+    kind = "body_part"
+    options = BodyPartOptions()
+
+    def __init__(self, sign: float) -> None:
+        self.sign = sign
+
+    def scores(self, scan: Any) -> Any:
+        positions = scan.places(2)
+        scores = self.sign * positions
+        scores[0] = np.nan  # a slice of air
+        return positions, scores
+
+    def measure(self, image: Any, frame: Any) -> BodyPartCurve:
+        if self.sign < 0:
+            return BodyPartCurve.unusable("reversed")
+        places = np.array([0.0, 100.0, 200.0])
+        return BodyPartCurve(np.array([0.0, 0.0, 1.0]), places, places, 1.0)
+
+
+class TestMonotonicity:
+    def test_rising_and_falling_scores(self) -> None:
+        rising: Any = FakeRegressor(1.0)
+        found = monotonicity(rising, [0, 1], 0, draw=coarse)
+        assert (found["scans"], found["measured"], found["rising"]) == (2, 2, 2)
+        assert found["spearman_min"] == found["raw_steps_up"] == 1.0
+        falling: Any = FakeRegressor(-1.0)
+        found = monotonicity(falling, [0, 1], 0, draw=coarse)
+        assert (found["measured"], found["rising"], found["spearman_median"]) == (0, 0, -1.0)
+
+
+class TestRegressors:
+    def test_scans_are_drawn_when_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(anatomy_location, "whole_body_case", coarse)
+        scans = PhantomScans(range(2, 4), 0, 10.0)
+        assert list(scans) == ["whole_body_002", "whole_body_003"]
+        scan = scans["whole_body_003"]
+        assert np.allclose(scan.spacing, 10.0)
+        assert np.allclose(
+            (scan.affine @ [*(np.array(scan.image.shape) - 1) / 2, 1])[:3], coarse(3).frame.centre
+        )
+
+    def test_a_fit_is_kept_until_something_changes(self, tmp_path: Path) -> None:
+        options = BodyPartOptions(steps=7)
+        asked: list[Any] = []
+
+        def fit(scans: Any, options: Any, folder: Path) -> BodyPartRegressor:
+            assert folder.is_dir()
+            asked.append((len(scans), options))
+            network = SliceRegressor()
+            return BodyPartRegressor(
+                options, network, lowest=0.0, highest=1.0, raw_slope=0.01, raw_spread=0.001
+            )
+
+        first, record = experiment_anatomy.fitted("body_part", options, fit, range(3), 0, tmp_path)
+        again, same = experiment_anatomy.fitted("body_part", options, fit, range(3), 0, tmp_path)
+        assert asked == [(3, options)]
+        assert again.to_bytes() == first.to_bytes()
+        assert same["seconds"] == record["seconds"]
+        assert record["parameters"] == sum(p.numel() for p in SliceRegressor().parameters())
+        experiment_anatomy.fitted("body_part", BodyPartOptions(steps=8), fit, range(3), 0, tmp_path)
+        experiment_anatomy.fitted("body_part", BodyPartOptions(steps=8), fit, range(4), 0, tmp_path)
+        assert [count for count, _ in asked] == [3, 3, 4]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["body_part.json", "body_part.pt"]
+
+    def test_options_of_the_fits(self) -> None:
+        functions = experiment_anatomy.fit_functions({"body_part": 11, "anatomical": None}, 5)
+        assert functions["body_part"][0] == BodyPartOptions(steps=11, seed=5)
+        assert functions["anatomical"][0].seed == 5
+        assert functions["anatomical"][0].steps > 11
+
+
+class TestDice:
+    @pytest.fixture
+    def commands(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+        """Commands are kept instead of run; evaluation leaves a summary."""
+        ran: list[tuple[str, ...]] = []
+
+        def run(self: Any, *command: str, log: str, show: Any = None) -> None:
+            ran.append(command)
+            self.history.append(" ".join(command))
+            if command[0] == "nnUNetv2_plan_and_preprocess":
+                (self.preprocessed / "Dataset904_WholeBody").mkdir()
+            if command[0] == "nnUNetv2_evaluate_folder":
+                metrics = {str(label): {"Dice": 0.5 if label > 1 else None} for label in range(1, 11)}
+                cases = [{"prediction_file": f"{command[2]}/whole_body_002.nii.gz", "metrics": metrics}]
+                content = {"mean": metrics, "metric_per_case": cases}
+                (Path(command[2]) / "summary.json").write_text(json.dumps(content))
+
+        monkeypatch.setattr(anatomy_dice.NNUNet, "run", run)
+        monkeypatch.setattr(
+            anatomy_dice,
+            "make_whole_body",
+            functools.partial(anatomy_dice.make_whole_body, in_plane=(20, 20), slices=(20, 20)),
+        )
+        monkeypatch.setattr(anatomy_dice, "whole_body_case", coarse)
+        return ran
+
+    def test_commands_in_order_and_once(self, tmp_path: Path, commands: list[tuple[str, ...]]) -> None:
+        settings = DiceSettings(cases=2, test_cases=1, epochs=1, steps=(("body_part", 9),))
+        run = DiceRun(tmp_path, settings, ("plain", "body_part"))
+        run.run()
+        done = [" ".join(command) for command in commands]
+        assert done[1].startswith("locctx fit body-part -d 904")
+        assert done[1].endswith("--steps 9")
+        assert [line.split()[0] for line in done] == [
+            "nnUNetv2_plan_and_preprocess",
+            "locctx",
+            "locctx",
+            "locctx",
+            *["nnUNetv2_train", "nnUNetv2_predict", "nnUNetv2_evaluate_folder"] * 2,
+        ]
+        assert "--name voxel --source voxel" in done[2]
+        assert "--name body_part --source body_part" in done[3]
+        assert (
+            done[4] == "nnUNetv2_train 904 voxel 0 -p nnUNetPlans_locctx -tr nnUNetTrainer_1epoch -device cpu"
+        )
+        assert "904 body_part 0" in done[7]
+        assert "LocCtxTrainer_1epoch" in done[7]
+        splits = json.loads((run.preprocessed / "splits_final.json").read_text())
+        assert splits == [
+            {"train": ["whole_body_000"], "val": ["whole_body_001"]}
+        ]  # the smaller field of view
+        preset = json.loads((tmp_path / "small.json").read_text())
+        assert (preset["patch_size"], preset["batch_size"]) == ([16] * 3, 8)
+
+        count = len(commands)
+        again = DiceRun(tmp_path, settings, ("plain", "body_part"))
+        again.run()
+        assert len(commands) == count
+        record = again.record()
+        assert {name: one["dice"] for name, one in record["runs"].items()} == {"plain": 0.5, "body_part": 0.5}
+        classes = record["runs"]["plain"]["per_class"]
+        assert (classes["thigh_right"], classes["thigh_left"]) == (None, 0.5)  # the first one is in no scan
+        assert coarse(2).fraction > 0.6
+        assert (record["runs"]["plain"]["small"], record["runs"]["plain"]["large"]) == (None, 0.5)
+        assert not any(str(tmp_path) in line for line in record["commands"])
+
+    def test_other_settings_and_unknown_runs_are_refused(self, tmp_path: Path) -> None:
+        DiceRun(tmp_path, DiceSettings(), ("plain",)).steps.run("nothing", "nothing", lambda: None)
+        with pytest.raises(ValueError, match="begun with other settings"):
+            DiceRun(tmp_path, DiceSettings(patch=24), ("plain",))
+        with pytest.raises(ValueError, match="unknown runs atlas"):
+            DiceRun(tmp_path, DiceSettings(), ("atlas",))
+
+    def test_small_and_large_fields_of_view(self, tmp_path: Path) -> None:
+        cases = [
+            {"prediction_file": "x/a.nii.gz", "metrics": {"1": {"Dice": 0.2}, "2": {"Dice": float("nan")}}},
+            {"prediction_file": "x/b.nii.gz", "metrics": {"1": {"Dice": 0.6}, "2": {"Dice": 0.8}}},
+        ]
+        file = tmp_path / "summary.json"
+        file.write_text(json.dumps({"metric_per_case": cases}))
+        assert by_field_of_view(file, {"a": 0.4, "b": 0.9}) == (0.2, 0.7)
+        assert by_field_of_view(file, {"a": 0.4, "b": 0.5}) == (pytest.approx(0.5333, abs=1e-4), None)
+
+
+class TestDocuments:
+    @pytest.fixture
+    def record(self) -> dict[str, Any]:
+        locators = {"voxel": true_locator, "body_part": true_locator}
+        location = location_errors(locators, range(2), [2, 3], 0, draw=coarse)
+        slopes = {"body_part": [1.0, 2.0, 3.0]}
+        rows = invariance({"body_part": true_locator}, slopes, [0], 0, pairs=TestInvariance.pairs)
+        rows["body_part"]["slices of 8 mm"] = compare([None], [1.0] * 3)
+        regressor: Any = FakeRegressor(1.0)
+        return {
+            "settings": {"training": 2, "held_out": 1, "patients": 1, "seed": 0, "points": 9, "threads": 1},
+            "fits": {"body_part": {"seconds": 90.0, "parameters": 1234}},
+            "location": location,
+            "invariance": rows,
+            "monotonicity": {"body_part": monotonicity(regressor, [0], 0, draw=coarse)},
+        }
+
+    def test_section_and_picture(self, record: dict[str, Any], tmp_path: Path) -> None:
+        dice = {"trainer": "T", "dice": 0.91, "small": None, "large": 0.5, "train_seconds": 60}
+        record["dice"] = {"settings": vars(DiceSettings()), "runs": {"plain": dice}}
+        text = anatomy_report.section(record)
+        zero = "0.0 (0.0)"
+        assert f"| `body_part` | {zero} | {zero} | {zero} | {zero} | {zero} | 0 |" in text
+        assert "| `body_part` | slices of 8 mm | - | - | - | - | 0 of 1 |" in text
+        assert "`body_part` in 1.5 minutes (1,234 parameters)" in text
+        assert "| `body_part` | 1 of 1 | 1 | 1.000 (1.000) | 100% |" in text
+        assert "| none | `T` | 0.910 | - | 0.500 | 1.0 |" in text
+        anatomy_report.draw(record, tmp_path / "figures" / "location_error.png")
+        assert [path.name for path in (tmp_path / "figures").iterdir()] == ["location_error.png"]
+
+    def test_written_between_the_marks(self, record: dict[str, Any], tmp_path: Path) -> None:
+        docs, work = tmp_path / "docs", tmp_path / "work"
+        for folder in (docs, work):
+            folder.mkdir()
+        page = docs / "results.md"
+        page.write_text(f"before\n\n{anatomy_report.BEGIN}\n\nold\n\n{anatomy_report.END}\nafter\n")
+        with pytest.raises(ValueError, match="nothing has been measured"):
+            experiment_anatomy.write_documents(work, docs)
+        (work / "location.json").write_text(json.dumps(record))
+        assert experiment_anatomy.main(["--report", "--work", str(work), "--docs", str(docs)]) == 0
+        text = page.read_text()
+        assert text.startswith("before\n")
+        assert text.endswith("after\n")
+        assert "old" not in text
+        assert "best line" in text
+        assert json.loads((docs / "anatomy.json").read_text())["settings"]["training"] == 2
+        assert (docs / "figures" / "location_error.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--training", "1"], "--training must be at least 2, got 1"),
+        (["--held-out", "0"], "--held-out must be at least 1, got 0"),
+        (["--test-cases", "0"], "--test-cases must be at least 1, got 0"),
+        (["--epochs", "7"], "invalid choice"),
+        (["--sources", "gps"], "invalid choice"),
+    ],
+)
+def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        experiment_anatomy.parse(arguments)
+    assert message in capsys.readouterr().err
