@@ -16,6 +16,9 @@ PERCENTILES = (0.5, 99.5)
 BODY_HU = -500.0
 """Smoothed CT above this is body."""
 
+SMALLEST_PART = 0.3
+"""Of the largest connected region: regions above this belong to the body too (two legs, without the pelvis)."""
+
 SMALLEST_BODY = 0.01
 """Share of the scan that a body takes, at least."""
 
@@ -43,8 +46,8 @@ def normalise(scan: CanonicalScan, modality: str, window: tuple[float, float]) -
 
 
 def body_mask(scan: CanonicalScan, modality: str) -> npt.NDArray[np.bool_]:
-    """(a, b, c) bool: the largest connected bright region, its holes filled slice by slice (axial); nothing where no
-    region takes :data:`SMALLEST_BODY` of the scan.
+    """(a, b, c) bool: the largest connected bright region and those not much smaller, holes filled slice by slice
+    (axial); nothing where this takes less than :data:`SMALLEST_BODY` of the scan.
 
     CT: above :data:`BODY_HU` after smoothing; else above Otsu's threshold, halved because fat and muscle must both
     pass.
@@ -64,7 +67,7 @@ def body_mask(scan: CanonicalScan, modality: str) -> npt.NDArray[np.bool_]:
         return np.zeros(scan.image.shape, dtype=bool)
     sizes = np.bincount(regions.ravel())
     sizes[0] = 0
-    body = regions == sizes.argmax()
+    body = np.isin(regions, np.flatnonzero(sizes >= SMALLEST_PART * sizes.max()))
     if body.sum() < SMALLEST_BODY * scan.inside.sum():
         return np.zeros(scan.image.shape, dtype=bool)
     for level in range(body.shape[2]):

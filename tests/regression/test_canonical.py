@@ -105,6 +105,17 @@ def test_the_body_is_found_without_its_table_and_with_its_cavities(
     assert not body[1, 25, 13]
 
 
+def test_both_legs_are_body_where_the_pelvis_is_out_of_view() -> None:
+    index = np.stack(np.meshgrid(*[np.arange(n) for n in (40, 20, 12)], indexing="ij"), axis=-1)
+    legs = [(((index[..., :2] - [x, 10]) / [8, r]) ** 2).sum(-1) < 1 for x, r in ((10, 7), (30, 6))]
+    image = np.where(legs[0] | legs[1], 40.0, -1000.0).astype(np.float32)
+    scan = CanonicalScan(image, np.ones(image.shape, dtype=bool), np.diag([4.0, 4, 4, 1]))
+    body = body_mask(scan, "ct")
+    assert body[10, 10, 6]
+    assert body[30, 10, 6]
+    assert not body[20, 10, 6]
+
+
 @pytest.mark.parametrize("modality", ["ct", "mr"])
 def test_air_has_no_body(modality: str) -> None:
     scan = CanonicalScan(
