@@ -5,10 +5,22 @@ import sys
 from collections.abc import Sequence
 
 from nnunet_locctx import __version__
-from nnunet_locctx.commands import check, demo, methods, plan, show, trainers
+from nnunet_locctx.commands import (
+    check,
+    crop,
+    demo,
+    fit,
+    landmarks,
+    localize,
+    methods,
+    plan,
+    robustness,
+    show,
+    trainers,
+)
 from nnunet_locctx.commands.common import FAILED
 
-COMMANDS = (trainers, methods, demo, check, plan, show)
+COMMANDS = (trainers, methods, demo, check, plan, fit, show, robustness, landmarks, localize, crop)
 """In the order of the help."""
 
 

@@ -40,7 +40,7 @@ def scans(count: int) -> dict[str, CanonicalScan]:
     generator = np.random.default_rng(7)
     found = {}
     for number in range(count):
-        levels = int(generator.integers(24, 44))
+        levels = int(generator.integers(20, 60))
         first = float(generator.uniform(-250, 250 - SPACING * levels))
         found[f"case_{number}"] = scan((-160, -120, first), (40, 30, levels), number)
     return found

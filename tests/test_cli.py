@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from nnunet_locctx.nnunet.plans_file import read_plans
 from nnunet_locctx.resources import trainers_folder
 from tests.nnunet.small_plans import configuration, plans
 
-COMMANDS = ("trainers", "methods", "demo", "check", "plan", "show")
+COMMANDS = ("trainers", "methods", "demo", "check", "plan", "fit", "show", "robustness", "landmarks", "localize", "crop")
 Captured = pytest.CaptureFixture[str]
 
 
@@ -46,7 +47,7 @@ def test_help_lists_the_commands(capsys: Captured) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert all(f"    {command} " in text for command in COMMANDS)
+    assert all(re.search(rf"^    {command}\s", text, re.MULTILINE) for command in COMMANDS)
     assert 'export nnUNet_extTrainer="$(locctx trainers)"' in text
 
 
@@ -339,7 +340,7 @@ class TestShow:
         ("line", "words"),
         [
             ("--fold 0", "need --model"),
-            ("--model . --source voxel", "read from the model's plans"),
+            ("--model . --source voxel", "are read from the model"),
             ("--model .", "is not the folder of a trained model"),
             ("--source moon", "unknown location source 'moon'"),
             ("--absolute", "absolute"),

@@ -1,23 +1,17 @@
 """`nnunet_locctx.show`: what is drawn lies where it lies in the patient."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from torch import nn
 
 from nnunet_locctx.location import make_source
-from nnunet_locctx.nnunet.trainers import find_trainer
 from nnunet_locctx.show import Comparison, LocatedScan, compare_predictions, draw, read_scan
 from nnunet_locctx.show.figure import VIEWS, Slice
 from nnunet_locctx.show.scan import checked_patch
-from tests.nnunet.small_plans import configuration, plans
+from tests.nnunet.small_models import make_model
 
 AXIAL, CORONAL, SAGITTAL = VIEWS
 
@@ -237,7 +231,7 @@ class TestModels:
     def test_second_stage_of_a_cascade(self, image: Path, tmp_path: Path) -> None:
         cascade = make_model(tmp_path / "m", "PriorHeadTrainer", previous_stage="3d_lowres")
         with pytest.raises(
-            ValueError, match="needs predictions of '3d_lowres'; show a model of the first stage"
+            ValueError, match="needs predictions of '3d_lowres'; choose a model of the first stage"
         ):
             compare_predictions([image], cascade, device="cpu")
 
@@ -275,59 +269,3 @@ class TestModels:
         for name in ("plans.json", "dataset.json"):
             (folder / name).write_text("{}")
         return folder
-
-
-def make_model(
-    folder: Path, trainer: str, *, previous_stage: str | None = None, trainer_in_checkpoint: str | None = None
-) -> Path:
-    """A model folder as training leaves it, with weights set by hand (see `TestModels.trained`)."""
-    location = {"location": {"source": "voxel", "block": {"encoding": "identity", "stride": 1}}}
-    stage = {} if previous_stage is None else {"previous_stage": previous_stage}
-    content = plans(
-        {
-            "3d_fullres": configuration(
-                patch_size=[16, 16, 16], spacing=[3.0, 2.0, 1.0], **location, **stage
-            ),
-            "3d_lowres": configuration(),
-        }
-    )
-    dataset = {
-        "channel_names": {"0": "CT"},
-        "labels": {"background": 0, "organ": 1},
-        "file_ending": ".nii.gz",
-    }
-    manager = PlansManager(content)
-    builder: Any = find_trainer(trainer) or nnUNetTrainer
-    channels = 1 if previous_stage is None else 2
-    network = builder.build_network_architecture(
-        manager, manager.get_configuration("3d_fullres"), channels, 2, False
-    )
-    if trainer == "PriorHeadTrainer":
-        _right_is_class_one(network)
-    fold = folder / "fold_0"
-    fold.mkdir(parents=True)
-    (folder / "plans.json").write_text(json.dumps(content))
-    (folder / "dataset.json").write_text(json.dumps(dataset))
-    checkpoint = {
-        "network_weights": network.state_dict(),
-        "trainer_name": trainer_in_checkpoint or trainer,
-        "init_args": {"configuration": "3d_fullres"},
-        "inference_allowed_mirroring_axes": (0, 1, 2),
-    }
-    torch.save(checkpoint, fold / "checkpoint_final.pth")
-    return folder
-
-
-def _right_is_class_one(network: nn.Module) -> None:
-    """Logits that depend on the location's first channel alone: class 1 wins where it is above 0."""
-    with torch.no_grad():
-        for layer in network.decoder.seg_layers:
-            layer.weight.zero_()
-            layer.bias.zero_()
-        for block in network.location_blocks:
-            first, _, last = block.atlas
-            for layer in (first, last):
-                layer.weight.zero_()
-                layer.bias.zero_()
-            first.weight[0, 0] = 1  # hidden unit 0 follows R
-            last.weight[3, 0] = 1  # shift of class 1, behind two scales and the shift of class 0

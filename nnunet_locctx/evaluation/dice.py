@@ -53,3 +53,39 @@ def mean_dice(summary: Path, labels: Mapping[str, Any]) -> DiceScores:
         value = means[key]["Dice"]
         per_class[name] = math.nan if value is None else float(value)
     return DiceScores(per_class, len(content["metric_per_case"]))
+
+
+def foreground(labels: Mapping[str, Any]) -> dict[str, int | tuple[int, ...]]:
+    """Class name -> label or region, without background and ignore label.
+
+    Args:
+        labels: The ``labels`` of the data set's ``dataset.json``.
+    """
+    return {
+        name: tuple(int(one) for one in label) if isinstance(label, list | tuple) else int(label)
+        for name, label in labels.items()
+        if name not in ("background", "ignore")
+    }
+
+
+def file_dice(reference: Path, prediction: Path, labels: Mapping[str, Any], reader: Any) -> dict[str, float]:
+    """Class name -> Dice of one predicted file (a fraction; NaN if the class is in neither file).
+
+    Args:
+        reference: The true segmentation.
+        prediction: The predicted one, on the same grid.
+        labels: The ``labels`` of the data set's ``dataset.json``.
+        reader: nnU-Net's reader of the files.
+    """
+    from nnunetv2.evaluation.evaluate_predictions import compute_metrics
+
+    classes = foreground(labels)
+    ignore = labels.get("ignore")
+    found = compute_metrics(
+        str(reference),
+        str(prediction),
+        reader,
+        list(classes.values()),
+        None if ignore is None else int(ignore),
+    )["metrics"]
+    return {name: float(found[label]["Dice"]) for name, label in classes.items()}

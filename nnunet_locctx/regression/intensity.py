@@ -16,7 +16,7 @@ PERCENTILES = (0.5, 99.5)
 BODY_HU = -500.0
 """Smoothed CT above this is body."""
 
-SMALLEST_PART = 0.3
+SMALLEST_PART = 0.5
 """Of the largest connected region: regions above this belong to the body too (two legs, without the pelvis)."""
 
 SMALLEST_BODY = 0.01
