@@ -18,7 +18,19 @@ from nnunet_locctx.nnunet.plans_file import read_plans
 from nnunet_locctx.resources import trainers_folder
 from tests.nnunet.small_plans import configuration, plans
 
-COMMANDS = ("trainers", "methods", "demo", "check", "plan", "fit", "show", "robustness", "landmarks", "localize", "crop")
+COMMANDS = (
+    "trainers",
+    "methods",
+    "demo",
+    "check",
+    "plan",
+    "fit",
+    "show",
+    "robustness",
+    "landmarks",
+    "localize",
+    "crop",
+)
 Captured = pytest.CaptureFixture[str]
 
 

@@ -1,0 +1,155 @@
+"""Locations that are wrong by a known amount.
+
+Two errors are made, each of an amount given in percent of the axis:
+
+* **shift**: one constant is added to the whole scan, as if the field of view had been misjudged;
+* **noise**: every slice is off by a number of its own, drawn from a Gaussian whose standard deviation is the amount.
+  Slice scores err in this way: all voxels of a slice share one error, neighbouring slices do not.
+
+Both concern the third channel alone (``axial``: the coordinate along the body, S), or each of the three (``all``). With
+noise, channel R is off by one number per slice across R, A by one per slice across A, S by one per slice across S; the
+slices are those of the preprocessed array's axis closest to the patient's. The *axis* is 1.0 for sources whose
+coordinates run from -0.5 to 0.5 (``voxel``, ``body_part``, ``anatomical``); for ``scanner`` it is the scan's extent in
+mm over :data:`~nnunet_locctx.location.MILLIMETRES_PER_UNIT`.
+
+Source of the experiment: Hooft et al., "LocBAM", ISBI 2026, section 3.4, axial shifts. Its code adds the shift twice,
+and to all axes; here it is added once.
+"""
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nnunet_locctx.geometry import Array, Frame
+from nnunet_locctx.location import MILLIMETRES_PER_UNIT, LocationSource
+from nnunet_locctx.location.field import NEVER_ZERO
+
+AMOUNTS = (0.0, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0)
+KINDS = ("shift", "noise")
+AXES = {"axial": (2,), "all": (0, 1, 2)}
+"""Name -> channels that are changed."""
+
+SIGNS = {"both": (1.0, -1.0), "plus": (1.0,), "minus": (-1.0,)}
+
+
+@dataclass(frozen=True)
+class Change:
+    """One way to be wrong.
+
+    Attributes:
+        kind: ``shift``, ``noise`` or ``none``.
+        axes: ``axial``, ``all`` or ``none``.
+        percent: Of the axis; negative for a shift towards left, posterior and inferior.
+    """
+
+    kind: str
+    axes: str
+    percent: float
+
+
+UNCHANGED = Change("none", "none", 0.0)
+
+
+@dataclass(frozen=True)
+class Design:
+    """What is tried.
+
+    Attributes:
+        amounts: Percent of the axis, increasing.
+        axes: Keys of :data:`AXES`.
+        kinds: Of :data:`KINDS`.
+        sign: Key of :data:`SIGNS`: directions of a shift; with ``both`` the mean of the two is reported, as the answer
+            depends on the direction.
+        seed: Of the noise.
+    """
+
+    amounts: tuple[float, ...] = AMOUNTS
+    axes: tuple[str, ...] = tuple(AXES)
+    kinds: tuple[str, ...] = KINDS
+    sign: str = "both"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("axes", tuple(AXES)), ("kinds", KINDS)):
+            _check_choice(name, getattr(self, name), allowed)
+        _check_choice("sign", (self.sign,), tuple(SIGNS))
+        if not self.amounts or not all(math.isfinite(amount) and amount >= 0 for amount in self.amounts):
+            raise ValueError(f"amounts must be percentages of 0 or more, got {list(self.amounts)}")
+        if self.seed < 0:
+            raise ValueError(f"the seed must be 0 or more, got {self.seed}")
+        object.__setattr__(self, "amounts", tuple(sorted({float(amount) for amount in self.amounts})))
+
+    def curves(self) -> list[tuple[str, str]]:
+        """(kind, axes) of every curve."""
+        return [(kind, axes) for kind in self.kinds for axes in self.axes]
+
+    def point(self, kind: str, axes: str, amount: float) -> list[Change]:
+        """The changes whose mean is one point of a curve."""
+        if amount == 0:
+            return [UNCHANGED]
+        signs = SIGNS[self.sign] if kind == "shift" else (1.0,)
+        return [Change(kind, axes, sign * amount) for sign in signs]
+
+    def changes(self) -> list[Change]:
+        """Everything to predict, each once."""
+        found = (self.point(*curve, amount) for curve in self.curves() for amount in self.amounts)
+        return list(dict.fromkeys(change for point in found for change in point))
+
+
+def axis_lengths(source: LocationSource, frame: Frame) -> Array:
+    """(3,) length of the scan along R, A and S in the units of its location: 100 percent."""
+    if source.name == "scanner":
+        return np.asarray(frame.extent / MILLIMETRES_PER_UNIT)
+    return np.ones(3)
+
+
+def wrong_location(
+    location: npt.NDArray[np.float32],
+    frame: Frame,
+    lengths: npt.ArrayLike,
+    change: Change,
+    *,
+    case: str = "",
+    seed: int = 0,
+) -> npt.NDArray[np.float32]:
+    """A scan's location with an error.
+
+    The noise of a case depends on nothing but its name, the seed and the axis: every model meets the same errors, and
+    a larger amount means larger errors in the same places.
+
+    Args:
+        location: (3, *shape), the true one (R, A, S); not changed.
+        frame: The preprocessed array's.
+        lengths: (3,) what 100 percent is (:func:`axis_lengths`).
+        change: The error.
+        case: Name of the case.
+        seed: Of the noise.
+
+    Returns:
+        (3, *shape) float32.
+    """
+    wrong = location.copy()
+    if change.percent == 0:
+        return wrong
+    for channel in AXES[change.axes]:
+        amount = change.percent / 100 * float(np.asarray(lengths)[channel])
+        if change.kind == "shift":
+            wrong[channel] += np.float32(amount)
+            continue
+        axis = frame.array_axes[channel]
+        generator = np.random.default_rng([seed, zlib.crc32(case.encode()), channel])
+        errors = amount * generator.standard_normal(frame.shape[axis])
+        wrong[channel] += errors.astype(np.float32).reshape([-1 if a == axis else 1 for a in range(3)])
+    # a voxel that is 0 in all channels would pass for nnU-Net's padding
+    wrong[0][wrong[0] == 0] = NEVER_ZERO
+    return wrong
+
+
+def _check_choice(name: str, given: Sequence[str], allowed: Sequence[str]) -> None:
+    unknown = [value for value in given if value not in allowed]
+    if unknown or not given:
+        raise ValueError(f"{name} must be of {', '.join(allowed)}; got {', '.join(unknown) or 'none'}")
