@@ -18,6 +18,7 @@ from nnunet_locctx.demo.steps import Steps, write_text
 from nnunet_locctx.evaluation.dice import mean_dice
 
 PLANS = "nnUNetPlans_locctx"
+SMALL_CONFIGURATION = "small"
 FIT = {"body_part": "body-part", "anatomical": "ape"}
 """Location source -> what `locctx fit` calls it."""
 
@@ -33,6 +34,7 @@ class DiceSettings:
         cases: Training scans, one of which is nnU-Net's validation case.
         test_cases: Held-out scans.
         seed: Of the phantom and of the fits. nnU-Net itself draws its batches and weights without a seed.
+        spacing: Voxel size in mm that scans are resampled to; coarse, so that patches hold enough of the organs.
         patch: Voxels of a patch along each axis.
         batch: Patches per batch.
         features: Channels of the U-Net's stages.
@@ -46,10 +48,11 @@ class DiceSettings:
     cases: int = 20
     test_cases: int = 10
     seed: int = 0
+    spacing: float = 8.0
     patch: int = 16
     batch: int = 8
     features: tuple[int, ...] = (16, 32, 64)
-    epochs: int = 5
+    epochs: int = 10
     located: str = "LocCtxTrainer"
     steps: tuple[tuple[str, int], ...] = ()
     threads: int = 1
@@ -88,7 +91,8 @@ class DiceRun:
     def run(self) -> None:
         """Runs what is missing."""
         self.steps.run("phantom", "phantom", self.phantom)
-        self.steps.run("plan", "nnU-Net plans and preprocesses", self.plan)
+        self.steps.run("plan", "nnU-Net plans", self.plan)
+        self.steps.run("preprocess", "a small configuration, preprocessed", self.preprocess)
         for source in FIT:
             if source in self.sources:
                 self.steps.run(f"fit_{source}", f"locctx fit: {source}", lambda s=source: self.fit(s))  # type: ignore[misc]
@@ -117,18 +121,7 @@ class DiceRun:
 
     def plan(self) -> None:
         shutil.rmtree(self.preprocessed, ignore_errors=True)
-        self._run(
-            "plan",
-            "nnUNetv2_plan_and_preprocess",
-            "-d",
-            self.number,
-            "-c",
-            "3d_fullres",
-            "-npfp",
-            "1",
-            "-np",
-            "1",
-        )
+        self._run("plan", "nnUNetv2_plan_and_preprocess", "-d", self.number, "--no_pp", "-npfp", "1")
         # nnU-Net ends a training by predicting the validation cases, mirrored eight times; one small one is enough here
         shares = self.shares(0, self.settings.cases)
         held = min(shares, key=lambda name: shares[name])
@@ -151,11 +144,12 @@ class DiceRun:
             words += ["--steps", str(dict(self.settings.steps)[source])]
         self._run(f"fit_{source}", *words, quiet=False)
 
-    def configure(self, source: str) -> None:
+    def preprocess(self) -> None:
         stages = len(self.settings.features)
         preset = self.folder / "small.json"
         content = {
             "description": "a small network and patch",
+            "spacing": [self.settings.spacing] * 3,
             "patch_size": [self.settings.patch] * 3,
             "batch_size": self.settings.batch,
             "architecture": {
@@ -165,7 +159,13 @@ class DiceRun:
             },
         }
         write_text(preset, json.dumps(content, indent=2) + "\n")
-        words = ("--preset", str(preset), "--name", source, "--source", source, "--force")
+        words = ("--preset", str(preset), "--name", SMALL_CONFIGURATION, "--force")
+        self._run("configure", "locctx", "plan", "-d", self.number, *words, quiet=False)
+        words = ("-plans_name", PLANS, "-c", SMALL_CONFIGURATION, "-np", "1")
+        self._run("preprocess", "nnUNetv2_preprocess", "-d", self.number, *words)
+
+    def configure(self, source: str) -> None:
+        words = ("-p", PLANS, "-c", SMALL_CONFIGURATION, "--name", source, "--source", source, "--force")
         self._run(f"configure_{source}", "locctx", "plan", "-d", self.number, *words, quiet=False)
 
     def train(self, run: str) -> None:

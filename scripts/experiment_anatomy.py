@@ -241,7 +241,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--patch", type=int, default=16, help="--dice: voxels of a patch (default: 16)")
     parser.add_argument("--batch", type=int, default=8, help="--dice: patches per batch (default: 8)")
     parser.add_argument(
-        "--epochs", type=int, default=5, choices=(1, 5, 10, 20, 50), help="--dice (default: 5)"
+        "--epochs", type=int, default=10, choices=(1, 5, 10, 20, 50), help="--dice (default: 10)"
     )
     parser.add_argument("--report", action="store_true", help="only write the documents from the work folder")
     options = parser.parse_args(arguments)

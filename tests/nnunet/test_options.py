@@ -38,8 +38,14 @@ def test_scanner() -> None:
 @pytest.mark.parametrize(
     ("location", "message"),
     [
-        ({"source": "gps"}, "location.source must be one of anatomical, body_part, scanner, voxel, got 'gps'"),
-        ({"sauce": "voxel"}, "does not take sauce; allowed: source, absolute, cross_section, jitter, dropout, place, block"),
+        (
+            {"source": "gps"},
+            "location.source must be one of anatomical, body_part, scanner, voxel, got 'gps'",
+        ),
+        (
+            {"sauce": "voxel"},
+            "does not take sauce; allowed: source, absolute, cross_section, jitter, dropout, place, block",
+        ),
         ("voxel", "must be a table, got 'voxel'"),
         ({"absolute": True}, "option of the source 'scanner', got source 'voxel'"),
         ({"absolute": 1, "source": "scanner"}, "location.absolute must be true or false, got 1"),

@@ -197,7 +197,6 @@ def test_coordinates_of_unseen_scans_mean_the_same_place(tmp_path: Path) -> None
     ]
     coordinates, fractions, places = tables
     error = calibrated_error(coordinates, places)
-    print(error, calibrated_error(fractions, places))
     assert error[2] < 0.5 * calibrated_error(fractions, places)[2]
     assert max(error[:2]) < 15.0
 
