@@ -159,10 +159,10 @@ class DiceRun:
             },
         }
         write_text(preset, json.dumps(content, indent=2) + "\n")
-        words = ("--preset", str(preset), "--name", SMALL_CONFIGURATION, "--force")
-        self._run("configure", "locctx", "plan", "-d", self.number, *words, quiet=False)
-        words = ("-plans_name", PLANS, "-c", SMALL_CONFIGURATION, "-np", "1")
-        self._run("preprocess", "nnUNetv2_preprocess", "-d", self.number, *words)
+        added = ("--preset", str(preset), "--name", SMALL_CONFIGURATION, "--force")
+        self._run("configure", "locctx", "plan", "-d", self.number, *added, quiet=False)
+        which = ("-plans_name", PLANS, "-c", SMALL_CONFIGURATION, "-np", "1")
+        self._run("preprocess", "nnUNetv2_preprocess", "-d", self.number, *which)
 
     def configure(self, source: str) -> None:
         words = ("-p", PLANS, "-c", SMALL_CONFIGURATION, "--name", source, "--source", source, "--force")
