@@ -263,22 +263,24 @@ class TestDice:
         run = DiceRun(tmp_path, settings, ("plain", "body_part"))
         run.run()
         done = [" ".join(command) for command in commands]
-        assert done[1].startswith("locctx fit body-part -d 904")
-        assert done[1].endswith("--steps 9")
+        assert done[3].startswith("locctx fit body-part -d 904")
+        assert done[3].endswith("--steps 9")
         assert [line.split()[0] for line in done] == [
             "nnUNetv2_plan_and_preprocess",
+            "locctx",
+            "nnUNetv2_preprocess",
             "locctx",
             "locctx",
             "locctx",
             *["nnUNetv2_train", "nnUNetv2_predict", "nnUNetv2_evaluate_folder"] * 2,
         ]
-        assert "--name voxel --source voxel" in done[2]
-        assert "--name body_part --source body_part" in done[3]
+        assert "--name voxel --source voxel" in done[4]
+        assert "--name body_part --source body_part" in done[5]
         assert (
-            done[4] == "nnUNetv2_train 904 voxel 0 -p nnUNetPlans_locctx -tr nnUNetTrainer_1epoch -device cpu"
+            done[6] == "nnUNetv2_train 904 voxel 0 -p nnUNetPlans_locctx -tr nnUNetTrainer_1epoch -device cpu"
         )
-        assert "904 body_part 0" in done[7]
-        assert "LocCtxTrainer_1epoch" in done[7]
+        assert "904 body_part 0" in done[9]
+        assert "LocCtxTrainer_1epoch" in done[9]
         splits = json.loads((run.preprocessed / "splits_final.json").read_text())
         assert splits == [
             {"train": ["whole_body_000"], "val": ["whole_body_001"]}
