@@ -65,6 +65,12 @@ def add(commands: Any) -> None:
     size.add_argument("--patch", type=int, nargs="+", metavar="N", help="patch size in voxels")
     size.add_argument("--batch", type=int, metavar="N", help="patches per batch")
     size.add_argument(
+        "--batch-dice",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="Dice loss over the batch's patches together; for small patches that hold few of the classes",
+    )
+    size.add_argument(
         "--spacing",
         type=float,
         nargs="+",
@@ -150,6 +156,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("the new configuration needs a name: --name")
     name = name or f"{options.configuration}_{Path(options.preset).stem}"
     given = {"patch_size": options.patch, "batch_size": options.batch, "spacing": options.spacing}
+    given["batch_dice"] = options.batch_dice
     changes.update({key: value for key, value in given.items() if value is not None})
     if options.features:
         changes["architecture"] = {**changes.get("architecture", {}), "features_per_stage": options.features}
@@ -179,7 +186,15 @@ def run(options: argparse.Namespace) -> int:
     full = resolve(plans, name)
     own = plans["plans_name"]
     print(f"{'wrote' if changed else 'unchanged:'} {folder / own}.json, configuration {name}")
-    for key in ("inherits_from", "batch_size", "spacing", "data_identifier", "location", "network"):
+    for key in (
+        "inherits_from",
+        "batch_size",
+        "batch_dice",
+        "spacing",
+        "data_identifier",
+        "location",
+        "network",
+    ):
         if key in added:
             print(f"{key:<16}{added[key]}")
     if "architecture" in added:

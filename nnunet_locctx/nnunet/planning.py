@@ -67,6 +67,7 @@ def add_configuration(
     *,
     patch_size: Sequence[int] | None = None,
     batch_size: int | None = None,
+    batch_dice: bool | None = None,
     spacing: Sequence[float] | None = None,
     location: Mapping[str, Any] | None = None,
     architecture: Mapping[str, Any] | None = None,
@@ -87,6 +88,8 @@ def add_configuration(
         patch_size: Voxels, in the plans' axis order (that of the base's ``patch_size``). None: as the base; with a new
             spacing, not larger than the median volume and rounded up to what the new pooling needs, as nnU-Net does.
         batch_size: Patches per batch. None: as the base.
+        batch_dice: Whether the Dice loss is that of the batch's patches taken together. Where small patches hold few of
+            the classes, nnU-Net's Dice per patch rewards calling everything background. None: as the base.
         spacing: Voxel size in mm, in the plans' axis order. None: as the base.
         location: The ``location`` key (:class:`~nnunet_locctx.nnunet.options.LocationOptions`), laid over the base's.
         architecture: Arguments of the planned network (``arch_kwargs``) to replace, such as
@@ -117,6 +120,10 @@ def add_configuration(
         added["network"] = deepcopy({**parent.get("network", {}), **network})
     if batch_size is not None:
         added["batch_size"] = _whole(batch_size, "batch_size")
+    if batch_dice is not None:
+        if not isinstance(batch_dice, bool):
+            raise ValueError(f"batch_dice must be true or false, got {batch_dice!r}")
+        added["batch_dice"] = batch_dice
     if spacing is not None:
         spacing = _numbers(spacing, rank, "spacing")
         if not np.allclose(spacing, parent["spacing"], rtol=1e-6):

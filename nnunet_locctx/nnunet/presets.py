@@ -6,7 +6,16 @@ from typing import Any
 
 from nnunet_locctx.resources import plans_folder
 
-KEYS = ("description", "patch_size", "batch_size", "spacing", "location", "network", "architecture")
+KEYS = (
+    "description",
+    "patch_size",
+    "batch_size",
+    "batch_dice",
+    "spacing",
+    "location",
+    "network",
+    "architecture",
+)
 
 
 def list_presets() -> dict[str, str]:
