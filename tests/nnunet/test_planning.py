@@ -375,9 +375,9 @@ class TestPlanConfiguration:
         assert made["configurations"]["a"]["batch_size"] == 3
 
 
-def test_dice_of_the_batch() -> None:
-    added = add_configuration(plans(), "3d_fullres", "small", patch_size=(32, 32, 32), batch_dice=True)
+def test_dice_of_the_batch(planned: dict[str, Any]) -> None:
+    added = add_configuration(planned, "3d_fullres", "small", patch_size=(32, 32, 32), batch_dice=True)
     assert resolve(added, "small")["batch_dice"] is True
-    assert "batch_dice" not in add_configuration(plans(), "3d_fullres", "same")["configurations"]["same"]
+    assert "batch_dice" not in add_configuration(planned, "3d_fullres", "same")["configurations"]["same"]
     with pytest.raises(ValueError, match="batch_dice must be true or false, got 'yes'"):
-        add_configuration(plans(), "3d_fullres", "small", batch_dice="yes")  # type: ignore[arg-type]
+        add_configuration(planned, "3d_fullres", "small", batch_dice="yes")  # type: ignore[arg-type]
