@@ -75,7 +75,10 @@ def as_image(array: np.ndarray) -> SimpleITK.Image:
 @pytest.mark.parametrize(
     ("location", "message"),
     [
-        ({"source": "satellite"}, "location.source must be one of scanner, voxel, got 'satellite'"),
+        (
+            {"source": "satellite"},
+            "location.source must be one of anatomical, body_part, scanner, voxel, got 'satellite'",
+        ),
         ({"place": "cellar"}, "place must be one of input, .*; got 'cellar'"),
         ({"zoom": 2}, "'location' key does not take zoom; allowed: source"),
         ({"block": {"wings": 2}}, "unknown option 'wings' for block 'prior'; allowed are "),
