@@ -295,7 +295,7 @@ class TestDice:
         record = again.record()
         assert {name: one["dice"] for name, one in record["runs"].items()} == {"plain": 0.5, "body_part": 0.5}
         classes = record["runs"]["plain"]["per_class"]
-        assert (classes["thigh_right"], classes["thigh_left"]) == (None, 0.5)  # the first one is in no scan
+        assert (classes["hip_right"], classes["hip_left"]) == (None, 0.5)  # the first one is in no scan
         assert coarse(2).fraction > 0.6
         assert (record["runs"]["plain"]["small"], record["runs"]["plain"]["large"]) == (None, 0.5)
         assert not any(str(tmp_path) in line for line in record["commands"])
