@@ -1,7 +1,6 @@
 """Crops scans to the region of the body in which chosen labels lie."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,8 @@ from nnunet_locctx.anatomy.region import Example, Region, fit_region
 from nnunet_locctx.anatomy.region_file import StoredRegion, fingerprint
 from nnunet_locctx.anatomy.report import CropReport, ScanCrop
 from nnunet_locctx.anatomy.scans import ScanFiles, channel_file, measure, read_image, read_labels
+from nnunet_locctx.files import replacing, write_atomically
 from nnunet_locctx.location import AnatomicalMap
-from nnunet_locctx.nnunet.fitted import write_atomically
 from nnunet_locctx.nnunet.reading import explain
 from nnunet_locctx.regression.regressor import Regressor
 
@@ -195,9 +194,5 @@ def crop_file(file: Path, target: Path, first: Voxel, stop: Voxel) -> None:
     size = [last - at for at, last in zip(first, stop, strict=True)]
     cropped = sitk.RegionOfInterest(sitk.ReadImage(str(file)), size, list(first))
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{os.getpid()}.{target.name}")  # SimpleITK needs the ending
-    try:
+    with replacing(target) as draft:
         sitk.WriteImage(cropped, str(draft), useCompression=True)
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)

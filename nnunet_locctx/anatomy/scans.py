@@ -12,11 +12,11 @@ import numpy.typing as npt
 from nnunet_locctx.anatomy.localize import LabelledScan, sample_organs
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import AnatomicalMap
-from nnunet_locctx.nnunet.fitted import REGRESSOR, fitted_folder
+from nnunet_locctx.nnunet.fitted import REGRESSOR, fitted_folder, open_regressor
 from nnunet_locctx.nnunet.paths import dataset_folder
 from nnunet_locctx.nnunet.raw_scans import read_dataset_json, training_cases
-from nnunet_locctx.nnunet.reading import explain, file_ending, read_quietly, readers_for
-from nnunet_locctx.regression.regressor import Regressor, load_regressor
+from nnunet_locctx.nnunet.reading import read_any
+from nnunet_locctx.regression.regressor import Regressor
 
 FILE_NAME = re.compile(r"([^.].*)_(\d{4})(\.[A-Za-z][\w.]*)")
 """Case, channel and ending of an image in nnU-Net's raw format."""
@@ -55,17 +55,7 @@ def load_anatomical(file: Path | None, dataset: str | None = None) -> Regressor:
         file = fitted_folder(folder.name, AnatomicalMap.kind) / REGRESSOR
         if not file.is_file():
             raise ValueError(f"no regressor {file}; fit one with: locctx fit ape -d {dataset}")
-    if not file.is_file():
-        raise ValueError(f"no file {file}")
-    try:
-        regressor = load_regressor(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
-    if regressor.kind != AnatomicalMap.kind:
-        raise ValueError(
-            f"{file} holds a {regressor.kind!r} regressor; an {AnatomicalMap.kind!r} one is needed (locctx fit ape)"
-        )
-    return regressor
+    return open_regressor(file, AnatomicalMap.kind)
 
 
 def list_scans(images: Path, labels: Path | None = None) -> list[ScanFiles]:
@@ -232,17 +222,8 @@ def read_labelled(scan: ScanFiles, regressor: Regressor, organs: Mapping[str, Se
 
 
 def _read(file: Path, *, segmentation: bool) -> tuple[npt.NDArray[np.float32], Frame]:
-    if not file.is_file():
-        raise ValueError(f"no file {file}")
-    reasons = []
-    for reader in readers_for(file_ending(file)):
-        try:
-            data, properties = read_quietly([file], reader, segmentation=segmentation)
-        except Exception as error:  # the next reader may manage, as in nnU-Net
-            reasons.append(f"{reader}: {explain(error)}")
-            continue
-        try:
-            return data, Frame.from_properties(properties, data.shape[1:])
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
-    raise ValueError(f"nnU-Net cannot read {file}. " + "; ".join(reasons))
+    data, properties = read_any([file], segmentation=segmentation)
+    try:
+        return data, Frame.from_properties(properties, data.shape[1:])
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error

@@ -1,10 +1,9 @@
 """Checks a whole raw dataset: every file by itself, a case's files against each other, cases against the dataset."""
 
 import contextlib
+import functools
 import io
-import multiprocessing
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from nnunet_locctx.check.scan import (
     read_scan,
 )
 from nnunet_locctx.nnunet.reading import read_quietly, readers_for
+from nnunet_locctx.nnunet.workers import map_in_workers
 
 SPACING_FACTOR = 5.0
 """A voxel size this many times above or below the dataset's median is reported."""
@@ -178,18 +178,8 @@ def _choose_reader(dataset: RawDataset, findings: list[Finding]) -> str:
 
 
 def _check_cases(dataset: RawDataset, reader: str, processes: int) -> Iterator[CheckedCase]:
-    processes = min(processes, len(dataset.cases))
-    if processes <= 1:
-        for case in dataset.cases:
-            yield check_case(case, reader, dataset.channels, dataset.labels)
-        return
-    # spawn: forking after ITK has started its threads can hang
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        jobs = [
-            pool.submit(check_case, case, reader, dataset.channels, dataset.labels) for case in dataset.cases
-        ]
-        for job in jobs:
-            yield job.result()
+    check = functools.partial(check_case, reader=reader, channels=dataset.channels, labels=dataset.labels)
+    yield from map_in_workers(check, dataset.cases, processes)
 
 
 def _label_findings(case: Case, label: Scan, labels: dict[int, str]) -> list[Finding]:

@@ -2,11 +2,10 @@
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.commands.common import CLEAN, FINDINGS, add_command
+from nnunet_locctx.commands.common import CLEAN, FINDINGS, add_command, add_processes
 from nnunet_locctx.nnunet.paths import dataset_folder
 
 
@@ -38,14 +37,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--cases", type=int, default=5, metavar="N", help="cases named per finding (default: 5)"
     )
-    parser.add_argument(
-        "-np",
-        "--processes",
-        type=int,
-        default=min(4, os.cpu_count() or 1),
-        metavar="N",
-        help="worker processes",
-    )
+    add_processes(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 

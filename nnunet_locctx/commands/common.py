@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import textwrap
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +39,18 @@ def add_command(
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     parser.set_defaults(run=run)
     return parser
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """Adds the number of worker processes."""
+    parser.add_argument(
+        "-np",
+        "--processes",
+        type=int,
+        default=min(4, os.cpu_count() or 1),
+        metavar="N",
+        help="worker processes that read scans (default: %(default)s)",
+    )
 
 
 def assignments(texts: list[str], option: str) -> dict[str, Any]:

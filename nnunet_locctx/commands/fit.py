@@ -2,11 +2,10 @@
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.commands.common import CLEAN, add_command
+from nnunet_locctx.commands.common import CLEAN, add_command, add_processes, assignments
 
 SOURCES = {"body-part": "body_part", "ape": "anatomical"}
 """What is given on the command line -> location source."""
@@ -55,14 +54,7 @@ def add(commands: Any) -> None:
         metavar="NAME=VALUE",
         help="another option of the fit (repeatable; a wrong name lists them)",
     )
-    parser.add_argument(
-        "-np",
-        "--processes",
-        type=int,
-        default=min(4, os.cpu_count() or 1),
-        metavar="N",
-        help="worker processes that read scans",
-    )
+    add_processes(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     scale = parser.add_argument_group("body-part: what the scores 0 and 100 are")
     scale.add_argument("--lowest", metavar="LABEL", help="class whose lowest slice gets the score 0")
@@ -82,8 +74,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
-    from nnunet_locctx.commands.common import assignments
-    from nnunet_locctx.nnunet.fitted import write_atomically
+    from nnunet_locctx.files import write_atomically
     from nnunet_locctx.nnunet.fitting import Anchors, fit_source
     from nnunet_locctx.nnunet.paths import dataset_folder
 

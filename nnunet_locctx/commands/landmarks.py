@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
 
     from nnunet_locctx.anatomy.landmarks import find_landmarks
     from nnunet_locctx.anatomy.scans import load_anatomical, measure_scan
-    from nnunet_locctx.nnunet.fitted import write_atomically
+    from nnunet_locctx.files import write_atomically
 
     regressor = load_anatomical(options.regressor, options.dataset)
     first, frame = measure_scan(options.first, regressor)

@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
         read_description,
         read_labelled,
     )
-    from nnunet_locctx.nnunet.fitted import write_atomically
+    from nnunet_locctx.files import write_atomically
     from nnunet_locctx.nnunet.paths import dataset_folder
 
     regressor = load_anatomical(options.regressor, options.dataset)

@@ -1,6 +1,5 @@
 """The demo's figure: held-out scans with the truth, both predictions and the coordinate map."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from nnunet_locctx.datasets.phantom import ORGANS
+from nnunet_locctx.files import replacing
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import make_source
 
@@ -133,12 +133,8 @@ def plot_rows(rows: Sequence[Row], file: Path) -> None:
         for name, colour in zip(ORGANS, colours, strict=True)
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False)
-    draft = file.with_name(f".{file.stem}.{os.getpid()}.png")
-    try:
+    with replacing(file) as draft:
         figure.savefig(draft, dpi=110)
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> Any:

@@ -1,11 +1,12 @@
 """Remembers which steps of a long job are done, so that a second run goes on where the first one stopped."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from nnunet_locctx.files import write_atomically
 
 
 class Steps:
@@ -72,9 +73,4 @@ class Steps:
 
 def write_text(file: Path, text: str) -> None:
     """Write a file in one step: a reader sees the old one or the new one."""
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_atomically(file, text.encode())

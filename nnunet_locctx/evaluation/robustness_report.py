@@ -13,7 +13,7 @@ import numpy as np
 
 from nnunet_locctx.evaluation.robustness import NamedModel, Robustness
 from nnunet_locctx.evaluation.robustness_figure import draw_curves
-from nnunet_locctx.nnunet.fitted import write_atomically
+from nnunet_locctx.files import write_atomically
 
 NAMES = ("robustness.md", "robustness.csv", "robustness.json", "robustness.png")
 KIND_WORDS = {

@@ -8,12 +8,13 @@ nnUNet_preprocessed/Dataset003_Liver/locctx_body_part/
 
 import functools
 import hashlib
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from nnunet_locctx.files import write_atomically
 from nnunet_locctx.location import Measurement
 from nnunet_locctx.nnunet.paths import nnunet_folder
+from nnunet_locctx.regression.regressor import Regressor, load_regressor
 
 PREFIX = "locctx_"
 REGRESSOR = "regressor.pt"
@@ -52,14 +53,25 @@ def read_regressor(dataset_name: str, source: str) -> bytes:
     return file.read_bytes()
 
 
-def write_atomically(file: Path, data: bytes) -> None:
-    """Replaces a file as a whole."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
+def open_regressor(file: Path, source: str) -> Regressor:
+    """The regressor in a file.
+
+    Raises:
+        ValueError: There is no such file, it is damaged, or its regressor is for another source.
+    """
+    if not file.is_file():
+        raise ValueError(f"no file {file}")
     try:
-        temporary.write_bytes(data)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+        regressor = load_regressor(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    if regressor.kind != source:
+        article = "an" if source[0] in "aeiou" else "a"
+        raise ValueError(
+            f"{file} holds a {regressor.kind!r} regressor; {article} {source!r} one is needed (locctx fit "
+            f"{COMMANDS[source]})"
+        )
+    return regressor
 
 
 class CaseMeasurements:
@@ -91,21 +103,24 @@ class CaseMeasurements:
             )
         return _read(file, file.stat().st_mtime_ns)
 
-    def check(self, identifiers: Iterable[str]) -> None:
-        """Raises ValueError naming the cases without a readable measurement."""
-        wrong: list[str] = []
+    def problems(self, identifiers: Iterable[str]) -> dict[str, str]:
+        """The cases that could not be measured, and why.
+
+        Raises:
+            ValueError: Cases without a readable measurement, named.
+        """
+        found: dict[str, str] = {}
+        unreadable: list[str] = []
         for identifier in identifiers:
             try:
-                self.read(identifier)
+                problem = self.read(identifier).problem
             except ValueError as error:
-                wrong.append(str(error))
-        if wrong:
-            raise ValueError(summarise(wrong))
-
-    def problems(self, identifiers: Iterable[str]) -> dict[str, str]:
-        """The cases that could not be measured, and why."""
-        found = {identifier: self.read(identifier).problem for identifier in identifiers}
-        return {identifier: problem for identifier, problem in found.items() if problem}
+                unreadable.append(str(error))
+            else:
+                found |= {identifier: problem} if problem else {}
+        if unreadable:
+            raise ValueError(summarise(unreadable))
+        return found
 
     def write(self, identifier: str, measurement: Measurement) -> None:
         """Stores a case's measurement."""

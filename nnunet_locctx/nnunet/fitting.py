@@ -3,10 +3,8 @@
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from nnunet_locctx.files import write_atomically
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import BodyPartCurve, Measurement
 from nnunet_locctx.nnunet.fitted import (
@@ -24,7 +23,6 @@ from nnunet_locctx.nnunet.fitted import (
     CaseMeasurements,
     fitted_folder,
     summarise,
-    write_atomically,
 )
 from nnunet_locctx.nnunet.paths import dataset_folder, nnunet_folder
 from nnunet_locctx.nnunet.raw_scans import (
@@ -33,6 +31,7 @@ from nnunet_locctx.nnunet.raw_scans import (
     read_dataset_json,
     training_cases,
 )
+from nnunet_locctx.nnunet.workers import map_in_workers
 from nnunet_locctx.regression.bpreg import curve_from_bpreg, file_frame, find_files, read_scores
 from nnunet_locctx.regression.regressor import Regressor, load_regressor
 
@@ -240,28 +239,16 @@ def _measure_all(
         except ValueError:
             due.append(case)
     jobs = [(case, data, measurements, None if imports is None else imports[case.identifier]) for case in due]
-    with tqdm(total=len(due), desc="measuring scans", unit="scan", disable=not progress or not due) as bar:
-        wrong = []
-        for answer in _map(_measure, jobs, processes):
-            bar.update()
-            if answer:
-                wrong.append(answer)
+    answers = map_in_workers(_measure, jobs, processes)
+    hidden = not progress or not due
+    bar = tqdm(answers, total=len(due), desc="measuring scans", unit="scan", disable=hidden)
+    wrong = [answer for answer in bar if answer]
     if wrong:
         raise ValueError(f"{len(wrong)} of {len(cases)} scans cannot be measured:\n{summarise(wrong)}")
     for other in folder.glob(f"{MEASUREMENTS}*"):
         if other != measurements.folder:
             shutil.rmtree(other)
     return {case.identifier: measurements.read(case.identifier) for case in cases}
-
-
-def _map(function: Any, jobs: Sequence[Any], processes: int) -> Iterator[Any]:
-    if min(processes, len(jobs)) <= 1:
-        yield from map(function, jobs)
-        return
-    # spawn: forking after ITK has started its threads can hang
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=context) as pool:
-        yield from pool.map(function, jobs)
 
 
 def _measure(job: tuple[RawCase, bytes, CaseMeasurements, Path | None]) -> str:

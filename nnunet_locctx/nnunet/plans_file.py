@@ -1,11 +1,12 @@
 """Reads nnU-Net's plans and keeps plans of our own beside them."""
 
 import json
-import os
 import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
+
+from nnunet_locctx.files import write_atomically
 
 Plans = dict[str, Any]
 
@@ -148,12 +149,7 @@ def write_plans(plans: Plans, file: Path | str) -> bool:
             )
         if existing == json.loads(json.dumps(plans)):
             return False
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        draft.write_text(json.dumps(plans, indent=4) + "\n", encoding="utf-8")
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_atomically(file, (json.dumps(plans, indent=4) + "\n").encode())
     return True
 
 

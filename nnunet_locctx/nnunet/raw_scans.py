@@ -2,9 +2,7 @@
 
 import io
 import json
-import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from nnunet_locctx.files import write_atomically
 from nnunet_locctx.geometry import Frame
-from nnunet_locctx.nnunet.fitted import summarise, write_atomically
+from nnunet_locctx.nnunet.fitted import summarise
 from nnunet_locctx.nnunet.reading import explain, read_quietly, readers_for
+from nnunet_locctx.nnunet.workers import map_in_workers
 from nnunet_locctx.regression.canonical import CanonicalScan, to_canonical
 
 LEVELS = 65535
@@ -174,29 +174,13 @@ def keep_scans(
     folder.mkdir(parents=True, exist_ok=True)
     due = [case for case in cases if not _is_kept(case, folder)]
     jobs = [(case, folder, channel, spacing) for case in due]
-    wrong: list[str] = []
-    with tqdm(
-        total=len(due), desc="reading scans", unit="scan", disable=not progress or not due
-    ) as progress_bar:
-        if min(processes, len(due)) <= 1:
-            answers: Iterator[str] = map(_keep, jobs)
-            wrong = _collect(answers, progress_bar)
-        else:
-            # spawn: forking after ITK has started its threads can hang
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(min(processes, len(due)), mp_context=context) as pool:
-                wrong = _collect(pool.map(_keep, jobs), progress_bar)
+    answers = map_in_workers(_keep, jobs, processes)
+    hidden = not progress or not due
+    bar = tqdm(answers, total=len(due), desc="reading scans", unit="scan", disable=hidden)
+    wrong = [answer for answer in bar if answer]
     if wrong:
         raise ValueError(f"{len(wrong)} of {len(cases)} scans cannot be used:\n{summarise(wrong)}")
     return CanonicalScans(folder, [case.identifier for case in cases])
-
-
-def _collect(answers: Iterator[str], progress_bar: Any) -> list[str]:
-    found = []
-    for answer in answers:
-        found.append(answer)
-        progress_bar.update()
-    return [answer for answer in found if answer]
 
 
 def _is_kept(case: RawCase, folder: Path) -> bool:

@@ -56,6 +56,26 @@ def read_quietly(
         return instance.read_images([str(file) for file in files])
 
 
+def read_any(
+    files: Sequence[Path], *, segmentation: bool = False
+) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+    """:func:`read_quietly` with the first of nnU-Net's readers that manages.
+
+    Raises:
+        ValueError: A file is not there, or no reader can read them; says why for each.
+    """
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"no file {file}")
+    reasons = []
+    for reader in readers_for(file_ending(files[0])):
+        try:
+            return read_quietly(files, reader, segmentation=segmentation)
+        except Exception as error:  # the next reader may manage, as in nnU-Net
+            reasons.append(f"{reader}: {explain(error)}")
+    raise ValueError(f"nnU-Net cannot read {', '.join(map(str, files))}. " + "; ".join(reasons))
+
+
 def explain(error: Exception) -> str:
     """The part of a reader's error that is for people: ITK's messages begin with positions in its source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -164,7 +164,6 @@ class LocatedTrainer(nnUNetTrainer):
         if broken:
             raise ValueError("cases without a usable place in the patient:\n" + "\n".join(broken))
         if self.measurements is not None:
-            self.measurements.check(identifiers)
             for identifier, problem in self.measurements.problems(identifiers).items():
                 self.print_to_log_file(
                     f"WARNING: case {identifier} could not be measured ({problem}); it has voxel fractions instead"

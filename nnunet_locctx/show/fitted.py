@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from nnunet_locctx.files import replacing
 from nnunet_locctx.geometry import PATIENT_FROM_LPS
 from nnunet_locctx.location import AnatomicalMap, BodyPartCurve
 from nnunet_locctx.nnunet.fitting import FittedDataset
@@ -60,12 +61,8 @@ def draw_fitted(fitted: FittedDataset, output: Path) -> None:
     curves = {name: found for name, found in usable.items() if isinstance(found, BodyPartCurve)}
     maps = {name: found for name, found in usable.items() if isinstance(found, AnatomicalMap)}
     figure = _draw_maps(dict(list(maps.items())[:DRAWN_MAPS])) if maps else _draw_curves(curves)
-    temporary = output.with_name(f".{output.stem}.part{output.suffix}")
-    try:
-        figure.savefig(temporary, dpi=120)
-        temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(output) as draft:
+        figure.savefig(draft, dpi=120)
 
 
 def _draw_curves(curves: dict[str, BodyPartCurve]) -> Figure:

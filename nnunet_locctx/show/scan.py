@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from nnunet_locctx.geometry import PATIENT_FROM_LPS, Frame
 from nnunet_locctx.location import LocationField, LocationSource, Measurement
-from nnunet_locctx.nnunet.reading import explain, file_ending, read_quietly, readers_for
+from nnunet_locctx.nnunet.fitted import open_regressor
+from nnunet_locctx.nnunet.reading import read_any
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,10 @@ def read_scan(
     """
     from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
-    data, properties = _read(images, segmentation=False)
+    data, properties = read_any(images)
     seg = None
     if label is not None:
-        seg, _ = _read([label], segmentation=True)
+        seg, _ = read_any([label], segmentation=True)
         if seg.shape[1:] != data.shape[1:]:
             raise ValueError(f"the label has the shape {seg.shape[1:]} (z, y, x), the image {data.shape[1:]}")
     if not np.isfinite(data).all():
@@ -150,29 +151,10 @@ def checked_patch(patch_size: Sequence[int]) -> tuple[int, int, int]:
     return first, second, third
 
 
-def _read(files: Sequence[Path], *, segmentation: bool) -> tuple[npt.NDArray[np.float32], dict]:  # type: ignore[type-arg]
-    for file in files:
-        if not file.is_file():
-            raise ValueError(f"no file {file}")
-    reasons = []
-    for reader in readers_for(file_ending(files[0])):
-        try:
-            return read_quietly(files, reader, segmentation=segmentation)
-        except Exception as error:  # the next reader may manage, as in nnU-Net
-            reasons.append(f"{reader}: {explain(error)}")
-    raise ValueError(f"nnU-Net cannot read {', '.join(map(str, files))}. " + "; ".join(reasons))
-
-
 def _measure(
     file: Path, source: LocationSource, data: npt.NDArray[np.float32], properties: dict[str, Any]
 ) -> Measurement:
-    from nnunet_locctx.regression.regressor import load_regressor
-
-    if not file.is_file():
-        raise ValueError(f"no file {file}")
-    regressor = load_regressor(file.read_bytes())
-    if regressor.kind != source.name:
-        raise ValueError(f"{file} is a regressor for the source {regressor.kind!r}, not {source.name!r}")
+    regressor = open_regressor(file, source.name)
     if regressor.channel >= len(data):
         raise ValueError(f"{file} looks at channel {regressor.channel}; {len(data)} image files are given")
     measured = regressor.measure(data[regressor.channel], Frame.from_properties(properties, data.shape[1:]))

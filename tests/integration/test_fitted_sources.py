@@ -200,7 +200,7 @@ def test_missing_and_damaged_files_are_named(bodies: Workspace, tmp_path: Path) 
         space.train(TRAINER, "body_part")
     assert fit(space, "body_part") == 0  # measures what is missing
     assert regressor.read_bytes() == intact
-    measurements.check([f"whole_body_{number:03d}" for number in range(5)])
+    measurements.problems([f"whole_body_{number:03d}" for number in range(5)])
 
 
 def test_fitting_again_with_other_options_is_refused_and_other_regressors_are_not_mixed(

@@ -20,6 +20,7 @@ from nnunet_locctx.regression.body_part import (
 )
 from nnunet_locctx.regression.body_part.fit import split
 from nnunet_locctx.regression.canonical import CanonicalScan
+from nnunet_locctx.regression.checkpoint import CHECKPOINT
 from tests.regression.body_part_scans import HEIGHT, OPTIONS, SPACING, frame_of, small_scan, small_scans
 
 QUICK = dataclasses.replace(OPTIONS, steps=6, evaluate_every=2, volumes=2)
@@ -185,7 +186,7 @@ def test_interrupted_fit_ends_as_an_uninterrupted_one(
     resumed = fit_body_part(scans, QUICK, tmp_path / "b", progress=False)
     assert resumed.to_bytes() == whole_run.to_bytes()
     assert ("continuing at step" in capsys.readouterr().out) == (interrupted_at >= 2)
-    assert [path.name for path in (tmp_path / "b").iterdir()] == [training.CHECKPOINT]
+    assert [path.name for path in (tmp_path / "b").iterdir()] == [CHECKPOINT]
 
 
 def test_finished_fit_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +206,7 @@ def test_checkpoint_of_something_else_is_not_continued(
     elif what == "scans":
         scans.pop("scan_0")
     else:
-        path = tmp_path / "a" / training.CHECKPOINT
+        path = tmp_path / "a" / CHECKPOINT
         path.write_bytes(path.read_bytes()[:1000])
     again = fit_body_part(scans, options, tmp_path / "a", progress=False)
     assert "starting again" in capsys.readouterr().out

@@ -11,7 +11,7 @@ PRIOR_LENGTH = 20.0
 from the training scans rather than from the cells."""
 
 SMOOTHING = 1.0
-"""Cells: standard deviation with which the deviation from the linear map is smoothed outside the body."""
+"""Nodes: standard deviation with which the deviation from the linear map is smoothed outside the body."""
 
 
 def linear_fit(coordinates: Array, positions: Array, typical: Array) -> tuple[Array, Array]:
@@ -44,7 +44,7 @@ def linear_fit(coordinates: Array, positions: Array, typical: Array) -> tuple[Ar
 def continue_outside(
     coordinates: npt.NDArray[np.floating], linear: npt.NDArray[np.floating], body: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.float64]:
-    """Coordinates of a map, those outside the body replaced by the linear map plus the nearest body cell's deviation
+    """Coordinates of a map, those outside the body replaced by the linear map plus the nearest body node's deviation
     from it, smoothed.
 
     Air, table and blankets look the same everywhere, so what the network says there is noise.

@@ -1,5 +1,6 @@
 """Fitting an anatomical regressor on scans without labels."""
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Mapping
@@ -13,7 +14,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nnunet_locctx.geometry import Array
-from nnunet_locctx.regression.anatomical.checkpoint import load_checkpoint, save_checkpoint
 from nnunet_locctx.regression.anatomical.continuation import linear_fit
 from nnunet_locctx.regression.anatomical.gauge import Gauge, fit_gauge
 from nnunet_locctx.regression.anatomical.losses import distance_term, equality_term, scan_scale, signed_term
@@ -23,6 +23,7 @@ from nnunet_locctx.regression.anatomical.regressor import AnatomicalRegressor, n
 from nnunet_locctx.regression.anatomical.sampling import ScanSample, TrainingScan, sample_pairs
 from nnunet_locctx.regression.anatomical.views import body_nodes, embed_views
 from nnunet_locctx.regression.canonical import CanonicalScan
+from nnunet_locctx.regression.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
 from nnunet_locctx.regression.intensity import body_mask
 
 FEWEST_SCANS = 2
@@ -75,9 +76,15 @@ def fit_anatomical(
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
     )
-    path = Path(folder) / "checkpoint.pt"
+    path = Path(folder) / CHECKPOINT
+    identity = {"options": dataclasses.asdict(options), "names": names}
     history: dict[str, list[float]] = {"step": [], "train": [], "validation": []}
-    done = load_checkpoint(path, options, names, network, optimiser, history)
+    done = 0
+    stored = load_checkpoint(path, identity)
+    if stored is not None:
+        network.load_state_dict(stored["network"])
+        optimiser.load_state_dict(stored["optimiser"])
+        history, done = stored["history"], stored["step"]
     fixed = [
         sample_pairs(held[held_out[i % len(held_out)]], options, np.random.default_rng([options.seed, 1, i]))
         for i in range(VALIDATION_SAMPLES if held_out else 0)
@@ -113,7 +120,13 @@ def fit_anatomical(
             bar.set_postfix(
                 train=f"{history['train'][-1]:.3f}", validation=f"{history['validation'][-1]:.3f}"
             )
-            save_checkpoint(path, step + 1, options, names, network, optimiser, history)
+            state = {
+                "step": step + 1,
+                "network": network.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "history": history,
+            }
+            save_checkpoint(path, identity, state)
     bar.close()
     gauge, typical = _frame(network, {name: scans[name] for name in trained[:MOST_GAUGE_SCANS]}, options)
     return AnatomicalRegressor(options, network, gauge, typical, history)

@@ -15,8 +15,9 @@ from nnunet_locctx.regression.body_part.network import SliceRegressor
 from nnunet_locctx.regression.body_part.options import BodyPartOptions
 from nnunet_locctx.regression.body_part.regressor import BodyPartRegressor, score_images
 from nnunet_locctx.regression.body_part.slices import take_slices
-from nnunet_locctx.regression.body_part.training import CHECKPOINT, TrainingScan, train
+from nnunet_locctx.regression.body_part.training import TrainingScan, train
 from nnunet_locctx.regression.canonical import CanonicalScan
+from nnunet_locctx.regression.checkpoint import CHECKPOINT
 
 Target = BodyPartCurve | Callable[[Array], npt.ArrayLike]
 """Known scores of a scan: a curve, or a function of positions (K,) in mm along S."""

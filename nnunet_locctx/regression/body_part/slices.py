@@ -39,13 +39,6 @@ class ScanSlices:
     usable: npt.NDArray[np.bool_]
     cross_section: Array | None
 
-    def only_usable(self) -> "ScanSlices":
-        """These without the slices of air."""
-        edges = None if self.cross_section is None else self.cross_section[self.usable]
-        return ScanSlices(
-            self.images[self.usable], self.positions[self.usable], self.usable[self.usable], edges
-        )
-
 
 def take_slices(scan: CanonicalScan, modality: str, window: tuple[float, float], side: int) -> ScanSlices:
     """Cuts a scan into slices.

@@ -1,7 +1,6 @@
 """The training loop: seeded, resumable, with early stopping."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +20,7 @@ from nnunet_locctx.regression.body_part.network import SliceRegressor, new_netwo
 from nnunet_locctx.regression.body_part.options import BodyPartOptions
 from nnunet_locctx.regression.body_part.sampling import SliceBatch, SliceSampler, gather
 from nnunet_locctx.regression.body_part.slices import as_input
-
-CHECKPOINT = "checkpoint.pt"
+from nnunet_locctx.regression.checkpoint import load_checkpoint, save_checkpoint
 
 VALIDATION_VOLUMES = 64
 """Draws of the validation scans, always the same."""
@@ -126,7 +124,7 @@ def train(
             bar.update()
             if state.step % options.evaluate_every == 0 or state.step == options.steps:
                 _evaluate(state, validation, fixed, options)
-                _save(path, {"identity": dict(identity), **state.state()})
+                save_checkpoint(path, identity, state.state())
                 bar.set_postfix_str(f"validation loss {state.best:.5f} (step {state.best_step})")
     state.network.load_state_dict(state.best_weights)
     return state.network
@@ -175,28 +173,12 @@ def _loss(
 
 def _resume(state: Progress, path: Path, identity: Mapping[str, Any]) -> None:
     """Continues from a checkpoint of the same fit, if there is one."""
-    if not path.is_file():
+    stored = load_checkpoint(path, identity)
+    if stored is None:
         return
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-        if stored["identity"] != dict(identity):
-            print(f"{path} is of another fit (options or scans differ): starting again")
-            return
         state.load(stored)
-    except (
-        Exception
-    ) as error:  # zip, pickle, lookup and shape errors: the file is damaged, or of another version
+    except Exception as error:  # lookup and shape errors: of another version
         print(f"{path} cannot be read ({error}): starting again")
         return
     print(f"continuing at step {state.step} of {path}")
-
-
-def _save(path: Path, content: Mapping[str, Any]) -> None:
-    """Never leaves half a file under the name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        torch.save(dict(content), temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

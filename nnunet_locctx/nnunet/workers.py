@@ -1,0 +1,28 @@
+"""Work on many scans in processes of their own."""
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+Job = TypeVar("Job")
+Answer = TypeVar("Answer")
+
+
+def map_in_workers(
+    function: Callable[[Job], Answer], jobs: Sequence[Job], processes: int
+) -> Iterator[Answer]:
+    """The answers in the order of the jobs, each as soon as it and those before it are there.
+
+    Args:
+        function: Can be pickled, and its answers too.
+        jobs: Can be pickled.
+        processes: At most this many; one job, or one process, is worked on here.
+    """
+    if min(processes, len(jobs)) <= 1:
+        yield from map(function, jobs)
+        return
+    # spawn: forking after ITK has started its threads can hang
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=context) as pool:
+        yield from pool.map(function, jobs)

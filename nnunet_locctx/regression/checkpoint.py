@@ -1,0 +1,43 @@
+"""The state of an interrupted fit."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunet_locctx.files import replacing
+
+CHECKPOINT = "checkpoint.pt"
+
+
+def save_checkpoint(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Writes everything that the next step depends on; an interruption leaves the checkpoint before.
+
+    Args:
+        path: Of the checkpoint.
+        identity: What the result of the fit depends on, as plain values.
+        state: Tensors and plain values.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as draft:
+        torch.save({"identity": dict(identity), **state}, draft)
+
+
+def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The state of a fit of the same identity; None if there is none.
+
+    A checkpoint that does not fit or cannot be read is reported in a printed line, and is overwritten by the next one.
+    """
+    if not path.is_file():
+        return None
+    try:
+        stored: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        fits = stored["identity"] == dict(identity)
+    except Exception as error:  # zip, pickle and lookup errors, all of which mean the same
+        print(f"{path} cannot be read ({error}): starting again")
+        return None
+    if not fits:
+        print(f"{path} was made with other options or scans: starting again")
+        return None
+    return stored
