@@ -1,5 +1,6 @@
 """`nnunet_locctx.show`: what is drawn lies where it lies in the patient."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,15 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import make_source
+from nnunet_locctx.nnunet.reading import read_any
+from nnunet_locctx.regression.body_part import fit_body_part
 from nnunet_locctx.show import Comparison, LocatedScan, compare_predictions, draw, read_scan
 from nnunet_locctx.show.figure import VIEWS, Slice
 from nnunet_locctx.show.scan import checked_patch
 from tests.nnunet.small_models import make_model
+from tests.regression.body_part_scans import OPTIONS, small_scan, small_scans
 
 AXIAL, CORONAL, SAGITTAL = VIEWS
 
@@ -269,3 +274,31 @@ class TestModels:
         for name in ("plans.json", "dataset.json"):
             (folder / name).write_text("{}")
         return folder
+
+
+@pytest.mark.parametrize("code", ["LPS", "SAR"])
+def test_fitted_source_shows_what_its_regressor_says(tmp_path: Path, code: str) -> None:
+    options = dataclasses.replace(
+        OPTIONS, steps=60, modality="mr"
+    )  # whose air is the 0 that nnU-Net crops away
+    scans = {
+        name: dataclasses.replace(scan, image=np.maximum(scan.image + 900, 0))
+        for name, scan in small_scans(3).items()
+    }
+    regressor = fit_body_part(scans, options, tmp_path / "fit", progress=False)
+    stored = tmp_path / "regressor.pt"
+    stored.write_bytes(regressor.to_bytes())
+    body = np.maximum(small_scan(9).image + 900, 0)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(body.transpose(2, 1, 0)[:, ::-1, ::-1]))
+    image.SetSpacing((8.0, 8.0, 8.0))
+    file = tmp_path / "scan_0000.nii.gz"
+    sitk.WriteImage(sitk.DICOMOrient(image, code), str(file))
+    source = make_source("body_part")
+    shown = read_scan([file], source, regressor=stored)
+    data, properties = read_any([file])
+    whole = Frame.from_properties(properties, data.shape[1:])
+    expected = source.field(whole, regressor.measure(data[0], whole))
+    index = np.array([(0, 0, 0), (5, 7, 3), [n - 1 for n in shown.image.shape]])
+    there = whole.index_from_millimetres(shown.frame.millimetres(index))
+    assert not np.allclose(there, index)
+    np.testing.assert_allclose(shown.field.at(index), expected.at(there), atol=1e-6)
