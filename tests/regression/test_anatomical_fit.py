@@ -155,6 +155,21 @@ def test_learning_rate_rises_and_falls() -> None:
     assert np.all(np.diff(rates[10:]) < 0)
 
 
+@pytest.mark.parametrize(("loss", "normalise"), [("paper", "length"), ("signed", "scan"), ("paper", "scan")])
+def test_the_papers_options_are_fitted_and_stored(tmp_path: Path, loss: str, normalise: str) -> None:
+    cases = scans(5)
+    options = dataclasses.replace(TINY, loss=loss, normalise=normalise)
+    found = fit_anatomical(cases, options, tmp_path / "a", progress=False)
+    assert found.to_bytes() != fit_anatomical(cases, TINY, tmp_path / "b", progress=False).to_bytes()
+    stored = load_regressor(found.to_bytes())
+    assert isinstance(stored, AnatomicalRegressor)
+    assert (stored.options.loss, stored.options.normalise) == (loss, normalise)
+    one = cases["case_0"]
+    measured = stored.measure(one.image, Frame((40, 30, one.image.shape[2]), one.affine))
+    assert isinstance(measured, AnatomicalMap)
+    assert measured.problem == ""
+
+
 class Truth(torch.nn.Module):
     """Gives the voxel positions that the made-up crops hold instead of intensities, as a perfect network would."""
 
