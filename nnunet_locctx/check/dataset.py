@@ -11,7 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunet_locctx.check.files import Case, RawDataset, list_dataset
-from nnunet_locctx.check.report import PATIENT_AXES, CaseSummary, DatasetReport, Finding
+from nnunet_locctx.check.outliers import outliers
+from nnunet_locctx.check.report import CaseSummary, DatasetReport, Finding
 from nnunet_locctx.check.scan import (
     SAME_PLACE_VOXELS,
     Scan,
@@ -21,18 +22,6 @@ from nnunet_locctx.check.scan import (
 )
 from nnunet_locctx.nnunet.reading import read_quietly, readers_for
 from nnunet_locctx.nnunet.workers import map_in_workers
-
-SPACING_FACTOR = 5.0
-"""A voxel size this many times above or below the dataset's median is reported."""
-
-POSITION_DISTANCE = 0.2
-"""A label whose mean position is this fraction of the volume away from where it usually lies may be reported ..."""
-
-POSITION_DEVIATIONS = 6.0
-"""... if that is also this many (robust) standard deviations."""
-
-FEWEST_CASES = 5
-"""Below this number of cases "usually" means nothing."""
 
 
 @dataclass
@@ -112,12 +101,14 @@ def check_case(case: Case, reader: str, channels: int, labels: dict[int, str]) -
         result.findings += _compare(case, scans[0], label, "the label")
     code, tilt = orientation(image) if image.has_geometry else ("none", 0.0)
     axes = list(image.array_axes)
-    positions = {}
+    positions, volumes = {}, {}
     if label is not None and label.frame is not None and label.frame.shape == image.shape:
         for value, index in label.labels.items():
             if value != 0:
                 r, a, s = image.fraction(index)
                 positions[value] = (float(r), float(a), float(s))
+                if value not in label.cut:
+                    volumes[value] = label.voxels[value] * float(np.prod(image.spacing)) / 1000
     result.one_slice = min(image.shape) == 1
     result.has_geometry = image.has_geometry
     result.summary = CaseSummary(
@@ -129,6 +120,8 @@ def check_case(case: Case, reader: str, channels: int, labels: dict[int, str]) -
         spacing=_three(image.spacing[axes]),
         extent=_three(image.extent),
         positions=positions,
+        volumes=volumes,
+        stored=scans[0].stored if image.has_geometry else "",
     )
     return result
 
@@ -250,50 +243,5 @@ def _dataset_findings(
                 "the anatomy turned or mirrored accordingly",
             )
         )
-    findings += _spacing_outliers(cases)
-    findings += _position_outliers(cases, dataset.labels)
+    findings += outliers(cases, dataset.labels)
     return findings
-
-
-def _spacing_outliers(cases: list[CaseSummary]) -> list[Finding]:
-    findings: list[Finding] = []
-    if len(cases) < FEWEST_CASES:
-        return findings
-    spacing = np.array([case.spacing for case in cases])
-    median = np.median(spacing, axis=0)
-    for case, sizes in zip(cases, spacing, strict=True):
-        for axis, name in enumerate(PATIENT_AXES):
-            factor = sizes[axis] / median[axis]
-            if not 1 / SPACING_FACTOR <= factor <= SPACING_FACTOR:
-                message = (
-                    f"voxel size {name} {sizes[axis]:.4g} mm, the dataset's median is {median[axis]:.4g} mm"
-                )
-                findings.append(Finding("warning", "voxel size", case.name, message))
-    return findings
-
-
-def _position_outliers(cases: list[CaseSummary], labels: dict[int, str]) -> list[Finding]:
-    """Labels far from where they lie in all other cases: the usual sign of a wrong direction matrix."""
-    far: dict[tuple[str, int], list[str]] = {}
-    for value, name in labels.items():
-        having = [case for case in cases if value in case.positions]
-        if len(having) < FEWEST_CASES:
-            continue
-        positions = np.array([case.positions[value] for case in having])
-        median = np.median(positions, axis=0)
-        deviation = 1.4826 * np.median(np.abs(positions - median), axis=0)  # the standard deviation, robustly
-        limit = np.maximum(POSITION_DISTANCE, POSITION_DEVIATIONS * deviation)
-        for case, position in zip(having, positions, strict=True):
-            for axis in np.flatnonzero(np.abs(position - median) > limit):
-                text = f"{name} at {position[axis]:+.2f} (elsewhere {median[axis]:+.2f})"
-                far.setdefault((case.name, int(axis)), []).append(text)
-    return [
-        Finding(
-            "warning",
-            "position",
-            case,
-            f"labels lie far from where they are in other cases, {PATIENT_AXES[axis]} as a fraction of the volume: "
-            f"{', '.join(texts[:3])}{f' and {len(texts) - 3} more' if len(texts) > 3 else ''}. Is the direction right?",
-        )
-        for (case, axis), texts in far.items()
-    ]

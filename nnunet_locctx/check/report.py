@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_locctx.datasets.grids import PATIENT_AXES
+
 SEVERITIES = ("error", "warning", "note")
 """``error``: training would stop or learn from wrong data; ``warning``: probably wrong; ``note``: worth knowing."""
-
-PATIENT_AXES = ("left-right", "posterior-anterior", "inferior-superior")
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class CaseSummary:
         spacing: Voxel size in mm along the patient axes (left-right, posterior-anterior, inferior-superior).
         extent: Length of the volume in mm along the patient axes.
         positions: Label value -> mean position of its voxels as a fraction of the volume (R, A, S), -0.5..0.5.
+        volumes: Label value -> volume in ml, of the labels that do not reach an outer face.
+        stored: Orientation code of the file itself where it is known; a reader may turn scans while reading.
     """
 
     name: str
@@ -50,6 +52,8 @@ class CaseSummary:
     spacing: tuple[float, float, float]
     extent: tuple[float, float, float]
     positions: dict[int, tuple[float, float, float]] = field(default_factory=dict)
+    volumes: dict[int, float] = field(default_factory=dict)
+    stored: str = ""
 
 
 @dataclass

@@ -32,6 +32,9 @@ class Scan:
         problems: (severity, kind, message) of everything found.
         readable: Whether nnU-Net's reader could read it.
         labels: Label values with their mean index (z, y, x), for segmentations.
+        voxels: Label values with their number of voxels.
+        cut: Label values that reach an outer face of the volume.
+        stored: Orientation code of the file itself, which a reader may have turned; "" if only the reader knows.
         constant: The one value that every voxel has, None if there are several.
         channels: Image channels in this file.
     """
@@ -41,6 +44,9 @@ class Scan:
     problems: list[tuple[str, str, str]] = field(default_factory=list)
     readable: bool = True
     labels: dict[int, npt.NDArray[np.float64]] = field(default_factory=dict)
+    voxels: dict[int, int] = field(default_factory=dict)
+    cut: frozenset[int] = frozenset()
+    stored: str = ""
     constant: float | None = None
     channels: int = 0
 
@@ -146,6 +152,8 @@ def _nifti_header(scan: Scan, what: str) -> str | None:
         image: Any = nibabel.load(scan.file)
     except Exception:  # nnU-Net's reader will say what is wrong
         return None
+    with contextlib.suppress(Exception):  # a broken affine is reported below
+        scan.stored = "".join(nibabel.aff2axcodes(image.affine))
     sform, sform_code = image.get_sform(coded=True)
     qform, qform_code = image.get_qform(coded=True)
     if sform_code == 0 and qform_code == 0:
@@ -216,7 +224,7 @@ def _replaced_voxels(scan: Scan, reader: str, what: str) -> None:
 
 
 def _labels(scan: Scan, data: npt.NDArray[np.float32]) -> None:
-    """Fills ``scan.labels`` with the mean index of every value; one pass along each axis keeps memory small."""
+    """Fills ``labels``, ``voxels`` and ``cut`` of the scan; one pass along each axis keeps memory small."""
     if data.size == 0 or not np.isfinite(data).all():
         return
     if data.min() < 0 or data.max() > np.iinfo(np.uint16).max or np.any(data != np.floor(data)):
@@ -231,9 +239,15 @@ def _labels(scan: Scan, data: npt.NDArray[np.float32]) -> None:
     number = int(values.max()) + 1
     sums = np.zeros((number, 3))
     counts = np.zeros(number)
+    cut = np.zeros(number, dtype=bool)
     for axis in range(3):
         for index, plane in enumerate(np.moveaxis(values, axis, 0)):
             found = np.bincount(plane.ravel(), minlength=number)
             sums[:, axis] += index * found
             counts += found if axis == 0 else 0
-    scan.labels = {int(value): sums[value] / counts[value] for value in np.flatnonzero(counts)}
+            if index in (0, values.shape[axis] - 1):
+                cut |= found > 0
+    there = [int(value) for value in np.flatnonzero(counts)]
+    scan.labels = {value: sums[value] / counts[value] for value in there}
+    scan.voxels = {value: int(counts[value]) for value in there}
+    scan.cut = frozenset(value for value in there if cut[value])

@@ -1,0 +1,11 @@
+"""`locctx convert btcv` with the same arguments; see docs/datasets.md.
+
+python scripts/prepare_btcv.py SOURCE -d ID
+"""
+
+import sys
+
+from nnunet_locctx.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["convert", "btcv", *sys.argv[1:]]))
