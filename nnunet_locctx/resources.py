@@ -1,4 +1,5 @@
-"""Folders that travel with the package: the trainers nnU-Net discovers and the presets of `locctx plan`.
+"""Folders that travel with the package: the trainers nnU-Net discovers, presets of `locctx plan`, studies of `locctx
+study`.
 
 In a clone (and an editable install, which points at one) they lie at the top level of the repository; a wheel carries
 copies in ``nnunet_locctx/_data``.
@@ -25,6 +26,15 @@ def plans_folder() -> Path:
         FileNotFoundError: The installation is incomplete.
     """
     return _folder("plans")
+
+
+def studies_folder() -> Path:
+    """The folder of the studies (YAML) that `locctx study` knows.
+
+    Raises:
+        FileNotFoundError: The installation is incomplete.
+    """
+    return _folder("studies")
 
 
 def _folder(name: str, package: Path = _PACKAGE) -> Path:

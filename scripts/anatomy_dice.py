@@ -14,9 +14,9 @@ from anatomy_location import SMALL
 from benchmark_tools import PLAIN, Record
 
 from nnunet_locctx.datasets.whole_body import make_whole_body, whole_body_case
-from nnunet_locctx.demo.commands import NNUNet
 from nnunet_locctx.demo.steps import Steps, write_text
 from nnunet_locctx.evaluation.dice import mean_dice
+from nnunet_locctx.nnunet.commands import NNUNet
 
 PLANS = "nnUNetPlans_locctx"
 SMALL_CONFIGURATION = "small"

@@ -1,4 +1,5 @@
-"""Runs nnU-Net's own commands with located trainers and records what came out, in docs/commands-record.md.
+"""Runs nnU-Net's own commands with located trainers, and those of `locctx` around them, and records what came out, in
+docs/commands-record.md.
 
 Every command is a process of its own, as a user would start it; only nnU-Net's variables are set. The data
 set is a phantom of five training scans of about 24 voxels per side, the networks have three stages of 4 to 8
@@ -123,6 +124,7 @@ def steps() -> Iterator[Step]:
         yield from matrix(trainer)
         if trainer == SHORT[0]:
             yield from around_a_training(trainer)
+            yield from locctx_around_a_training(trainer)
     for trainer in SHORT:
         residual = f"-tr {trainer} -p {RESIDUAL}"
         yield Step(
@@ -274,6 +276,40 @@ def around_a_training(trainer: str) -> Iterator[Step]:
         says(message),
         fails=True,
     )
+
+
+def locctx_around_a_training(trainer: str) -> Iterator[Step]:
+    """The package's own commands before and after a training."""
+    base = f"{{root}}/predictions/{trainer}_3d_fullres"
+    truth = f"{{root}}/raw/{PHANTOM}/labelsTs"
+    yield Step(
+        "locctx plan, two presets",
+        "locctx plan -d 1 --preset patch16 patch32_robust",
+        lambda folders, _: planned(folders, ("3d_fullres_patch16", "3d_fullres_patch32_robust")),
+    )
+    yield Step(
+        "locctx evaluate",
+        f"locctx evaluate {base} {truth} -o {{root}}/evaluation --paper --quiet -np 1",
+        lambda folders, _: found((folders.root / "evaluation" / "evaluation.json",)),
+    )
+    yield Step(
+        "locctx postprocess",
+        f"locctx postprocess largest-component {base} -o {{root}}/predictions/largest --quiet -np 1",
+        predicted("largest"),
+    )
+    yield Step(
+        "locctx study, the jobs alone",
+        "locctx study {root}/study.yaml --dry-run",
+        says("expected for the trainings", nothing_written=False),
+    )
+
+
+def planned(folders: Folders, configurations: tuple[str, ...]) -> str:
+    """The plans of our own hold these configurations."""
+    plans = json.loads(folders.plans("nnUNetPlans_locctx").read_text())
+    missing = sorted(set(configurations) - set(plans["configurations"]))
+    assert not missing, f"not planned: {', '.join(missing)}"
+    return f"planned: {', '.join(configurations)}"
 
 
 def predict(
@@ -444,11 +480,13 @@ def best_found(folders: Folders, printed: str) -> str:
     return "two configurations and their ensemble compared"
 
 
-def says(message: str) -> Check:
+def says(message: str, nothing_written: bool = True) -> Check:
     """The command printed this."""
 
     def check(folders: Folders, printed: str) -> str:
         assert message in printed
+        if not nothing_written:
+            return f"printed: {message} ..."
         assert not list(folders.results.rglob("*_fast*")), "something was written"
         return f"nothing written; message: {message}"
 
@@ -530,8 +568,22 @@ on a shared machine, mostly the start of Python processes (three per training).
     target.write_text(text + "\n".join(rows) + "\n")
 
 
+STUDY = """name: record
+dataset: 1
+baseline: Plain
+methods:
+  Plain: {trainer: nnUNetTrainer}
+  PriorHead: {trainer: PriorHeadTrainer}
+presets: [patch16]
+folds: [0]
+epochs: 1
+device: cpu
+"""
+
+
 def prepare(folders: Folders) -> None:
-    """Draws the phantoms, once."""
+    """Draws the phantoms, once, and writes a study file."""
+    (folders.root / "study.yaml").write_text(STUDY)
     from nnunet_locctx.datasets.phantom import make_phantom
 
     if not (folders.raw / PHANTOM).exists():

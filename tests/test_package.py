@@ -50,7 +50,7 @@ def import_blocked(modules: list[str], blocked: set[str]) -> subprocess.Complete
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
     """The wheel, built from a copy of the sources."""
     source = tmp_path_factory.mktemp("source")
-    for name in ("nnunet_locctx", "trainers", "plans"):
+    for name in ("nnunet_locctx", "trainers", "plans", "studies"):
         shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source)
@@ -65,7 +65,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
     return zipfile.Path(path)
 
 
-@pytest.mark.parametrize("folder", ["trainers", "plans"])
+@pytest.mark.parametrize("folder", ["trainers", "plans", "studies"])
 def test_wheel_carries_the_folder(wheel: zipfile.Path, folder: str) -> None:
     expected = {
         path.relative_to(REPOSITORY).as_posix()
@@ -83,6 +83,9 @@ def test_wheel_carries_types_licence_and_every_module(wheel: zipfile.Path) -> No
     assert {"nnunet_locctx/py.typed", "nnunet_locctx/methods/measured.json"} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {path.relative_to(REPOSITORY).as_posix() for path in PACKAGE.rglob("*.py")} <= names
+    data = {path for path in (PACKAGE / "study").rglob("*") if path.suffix in (".json", ".jinja")}
+    assert {"page.html.jinja", "locbam_table2.json"} <= {path.name for path in data}
+    assert {path.relative_to(REPOSITORY).as_posix() for path in data} <= names
 
 
 def test_wheel_declares_the_command(wheel: zipfile.Path) -> None:

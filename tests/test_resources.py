@@ -9,6 +9,7 @@ def test_folders_of_the_clone() -> None:
     repository = Path(__file__).resolve().parents[1]
     assert resources.trainers_folder() == repository / "trainers"
     assert resources.plans_folder() == repository / "plans"
+    assert resources.studies_folder() == repository / "studies"
 
 
 def test_folders_of_an_installed_package(tmp_path: Path) -> None:

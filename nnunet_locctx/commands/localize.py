@@ -20,8 +20,8 @@ def add(commands: Any) -> None:
         around each: voxels of the file (x, y, z; `stop` is the first beyond), millimetres in LPS. Label names are those
         of the dataset.json beside the folder of labelled images; without one they are given by value.""",
         """
-        locctx localize -d 3 --cases liver_003 liver_017 new_0000.nii.gz -o boxes.json
-        locctx localize --regressor regressor.pt --labelled imagesTr labelsTr --labels 1 2 new.nii.gz -o boxes.json
+        locctx localize new_0000.nii.gz -d 3 --cases liver_003 liver_017 -o boxes.json
+        locctx localize new.nii.gz --regressor regressor.pt --labelled imagesTr labelsTr --labels 1 2 -o boxes.json
         """,
     )
     add_regressor(parser)

@@ -1,8 +1,6 @@
 """`locctx plan`: another configuration beside those nnU-Net planned."""
 
 import argparse
-import textwrap
-from pathlib import Path
 from typing import Any
 
 from nnunet_locctx.commands.common import CLEAN, add_command, assignments
@@ -21,6 +19,7 @@ def add(commands: Any) -> None:
         spacings are in the order of the plans' own (for most datasets slice, row, column).""",
         """
         locctx plan -d 3 --preset patch32
+        locctx plan -d 7 --preset locbam_lowres_small locbam_lowres_large
         locctx plan -d 3 -c 3d_fullres --name 3d_small --patch 32 32 32 --batch 8 --source scanner
         nnUNetv2_train 3 3d_small 0 -p nnUNetPlans_locctx -tr LocBAMTrainer
         locctx plan -d 3 --name 3d_unetr --patch 96 96 96 --network hidden_size=384
@@ -59,8 +58,9 @@ def add(commands: Any) -> None:
     size = parser.add_argument_group("patch and network")
     size.add_argument(
         "--preset",
+        nargs="+",
         metavar="NAME",
-        help="start from a preset (--list) or a .json file; other options go on top",
+        help="start from a preset (--list) or a .json file; other options go on top. Several: a configuration each",
     )
     size.add_argument("--patch", type=int, nargs="+", metavar="N", help="patch size in voxels")
     size.add_argument("--batch", type=int, metavar="N", help="patches per batch")
@@ -142,19 +142,46 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
-    from nnunet_locctx.nnunet.presets import list_presets, read_preset
+    from nnunet_locctx.nnunet.presets import MadeFor, list_presets, load_preset
 
     if options.list:
-        for name, description in list_presets().items():
-            print(f"{name:<18}{description}")
+        presets = list_presets()
+        width = max(map(len, presets)) + 2
+        for name, description in presets.items():
+            print(f"{name:<{width}}{description}")
         return CLEAN
     if options.dataset is None:
         raise ValueError("which dataset? Give its id or name with -d (or --list for the presets)")
-    changes = read_preset(options.preset) if options.preset else {}
-    name = options.name
-    if name is None and options.preset is None:
+    if options.name is None and options.preset is None:
         raise ValueError("the new configuration needs a name: --name")
-    name = name or f"{options.configuration}_{Path(options.preset).stem}"
+    if options.name and len(options.preset or []) > 1:
+        raise ValueError(f"--name is for one preset, got {', '.join(options.preset)}")
+    made_for: dict[str, MadeFor] = {}
+    changes: dict[str, dict[str, Any]] = {}
+    for preset in map(load_preset, options.preset or []):
+        name = options.name or f"{options.configuration}_{preset.name}"
+        made_for[name], changes[name] = preset.made_for, _changes(options, dict(preset.changes))
+    if options.preset is None:
+        changes[options.name] = _changes(options, {})
+    folder = dataset_folder("nnUNet_preprocessed", options.dataset)
+
+    from nnunet_locctx.commands.plan_report import print_configurations
+    from nnunet_locctx.nnunet.planning import plan_configurations
+
+    plans, changed = plan_configurations(
+        folder,
+        options.plans,
+        options.configuration,
+        {name: {**given, "keep_topology": options.keep_topology} for name, given in changes.items()},
+        own_plans_name=options.plans_name,
+        force=options.force,
+    )
+    print_configurations(folder, plans, {name: made_for.get(name) for name in changes}, changed)
+    return CLEAN
+
+
+def _changes(options: argparse.Namespace, changes: dict[str, Any]) -> dict[str, Any]:
+    """A preset's changes with the command line's on top."""
     given = {"patch_size": options.patch, "batch_size": options.batch, "spacing": options.spacing}
     given["batch_dice"] = options.batch_dice
     changes.update({key: value for key, value in given.items() if value is not None})
@@ -166,66 +193,7 @@ def run(options: argparse.Namespace) -> int:
     if options.network is not None:
         given_options = assignments([text for text in options.network if text], "--network")
         changes["network"] = {**changes.get("network", {}), **given_options}
-    folder = dataset_folder("nnUNet_preprocessed", options.dataset)
-
-    from nnunet_locctx.nnunet.planning import coverage, plan_configuration, resolve
-    from nnunet_locctx.nnunet.suitability import suitable_trainers
-    from nnunet_locctx.nnunet.trainers import RECOMMENDED
-
-    plans, changed = plan_configuration(
-        folder,
-        options.plans,
-        options.configuration,
-        name,
-        own_plans_name=options.plans_name,
-        force=options.force,
-        keep_topology=options.keep_topology,
-        **changes,
-    )
-    added = plans["configurations"][name]
-    full = resolve(plans, name)
-    own = plans["plans_name"]
-    print(f"{'wrote' if changed else 'unchanged:'} {folder / own}.json, configuration {name}")
-    for key in (
-        "inherits_from",
-        "batch_size",
-        "batch_dice",
-        "spacing",
-        "data_identifier",
-        "location",
-        "network",
-    ):
-        if key in added:
-            print(f"{key:<16}{added[key]}")
-    if "architecture" in added:
-        kwargs = added["architecture"]["arch_kwargs"]
-        print(f"{'strides':<16}{kwargs.get('strides')}")
-        print(f"{'features':<16}{kwargs.get('features_per_stage')}")
-    print(coverage(full))
-    trainers = suitable_trainers(full).names
-    print(
-        _wrapped(
-            "trainers", f"{', '.join(trainers) or 'none'} {'take' if len(trainers) != 1 else 'takes'} it"
-        )
-    )
-    identifier = full["data_identifier"]
-    dataset = int(folder.name[7:10])
-    print("next:")
-    if not (folder / identifier).is_dir():
-        print(f"  nnUNetv2_preprocess -d {dataset} -plans_name {own} -c {name}")
-    print(f"  nnUNetv2_train {dataset} {name} 0 -p {own} -tr {_proposed(trainers, RECOMMENDED)}")
-    return CLEAN
-
-
-def _wrapped(name: str, text: str) -> str:
-    return textwrap.fill(f"{name:<16}{text}", 120, subsequent_indent=" " * 16, break_on_hyphens=False)
-
-
-def _proposed(trainers: list[str], recommended: str) -> str:
-    """The trainer that the printed command names."""
-    return next(
-        (name for name in (recommended, "PriorHeadTrainer") if name in trainers), (trainers or ["TRAINER"])[0]
-    )
+    return changes
 
 
 def _location(options: argparse.Namespace, preset: dict[str, Any]) -> dict[str, Any]:

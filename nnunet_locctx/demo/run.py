@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_locctx.datasets.phantom import make_phantom
-from nnunet_locctx.demo.commands import NNUNet
+from nnunet_locctx.nnunet.commands import NNUNet
 from nnunet_locctx.demo.steps import Steps, write_text
 from nnunet_locctx.evaluation.dice import DiceScores, mean_dice
 

@@ -28,6 +28,12 @@ class Coverage:
     fraction: tuple[float, ...]
     patches: int
 
+    @property
+    def patch_to_volume(self) -> float:
+        """Voxels of the patch / voxels of the volume; above 1 if the patch is the larger one. The patch-to-volume
+        coverage (PtVC) of Hooft et al., ISBI 2026."""
+        return float(np.prod(self.patch_size) / np.prod(self.median_size))
+
     def __str__(self) -> str:
         millimetres = [n * size for n, size in zip(self.patch_size, self.spacing, strict=True)]
         volume = [n * size for n, size in zip(self.median_size, self.spacing, strict=True)]
@@ -38,6 +44,7 @@ class Coverage:
                 f"patch           {_times(self.patch_size)} voxels = {_times(millimetres)} mm",
                 f"median {what:<9}{_times(self.median_size)} voxels = {_times(volume)} mm",
                 f"the patch sees {shares} = {100 * float(np.prod(self.fraction)):.3g}% of the median {what}",
+                f"{'coverage':<16}{_percent(self.patch_to_volume)} (PtVC: voxels of the patch / voxels of the {what})",
                 f"the sliding window takes {_count(self.patches, 'position')}",
             ]
         )
@@ -57,6 +64,11 @@ def coverage(configuration: Mapping[str, Any]) -> Coverage:
         fraction=tuple(min(1.0, n / size) for n, size in zip(patch, median, strict=True)),
         patches=int(np.prod(steps)),
     )
+
+
+def _percent(fraction: float) -> str:
+    percent = 100 * fraction
+    return f"{percent:.3g}%" if percent < 1000 else f"{percent:.0f}%"
 
 
 def _count(number: int, noun: str) -> str:

@@ -47,7 +47,20 @@ def dataset_folder(variable: str, dataset: str | int) -> Path:
         ValueError: The variable is not usable, the name is neither id nor full name, or the dataset is not there
             (or there twice); lists those that are.
     """
-    folder = nnunet_folder(variable)
+    return dataset_in(nnunet_folder(variable), dataset, variable)
+
+
+def dataset_in(folder: Path, dataset: str | int, called: str) -> Path:
+    """The folder of a dataset below a folder of datasets.
+
+    Args:
+        folder: Holds DatasetXXX_Name folders.
+        dataset: Id or full name.
+        called: What to call the folder in errors.
+
+    Raises:
+        ValueError: See :func:`dataset_folder`.
+    """
     known = sorted(_datasets(folder))
     listed = ", ".join(path.name for path in known) or "none"
     text = str(dataset)
@@ -60,11 +73,11 @@ def dataset_folder(variable: str, dataset: str | int) -> Path:
             f"a dataset is given by its id (such as 3) or its full name (Dataset003_Liver), got {text!r}"
         )
     if not found:
-        raise ValueError(f"no dataset {text} in {folder} ({variable}); there: {listed}")
+        raise ValueError(f"no dataset {text} in {folder} ({called}); there: {listed}")
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise ValueError(
-            f"{len(found)} datasets have the id {text} in {folder} ({variable}): {names}. Give the full name."
+            f"{len(found)} datasets have the id {text} in {folder} ({called}): {names}. Give the full name."
         )
     return found[0]
 

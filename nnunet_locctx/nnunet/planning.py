@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_locctx.nnunet.coverage import Coverage, coverage
+from nnunet_locctx.nnunet.identifiers import data_identifier
 from nnunet_locctx.nnunet.plans_file import (
     Plans,
     check_name,
@@ -33,6 +34,7 @@ __all__ = [
     "coverage",
     "derive_plans",
     "plan_configuration",
+    "plan_configurations",
     "read_plans",
     "resolve",
     "write_plans",
@@ -78,7 +80,8 @@ def add_configuration(
     """Adds a configuration that inherits from another one and recomputes what depends on the changes.
 
     A new patch size or spacing brings the pooling nnU-Net would plan for it. A new spacing also brings a
-    ``data_identifier`` of its own (the data must be preprocessed again) and a scaled ``median_image_size_in_voxels``.
+    ``data_identifier`` of its own, shared by all configurations that are preprocessed alike (the data must be
+    preprocessed again), and a scaled ``median_image_size_in_voxels``.
     In a cascade the previous stage learns about its new successor.
 
     Args:
@@ -128,7 +131,7 @@ def add_configuration(
         spacing = _numbers(spacing, rank, "spacing")
         if not np.allclose(spacing, parent["spacing"], rtol=1e-6):
             added["spacing"] = spacing
-            added["data_identifier"] = f"{plans['plans_name']}_{name}"
+            added["data_identifier"] = data_identifier(plans, name, {**parent, "spacing": spacing})
             added["median_image_size_in_voxels"] = _scaled(parent, spacing)
     if patch_size is not None:
         if len(patch_size) != rank:
@@ -217,6 +220,27 @@ def plan_configuration(
     Raises:
         ValueError: See :func:`add_configuration`, :func:`~nnunet_locctx.nnunet.plans_file.write_plans`.
     """
+    return plan_configurations(
+        folder, plans_name, base, {name: changes}, own_plans_name=own_plans_name, force=force
+    )
+
+
+def plan_configurations(
+    folder: Path,
+    plans_name: str,
+    base: str,
+    configurations: Mapping[str, Mapping[str, Any]],
+    *,
+    own_plans_name: str | None = None,
+    force: bool = False,
+) -> tuple[Plans, bool]:
+    """Adds several configurations at once, all or none.
+
+    Args:
+        configurations: Name -> changes, as for :func:`add_configuration`.
+
+    The other arguments, what is returned and what is raised: see :func:`plan_configuration`.
+    """
     source = read_plans(folder / f"{plans_name}.json")
     if own_plans_name is None:
         own_plans_name = plans_name if is_derived(source) else f"{plans_name}{OWN_PLANS_SUFFIX}"
@@ -232,11 +256,12 @@ def plan_configuration(
         plans = renew(existing, source, force=force)
     else:
         plans = derive_plans(source, own_plans_name)
-    if not is_derived(source) and name in source["configurations"]:
-        raise ValueError(
-            f"{name!r} is a configuration of {plans_name!r} itself; choose another name for the new one"
-        )
-    plans = add_configuration(plans, base, name, overwrite=force, **changes)
+    for name, changes in configurations.items():
+        if not is_derived(source) and name in source["configurations"]:
+            raise ValueError(
+                f"{name!r} is a configuration of {plans_name!r} itself; choose another name for the new one"
+            )
+        plans = add_configuration(plans, base, name, overwrite=force, **changes)
     return plans, write_plans(plans, file)
 
 

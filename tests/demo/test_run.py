@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from nnunet_locctx.datasets.phantom import ORGANS
-from nnunet_locctx.demo import DemoSettings, commands, run_demo
+from nnunet_locctx.demo import DemoSettings, run_demo
 from nnunet_locctx.demo.run import CONFIGURATION, FOLD, PLANS, _Progress, format_results
+from nnunet_locctx.nnunet import commands
 from tests.nnunet.small_plans import architecture, configuration, plans
 
 SMALL = DemoSettings(cases=2, test_cases=1, size=16, epochs=1, features=(4, 8, 16))
@@ -62,7 +63,7 @@ def calls(tmp_path, monkeypatch):
         path.chmod(0o755)
         return str(path)
 
-    monkeypatch.setattr(commands, "_executable", executable)
+    monkeypatch.setattr(commands, "executable", executable)
 
     def since():
         lines = log.read_text().splitlines() if log.exists() else []

@@ -13,6 +13,7 @@ from nnunet_locctx.nnunet.planning import (
     check_location,
     coverage,
     plan_configuration,
+    plan_configurations,
     read_plans,
     resolve,
 )
@@ -107,7 +108,7 @@ def test_keeping_the_pooling(planned: dict[str, Any]) -> None:
 def test_new_spacing_needs_its_own_data(planned: dict[str, Any]) -> None:
     made = add_configuration(planned, "3d_fullres", "coarse", spacing=[4, 2, 3])
     coarse = made["configurations"]["coarse"]
-    assert coarse["data_identifier"] == "nnUNetPlans_coarse"
+    assert coarse["data_identifier"] == "nnUNetPlans_4x2x3mm"
     assert coarse["median_image_size_in_voxels"] == [50, 60, 27]
     # no larger than the volume, rounded up to what the pooling needs
     assert coarse["patch_size"] == [56, 64, 28]
@@ -126,7 +127,45 @@ def test_a_configuration_can_build_on_an_added_one(planned: dict[str, Any]) -> N
     made = add_configuration(made, "coarse", "coarse_jitter", location={"jitter": 0.1})
     full = resolve(made, "coarse_jitter")
     assert full["location"] == {"source": "scanner", "jitter": 0.1}
-    assert full["data_identifier"] == "nnUNetPlans_coarse"
+    assert full["data_identifier"] == "nnUNetPlans_4x2x3mm"
+
+
+def test_equal_voxels_are_preprocessed_once(planned: dict[str, Any]) -> None:
+    made = add_configuration(planned, "3d_fullres", "a", spacing=[4, 2, 3])
+    made = add_configuration(made, "3d_fullres", "b", spacing=[4, 2, 3], patch_size=[16, 32, 16])
+    made = add_configuration(made, "3d_fullres", "c", spacing=[4, 2, 3.1])
+    identifiers = {name: resolve(made, name)["data_identifier"] for name in made["configurations"]}
+    assert identifiers["a"] == identifiers["b"] == "nnUNetPlans_4x2x3mm"
+    assert identifiers["c"] == "nnUNetPlans_4x2x3.1mm"
+    # in nnU-Net's own configurations too
+    made["configurations"]["3d_lowres"]["spacing"] = [5.0, 5.0, 5.0]
+    made = add_configuration(made, "3d_fullres", "d", spacing=[5, 5, 5])
+    assert made["configurations"]["d"]["data_identifier"] == "nnUNetPlans_3d_lowres"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalization_schemes": ["CTNormalization"]},
+        {"use_mask_for_norm": [True]},
+        {"resampling_fn_data": "resample_torch_fornnunet"},
+        {"preprocessor_name": "OtherPreprocessor"},
+    ],
+)
+def test_other_intensities_or_resampling_never_share_data(
+    planned: dict[str, Any], change: dict[str, Any]
+) -> None:
+    planned["configurations"]["other"] = {"inherits_from": "3d_fullres", **change}
+    made = add_configuration(planned, "3d_fullres", "a", spacing=[4, 2, 3])
+    made = add_configuration(made, "other", "b", spacing=[4, 2, 3])
+    assert resolve(made, "a")["data_identifier"] == "nnUNetPlans_4x2x3mm"
+    assert resolve(made, "b")["data_identifier"] == "nnUNetPlans_4x2x3mm_b"
+
+
+def test_a_replaced_spacing_does_not_keep_the_old_data(planned: dict[str, Any]) -> None:
+    made = add_configuration(planned, "3d_fullres", "a", spacing=[4, 2, 3])
+    made = add_configuration(made, "3d_fullres", "a", spacing=[4, 2, 2], overwrite=True)
+    assert made["configurations"]["a"]["data_identifier"] == "nnUNetPlans_4x2x2mm"
 
 
 def test_location_is_checked_and_kept(planned: dict[str, Any]) -> None:
@@ -299,6 +338,8 @@ def test_coverage() -> None:
         {"patch_size": [16, 32, 32], "median_image_size_in_voxels": [16, 64, 96], "spacing": [3, 1, 1]}
     )
     assert seen.fraction == pytest.approx((1, 1 / 2, 1 / 3))
+    assert seen.patch_to_volume == pytest.approx(1 / 6)
+    assert "coverage        16.7% (PtVC" in str(seen)
     # windows move by half a patch: 1, 3 and 5 positions
     assert seen.patches == 15
     assert "100% x 50% x 33% = 16.7% of the median volume" in str(seen)
@@ -308,6 +349,8 @@ def test_coverage() -> None:
 def test_coverage_of_a_patch_larger_than_the_volume() -> None:
     seen = coverage({"patch_size": [32, 32], "median_image_size_in_voxels": [20, 32], "spacing": [1, 1]})
     assert seen.fraction == (1, 1)
+    assert seen.patch_to_volume == pytest.approx(1.6)
+    assert "coverage        160% (PtVC" in str(seen)
     assert seen.patches == 1
     assert "median slice" in str(seen)
 
@@ -338,7 +381,17 @@ class TestPlanConfiguration:
         made, _ = plan_configuration(
             folder, "nnUNetPlans", "3d_fullres", "coarse", own_plans_name="mine", spacing=[4, 4, 4]
         )
-        assert made["configurations"]["coarse"]["data_identifier"] == "mine_coarse"
+        assert made["configurations"]["coarse"]["data_identifier"] == "mine_4x4x4mm"
+
+    def test_several_at_once_or_none(self, folder: Path) -> None:
+        several = {"a": {"batch_size": 3}, "b": {"spacing": [4, 4, 4]}}
+        made, _ = plan_configurations(folder, "nnUNetPlans", "3d_fullres", several)
+        assert {"a", "b"} < set(read_plans(folder / "nnUNetPlans_locctx.json")["configurations"])
+        with pytest.raises(ValueError, match="batch_size"):
+            plan_configurations(
+                folder, "nnUNetPlans", "3d_fullres", {"c": {"batch_size": 3}, "d": {"batch_size": 0}}
+            )
+        assert read_plans(folder / "nnUNetPlans_locctx.json") == made
 
     def test_nothing_is_written_for_wrong_input(self, folder: Path) -> None:
         with pytest.raises(ValueError, match=r"location\.source"):

@@ -3,26 +3,64 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_locctx.nnunet.planning import add_configuration
-from nnunet_locctx.nnunet.presets import list_presets, read_preset
-from tests.nnunet.small_plans import configuration, plans
+from nnunet_locctx.nnunet.misfits import misfits
+from nnunet_locctx.nnunet.planning import add_configuration, coverage, resolve
+from nnunet_locctx.nnunet.presets import MadeFor, list_presets, load_preset, read_preset
+from nnunet_locctx.nnunet.suitability import suitable_trainers
+from tests.nnunet.paper_plans import BTCV, DATA, planned
 
 
 @pytest.mark.parametrize("name", sorted(list_presets()))
-def test_presets_of_the_package_can_be_planned(name: str) -> None:
-    assert list_presets()[name]
-    made = add_configuration(plans({"3d_fullres": configuration()}), "3d_fullres", "new", **read_preset(name))
-    assert made["configurations"]["new"]["patch_size"] == read_preset(name)["patch_size"]
+def test_every_preset_can_be_planned_and_fits_the_data_it_is_for(name: str, tmp_path: Path) -> None:
+    preset = load_preset(name)
+    assert preset.description == list_presets()[name] != ""
+    (tmp_path / "locctx_body_part").mkdir()
+    (tmp_path / "locctx_body_part" / "regressor.pt").touch()
+    base = DATA.get(name, BTCV)
+    made = add_configuration(base, "3d_fullres", "new", **preset.changes)
+    full = resolve(made, "new")
+    assert full["patch_size"] == preset.changes["patch_size"]
+    suitable = suitable_trainers(full)
+    assert {"LocCtxTrainer", "LocBAMTrainer", "CoordConvTrainer", *preset.made_for.trainers} <= set(
+        suitable.names
+    )
+    assert misfits(tmp_path, made, full, suitable, preset.made_for) == []
+
+
+def test_small_patches_take_the_dice_of_the_batch() -> None:
+    """Dice per patch rewards calling everything background where a patch holds few of the classes."""
+    small = [name for name in list_presets() if max(read_preset(name)["patch_size"]) <= 64]
+    assert len(small) == 8
+    assert all(read_preset(name)["batch_dice"] is True for name in small)
+
+
+def test_coverage_is_that_of_the_papers_table_2() -> None:
+    """All six rows of PtVC in Hooft et al. are those of a volume of 384 mm along each axis."""
+    base = planned([3.0, 0.75, 0.75], [128, 512, 512], "CTNormalization")
+    printed = {
+        "lowres_small": "0.26",
+        "lowres_large": "16.67",
+        "iso_small": "0.06",
+        "iso_large": "3.70",
+        "median_small": "0.10",
+        "median_large": "5.27",
+    }
+    for row, percent in printed.items():
+        made = add_configuration(base, "3d_fullres", row, **read_preset(f"locbam_{row}"))
+        assert f"{100 * coverage(resolve(made, row)).patch_to_volume:.2f}" == percent
 
 
 def test_own_preset(tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
-    file.write_text(json.dumps({"batch_size": 3, "description": "mine"}))
+    content = {"batch_size": 3, "description": "mine", "made_for": {"modality": "MR", "trainers": ["A"]}}
+    file.write_text(json.dumps(content))
     assert read_preset(str(file)) == {"batch_size": 3}
+    assert load_preset(str(file)).made_for == MadeFor(modality="MR", trainers=("A",))
+    assert load_preset(str(file)).name == "mine"
 
 
 def test_unknown_preset_lists_the_known() -> None:
-    with pytest.raises(ValueError, match="no preset 'huge'; there are patch16, patch32"):
+    with pytest.raises(ValueError, match=r"no preset 'huge'; there are .*patch16, patch32"):
         read_preset("huge")
 
 
@@ -32,6 +70,9 @@ def test_unknown_preset_lists_the_known() -> None:
         ("{", "not valid JSON"),
         ("3", "must hold an object, got int"),
         ('{"speed": 1}', "does not take speed; allowed: desc"),
+        ('{"made_for": 3}', "made_for must be an object, got 3"),
+        ('{"made_for": {"colour": 1}}', "does not take made_for.colour; allowed: modality"),
+        ('{"made_for": {"modality": "US"}}', "made_for.modality must be one of CT, MR, got 'US'"),
     ],
 )
 def test_files_that_are_no_presets(tmp_path: Path, content: str, words: str) -> None:

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_locctx.demo import commands
-from nnunet_locctx.demo.commands import CommandError, NNUNet
+from nnunet_locctx.nnunet import commands
+from nnunet_locctx.nnunet.commands import CommandError, NNUNet
 from nnunet_locctx.resources import trainers_folder
 
 
 @pytest.fixture
 def nnunet(tmp_path, monkeypatch):
     """Commands are Python programs: the first argument after the name is the source."""
-    monkeypatch.setattr(commands, "_executable", lambda name: sys.executable)
+    monkeypatch.setattr(commands, "executable", lambda name: sys.executable)
     return NNUNet(tmp_path / "work")
 
 
@@ -107,4 +107,4 @@ def test_the_stock_commands_are_found():
         "nnUNetv2_predict",
         "nnUNetv2_evaluate_folder",
     ):
-        assert commands._executable(name).endswith(name)
+        assert commands.executable(name).endswith(name)

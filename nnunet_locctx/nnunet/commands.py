@@ -1,4 +1,4 @@
-"""Runs nnU-Net's own commands with its environment variables set, and shows what they say."""
+"""Runs nnU-Net's own commands, and ours, with nnU-Net's environment variables set, and shows what they say."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,16 @@ from nnunet_locctx.resources import trainers_folder
 
 
 class CommandError(ChildProcessError):
-    """A command of nnU-Net failed; carries the end of what it printed."""
+    """A command failed; carries the end of what it printed.
+
+    Args:
+        message: What happened.
+        status: The command's exit status; negative: the signal that ended it; None: it did not start.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass
@@ -89,35 +98,60 @@ class NNUNet:
         """
         typed = shlex.join(command)
         print(f"$ {typed}", flush=True)
-        arguments = [_executable(command[0]), *command[1:]]
-        path = self.logs / f"{log}.txt"
-        with (
-            path.open("w", encoding="utf-8") as file,
-            subprocess.Popen(
-                arguments,
-                env={**os.environ, **self.variables},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                encoding="utf-8",
-                errors="replace",
-                start_new_session=True,  # a process group of its own, to end with everything in it
-            ) as process,
-        ):
-            try:
-                for line in _lines(process):
-                    file.write(line)
-                    text = line.rstrip("\n") if show is None else show(line.rstrip("\n"))
-                    if text is not None:
-                        print(f"  {text}", flush=True)
-                process.wait()
-            finally:
-                _end_group(process)
-        if process.returncode != 0:
-            end = "\n".join(path.read_text(encoding="utf-8").splitlines()[-15:])
-            raise CommandError(
-                f"{typed} ended with exit status {process.returncode}; its output is in {path} and ends:\n{end}"
-            )
+        run_logged(command, {**os.environ, **self.variables}, self.logs / f"{log}.txt", show)
         self.history.append(typed)
+
+
+def run_logged(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path,
+    show: Callable[[str], str | None] | None = None,
+    *,
+    append: bool = False,
+) -> None:
+    """Run one command to its end, with whatever it starts; pass on and keep what it prints.
+
+    Args:
+        command: The command's name (:func:`executable`) and its arguments.
+        environment: All its variables.
+        log: File that takes the whole output.
+        show: Turns a line into the line to print, or None to print nothing; without it every line is printed.
+        append: Keep what the file holds.
+
+    Raises:
+        CommandError: The command is not installed, or ends with an error.
+    """
+    typed = shlex.join(command)
+    arguments = [executable(command[0]), *command[1:]]
+    with (
+        log.open("a" if append else "w", encoding="utf-8") as file,
+        subprocess.Popen(
+            arguments,
+            env=dict(environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,  # a process group of its own, to end with everything in it
+        ) as process,
+    ):
+        try:
+            for line in _lines(process):
+                file.write(line)
+                file.flush()
+                text = line.rstrip("\n") if show is None else show(line.rstrip("\n"))
+                if text is not None:
+                    print(f"  {text}", flush=True)
+            process.wait()
+        finally:
+            _end_group(process)
+    if process.returncode != 0:
+        end = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
+        raise CommandError(
+            f"{typed} ended with exit status {process.returncode}; its output is in {log} and ends:\n{end}",
+            process.returncode,
+        )
 
 
 def _lines(process: "subprocess.Popen[str]") -> Iterator[str]:
@@ -154,7 +188,12 @@ def _end_group(process: "subprocess.Popen[str]") -> None:
         process.terminate()
 
 
-def _executable(name: str) -> str:
+def executable(name: str) -> str:
+    """The program of that name of this Python's environment, or else of the PATH.
+
+    Raises:
+        CommandError: There is none.
+    """
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.is_file() else shutil.which(name)
     if found is None:

@@ -1,0 +1,90 @@
+"""What `locctx plan` prints."""
+
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunet_locctx.nnunet.memory import expected_memory
+from nnunet_locctx.nnunet.misfits import description, misfits
+from nnunet_locctx.nnunet.planning import coverage, resolve
+from nnunet_locctx.nnunet.plans_file import Plans
+from nnunet_locctx.nnunet.presets import MadeFor
+from nnunet_locctx.nnunet.suitability import suitable_trainers
+from nnunet_locctx.nnunet.trainers import RECOMMENDED
+
+SHOWN = (
+    "inherits_from",
+    "batch_size",
+    "batch_dice",
+    "spacing",
+    "data_identifier",
+    "location",
+    "network",
+)
+
+
+def print_configurations(
+    folder: Path, plans: Plans, made_for: Mapping[str, MadeFor | None], changed: bool
+) -> None:
+    """Prints what was added, where it does not fit the data, and nnU-Net's commands that come next.
+
+    Args:
+        folder: The dataset's folder in nnUNet_preprocessed.
+        plans: The plans as written.
+        made_for: The configurations' names, and what their presets expect of the data.
+        changed: Whether the file changed.
+    """
+    dataset, own = int(folder.name[7:10]), plans["plans_name"]
+    to_preprocess: dict[str, str] = {}
+    trainings: list[str] = []
+    for name, purpose in made_for.items():
+        print(f"{'wrote' if changed else 'unchanged:'} {folder / own}.json, configuration {name}")
+        full = resolve(plans, name)
+        trainers = _print(folder, plans, plans["configurations"][name], full, purpose)
+        if not (folder / full["data_identifier"]).is_dir():
+            to_preprocess.setdefault(full["data_identifier"], name)
+        trainings.append(f"  nnUNetv2_train {dataset} {name} 0 -p {own} -tr {_proposed(trainers)}")
+    print("next:")
+    for name in to_preprocess.values():
+        print(f"  nnUNetv2_preprocess -d {dataset} -plans_name {own} -c {name}")
+    print("\n".join(trainings))
+
+
+def _print(
+    folder: Path,
+    plans: Plans,
+    added: Mapping[str, Any],
+    full: Mapping[str, Any],
+    made_for: MadeFor | None,
+) -> list[str]:
+    """Prints one configuration; returns the trainers that take it."""
+    for key in SHOWN:
+        if key in added:
+            print(f"{key:<16}{added[key]}")
+    if "architecture" in added:
+        kwargs = added["architecture"]["arch_kwargs"]
+        print(f"{'strides':<16}{kwargs.get('strides')}")
+        print(f"{'features':<16}{kwargs.get('features_per_stage')}")
+    print(coverage(full))
+    memory = expected_memory(full, len(description(folder).get("labels", "01")))
+    if memory is not None:
+        estimate = f"about {memory:.2g} GB" if memory >= 1 else "less than 1 GB"
+        print(f"{'GPU memory':<16}{estimate} for the planned U-Net, by nnU-Net's planning rule")
+    suitable = suitable_trainers(full)
+    verb = "takes" if len(suitable.names) == 1 else "take"
+    print(_wrapped("trainers", f"{', '.join(suitable.names) or 'none'} {verb} it"))
+    for sentence in misfits(folder, plans, full, suitable, made_for):
+        print(_wrapped("warning", sentence))
+    return suitable.names
+
+
+def _wrapped(name: str, text: str) -> str:
+    return textwrap.fill(f"{name:<16}{text}", 120, subsequent_indent=" " * 16, break_on_hyphens=False)
+
+
+def _proposed(trainers: list[str]) -> str:
+    """The trainer that the printed command names."""
+    return next(
+        (name for name in (RECOMMENDED, "PriorHeadTrainer") if name in trainers), (trainers or ["TRAINER"])[0]
+    )
