@@ -1,0 +1,117 @@
+"""The classes of a data set, and which of them are the two sides of one organ."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nnunet_locctx.evaluation.dice import foreground
+
+LEFT = {"left", "l", "lt", "lft", "sin", "sinister", "sinistra"}
+RIGHT = {"right", "r", "rt", "rgt", "dex", "dexter", "dextra"}
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The foreground classes.
+
+    Attributes:
+        labels: Class name -> label value, or the label values of a region.
+        ignore: Value of voxels of the reference that count nowhere; None: there are none.
+    """
+
+    labels: dict[str, int | tuple[int, ...]]
+    ignore: int | None = None
+
+    @classmethod
+    def from_labels(cls, labels: Mapping[str, Any]) -> "Classes":
+        """The classes of the ``labels`` of a ``dataset.json``.
+
+        Raises:
+            ValueError: There is no class, or a label is no whole number above 0.
+        """
+        try:
+            found = foreground(labels)
+            ignore = labels.get("ignore")
+            classes = cls(found, None if ignore is None else int(ignore))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"the labels of dataset.json must be {{name: label or list of labels}}, got {labels!r}"
+            ) from error
+        wrong = [name for name, values in classes.values.items() if not values or min(values) < 1]
+        if not found or wrong:
+            what = f"class {wrong[0]!r} has {labels[wrong[0]]}" if wrong else "there is no foreground class"
+            raise ValueError(f"{what}; dataset.json must give each class one label above 0 or a list of them")
+        return classes
+
+    @property
+    def values(self) -> dict[str, tuple[int, ...]]:
+        """Class name -> its label values."""
+        return {name: label if isinstance(label, tuple) else (label,) for name, label in self.labels.items()}
+
+    @property
+    def known(self) -> frozenset[int]:
+        """Every label value of a prediction, 0 included. A reference may hold the ignore label as well."""
+        return frozenset({0}.union(*self.values.values()))
+
+    def as_json(self) -> dict[str, int | list[int]]:
+        """Class name -> label, or list of labels."""
+        return {
+            name: list(label) if isinstance(label, tuple) else label for name, label in self.labels.items()
+        }
+
+
+def find_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    """The (left, right) classes whose names differ in one word for the side alone.
+
+    Words are told apart by everything that is no letter or digit and by a capital after a small letter; case does not
+    matter: ``kidney_left`` and ``kidney_right``, ``L. kidney`` and ``R. kidney``, ``LeftKidney`` and ``RightKidney``.
+    """
+    sides: dict[str, dict[tuple[str, ...], list[str]]] = {"left": {}, "right": {}}
+    for name in names:
+        words = _words(name)
+        for side, known in (("left", LEFT), ("right", RIGHT)):
+            at = [number for number, word in enumerate(words) if word in known]
+            # "left" alone names no organ, and two words for a side are not understood
+            if len(at) == 1 and len(words) > 1:
+                rest = (*words[: at[0]], "", *words[at[0] + 1 :])
+                sides[side].setdefault(rest, []).append(name)
+    return [
+        (left[0], sides["right"][rest][0])
+        for rest, left in sides["left"].items()
+        if len(left) == 1 and len(sides["right"].get(rest, [])) == 1
+    ]
+
+
+def check_pairs(pairs: Sequence[Sequence[str]], classes: Classes) -> list[tuple[str, str]]:
+    """Pairs of classes that were given.
+
+    Raises:
+        ValueError: A pair is not two different classes, a class is in two pairs, or the two share a label.
+    """
+    found: list[tuple[str, str]] = []
+    used: set[str] = set()
+    for pair in pairs:
+        if len(pair) != 2 or pair[0] == pair[1]:
+            raise ValueError(f"a pair is two different classes (left, right), got {list(pair)}")
+        unknown = [name for name in pair if name not in classes.labels]
+        if unknown:
+            raise ValueError(
+                f"unknown class {unknown[0]!r} in the pair {list(pair)}; known: {', '.join(classes.labels)}"
+            )
+        again = used.intersection(pair)
+        if again:
+            raise ValueError(f"class {min(again)!r} is in more than one pair")
+        shared = set(classes.values[pair[0]]) & set(classes.values[pair[1]])
+        if shared:
+            raise ValueError(
+                f"the classes {list(pair)} of a pair must not share labels, got {sorted(shared)}"
+            )
+        used.update(pair)
+        found.append((pair[0], pair[1]))
+    return found
+
+
+def _words(name: str) -> list[str]:
+    split = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name)
+    return [word for word in re.split(r"[^0-9a-z]+", split.lower()) if word]

@@ -1,0 +1,240 @@
+"""Folders of segmentations: which cases they hold, how they are read, and what is wrong with them."""
+
+import contextlib
+import hashlib
+import io
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from nnunet_locctx.geometry import Frame
+from nnunet_locctx.nnunet.fitted import summarise
+from nnunet_locctx.nnunet.reading import explain, read_quietly, readers_for
+from nnunet_locctx.nnunet.workers import map_in_workers
+
+SAME_PLACE = 0.01
+"""Two grids are the same if no corner is farther apart than this share of a voxel (headers are rounded)."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What ``dataset.json`` says about a data set's segmentations.
+
+    Attributes:
+        labels: Class name -> label or region.
+        file_ending: Such as ``".nii.gz"``.
+        content: Everything.
+        file: Where it was read; None if it was given as it is.
+    """
+
+    labels: Mapping[str, Any]
+    file_ending: str
+    content: Mapping[str, Any]
+    file: Path | None = None
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """A segmentation to be checked.
+
+    Attributes:
+        case: Its name.
+        file: The file.
+        reader: Class name of nnU-Net's reader.
+        allowed: Label values it may hold.
+        twin: Another one on the same grid, checked too; None: there is none.
+        twin_allowed: Label values that one may hold.
+    """
+
+    case: str
+    file: Path
+    reader: str
+    allowed: frozenset[int]
+    twin: Path | None = None
+    twin_allowed: frozenset[int] = frozenset()
+
+
+def read_description(given: Path | Mapping[str, Any] | None, folders: Sequence[Path]) -> Description:
+    """The data set's description.
+
+    Args:
+        given: ``dataset.json`` or its content; None: the first in, or one or two above, one of the folders. nnU-Net
+            puts one into a folder of predictions, and into a model's folder, two above that of a fold's validation.
+        folders: Where to look.
+
+    Raises:
+        ValueError: There is none, it cannot be read, or it lacks what is needed.
+    """
+    file: Path | None = None
+    if isinstance(given, Mapping):
+        content: Any = given
+    else:
+        places = [near for folder in folders for near in (folder, *folder.resolve().parents[:2])]
+        files = [place / "dataset.json" for place in places] if given is None else [given]
+        file = next((one for one in files if one.is_file()), None)
+        if file is None:
+            raise ValueError(
+                f"no dataset.json; looked for {', '.join(map(str, files))}. Give it: --dataset-json FILE"
+            )
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{file} cannot be read: {error}") from error
+    missing = [
+        key for key in ("labels", "file_ending") if not isinstance(content, Mapping) or key not in content
+    ]
+    if missing:
+        raise ValueError(f"{file or 'dataset.json'} lacks {', '.join(missing)}")
+    return Description(content["labels"], str(content["file_ending"]), content, file)
+
+
+def list_label_files(folder: Path, ending: str) -> dict[str, Path]:
+    """Case -> file of a folder.
+
+    Raises:
+        ValueError: There is no folder, or no such file in it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}")
+    found = {
+        file.name.removesuffix(ending): file
+        for file in sorted(folder.iterdir())
+        if file.name.endswith(ending) and not file.name.startswith(".") and file.is_file()
+    }
+    if not found:
+        raise ValueError(f"{folder} has no files that end in {ending}")
+    return found
+
+
+def choose_reader(description: Description, example: Path) -> str:
+    """Class name of the reader that nnU-Net takes for the data set.
+
+    Raises:
+        ValueError: It has none for the file ending.
+    """
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+    known = readers_for(description.file_ending)
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            reader = determine_reader_writer_from_dataset_json(
+                dict(description.content), str(example), verbose=False
+            )
+        except RuntimeError:  # the example is damaged; the check of the files says so
+            return known[0]
+    return str(reader.__name__)
+
+
+def read_labels(file: Path, reader: str) -> tuple[npt.NDArray[np.int32], dict[str, Any]]:
+    """(z, y, x) label values and nnU-Net's properties of a segmentation that was checked."""
+    data, properties = read_quietly([file], reader, segmentation=True)
+    return np.asarray(data[0]).astype(np.int32), properties
+
+
+def frame_of(properties: Mapping[str, Any], shape: Sequence[int]) -> Frame:
+    """The frame of a segmentation as stored; files without geometry (such as png) have that of their array.
+
+    Raises:
+        ValueError: The header is not usable.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Frame.from_properties(properties, shape)
+
+
+def fingerprint(file: Path) -> str:
+    """Of the file's content, whenever it was written."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def check_label_files(jobs: Sequence[LabelFile], processes: int, *, progress: bool) -> list[str]:
+    """What is wrong with the files, one line each."""
+    answers = map_in_workers(_problems, jobs, processes)
+    bar = tqdm(answers, total=len(jobs), desc="checking", unit="case", disable=not progress or not jobs)
+    return [line for lines in bar for line in lines]
+
+
+def refuse(problems: Sequence[str], what: str) -> None:
+    """Raises ValueError with the problems, if there are any."""
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise ValueError(f"{what}, {count}:\n{summarise(problems, 50)}")
+
+
+def _problems(job: LabelFile) -> list[str]:
+    problems: list[str] = []
+    frames = [
+        _check(file, job.reader, allowed, f"case {job.case}: {file}", problems)
+        for file, allowed in ((job.file, job.allowed), (job.twin, job.twin_allowed))
+        if file is not None
+    ]
+    if len(frames) == 2 and frames[0] is not None and frames[1] is not None:
+        one, other = frames[0], frames[1]
+        if one.shape != other.shape:
+            problems.append(
+                f"case {job.case}: prediction and reference differ in shape, {one.shape} and {other.shape} (z, y, x)"
+            )
+        else:
+            apart = _corner_distance(one, other)
+            if apart > SAME_PLACE:
+                problems.append(
+                    f"case {job.case}: prediction and reference lie at different places, by up to {apart:.3g} voxels "
+                    f"(at most {SAME_PLACE} allowed): affines (index to mm, LPS) {one.affine[:3].round(4).tolist()} "
+                    f"and {other.affine[:3].round(4).tolist()}"
+                )
+    return problems
+
+
+def _check(file: Path, reader: str, allowed: frozenset[int], what: str, problems: list[str]) -> Frame | None:
+    try:
+        data, properties = read_quietly([file], reader, segmentation=True)
+    except Exception as error:  # whatever a reader raises
+        problems.append(f"{what} cannot be read: {explain(error)}")
+        return None
+    if data.shape[0] != 1:
+        problems.append(f"{what} has {data.shape[0]} channels, a segmentation has one")
+        return None
+    try:
+        frame = frame_of(properties, data.shape[1:])
+    except ValueError as error:
+        problems.append(f"{what}: {error}")
+        frame = None
+    values = np.unique(data)
+    if not np.isfinite(values).all() or _hides_nan(file):
+        problems.append(f"{what} has voxels that are NaN or infinite")
+    elif (values != np.round(values)).any():
+        odd = values[values != np.round(values)][:5]
+        problems.append(f"{what} has voxels that are no whole numbers: {', '.join(f'{v:g}' for v in odd)}")
+    else:
+        unknown = sorted({int(value) for value in values} - allowed)
+        if unknown:
+            shown = ", ".join(map(str, unknown[:10])) + (" ..." if len(unknown) > 10 else "")
+            problems.append(f"{what} has labels that dataset.json does not list there: {shown}")
+    return frame
+
+
+def _hides_nan(file: Path) -> bool:
+    """ITK reads NaN in NIfTI files as 0, so the file itself is asked."""
+    if not file.name.endswith((".nii", ".nii.gz")):
+        return False
+    import nibabel
+
+    image: Any = nibabel.load(file)
+    return image.get_data_dtype().kind == "f" and not np.isfinite(np.asanyarray(image.dataobj)).all()
+
+
+def _corner_distance(one: Frame, other: Frame) -> float:
+    """Largest distance between the same corner of two grids of one shape, in smallest voxel sizes of the first."""
+    ends = np.array(one.shape, dtype=np.float64) - 1
+    corners = np.stack(np.meshgrid(*[(0.0, end) for end in ends], indexing="ij"), axis=-1).reshape(-1, 3)
+    apart = np.linalg.norm(one.millimetres(corners) - other.millimetres(corners), axis=-1)
+    # along an axis of one voxel the corners do not tell a voxel's size
+    sizes = np.abs(one.spacing - other.spacing).max()
+    return float(max(apart.max(), sizes) / one.spacing.min())

@@ -1,0 +1,205 @@
+"""Measures of one predicted segmentation, per class. What each means: :data:`DEFINITIONS`.
+
+Arrays are in stored order (z, y, x), spacings in mm along the same axes, volumes in ml.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from nnunet_locctx.evaluation.classes import Classes
+from nnunet_locctx.evaluation.surfaces import (
+    MARGIN,
+    Mask,
+    bounding_box,
+    off_region_voxels,
+    surface_measures,
+    voxel_distance,
+)
+
+Labels: TypeAlias = npt.NDArray[np.integer[Any]]
+
+PAPERS = ("locbam", "gpe")
+"""Papers whose own measures can be added."""
+
+MEASURES = (
+    "reference_ml",
+    "prediction_ml",
+    "dice",
+    "hd95_mm",
+    "nsd",
+    "volume_error_ml",
+    "volume_error_percent",
+    "swap_rate",
+    "off_region_ml",
+)
+PAPER_MEASURES = ("paper_dice", "paper_hd95_voxels")
+
+_PAPER_DICE = {
+    "locbam": "Dice as the published code of LocBAM has it (MONAI's DiceMetric): background counts as a class; null if "
+    "the class is not in the reference, whatever was predicted.",
+    "gpe": "Dice as the published code of the GPE paper has it: 1 if the class is in neither mask, 0 if in one only.",
+}
+_PAPER_HD95 = {
+    "locbam": "As hd95_mm, but in voxels, whatever their size; 0 if the class is missing in reference or prediction.",
+    "gpe": "95th percentile of the surface distances of both directions taken together, in voxels, whatever their "
+    "size; 0 if the class is missing in reference or prediction (the GPE paper's code).",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the measures depend on.
+
+    Attributes:
+        tolerance_mm: Of the NSD, mm.
+        off_region_mm: Distance from the class from which predicted voxels are off its region, mm.
+        paper: One of :data:`PAPERS` whose measures are added; None: none.
+    """
+
+    tolerance_mm: float = 2.0
+    off_region_mm: float = 20.0
+    paper: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tolerance_mm", "off_region_mm"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a number of mm, at least 0, got {value}")
+        if self.paper is not None and self.paper not in PAPERS:
+            raise ValueError(f"paper must be one of {', '.join(PAPERS)}, got {self.paper!r}")
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of the measures, in order."""
+        return MEASURES if self.paper is None else (*MEASURES, *PAPER_MEASURES)
+
+
+def definitions(settings: Settings) -> dict[str, str]:
+    """Measure -> what it is, in a sentence or two."""
+    found = {
+        "reference_ml": "Volume of the class in the reference, ml. Voxels with the ignore label in the reference "
+        "count nowhere.",
+        "prediction_ml": "Volume of the class in the prediction, ml.",
+        "dice": "2 TP / (2 TP + FP + FN) in voxels, as nnU-Net's evaluator; null if the class is in neither mask, 0 if "
+        "in one only.",
+        "hd95_mm": "Larger of the two directed 95th percentiles of the distances between the surface voxels of the "
+        "masks (voxels with a face on the outside), voxel centre to voxel centre, mm; by MONAI. Null unless the class "
+        "is in both masks; `presence` says which lacks it.",
+        "nsd": f"Share of the two surfaces' area that lies within {settings.tolerance_mm:g} mm of the other surface "
+        "(surface elements between voxel centres, weighted by their area); by MONAI with use_subvoxels. Null if the "
+        "class is in neither mask, 0 if in one only.",
+        "volume_error_ml": "prediction_ml - reference_ml.",
+        "volume_error_percent": "100 volume_error_ml / reference_ml; null if the class is not in the reference.",
+        "swap_rate": "Of the voxels whose reference is this side's class, the share predicted as the other side's "
+        "class; null for classes without another side and where the reference lacks the class.",
+        "off_region_ml": f"Volume predicted as the class whose voxel centres lie more than {settings.off_region_mm:g} "
+        "mm from every voxel centre of the class in the reference, ml; the whole predicted volume if the reference "
+        "lacks the class.",
+        "presence": "both, missing (not predicted), spurious (predicted, not in the reference) or absent (neither).",
+    }
+    if settings.paper is not None:
+        found["paper_dice"] = _PAPER_DICE[settings.paper]
+        found["paper_hd95_voxels"] = _PAPER_HD95[settings.paper]
+    return found
+
+
+def measure_case(
+    reference: Labels,
+    prediction: Labels,
+    spacing: Sequence[float],
+    classes: Classes,
+    pairs: Sequence[tuple[str, str]],
+    settings: Settings,
+) -> list[dict[str, Any]]:
+    """One row per class, None where a measure is not defined.
+
+    Args:
+        reference: (z, y, x) label values.
+        prediction: Likewise, on the same grid.
+        spacing: Voxel size in mm, (z, y, x).
+        classes: The classes.
+        pairs: (left, right) classes.
+        settings: What to measure.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    if reference.ndim != 3 or reference.shape != prediction.shape:
+        raise ValueError(
+            f"reference and prediction must have one shape of three axes, got {reference.shape} and {prediction.shape}"
+        )
+    rows = []
+    ignored = None if classes.ignore is None else reference == classes.ignore
+    if settings.paper == "locbam":
+        rows.append(_background(reference, prediction, ignored))
+    if ignored is not None:
+        reference, prediction = (np.where(ignored, 0, array) for array in (reference, prediction))
+    # beyond this box both are background
+    box = bounding_box((reference != 0) | (prediction != 0), MARGIN)
+    if box is not None:
+        reference, prediction = reference[box], prediction[box]
+    other = {**dict(pairs), **{right: left for left, right in pairs}}
+    for name, values in classes.values.items():
+        true, found = _is_one_of(reference, values), _is_one_of(prediction, values)
+        row = {"class": name, **_measure(true, found, spacing, settings)}
+        if name in other and true.any():
+            swapped = true & _is_one_of(prediction, classes.values[other[name]])
+            row["swap_rate"] = float(swapped.sum() / true.sum())
+        rows.append(row)
+    return rows
+
+
+def _measure(true: Mask, found: Mask, spacing: Sequence[float], settings: Settings) -> dict[str, Any]:
+    volume = math.prod(spacing) / 1000
+    box = bounding_box(true | found, MARGIN)
+    if box is not None:
+        true, found = true[box], found[box]
+    n_true, n_found, both = int(true.sum()), int(found.sum()), int((true & found).sum())
+    presence = {(1, 1): "both", (1, 0): "missing", (0, 1): "spurious", (0, 0): "absent"}
+    hd95 = nsd = None
+    if n_true and n_found:
+        hd95, nsd = surface_measures(true, found, spacing, settings.tolerance_mm)
+    elif n_true or n_found:
+        nsd = 0.0
+    dice = 2 * both / (n_true + n_found) if n_true + n_found else None
+    row: dict[str, Any] = {
+        "presence": presence[int(n_true > 0), int(n_found > 0)],
+        "reference_ml": n_true * volume,
+        "prediction_ml": n_found * volume,
+        "dice": dice,
+        "hd95_mm": hd95,
+        "nsd": nsd,
+        "volume_error_ml": (n_found - n_true) * volume,
+        "volume_error_percent": 100 * (n_found - n_true) / n_true if n_true else None,
+        "swap_rate": None,
+        "off_region_ml": off_region_voxels(true, found, spacing, settings.off_region_mm) * volume,
+    }
+    if settings.paper is not None:
+        gpe = settings.paper == "gpe"
+        empty = 1.0 if n_found == 0 and gpe else 0.0 if gpe else None
+        row["paper_dice"] = dice if n_true else empty
+        row["paper_hd95_voxels"] = voxel_distance(true, found, pooled=gpe) if n_true and n_found else 0.0
+    return row
+
+
+def _background(reference: Labels, prediction: Labels, ignored: Mask | None) -> dict[str, Any]:
+    """The row of the background, which only a paper counts."""
+    true, found = reference == 0, prediction == 0
+    if ignored is not None:
+        found &= ~ignored
+    count = int(true.sum())
+    row: dict[str, Any] = {"class": "background", "presence": None, **dict.fromkeys(MEASURES)}
+    dice = 2 * int((true & found).sum()) / (count + int(found.sum())) if count else None
+    return {**row, "paper_dice": dice, "paper_hd95_voxels": None}
+
+
+def _is_one_of(labels: Labels, values: tuple[int, ...]) -> Mask:
+    mask: Mask = labels == values[0]
+    for value in values[1:]:
+        mask |= labels == value
+    return mask

@@ -1,0 +1,345 @@
+"""Atlases: grid, cells, dilation, tuning, masking."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import strategies as st
+
+from nnunet_locctx.cli import main
+from nnunet_locctx.evaluation.atlas import Atlas, AtlasMask, read_atlas, write_atlas
+from nnunet_locctx.evaluation.atlas_fit import fit_atlas
+from nnunet_locctx.evaluation.atlas_grid import Grid, occupied_cells
+from nnunet_locctx.evaluation.folders import evaluate_folders
+from nnunet_locctx.evaluation.postprocessing import apply_atlas
+from nnunet_locctx.geometry import Frame
+from tests.evaluation.label_scans import STORAGES, box, describe, store, write
+from tests.geometry_cases import flips, permutations
+
+LPS = (10, 12, 14)
+
+
+def frame(properties: dict[str, Any], array: np.ndarray) -> Frame:
+    return Frame.from_properties(properties, array.shape)
+
+
+def ramp(shape: tuple[int, int, int] = LPS) -> np.ndarray:
+    """Every voxel of the inner box has a label of its own."""
+    labels = np.zeros(shape, dtype=np.int32)
+    inner = labels[2:-2, 3:-1, 1:-4]
+    inner[:] = np.arange(1, inner.size + 1).reshape(inner.shape)
+    return labels
+
+
+class TestGrid:
+    def test_its_cells_are_the_scans_voxels_if_the_sizes_agree(self) -> None:
+        labels = ramp()
+        array, properties = store(labels, (2.0, 1.0, 3.0))
+        grid = Grid.median([frame(properties, array)])
+        assert grid.shape == LPS
+        assert grid.spacing == pytest.approx((2, 1, 3))
+        values = range(1, int(labels.max()) + 1)
+        found = occupied_cells(array, frame(properties, array), grid, values)
+        # L and P run against R and A
+        expected = np.flip(labels, (0, 1)).ravel()
+        for label, cells in found.items():
+            assert cells.tolist() == np.flatnonzero(expected == label).tolist()
+
+    def test_half_as_many_cells_hold_two_voxels_each(self) -> None:
+        labels = box((8, 8, 8), (2, 2, 2), (4, 4, 6))
+        array, properties = store(labels)
+        found = occupied_cells(array, frame(properties, array), Grid((4, 4, 4), (2.0, 2.0, 2.0)), [1])[1]
+        cells = np.stack(np.unravel_index(found, (4, 4, 4)), axis=-1)
+        assert cells.tolist() == [[2, 2, 1], [2, 2, 2]]
+
+    def test_twice_as_many_cells(self) -> None:
+        labels = box((4, 4, 4), (1, 1, 1), (2, 2, 3))
+        array, properties = store(labels)
+        found = occupied_cells(array, frame(properties, array), Grid((8, 8, 8), (0.5, 0.5, 0.5)), [1])[1]
+        cells = np.stack(np.unravel_index(found, (8, 8, 8)), axis=-1)
+        assert cells.tolist() == [list(at) for at in itertools.product((4, 5), (4, 5), (2, 3, 4, 5))]
+
+    @hypothesis.given(permutations, flips, st.sampled_from([(5, 6, 7), (10, 12, 14), (13, 7, 20)]))
+    @hypothesis.settings(max_examples=20)
+    def test_storage_changes_nothing(
+        self,
+        permutation: tuple[int, int, int],
+        flipped: tuple[bool, bool, bool],
+        shape: tuple[int, int, int],
+    ) -> None:
+        labels = ramp() % 50
+        plain, plain_properties = store(labels, (2.0, 1.0, 3.0))
+        array, properties = store(labels, (2.0, 1.0, 3.0), permutation, flipped)
+        grid = Grid(shape, (1.0, 1.0, 1.0))
+        assert Grid.median([frame(properties, array)]) == Grid.median([frame(plain_properties, plain)])
+        one = occupied_cells(plain, frame(plain_properties, plain), grid, range(1, 50))
+        other = occupied_cells(array, frame(properties, array), grid, range(1, 50))
+        for label, cells in one.items():
+            assert other[label].tolist() == cells.tolist()
+
+    @hypothesis.given(
+        permutations,
+        flips,
+        st.tuples(*[st.floats(-0.4, 0.4)] * 3),
+        st.tuples(*[st.integers(1, 20)] * 3),
+        st.integers(0, 1000),
+    )
+    @hypothesis.settings(max_examples=25)
+    def test_no_training_voxel_is_masked(
+        self,
+        permutation: tuple[int, int, int],
+        flipped: tuple[bool, bool, bool],
+        angles: tuple[float, float, float],
+        shape: tuple[int, int, int],
+        seed: int,
+    ) -> None:
+        labels = np.random.default_rng(seed).integers(0, 4, (6, 7, 8)).astype(np.int32)
+        array, properties = store(labels, (1.0, 2.0, 1.5), permutation, flipped, angles)
+        grid = Grid(shape, (1.0, 1.0, 1.0))
+        cells = occupied_cells(array, frame(properties, array), grid, [1, 2, 3])
+        atlas = Atlas(grid, ("a",), {label: (at, np.ones_like(at)) for label, at in cells.items()}, {})
+        assert np.array_equal(AtlasMask(atlas).apply(array, frame(properties, array)), array)
+
+    def test_oblique_storage_keeps_the_place(self) -> None:
+        """The same box of the body, cut out along other axes."""
+        found = []
+        for angles in ((0, 0, 0), (0.15, -0.1, 0.2)):
+            properties = store(np.zeros((40, 40, 40), np.uint8), angles=angles)[1]
+            scan = Frame.from_properties(properties, (40, 40, 40))
+            index = np.stack(np.meshgrid(*[np.arange(40)] * 3, indexing="ij"), axis=-1)
+            place = scan.millimetres(index) - scan.centre
+            array = ((place > (-8, 2, -12)) & (place < (4, 10, 5))).all(axis=-1).astype(np.int32)
+            cells = occupied_cells(array, scan, Grid((40, 40, 40), (1.0, 1.0, 1.0)), [1])[1]
+            found.append(np.stack(np.unravel_index(cells, (40, 40, 40)), axis=-1))
+        for ends in (np.min, np.max):
+            np.testing.assert_allclose(ends(found[0], axis=0), ends(found[1], axis=0), atol=1)
+        np.testing.assert_allclose(found[0].mean(axis=0), found[1].mean(axis=0), atol=0.2)
+
+
+class TestMask:
+    @staticmethod
+    def atlas(**more: Any) -> Atlas:
+        grid = Grid((21, 21, 21), (1.0, 2.0, 3.0))
+        middle = np.array([np.ravel_multi_index((10, 10, 10), grid.shape)])
+        empty = np.empty(0, dtype=np.int64)
+        return Atlas(
+            grid, ("a", "b"), {1: (middle, np.array([1])), 2: (empty, empty)}, {"x": 1, "y": 2}, **more
+        )
+
+    def test_radius_in_mm(self) -> None:
+        array, properties = store(np.ones((21, 21, 21), dtype=np.uint8))
+        kept = AtlasMask(self.atlas(radius_mm=6.0)).apply(array.astype(np.int32), frame(properties, array))
+        z, y, x = np.indices(kept.shape) - 10
+        assert np.array_equal(kept > 0, (x * 1.0) ** 2 + (y * 2.0) ** 2 + (z * 3.0) ** 2 <= 36)
+
+    def test_levels(self) -> None:
+        mask = AtlasMask(self.atlas(), [0, 2, 6])
+        cells = np.array([[10, 10, 10], [11, 10, 10], [10, 11, 10], [10, 10, 12], [10, 10, 13], [0, 0, 0]])
+        assert mask.levels(1, cells).tolist() == [0, 1, 1, 2, 3, 3]
+        assert mask.levels(2, cells).tolist() == [3] * 6
+
+    def test_mean_and_threshold(self) -> None:
+        atlas = self.atlas()
+        assert atlas.mean(1)[10, 10, 10] == 0.5
+        assert atlas.mean(1).sum() == 0.5
+        assert len(atlas.support(1)) == 1
+        assert len(self.atlas(threshold=0.5).support(1)) == 0
+
+    def test_file(self, tmp_path: Path) -> None:
+        atlas = self.atlas(radius_mm=2.0, threshold=0.1, history={"radii_mm": [1.0]})
+        write_atlas(atlas, tmp_path / "deep" / "atlas.npz")
+        again = read_atlas(tmp_path / "deep" / "atlas.npz")
+        assert (again.grid, again.cases, again.labels) == (atlas.grid, atlas.cases, atlas.labels)
+        assert (again.radius_mm, again.threshold, again.history) == (2.0, 0.1, {"radii_mm": [1.0]})
+        assert np.array_equal(again.mean(1), atlas.mean(1))
+        (tmp_path / "other.npz").write_bytes(b"no atlas")
+        with pytest.raises(ValueError, match="is no atlas"):
+            read_atlas(tmp_path / "other.npz")
+
+    @pytest.mark.parametrize("radii", [[], [3, 2], [-1.0], [1, 1]])
+    def test_radii_that_are_refused(self, radii: list[float]) -> None:
+        with pytest.raises(ValueError, match="ascending"):
+            AtlasMask(self.atlas(), radii)
+
+
+SHAPE = (24, 20, 30)
+CASES = ("a", "b", "c", "d")
+
+
+def truth(number: int) -> np.ndarray:
+    """An organ that lies 2 mm farther along the body in each next case, and one that stays."""
+    labels = np.zeros(SHAPE, dtype=np.uint8)
+    labels[4:8, 4:8, 4 + number : 8 + number] = 1
+    labels[14:18, 4:8, 4:8] = 2
+    return labels
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """Labels in four orientations, and predictions of two folds with false positives far away."""
+    for number, case in enumerate(CASES):
+        write(tmp_path / "labels" / f"{case}.nii.gz", truth(number), (2.0, 2.0, 2.0), *STORAGES[number])
+        found = truth(number)
+        found[4:8, 4:8, 24:28] = 1
+        found[14:18, 15:17, 4:8] = 2
+        fold = f"fold_{number // 2}"
+        write(tmp_path / fold / "validation" / f"{case}.nii.gz", found, (2.0, 2.0, 2.0), *STORAGES[number])
+    describe(tmp_path, {"moving": 1, "still": 2})
+    return tmp_path
+
+
+def fit(study: Path, **options: Any) -> Atlas:
+    options = {"validation": [study / "fold_0" / "validation", study / "fold_1" / "validation"], **options}
+    return fit_atlas(study / "labels", study / "atlas.npz", progress=False, **options)
+
+
+class TestFit:
+    def test_mean_of_mixed_orientations(self, study: Path) -> None:
+        atlas = fit(study, validation=(), radius_mm=0.0)
+        assert atlas.grid.shape == SHAPE
+        assert atlas.grid.spacing == pytest.approx((2, 2, 2))
+        expected = np.mean([truth(number) == 1 for number in range(4)], axis=0)
+        np.testing.assert_allclose(atlas.mean(1), np.flip(expected, (0, 1)))
+
+    def test_tuning_is_what_masking_and_evaluating_gives(self, study: Path) -> None:
+        radii = (0.0, 2.0, 4.0, 10.0, 20.0, 80.0)
+        atlas = fit(study, radii=radii, fold_atlases=True)
+        tuning = atlas.history["tuning"]
+        assert tuning["cases"] == 4
+        for radius in [*radii, None]:
+            per_class: dict[str, list[float]] = {"moving": [], "still": []}
+            for fold, training in (("fold_0", ("c", "d")), ("fold_1", ("a", "b"))):
+                own = read_atlas(study / f"atlas_{fold}.npz")
+                assert own.cases == training  # none of those that are masked
+                folder = study / fold / "validation"
+                if radius is not None:
+                    changed = Atlas(own.grid, own.cases, own.cells, own.labels, own.threshold, radius)
+                    write_atlas(changed, study / "one.npz")
+                    folder = study / f"masked_{fold}_{radius}"
+                    apply_atlas(study / "one.npz", study / fold / "validation", folder, progress=False)
+                content = evaluate_folders(
+                    folder,
+                    study / "labels",
+                    study / f"{folder.name}_{fold}",
+                    predicted_only=True,
+                    progress=False,
+                )
+                for row in content["cases"]:
+                    per_class[row["class"]].append(row["dice"])
+            expected = np.mean([np.mean(values) for values in per_class.values()])
+            told = tuning["foreground_dice_without_mask" if radius is None else "foreground_dice"]
+            assert (told if radius is None else told[f"{radius:g}"]) == pytest.approx(expected)
+        # 4 mm reach every true voxel from the other cases; 10 mm take no false one in yet
+        assert atlas.radius_mm == 10
+        assert tuning["foreground_dice"]["10"] == 1
+        assert tuning["foreground_dice"]["0"] < 1
+
+    def test_the_command_and_new_scans(self, study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        folders = [str(study / f"fold_{n}" / "validation") for n in (0, 1)]
+        given = [
+            "postprocess",
+            "fit-atlas",
+            "--labels",
+            str(study / "labels"),
+            "-o",
+            str(study / "atlas.npz"),
+        ]
+        assert main([*given, "--validation", *folders, "--quiet", "-np", "1"]) == 0
+        text = capsys.readouterr().out
+        assert "4 cases on a grid of 24 x 20 x 30 cells of 2.00 x 2.00 x 2.00 mm (R, A, S)" in text
+        assert "15 mm  1.0000 *" in text
+        # another size, voxel size and orientation: the same fractions of the volume
+        scan = np.kron(truth(1), np.ones((1, 2, 1), np.uint8))
+        dirty = scan.copy()
+        dirty[4:8, 30:34, 4:8] = 1
+        storage = ((2, 0, 1), (False, True, True), (0.0, 0.0, 0.0))
+        write(study / "new" / "x.nii.gz", dirty, (2.2, 1.1, 2.0), *storage)
+        clean, _ = store(scan, (2.2, 1.1, 2.0), *storage)
+        atlas = [str(study / "atlas.npz"), str(study / "new"), "-o", str(study / "masked")]
+        assert main(["postprocess", "apply-atlas", *atlas, "--quiet", "-np", "1"]) == 0
+        before, after = (sitk.ReadImage(str(study / folder / "x.nii.gz")) for folder in ("new", "masked"))
+        assert np.array_equal(sitk.GetArrayFromImage(after), clean)
+        for get in ("GetSpacing", "GetOrigin", "GetDirection"):
+            np.testing.assert_allclose(getattr(before, get)(), getattr(after, get)(), atol=1e-5)
+
+    def test_is_not_done_again(self, study: Path) -> None:
+        fit(study)
+        file = study / "atlas.npz"
+        before = file.stat().st_mtime_ns
+        fit(study)
+        assert file.stat().st_mtime_ns == before
+        fit(study, fold_atlases=True)
+        assert (study / "atlas_fold_1.npz").is_file()
+        write(study / "labels" / "d.nii.gz", truth(0), (2.0, 2.0, 2.0))
+        write(study / "fold_1" / "validation" / "d.nii.gz", truth(0), (2.0, 2.0, 2.0))
+        assert fit(study).mean(1).max() == 1
+        assert not [path for path in study.iterdir() if path.name.startswith(".")]
+
+    def test_goes_on(self, study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from nnunet_locctx.evaluation import atlas_cells
+
+        done = []
+        real = occupied_cells
+
+        def noted(*args: Any) -> Any:
+            done.append(1)
+            if len(done) == 3:
+                raise KeyboardInterrupt
+            return real(*args)
+
+        monkeypatch.setattr(atlas_cells, "occupied_cells", noted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(study)
+        assert not (study / "atlas.npz").exists()
+        fit(study)
+        assert len(done) == 3 + 2
+
+    def test_regions_and_ignore(self, study: Path) -> None:
+        description = json.loads((study / "dataset.json").read_text())
+        description["labels"] = {"background": 0, "both": [1, 2], "still": [2], "ignore": 3}
+        ignored = truth(0)
+        ignored[20:] = 3
+        write(study / "labels" / "a.nii.gz", ignored, (2.0, 2.0, 2.0), *STORAGES[0])
+        atlas = fit(study, dataset_json=description)
+        assert sorted(atlas.cells) == [1, 2]
+        assert atlas.history["tuning"]["foreground_dice"]["10"] == 1
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"validation": ()}, "needs either"),
+            ({"radius_mm": 3.0}, "needs either"),
+            ({"radii": (5.0, 1.0)}, "ascending"),
+            ({"threshold": 1.0}, "threshold"),
+            ({"grid": (0, 2, 2)}, "three numbers"),
+            ({"cases": ["z"]}, "case z is not in"),
+            ({"cases": ["a", "b"]}, "no training cases for those in the validation folder"),
+            ({"processes": 0}, "at least 1"),
+        ],
+    )
+    def test_options_that_are_refused(self, study: Path, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            fit(study, **options)
+        assert not (study / "atlas.npz").exists()
+
+    def test_files_that_are_refused(self, study: Path) -> None:
+        write(study / "fold_0" / "validation" / "a.nii.gz", truth(0)[1:], (2.0, 2.0, 2.0))
+        with pytest.raises(ValueError, match="differ in shape"):
+            fit(study)
+        (study / "labels" / "b.nii.gz").unlink()
+        with pytest.raises(ValueError, match=r"case b of .* has no label"):
+            fit(study)
+
+    def test_an_atlas_of_other_labels(self, study: Path) -> None:
+        fit(study, validation=(), radius_mm=5.0)
+        other = describe(study / "other", {"moving": 1, "still": 2, "third": 3})
+        with pytest.raises(ValueError, match=r"is of the labels \[1, 2\]"):
+            apply_atlas(
+                study / "atlas.npz", study / "fold_0" / "validation", study / "out", dataset_json=other
+            )
+        assert not (study / "out").exists()
