@@ -14,6 +14,7 @@ from anatomy_location import SMALL
 from benchmark_tools import PLAIN, Record
 
 from nnunet_locctx.datasets.whole_body import make_whole_body, whole_body_case
+from nnunet_locctx.datasets.whole_body_settings import FRACTION
 from nnunet_locctx.demo.steps import Steps, write_text
 from nnunet_locctx.evaluation.dice import mean_dice
 from nnunet_locctx.nnunet.commands import NNUNet
@@ -34,6 +35,7 @@ class DiceSettings:
         dataset_id: nnU-Net's number of the phantom.
         cases: Training scans, one of which is nnU-Net's validation case.
         test_cases: Held-out scans.
+        fraction: Share of the body's height in a field of view, smallest and largest.
         seed: Of the phantom and of the fits. nnU-Net itself draws its batches and weights without a seed.
         organs: The labelled classes; the phantom's other organs count as look-alikes.
         spacing: Voxel size in mm that scans are resampled to; coarse, so that patches hold enough of the organs.
@@ -49,6 +51,7 @@ class DiceSettings:
     dataset_id: int = 904
     cases: int = 20
     test_cases: int = 10
+    fraction: tuple[float, float] = FRACTION
     seed: int = 0
     organs: tuple[str, ...] = ("hip_right", "hip_left", "chest_right", "chest_left")
     spacing: float = 6.0
@@ -117,6 +120,7 @@ class DiceRun:
             self.settings.dataset_id,
             cases=self.settings.cases,
             test_cases=self.settings.test_cases,
+            fraction=self.settings.fraction,
             seed=self.settings.seed,
             overwrite=True,
             progress=True,
@@ -224,8 +228,9 @@ class DiceRun:
 
     def shares(self, first: int, count: int) -> dict[str, float]:
         """Case -> share of the body that it shows."""
+        seed, fraction = self.settings.seed, self.settings.fraction
         return {
-            f"whole_body_{number:03d}": whole_body_case(number, seed=self.settings.seed).fraction
+            f"whole_body_{number:03d}": whole_body_case(number, seed=seed, fraction=fraction).fraction
             for number in range(first, first + count)
         }
 

@@ -34,7 +34,7 @@ def prepare(name: str, raw: Path, data: Path) -> None:
     raw.mkdir(parents=True, exist_ok=True)
     if name == "phantom":
         if not (raw / f"Dataset{PHANTOM_ID}_Phantom").is_dir():
-            make_phantom(raw, PHANTOM_ID, cases=20, test_cases=6, size=56, spacing=4.0, progress=True)
+            make_phantom(raw, PHANTOM_ID, cases=20, test_cases=4, size=40, spacing=4.0, progress=True)
         return
     source, target = data / HIPPOCAMPUS, raw / HIPPOCAMPUS
     if not source.is_dir():

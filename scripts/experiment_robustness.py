@@ -19,10 +19,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from anatomy_dice import FIT, PLANS, SMALL_CONFIGURATION, SOURCES, DiceRun, DiceSettings, keep_organs
+from anatomy_dice import FIT, PLANS, SMALL_CONFIGURATION, SOURCES, DiceRun, DiceSettings
 from benchmark_tools import REPOSITORY, Record, describe_machine, replace_section, say
 
-from nnunet_locctx.datasets.whole_body import make_whole_body, whole_body_case
 from nnunet_locctx.evaluation.robustness_figure import draw_curves
 from nnunet_locctx.evaluation.robustness_report import Point
 from nnunet_locctx.files import write_atomically
@@ -41,7 +40,6 @@ class RobustnessSettings(DiceSettings):
     """What is trained and measured.
 
     Attributes:
-        fraction: Share of the body's height in a field of view, smallest and largest.
         jitter: Of a jittered training: standard deviation of shift and scale, in units of the source.
         dropout: Of a jittered training: probability that a patch's location is withheld.
     """
@@ -87,26 +85,6 @@ class RobustnessRun(DiceRun):
                     self.steps.run(f"{name}_{run}", f"{name}: {run}", lambda s=step, r=run: s(r))  # type: ignore[misc]
             self.steps.run(f"measure_{source}", f"measure: {source}", lambda s=source: self.measure(s))  # type: ignore[misc]
 
-    def phantom(self) -> None:
-        make_whole_body(
-            self.nnunet.raw,
-            self.settings.dataset_id,
-            cases=self.settings.cases,
-            test_cases=self.settings.test_cases,
-            fraction=self.robustness.fraction,
-            seed=self.settings.seed,
-            overwrite=True,
-            progress=True,
-        )
-        keep_organs(self.raw, self.settings.organs)
-
-    def shares(self, first: int, count: int) -> dict[str, float]:
-        seed, fraction = self.settings.seed, self.robustness.fraction
-        return {
-            f"whole_body_{number:03d}": whole_body_case(number, seed=seed, fraction=fraction).fraction
-            for number in range(first, first + count)
-        }
-
     def configure(self, run: str) -> None:
         words = ["locctx", "plan", "-d", self.number, "-p", PLANS, "-c", SMALL_CONFIGURATION, "--name", run]
         words += ["--source", run.removesuffix(JITTERED), "--force"]
@@ -151,8 +129,8 @@ def section(record: Record) -> str:
     lower, upper = settings["fraction"]
     intro = (
         f"Whole-body phantoms that show {lower:.0%} to {upper:.0%} of the body ({settings['cases']} for training, "
-        f"{settings['test_cases']} held out; {organs}), {settings['located']} for {settings['epochs']} epochs on "
-        f"patches of {settings['patch']}^3 voxels of {settings['spacing']:g} mm, one training per line. Jitter "
+        f"{max(point['cases'] for point in points)} held out; {organs}), {settings['located']} for "
+        f"{settings['epochs']} epochs on patches of {settings['patch']}^3 voxels of {settings['spacing']:g} mm, one training per line. Jitter "
         f"{settings['jitter']:g} (units of the source) and dropout {settings['dropout']:g}. Mean foreground Dice on "
         "the original grid; amounts in percent of the axis."
     )

@@ -22,10 +22,10 @@ def main() -> None:
         "--cases", type=int, default=20, metavar="N", help="training scans (default: %(default)s)"
     )
     parser.add_argument(
-        "--test-cases", type=int, default=6, metavar="N", help="test scans (default: %(default)s)"
+        "--test-cases", type=int, default=4, metavar="N", help="test scans (default: %(default)s)"
     )
     parser.add_argument(
-        "--size", type=int, default=56, metavar="N", help="voxels per side (default: %(default)s)"
+        "--size", type=int, default=40, metavar="N", help="voxels per side (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
     options = parser.parse_args()
