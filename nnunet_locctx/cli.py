@@ -7,20 +7,42 @@ from collections.abc import Sequence
 from nnunet_locctx import __version__
 from nnunet_locctx.commands import (
     check,
+    convert,
     crop,
     demo,
+    evaluate,
     fit,
     landmarks,
     localize,
     methods,
     plan,
+    postprocess,
+    report,
     robustness,
     show,
+    study,
     trainers,
 )
 from nnunet_locctx.commands.common import FAILED
 
-COMMANDS = (trainers, methods, demo, check, plan, fit, show, robustness, landmarks, localize, crop)
+COMMANDS = (
+    trainers,
+    methods,
+    demo,
+    convert,
+    check,
+    plan,
+    fit,
+    show,
+    evaluate,
+    postprocess,
+    robustness,
+    study,
+    report,
+    landmarks,
+    localize,
+    crop,
+)
 """In the order of the help."""
 
 

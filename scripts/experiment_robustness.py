@@ -130,9 +130,9 @@ def section(record: Record) -> str:
     intro = (
         f"Whole-body phantoms that show {lower:.0%} to {upper:.0%} of the body ({settings['cases']} for training, "
         f"{max(point['cases'] for point in points)} held out; {organs}), {settings['located']} for "
-        f"{settings['epochs']} epochs on patches of {settings['patch']}^3 voxels of {settings['spacing']:g} mm, one training per line. "
-        f"Jitter {settings['jitter']:g} (units of the source), dropout {settings['dropout']:g}. Mean foreground Dice on "
-        "the original grid; amounts in percent of the axis."
+        f"{settings['epochs']} epochs on patches of {settings['patch']}^3 voxels of {settings['spacing']:g} mm, one "
+        f"training per line. Jitter {settings['jitter']:g} (units of the source), dropout {settings['dropout']:g}. "
+        "Mean foreground Dice on the original grid; amounts in percent of the axis."
     )
     lines = [intro]
     for kind in dict.fromkeys(point["kind"] for point in points):

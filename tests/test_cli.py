@@ -22,11 +22,15 @@ COMMANDS = (
     "trainers",
     "methods",
     "demo",
+    "convert",
     "check",
     "plan",
     "fit",
     "show",
+    "evaluate",
+    "postprocess",
     "robustness",
+    "report",
     "landmarks",
     "localize",
     "crop",
@@ -268,6 +272,36 @@ class TestPlan:
         assert (added["patch_size"], added["batch_size"]) == ([32, 32, 32], 3)
         assert added["location"] == {"source": "voxel", "jitter": 0.02, "dropout": 0.5}
 
+    def test_several_presets(self, folder: Path, capsys: Captured) -> None:
+        line = "plan -d 7 --preset locbam_lowres_small locbam_lowres_large locbam_iso_small --keep-topology"
+        assert main(line.split()) == 0
+        text = capsys.readouterr().out
+        for preset in ("lowres_small", "lowres_large", "iso_small"):
+            assert self.added(folder, f"3d_fullres_locbam_{preset}")["batch_dice"] is True
+            assert f"configuration 3d_fullres_locbam_{preset}" in text
+        # equal voxels are preprocessed once
+        own = "-plans_name nnUNetPlans_locctx -c 3d_fullres_locbam"
+        preprocessing = [line for line in text.splitlines() if "nnUNetv2_preprocess " in line]
+        assert [line.split(own)[1] for line in preprocessing] == ["_lowres_small", "_iso_small"]
+        assert text.count("nnUNetv2_train 7 3d_fullres_locbam_") == 3
+
+    def test_warnings_of_a_preset(self, folder: Path, capsys: Captured) -> None:
+        assert main(["plan", "-d", "7", "--preset", "locbam_iso_large_body_part", "--keep-topology"]) == 0
+        text = " ".join(capsys.readouterr().out.split())
+        assert "warning The preset is for CT; no channel of the scans is normalised as CT" in text
+        assert (
+            "warning The patch is longer than the median volume along axis 0 (128 voxels, the volume has 40)"
+            in text
+        )
+        assert "locctx fit body-part -d Dataset007_Tiny" in text
+
+    def test_no_warning_without_need(self, folder: Path, capsys: Captured) -> None:
+        assert main(["plan", "-d", "7", "--preset", "patch16"]) == 0
+        text = capsys.readouterr().out
+        assert "\nwarning " not in text
+        assert "coverage        51.2% (PtVC: voxels of the patch / voxels of the volume)" in text
+        assert "GPU memory      less than 1 GB for the planned U-Net, by nnU-Net's planning rule" in text
+
     def test_own_names(self, folder: Path) -> None:
         assert (
             main(
@@ -303,6 +337,8 @@ class TestPlan:
             ("-d 7 --name a -p other", "plans there: nnUNetPlans"),
             ("-d 7 --name a -c 3d", "no configuration '3d'"),
             ("-d 7 --preset huge", "no preset 'huge'"),
+            ("-d 7 --preset patch16 huge", "no preset 'huge'"),
+            ("-d 7 --preset patch16 patch32 --name a", "--name is for one preset, got patch16, patch32"),
             ("-d 7 --name a --patch 17 16 16", "nearest allowed: [16, 16, 16]"),
             ("-d 7 --name a --source moon", "got 'moon'"),
             ("-d 7 --name a --absolute", "absolute"),

@@ -83,8 +83,14 @@ def test_wheel_carries_types_licence_and_every_module(wheel: zipfile.Path) -> No
     assert {"nnunet_locctx/py.typed", "nnunet_locctx/methods/measured.json"} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {path.relative_to(REPOSITORY).as_posix() for path in PACKAGE.rglob("*.py")} <= names
-    data = {path for path in (PACKAGE / "study").rglob("*") if path.suffix in (".json", ".jinja")}
-    assert {"page.html.jinja", "locbam_table2.json"} <= {path.name for path in data}
+    data = {
+        path
+        for path in (PACKAGE / "study").rglob("*")
+        if path.suffix in (".json", ".jinja", ".yaml") or path.name == "Snakefile"
+    }
+    assert {"page.html.jinja", "locbam_table2.json", "Snakefile", "config.yaml"} <= {
+        path.name for path in data
+    }
     assert {path.relative_to(REPOSITORY).as_posix() for path in data} <= names
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_locctx.datasets.phantom import make_phantom
-from nnunet_locctx.nnunet.commands import NNUNet
 from nnunet_locctx.demo.steps import Steps, write_text
 from nnunet_locctx.evaluation.dice import DiceScores, mean_dice
+from nnunet_locctx.nnunet.commands import NNUNet
 
 PLANS = "demo"
 CONFIGURATION = "3d_demo"

@@ -1,0 +1,115 @@
+"""`locctx study`: methods x location sources x presets x folds, trained, evaluated and reported."""
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from nnunet_locctx.commands.common import CLEAN, add_command
+
+
+def add(commands: Any) -> None:
+    """Adds the parser."""
+    parser = add_command(
+        commands,
+        "study",
+        run,
+        "run a study (methods, location sources, presets, folds) and report it",
+        """Plans, preprocesses, trains, validates, predicts, evaluates and reports what a study file (YAML) asks for.
+        The jobs are run by Snakemake, on this machine or on a cluster. Run again, it goes on where it stopped; what
+        is trained is not trained again. A job that fails does not stop the others; it is named in the report, and the
+        exit status is 1.""",
+        """
+        locctx study locbam_btcv --dry-run
+        locctx study my_study.yaml --cores 2
+        locctx study my_study.yaml --slurm --jobs 20
+        locctx study my_study.yaml --only train LocBAM
+        """,
+    )
+    parser.add_argument(
+        "study", metavar="STUDY", help="study file (YAML), or the name of one that comes with the package"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the jobs and the expected GPU hours, and stop"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="only jobs of these kinds (train, evaluate, ...), runs, methods or presets, and what they wait for",
+    )
+    where = parser.add_argument_group("where jobs run")
+    where.add_argument(
+        "--cores", type=int, default=1, metavar="N", help="jobs at a time on this machine (default: 1)"
+    )
+    where.add_argument(
+        "--slurm", action="store_true", help="on a SLURM cluster, with the profile of this package"
+    )
+    where.add_argument(
+        "--profile", type=Path, metavar="DIR", help="on a cluster, with this Snakemake profile"
+    )
+    where.add_argument("--jobs", type=int, metavar="N", help="jobs at a time on the cluster")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns the exit status."""
+    from nnunet_locctx.study.runner import Runner
+    from nnunet_locctx.study.snakemake_command import SLURM_PROFILE, Where
+    from nnunet_locctx.study.study_file import find_study, read_study
+
+    if options.slurm and options.profile:
+        raise ValueError("--slurm names the profile of this package; give it or --profile, not both")
+    for name in ("cores", "jobs"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
+    if options.jobs is not None and not (options.slurm or options.profile):
+        raise ValueError("--jobs is for clusters (--slurm, --profile); on one machine: --cores")
+    runner = Runner(read_study(find_study(options.study)), options.only)
+    if options.dry_run:
+        _show_jobs(runner)
+        return CLEAN
+    profile = SLURM_PROFILE if options.slurm else options.profile
+    return runner.run(Where(options.cores, profile and profile.resolve(), options.jobs))
+
+
+def _show_jobs(runner: Any) -> None:
+    """The jobs by kind, and the expected hours of the trainings."""
+    from nnunet_locctx.study.expected import ASSUMPTION, expected_hours, size_of
+    from nnunet_locctx.study.record import study_plans
+    from nnunet_locctx.study.runs import runs_of
+    from nnunet_locctx.study.study_file import KINDS
+
+    study, graph = runner.study, runner.graph
+    pending = {name for name in runner.work.pending(graph, runner.digests) if name in runner.chosen}
+    every, open_ones = (Counter(graph[name].kind for name in names) for names in (runner.chosen, pending))
+    print(f"{study.name}: {study.title}\n{study.dataset}, work folder {study.work}\n")
+    print(f"{'kind':<12}{'jobs':>6}{'to run':>8}")
+    for kind in KINDS:
+        if every[kind]:
+            print(f"{kind:<12}{every[kind]:>6}{open_ones[kind]:>8}")
+    print(f"{'all':<12}{len(runner.chosen):>6}{len(pending):>8}\n")
+    plans = study_plans(study)
+    total, unknown = 0.0, False
+    for run in runs_of(study):
+        folds = [
+            job
+            for name, job in graph.items()
+            if name in pending and job.kind == "train" and job.run == run.slug
+        ]
+        if folds:
+            size = size_of(run, study, plans)
+            unknown = unknown or size.patch is None or size.batch is None
+            hours = expected_hours(size, run.method.trainer.epochs)
+            total += len(folds) * hours
+            patch = "planned patch" if size.patch is None else " x ".join(map(str, size.patch))
+            batch = "planned batch" if size.batch is None else f"batch {size.batch}"
+            print(f"{run.method.name}, {run.preset.name}: {len(folds)} x {hours:.3g} h ({patch}, {batch})")
+    print(f"\nexpected for the trainings: {total:.3g} hours of one A100")
+    print(
+        f"assumed: {ASSUMPTION}"
+        + ("; patch or batch not planned yet are taken as 128^3 x 2" if unknown else "")
+    )
+    if study.device != "cuda":
+        print(f"the study's device is {study.device}, for which no time is published")

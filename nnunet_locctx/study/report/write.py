@@ -1,0 +1,106 @@
+"""Writes the report's folder as a whole."""
+
+import os
+import shutil
+from pathlib import Path
+
+from tqdm import tqdm
+
+from nnunet_locctx.study.report.document import Document, to_csv
+from nnunet_locctx.study.report.load import load_study
+from nnunet_locctx.study.report.markdown import to_markdown
+from nnunet_locctx.study.report.page import to_html
+from nnunet_locctx.study.report.result_tables import case_records
+from nnunet_locctx.study.report.sections import build_document
+
+PAGE, TWIN, FIGURES = "index.html", "report.md", "figures"
+
+
+def write_report(work: Path, output: Path | None = None, *, progress: bool = False) -> Path:
+    """Writes ``index.html`` (one file, nothing to load), ``report.md``, CSV files and ``figures/``.
+
+    There is a CSV file per table, and ``cases.csv`` with every measure of every case and class.
+
+    The folder is made aside and then takes its place: a reader sees the old report or the new one. The same study gives
+    the same bytes.
+
+    Args:
+        work: The study's work folder, finished or not.
+        output: Folder of the report, made anew; None: ``report`` in the work folder.
+        progress: Show a progress bar.
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: `work` holds no study, or `output` is a folder that holds something else than a report.
+    """
+    target = work / "report" if output is None else output
+    _check_target(target)
+    study = load_study(work)
+    with tqdm(desc="report", unit=" parts", disable=not progress) as bar:
+
+        def step(name: str) -> None:
+            bar.set_postfix_str(name)
+            bar.update()
+
+        document = build_document(study, step)
+    files: dict[str, bytes] = {
+        PAGE: to_html(document).encode(),
+        TWIN: to_markdown(document).encode(),
+        **_csv_files(document),
+        **{figure.file: figure.png for figure in document.figures()},
+    }
+    records = case_records(study, {**study.validation})
+    if records:
+        files["cases.csv"] = to_csv(records).encode()
+    records = case_records(study, {**study.test})
+    if records:
+        files["test_cases.csv"] = to_csv(records).encode()
+    _replace(target, files)
+    return target / PAGE
+
+
+def _csv_files(document: Document) -> dict[str, bytes]:
+    return {f"{table.key}.csv": table.to_csv().encode() for table in document.tables()}
+
+
+def _check_target(target: Path) -> None:
+    """Refuses to take the place of somebody's folder.
+
+    Raises:
+        ValueError: It is a file, or holds what no report has.
+    """
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise ValueError(f"the report needs a folder, {target} is a file")
+    foreign = sorted(
+        path.name
+        for path in target.iterdir()
+        if path.name not in (PAGE, TWIN, FIGURES) and path.suffix != ".csv" and not path.name.startswith(".")
+    )
+    if foreign or ((target / FIGURES).exists() and not (target / PAGE).exists()):
+        raise ValueError(
+            f"{target} would be replaced as a whole, but holds something else than a report"
+            + (f": {', '.join(foreign[:5])}" if foreign else "")
+        )
+
+
+def _replace(target: Path, files: dict[str, bytes]) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{os.getpid()}.{target.name}")
+    old = target.with_name(f".{os.getpid()}.old.{target.name}")
+    try:
+        for name, data in files.items():
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
+            (draft / name).write_bytes(data)
+        if target.exists():
+            target.rename(old)
+        draft.rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        elif old.exists():
+            old.rename(target)

@@ -1,0 +1,208 @@
+"""The written report: complete, self-contained, escaped, the same each time, never half written."""
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from nnunet_locctx.cli import main
+from nnunet_locctx.study.report import write_report
+from tests.study.report.synthetic_study import Synthetic, edit_json, robustness, write_json
+
+SMALL = "locbam_lowres_small"
+EVIL = "<script>alert('x')</script> & | `co`"
+
+
+class Page(HTMLParser):
+    """Tags, sources and text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.anchors: set[str] = set()
+        self.targets: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        found = dict(attrs)
+        self.sources += [str(found[key]) for key in ("src", "srcset", "data") if key in found]
+        self.anchors.add(str(found.get("id")))
+        self.targets += [str(found["href"])] if "href" in found else []
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    one = Synthetic(images=True, cases_per_fold=3, epochs=4)
+    work = one.write(tmp_path_factory.mktemp("page"))
+    edit_json(work / "study.json", papers=["locbam_table2", "no_such"])
+    file = work / "runs" / f"LocBAM__{SMALL}" / "robustness" / "robustness.json"
+    write_json(file, robustness("LocBAM", one.case_names(0), 0.3))
+    return work
+
+
+@pytest.fixture(scope="module")
+def written(work: Path) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nnunet_locctx.study.report.statistics.RESAMPLES", 99)
+        return write_report(work).parent
+
+
+def test_the_page_needs_nothing_else(written: Path) -> None:
+    page = Page((written / "index.html").read_text())
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert page.sources
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert len(page.sources) == len(list((written / "figures").glob("*.png")))
+    for target in page.targets:
+        assert (target[1:] in page.anchors) if target.startswith("#") else (written / target).is_file()
+    assert "url(" not in (written / "index.html").read_text()
+
+
+def test_every_figure_and_table_is_there(written: Path) -> None:
+    figures = {file.stem for file in (written / "figures").iterdir()}
+    assert figures == {
+        "coverage_gain",
+        f"class_gain_{SMALL}",
+        "class_gain_locbam_lowres_large",
+        f"cases_{SMALL}",
+        "cases_locbam_lowres_large",
+        "training",
+        "wrong_location",
+    }
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in (written / "figures").iterdir())
+    page, twin = (written / "index.html").read_text(), (written / "report.md").read_text()
+    tables = re.findall(r'id="table-([^"]+)"', page)
+    assert {"overview", "comparison", "errors", "training", "wrong_location", "paper_locbam_table2"} <= set(
+        tables
+    )
+    for name in tables:
+        assert f"[CSV]({name}.csv)" in twin
+        assert len(list(csv.reader((written / f"{name}.csv").read_text().splitlines()))) > 1
+    assert re.findall(r"\]\((figures/[^)]+)\)", twin) == [
+        f"figures/{name}.png" for name in _in_order(page, figures)
+    ]
+    assert "no paper's table 'no_such'" in Page(page).text
+    cases = list(csv.DictReader((written / "cases.csv").read_text().splitlines()))
+    assert len(cases) == 6 * 6 * 5  # runs, cases, classes
+
+
+def _in_order(page: str, figures: set[str]) -> list[str]:
+    """The figures as the page's captions come; each caption begins in its own way."""
+    assert page.count("<figcaption>") == len(figures)
+    starts = {name: page.find(_start(name)) for name in figures}
+    assert min(starts.values()) > 0, starts
+    return sorted(figures, key=lambda name: starts[name])
+
+
+def _start(name: str) -> str:
+    for kind, words in (("class_gain_", ": gain in Dice per class"), ("cases_", ": validation cases chosen")):
+        if name.startswith(kind):
+            return f"<figcaption>{name.removeprefix(kind)}{words}"
+    starts = {
+        "coverage_gain": "Gain in mean",
+        "training": "Training and",
+        "wrong_location": "Foreground Dice when",
+    }
+    return f"<figcaption>{starts[name]}"
+
+
+def test_the_same_study_gives_the_same_bytes(work: Path, written: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nnunet_locctx.study.report.statistics.RESAMPLES", 99)
+        again = write_report(work, tmp_path / "again").parent
+    names = sorted(str(file.relative_to(written)) for file in written.rglob("*") if file.is_file())
+    assert names == sorted(str(file.relative_to(again)) for file in again.rglob("*") if file.is_file())
+    for name in names:
+        assert (written / name).read_bytes() == (again / name).read_bytes(), name
+
+
+def test_names_are_text_never_markup(tmp_path: Path) -> None:
+    one = Synthetic(
+        gains={"Baseline": (0,), EVIL.replace("/", ""): (0.02,)}, presets=(SMALL,), folds=1, title=EVIL
+    )
+    work = one.write(tmp_path)
+    failure = {
+        "job": "train",
+        "run": "r",
+        "fold": 0,
+        "exit_status": 1,
+        "log": "l",
+        "message": f"{EVIL}\nlast | line",
+    }
+    write_json(work / "failures" / "train.json", failure)
+    folder = write_report(work).parent
+    page = Page((folder / "index.html").read_text())
+    assert "script" not in page.tags
+    assert EVIL in page.text
+    assert "1 failed job" in page.text
+    # indented lines are code, where nothing is markup
+    twin = "\n".join(
+        line for line in (folder / "report.md").read_text().splitlines() if not line.startswith("    ")
+    )
+    assert "<script" not in twin.replace("\\<script", "")
+    (line,) = [line for line in twin.splitlines() if line.startswith("| train |")]
+    assert len(re.findall(r"(?<!\\)\|", line)) == 7  # six cells, whatever they hold
+
+
+def test_a_failure_while_writing_leaves_the_old_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Synthetic(gains={"Baseline": (0,)}, presets=(SMALL,), folds=1, cases_per_fold=2).write(tmp_path)
+    page = write_report(work)
+    before = page.read_bytes()
+
+    def fail(self: Path, data: bytes) -> int:
+        raise OSError("disk full")
+
+    edit_json(work / "study.json", title="changed")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", fail)
+        with pytest.raises(OSError, match="disk full"):
+            write_report(work)
+    assert page.read_bytes() == before
+    assert [path.name for path in work.iterdir() if "report" in path.name] == ["report"]
+    write_report(work)
+    assert b"changed" in page.read_bytes()
+
+
+def test_foreign_folders_are_not_replaced(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.docx").write_text("years of work")
+    with pytest.raises(ValueError, match=r"thesis\.docx"):
+        write_report(work, tmp_path)
+    assert (tmp_path / "thesis.docx").read_text() == "years of work"
+    with pytest.raises(ValueError, match=r"study\.json"):
+        write_report(work, work)
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work = Synthetic(gains={"Baseline": (0,)}, presets=(SMALL,), folds=1, cases_per_fold=2).write(tmp_path)
+    assert main(["report", str(work), "-o", str(tmp_path / "out"), "--quiet"]) == 0
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'out' / 'index.html'}\n"
+    stale = tmp_path / "out" / "stale.csv"
+    stale.write_text("a\n")
+    assert main(["report", str(work), "-o", str(tmp_path / "out"), "--quiet"]) == 0
+    assert not stale.exists()
+    assert main(["report", str(tmp_path), "--quiet"]) == 2
+    assert "no study's work folder" in capsys.readouterr().err
+
+
+def test_settings_and_commands_are_told(written: Path, work: Path) -> None:
+    text = Page((written / "index.html").read_text()).text
+    for told in (
+        "nnunetv2 2.8.1",
+        "machine, cpu: test",
+        "seed: 0",
+        f"locctx report {work}",
+        "-tr LocBAMTrainer",
+    ):
+        assert told in text
+    assert json.loads((work / "study.json").read_text())["fairness"][0]["what"] in text

@@ -1,0 +1,251 @@
+"""Loading a study and its tables, on studies whose numbers are known."""
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from nnunet_locctx.study.report.comparison import compare
+from nnunet_locctx.study.report.document import MINUS, NOTHING, number
+from nnunet_locctx.study.report.error_tables import error_table, postprocessing_table
+from nnunet_locctx.study.report.load import load_study
+from nnunet_locctx.study.report.result_tables import (
+    class_table,
+    comparison_table,
+    overview,
+)
+from nnunet_locctx.study.report.sections import build_document
+from nnunet_locctx.study.report.study_tables import training_table
+from tests.study.report.synthetic_study import Synthetic, edit_json, write_json
+
+SMALL = "locbam_lowres_small"
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Synthetic().write(tmp_path_factory.mktemp("complete"))
+
+
+def rows_of(work: Path, run: str, folds: int = 2) -> list[dict[str, object]]:
+    """The case rows of a run, read apart from the report's code."""
+    found = []
+    for fold in range(folds):
+        file = work / "runs" / run / f"fold_{fold}" / "evaluation" / "evaluation.json"
+        found += json.loads(file.read_text())["cases"]
+    return found
+
+
+def dice_by_case(work: Path, run: str) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for row in rows_of(work, run):
+        found.setdefault(str(row["case"]), []).append(float(str(row["dice"])))
+    return found
+
+
+def test_means_gain_and_test_are_those_computed_by_hand(work: Path) -> None:
+    study = load_study(work)
+    comparisons = {(row.method, row.preset): row for row in compare(study, study.validation)}
+    base, located = dice_by_case(work, f"Baseline__{SMALL}"), dice_by_case(work, f"LocBAM__{SMALL}")
+    row = comparisons["LocBAM", SMALL]
+    mean = np.mean([value for values in located.values() for value in values])
+    gain = mean - np.mean([value for values in base.values() for value in values])
+    assert row.cases == row.pairs == 12
+    assert row.mean == pytest.approx(float(mean))
+    assert row.gain == pytest.approx(float(gain))
+    assert row.gain == pytest.approx(0.05, abs=0.01)  # what the study was made with
+    assert row.relative == pytest.approx(float(gain / (mean - gain)))
+    expected = stats.wilcoxon([np.mean(located[case]) - np.mean(base[case]) for case in base]).pvalue
+    assert row.test is not None
+    assert row.test.p == pytest.approx(float(expected))
+    # all 12 differences have one sign in three comparisons, p = 2 / 2**12; Holm: four comparisons
+    assert row.corrected == pytest.approx(4 * 2 / 2**12)
+    assert comparisons["Baseline", SMALL].test is None
+
+
+def test_comparison_table_shows_and_stores_them(work: Path) -> None:
+    study = load_study(work)
+    rows = compare(study, study.validation)
+    table = comparison_table(study, rows, "comparison", "all")
+    assert [line[:3] for line in table.rows][:3] == [
+        [SMALL, "Baseline", "12"],
+        [SMALL, "CoordConv", "12"],
+        [SMALL, "LocBAM", "12"],
+    ]
+    assert "4 comparisons" in table.caption
+    stored = list(csv.DictReader(io.StringIO(table.to_csv())))
+    assert float(stored[2]["dice"]) == pytest.approx(rows[2].mean, rel=1e-5)
+    assert stored[0]["gain"] == ""
+    assert table.rows[0][5] == NOTHING
+    assert table.rows[2][3] == f"{100 * rows[2].mean:.2f}"
+    assert overview(study, rows, "overview", "all").rows[2][1].endswith("*)")
+
+
+def test_a_gain_below_zero_has_a_real_minus() -> None:
+    assert number(-0.956, 2, sign=True) == f"{MINUS}0.96"
+    assert number(-0.001, 2, sign=True) == "0.00"
+    assert number(math.nan) == NOTHING
+
+
+def test_class_table_gives_each_class_its_mean(work: Path) -> None:
+    study = load_study(work)
+    table = class_table(study, compare(study, study.validation), SMALL, "classes", "all")
+    liver = [float(str(row["dice"])) for row in rows_of(work, f"LocBAM__{SMALL}") if row["class"] == "liver"]
+    base = [float(str(row["dice"])) for row in rows_of(work, f"Baseline__{SMALL}") if row["class"] == "liver"]
+    column = list(table.columns).index("liver")
+    shown = f"{100 * np.mean(liver):.1f} (+{100 * (np.mean(liver) - np.mean(base)):.1f})"
+    assert table.rows[2][column] == shown
+
+
+def test_lost_distances_are_counted_not_hidden(tmp_path: Path) -> None:
+    work = Synthetic(gains={"Baseline": (0,)}, presets=(SMALL,), folds=1).write(tmp_path)
+    file = work / "runs" / f"Baseline__{SMALL}" / "fold_0" / "evaluation" / "evaluation.json"
+    content = json.loads(file.read_text())
+    content["cases"][0].update(dice=0.0, hd95_mm=None)  # not predicted
+    content["cases"][1].update(reference_ml=0.0, dice=None, hd95_mm=None)  # not in the case
+    write_json(file, content)
+    study = load_study(work)
+    table = error_table(study, compare(study, study.validation), "errors", "all")
+    assert table.rows[0][3] == "1 of 29"
+    assert "paper Dice, %" not in table.columns
+
+
+def test_missing_runs_folds_and_broken_files_are_named(tmp_path: Path) -> None:
+    work = Synthetic().write(tmp_path)
+    lost = work / "runs" / f"LocBAM__{SMALL}" / "fold_1"
+    (lost / "evaluation" / "evaluation.json").unlink()
+    (lost / "training.json").write_text("{")
+    write_json(
+        work / "failures" / "train.json",
+        {
+            "job": "train x",
+            "run": f"LocBAM__{SMALL}",
+            "fold": 1,
+            "exit_status": 137,
+            "log": "logs/x",
+            "message": "killed",
+        },
+    )
+    study = load_study(work)
+    assert [(one.what, one.fold) for one in study.missing] == [
+        ("training", "1"),
+        ("evaluation of the validation cases", "1"),
+    ]
+    assert "cannot be read" in study.missing[0].why
+    rows = {(row.method, row.preset): row for row in compare(study, study.validation)}
+    assert (rows["LocBAM", SMALL].cases, rows["LocBAM", SMALL].pairs) == (6, 6)
+    # compared on the six cases that both have
+    base, located = dice_by_case_of_fold(work, "Baseline"), dice_by_case_of_fold(work, "LocBAM")
+    assert rows["LocBAM", SMALL].gain == pytest.approx(np.mean(located) - np.mean(base))
+    failed = study.failures[0]
+    assert (failed.job, failed.fold, failed.exit_status, failed.message) == ("train x", "1", "137", "killed")
+
+
+def dice_by_case_of_fold(work: Path, method: str) -> list[float]:
+    return [float(str(row["dice"])) for row in rows_of(work, f"{method}__{SMALL}", folds=1)]
+
+
+def test_cases_that_only_the_method_has_are_left_out_of_the_gain(tmp_path: Path) -> None:
+    work = Synthetic().write(tmp_path)
+    (work / "runs" / f"Baseline__{SMALL}" / "fold_1" / "evaluation" / "evaluation.json").unlink()
+    study = load_study(work)
+    rows = compare(study, study.validation)
+    table = comparison_table(study, rows, "comparison", "all")
+    named = [f"{method} at {SMALL} (6 of 12)" for method in ("CoordConv", "LocBAM")]
+    assert table.notes == [f"Gain and test over the cases that the baseline has too: {', '.join(named)}."]
+
+
+def test_postprocessed_cases_are_paired_by_fold(tmp_path: Path) -> None:
+    work = Synthetic(presets=(SMALL,)).write(tmp_path)
+    run = f"Baseline__{SMALL}"
+    rows = [{**row, "dice": min(1.0, float(str(row["dice"])) + 0.01)} for row in rows_of(work, run)]
+    source = json.loads((work / "runs" / run / "fold_0" / "evaluation" / "evaluation.json").read_text())
+    folder = work / "runs" / run / "postprocessing" / "largest_component" / "evaluation"
+    write_json(folder / "evaluation.json", {**source, "cases": rows})
+    study = load_study(work)
+    assert study.postprocessed[run, "largest_component"].keys == study.validation[run].keys
+    table = postprocessing_table(study)
+    assert table is not None
+    before, after = (float(cell) for cell in table.rows[0][3:])
+    assert after - before == pytest.approx(1.0, abs=0.011)
+
+
+def test_training_table_averages_the_folds(work: Path) -> None:
+    table = training_table(load_study(work))
+    assert table is not None
+    assert table.rows[0][2:6] == ["2", "12", "31.000", "12.0 min"]
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        Synthetic(gains={"Baseline": (0, 0)}, folds=1),
+        Synthetic(folds=1, presets=(SMALL,), cases_per_fold=2),
+        Synthetic(classes=("liver",), pairs=()),
+    ],
+    ids=["one method", "two cases", "one class"],
+)
+def test_small_studies_have_a_report(tmp_path: Path, one: Synthetic) -> None:
+    document = build_document(load_study(one.write(tmp_path)))
+    keys = [section.key for section in document.sections]
+    assert {"summary", "validation", "training", "fairness", "settings", "computed", "repeat"} <= set(keys)
+    for table in document.tables():
+        assert all(len(row) == len(table.columns) for row in table.rows), table.key
+
+
+def test_a_study_that_has_just_begun_has_a_report(tmp_path: Path) -> None:
+    work = Synthetic().write(tmp_path)
+    for file in (work / "runs").rglob("*.json"):
+        file.unlink()
+    document = build_document(load_study(work))
+    (missing,) = [table for table in document.tables() if table.key == "missing"]
+    assert len(missing.rows) == 6 * 2 * 2  # runs, folds, training and evaluation
+
+
+def test_only_what_was_asked_for_is_missing(tmp_path: Path) -> None:
+    one = Synthetic(presets=(SMALL,), folds=1)
+    work = one.write(tmp_path)
+    assert load_study(work).missing == ()
+    (tmp_path / "raw" / one.dataset / "labelsTs").mkdir(parents=True)
+    asked = {"postprocessing": ["atlas"], "robustness": {"presets": [SMALL]}, "test_cases": ["t"]}
+    edit_json(work / "study.json", **asked)
+    found = [(entry.run.split("__")[0], entry.what) for entry in load_study(work).missing]
+    each = ["evaluation of the test cases", "evaluation after atlas"]
+    # the baseline has no location to shift
+    expected = [("Baseline", what) for what in each]
+    expected += [(method, what) for method in ("CoordConv", "LocBAM") for what in (*each, "robustness")]
+    assert found == expected
+
+
+def test_values_that_are_all_null(tmp_path: Path) -> None:
+    work = Synthetic(presets=(SMALL,)).write(tmp_path)
+    for file in (work / "runs" / f"LocBAM__{SMALL}").rglob("evaluation.json"):
+        content = json.loads(file.read_text())
+        rows = [{"case": row["case"], "class": row["class"], "dice": None} for row in content["cases"]]
+        write_json(file, {**content, "cases": rows})
+    document = build_document(load_study(work))
+    (table,) = [table for table in document.tables() if table.key == "comparison"]
+    assert table.rows[2][3:] == [NOTHING, "n = 0", NOTHING, NOTHING, NOTHING, "not tested: n = 0"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"), [({"baseline": "X"}, "baseline"), ({"runs": None}, "lacks runs")]
+)
+def test_unusable_studies_are_refused(tmp_path: Path, change: dict[str, object], told: str) -> None:
+    work = Synthetic(presets=(SMALL,)).write(tmp_path)
+    if None in change.values():
+        content = json.loads((work / "study.json").read_text())
+        write_json(work / "study.json", {key: value for key, value in content.items() if key not in change})
+    else:
+        edit_json(work / "study.json", **change)
+    with pytest.raises(ValueError, match=told):
+        load_study(work)
+
+
+def test_no_study_at_all(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no study's work folder"):
+        load_study(tmp_path)

@@ -1,0 +1,167 @@
+"""A study whose jobs are over in a moment: the commands are replaced by a small program that writes what they would."""
+
+import json
+import sys
+from pathlib import Path
+
+import yaml
+
+from tests.nnunet.small_plans import configuration
+
+# Stands in for nnU-Net's commands and ours: notes the call, obeys a file of orders, writes the results.
+PROGRAM = r"""#!{python} -IS
+import json, os, sys, time
+from pathlib import Path
+
+name, words = Path(sys.argv[0]).name, sys.argv[1:]
+base = Path(sys.argv[0]).parent.parent
+value = lambda key: words[words.index(key) + 1]
+if name.endswith(".train"):
+    call = "train " + value("--trainer") + " " + value("--configuration") + " " + value("--fold")
+else:
+    call = " ".join([name, *words])
+with open(base / "calls.txt", "a") as file:
+    file.write(call + "\n")
+with open(base / "variables.txt", "a") as file:
+    keep = ("nnUNet_raw", "nnUNet_results", "nnUNet_n_proc_DA", "CUDA_VISIBLE_DEVICES")
+    file.write(json.dumps([call, {{key: os.environ.get(key) for key in keep}}]) + "\n")
+orders = json.loads((base / "orders.json").read_text()) if (base / "orders.json").exists() else {{}}
+for part, order in orders.items():
+    if part in call:
+        if order == "fail":
+            print("the reason: no luck")
+            sys.exit(3)
+        time.sleep(order)
+
+def write(file, text="{{}}"):
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+if name.endswith(".plan"):
+    request = json.loads((Path(words[0]) / "plan.json").read_text())
+    write(Path(request["preprocessed"]) / (request["plans"] + ".json"), (base / "planned.json").read_text())
+    write(Path(request["preprocessed"]) / "splits_final.json", json.dumps(request["splits"]))
+elif name.endswith(".train"):
+    model = "__".join([value("--trainer"), value("--plans"), value("--configuration")])
+    fold = Path(os.environ["nnUNet_results"]) / value("--dataset") / model / ("fold_" + value("--fold"))
+    write(fold / "checkpoint_final.pth")
+    write(fold / "validation" / "summary.json")
+    epochs = [{{"epoch": 0, "train_loss": 0.1, "val_loss": 0.1, "pseudo_dice": [0.5], "seconds": 1.0}}]
+    record = {{"seconds": 1.0, "iterations": 250, "seed": 0, "device": "cpu", "epochs": epochs}}
+    write(value("--record"), json.dumps(record))
+elif name.endswith(".robustness"):
+    write(Path(value("-o")) / "robustness.json")
+elif name == "nnUNetv2_predict":
+    write(Path(value("-o")) / "plans.json")
+elif name == "locctx" and words[0] == "report":
+    write(Path(words[1]) / "report" / "index.html", "page")
+elif name == "locctx" and words[0] == "evaluate":
+    write(Path(value("-o")) / "evaluation.json")
+"""
+
+NAMES = (
+    "locctx",
+    "nnUNetv2_predict",
+    "nnunet_locctx.study.plan",
+    "nnunet_locctx.study.preprocess",
+    "nnunet_locctx.study.train",
+    "nnunet_locctx.study.robustness",
+)
+
+DATASET = "Dataset012_Small"
+CASES = [f"case_{number}" for number in range(4)]
+SPLITS = [
+    {"train": CASES[2:], "val": CASES[:2]},
+    {"train": CASES[:2], "val": CASES[2:]},
+]
+
+
+def write_dataset(folder: Path, splits=SPLITS) -> None:
+    """A raw data set of empty files, with base plans and splits."""
+    raw, preprocessed = folder / "raw" / DATASET, folder / "preprocessed" / DATASET
+    for part, cases in (("Tr", CASES), ("Ts", ["case_8"])):
+        for case in cases:
+            for file in (
+                raw / f"images{part}" / f"{case}_0000.nii.gz",
+                raw / f"labels{part}" / f"{case}.nii.gz",
+            ):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch()
+    described = {
+        "labels": {"background": 0, "organ": 1},
+        "channel_names": {"0": "CT"},
+        "file_ending": ".nii.gz",
+    }
+    (raw / "dataset.json").write_text(json.dumps(described))
+    preprocessed.mkdir(parents=True, exist_ok=True)
+    (folder / "results").mkdir(exist_ok=True)
+    plans = {
+        "dataset_name": DATASET,
+        "plans_name": "nnUNetPlans",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {"3d_fullres": configuration()},
+    }
+    (preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+    if splits is not None:
+        (preprocessed / "splits_final.json").write_text(json.dumps(splits))
+
+
+def settings(**changes):
+    """The study: two methods, two presets of different voxel sizes, one fold."""
+    content = {
+        "name": "small",
+        "dataset": 12,
+        "folders": {"raw": "raw", "preprocessed": "preprocessed", "results": "results"},
+        "work": "work",
+        "baseline": "Plain",
+        "methods": {"Plain": {"trainer": "nnUNetTrainer"}, "CoordConv": {"trainer": "CoordConvTrainer"}},
+        "presets": ["near.json", "far.json"],
+        "folds": [0],
+        "epochs": 5,
+        "test": False,
+        "device": "cpu",
+        "processes": 1,
+    }
+    content.update(changes)
+    return {key: value for key, value in content.items() if value is not None}
+
+
+def write_study(folder: Path, **changes) -> Path:
+    """The study's file; a value of None leaves the key out."""
+    for name, preset in {
+        "near": {"patch_size": [16, 16, 16], "batch_size": 4},
+        "far": {"patch_size": [32, 32, 32], "batch_size": 2, "spacing": [3.0, 3.0, 3.0]},
+    }.items():
+        file = folder / f"{name}.json"
+        if not file.exists():
+            file.write_text(json.dumps({"description": name, **preset}))
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump(settings(**changes), sort_keys=False))
+    return file
+
+
+def write_programs(folder: Path) -> Path:
+    """The folder of programs that stand in for the commands."""
+    programs = folder / "programs"
+    programs.mkdir()
+    for name in NAMES:
+        program = programs / name
+        program.write_text(PROGRAM.format(python=sys.executable))
+        program.chmod(0o755)
+    (folder / "planned.json").write_text((folder / "preprocessed" / DATASET / "nnUNetPlans.json").read_text())
+    return programs
+
+
+def order(folder: Path, **orders) -> None:
+    """What the programs do when their call holds a text: ``"fail"``, or wait so many seconds."""
+    (folder / "orders.json").write_text(json.dumps(orders))
+
+
+def calls(folder: Path) -> list[str]:
+    """The calls since the last time this was asked."""
+    file = folder / "calls.txt"
+    found = file.read_text().splitlines() if file.exists() else []
+    file.unlink(missing_ok=True)
+    return found

@@ -1,0 +1,139 @@
+"""The studies that come with the package: they can be read and planned, and say what the guides say."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nnunet_locctx.nnunet.planning import add_configuration, resolve
+from nnunet_locctx.nnunet.plans_file import derive_plans
+from nnunet_locctx.nnunet.suitability import check_trainer
+from nnunet_locctx.nnunet.trainers import find_trainer
+from nnunet_locctx.resources import studies_folder
+from nnunet_locctx.study.definition import Study
+from nnunet_locctx.study.expected import expected_hours, size_of
+from nnunet_locctx.study.runs import configurations_of, runs_of
+from nnunet_locctx.study.study_file import find_study, read_study
+from tests.nnunet.paper_plans import ACDC, BRATS, BTCV, HIPPOCAMPUS
+
+STUDIES = sorted(file.stem for file in studies_folder().glob("*.yaml"))
+PLANS = {
+    "lightmedseg_brats": BRATS,
+    "lightmedseg_acdc": ACDC,
+    "hippocampus": HIPPOCAMPUS,
+    "phantom": HIPPOCAMPUS,
+}
+GUIDES = Path(__file__).resolve().parents[2] / "docs" / "guides"
+CASES = 10
+
+
+def read(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A study, with its data set as files without content."""
+    return read_with_data(find_study(name), folder, monkeypatch)
+
+
+def read_with_data(file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A study's file, likewise."""
+    number = re.search(r"^dataset: (\d+)", file.read_text(), re.MULTILINE)
+    assert number is not None
+    raw = folder / "raw" / f"Dataset{int(number[1]):03d}_Data"
+    (raw / "imagesTr").mkdir(parents=True)
+    for case in range(CASES):
+        (raw / "imagesTr" / f"case{case:02d}_0000.nii.gz").touch()
+    content = {"numTraining": CASES, "file_ending": ".nii.gz", "labels": {"background": 0, "a": 1}}
+    (raw / "dataset.json").write_text(json.dumps(content))
+    for variable in ("raw", "preprocessed", "results"):
+        (folder / variable).mkdir(exist_ok=True)
+        monkeypatch.setenv(f"nnUNet_{variable}", str(folder / variable))
+    return read_study(file)
+
+
+def planned(study: Study, name: str) -> dict[str, Any]:
+    """The study's plans."""
+    made = derive_plans(PLANS.get(name, BTCV), study.plans)
+    for one in configurations_of(study):
+        made = add_configuration(made, one.base, one.name, **one.changes)
+    return made
+
+
+def test_there_is_one_for_each_table() -> None:
+    papers = (
+        "locbam_btcv",
+        "locbam_amos22",
+        "locbam_kits23",
+        "gpe_synapse",
+        "lightmedseg_brats",
+        "lightmedseg_acdc",
+    )
+    assert sorted([*papers, "hippocampus", "phantom"]) == STUDIES
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_run_can_be_trained(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = read(name, tmp_path, monkeypatch)
+    made = planned(study, name)
+    runs = runs_of(study)
+    assert study.baseline in [run.method.name for run in runs]
+    for run in runs:
+        trainer = find_trainer(run.method.trainer.name)
+        assert (trainer is None) == run.method.trainer.name.startswith("nnUNetTrainer")
+        if trainer is not None:
+            check_trainer(trainer, resolve(made, run.configuration))
+
+
+def test_methods_and_presets_are_those_of_the_papers_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the papers' rows for the data set finds the study's run that it is compared with."""
+    from nnunet_locctx.study import study_file
+
+    tables = Path(study_file.__file__).parent / "papers"
+    others = "without|standard convolutions|(16|32) anchors"  # the paper's ablations
+    for name in STUDIES:
+        study = read(name, tmp_path / name, monkeypatch)
+        ours = {(run.method.name, run.preset.name) for run in runs_of(study)}
+        for table in study.papers:
+            rows = json.loads((tables / f"{table}.json").read_text())["rows"]
+            theirs = {
+                (row["method"], row["preset"])
+                for row in rows
+                if not re.search(others, row["method"]) and row["preset"] in {preset for _, preset in ours}
+            }
+            assert theirs, (name, table)
+            assert theirs <= ours, (name, table, theirs - ours)
+
+
+def test_the_study_of_the_guide_to_ones_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (GUIDES / "your-own-data.md").read_text()
+    (tmp_path / "liver.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    study = read_with_data(tmp_path / "liver.yaml", tmp_path, monkeypatch)
+    runs = runs_of(study)
+    hours = [expected_hours(size_of(run, study, None), run.method.trainer.epochs) for run in runs]
+    assert f"are {len(runs) * len(study.folds)} trainings" in text
+    assert f"8 x 32^3 voxels are {min(hours):.2f} h, of 4 x 64^3 voxels {max(hours):.2f} h" in text
+    assert f"{sum(hours) * len(study.folds):.0f} h in all" in text
+
+
+def test_equal_voxels_are_preprocessed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = read("locbam_btcv", tmp_path, monkeypatch)
+    made = planned(study, "locbam_btcv")
+    identifiers = {resolve(made, run.configuration)["data_identifier"] for run in runs_of(study)}
+    assert len(identifiers) == 3
+
+
+def test_trainings_and_hours_of_the_guides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    for page in GUIDES.glob("*.md"):
+        for name, trainings, hours in re.findall(
+            r"^\| `(\w+)` \| (\d+) \| (\d+) \|", page.read_text(), re.MULTILINE
+        ):
+            found[name] = (int(trainings), int(hours))
+    assert set(found) == set(STUDIES) - {"phantom", "hippocampus"}
+    for name, told in found.items():
+        study = read(name, tmp_path / name, monkeypatch)
+        runs = runs_of(study)
+        hours = [expected_hours(size_of(run, study, None), run.method.trainer.epochs) for run in runs]
+        assert told[0] == len(runs) * len(study.folds), name
+        assert told[1] == pytest.approx(sum(hours) * len(study.folds), abs=0.51), name

@@ -1,0 +1,190 @@
+"""Study files: every mistake is named before anything is written."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nnunet_locctx.study.environment import environment
+from nnunet_locctx.study.runs import configurations_of, data_configuration, runs_of
+from nnunet_locctx.study.study_file import find_study, read_study
+from tests.study.small_study import CASES, DATASET, SPLITS, write_dataset, write_study
+
+METHODS = {"Plain": {"trainer": "nnUNetTrainer"}}
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_dataset(tmp_path)
+    return tmp_path
+
+
+def test_a_study_is_read(folder, monkeypatch):
+    monkeypatch.setenv("nnUNet_raw", "/not/this/one")
+    study = read_study(write_study(folder, folds=[0, 1]))
+    assert (study.dataset, study.plans, study.folds) == (DATASET, "nnUNetPlans_small", (0, 1))
+    assert study.work == folder / "work"
+    assert [method.trainer.name for method in study.methods] == [
+        "nnUNetTrainer_5epochs",
+        "CoordConvTrainer_5epochs",
+    ]
+    assert [method.source for method in study.methods] == [None, "voxel"]
+    assert environment(study)["nnUNet_raw"] == str(folder / "raw")
+    assert not study.work.exists()
+
+
+def test_runs_share_data_of_one_spacing_and_differ_in_configuration(folder):
+    (folder / "farther.json").write_text(json.dumps({"patch_size": [64, 64, 64], "spacing": [3.0, 3.0, 3.0]}))
+    methods = {
+        **METHODS,
+        "Loc": {"trainer": "LocBAMTrainer", "sources": ["voxel", "scanner"], "options": {"jitter": 0.1}},
+    }
+    study = read_study(
+        write_study(folder, methods=methods, presets=["near.json", "far.json", "farther.json"])
+    )
+    runs = {run.slug: run for run in runs_of(study)}
+    assert list(runs)[:3] == ["Plain__near", "Loc-voxel__near", "Loc-scanner__near"]
+    assert study.methods[1].name == "Loc (voxel)"
+    assert len({run.model for run in runs.values()}) == 9
+    assert {run.data for run in runs.values()} == {"planned", "3x3x3mm"}
+    assert [data_configuration(study, name) for name in ("planned", "3x3x3mm")] == ["3d_fullres", "far"]
+    added = {one.name: one for one in configurations_of(study)}
+    assert added["far"].base == "3d_fullres"
+    own = added[runs["Loc-scanner__far"].configuration]
+    assert (own.base, own.changes) == ("far", {"location": {"source": "scanner", "jitter": 0.1}})
+
+
+def test_changed_options_make_another_model(folder):
+    def model(jitter):
+        methods = {**METHODS, "Loc": {"trainer": "LocBAMTrainer", "options": {"jitter": jitter}}}
+        return runs_of(read_study(write_study(folder, methods=methods)))[1].model
+
+    assert model(0.1) != model(0.2)
+    assert model(0.1) == model(0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"presetz": []}, r"unknown key 'presetz' \(did you mean presets\?\)"),
+        ({"methods": None}, "lacks 'methods'"),
+        ({"dataset": 77}, "no dataset 77 in .*Dataset012_Small"),
+        ({"name": "a b"}, "name must be a text"),
+        ({"baseline": "Plane"}, r"unknown method \(baseline\) 'Plane' \(did you mean Plain\?\)"),
+        (
+            {"methods": {"Plain": {"trainer": "nnUnetTrainer"}}},
+            r"unknown trainer .* \(did you mean nnUNetTrainer\?\)",
+        ),
+        ({"methods": {"Plain": {"trainer": "LocBMTrainer"}}}, r"did you mean LocBAMTrainer\?"),
+        ({"methods": {"Plain": {"trainer": "nnUNetTrainer_5epochs"}}}, "without its epochs' suffix"),
+        ({"epochs": 7}, r"no trainer nnUNetTrainer_7epochs; .* 1, 5, 10, 20, 50, .* epochs"),
+        ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
+        ({"methods": {**METHODS, "B": {"trainer": "nnUNetTrainer"}}}, "duplicate runs: Plain and B"),
+        ({"methods": {**METHODS, "A b": "LocBAMTrainer", "A-b": "GPETrainer"}}, "written as 'A-b'"),
+        ({"sources": ["voxle"]}, r"unknown location source 'voxle' \(did you mean voxel\?\)"),
+        ({"methods": {**METHODS, "L": {"trainer": "GPETrainer", "source": "voxel"}}}, "did you mean sources"),
+        ({"methods": {"Plain": {"trainer": "nnUNetTrainer", "sources": ["voxel"]}}}, "uses no location"),
+        ({"methods": {**METHODS, "L": {"trainer": "GPETrainer", "options": {"jiter": 1}}}}, "jiter"),
+        ({"presets": ["nearby.json"]}, "there is no file .*nearby.json"),
+        ({"presets": ["patch23"]}, r"unknown preset 'patch23' \(did you mean patch32\?\)"),
+        ({"presets": []}, "one or more"),
+        ({"folds": [0, 5]}, r"folds \[5\] do not exist; the split has 2"),
+        ({"folds": [0, 0]}, "has 0 twice"),
+        (
+            {"folders": {"raw": "nowhere", "preprocessed": "p", "results": "r"}},
+            "nowhere, which is not a folder",
+        ),
+        ({"splits": "none.json"}, "no file of splits"),
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"gpus": 2}, "needs the device cuda"),
+        ({"postprocessing": ["largest"]}, r"did you mean largest_component\?"),
+        ({"robustness": {"amounts": [500]}}, "percentages from 0 to 100"),
+        ({"robustness": {"presets": ["fra"]}}, r"did you mean far\?"),
+        ({"resources": {"trian": {}}}, r"did you mean train\?"),
+        ({"resources": {"train": {"hours": -1}}}, "hours must be a number above 0"),
+        ({"papers": ["table9"]}, "unknown paper's table"),
+    ],
+    ids=str,
+)
+def test_mistakes(folder, changes, message):
+    with pytest.raises(ValueError, match=message):
+        read_study(write_study(folder, **changes))
+    assert not (folder / "work").exists()
+
+
+def test_what_stands_twice_is_refused(folder):
+    file = write_study(folder)
+    file.write_text(file.read_text().replace("  CoordConv:", "  Plain:"))
+    with pytest.raises(ValueError, match="Plain is there twice"):
+        read_study(file)
+
+
+def test_no_yaml(folder):
+    file = folder / "study.yaml"
+    file.write_text("name: [")
+    with pytest.raises(ValueError, match="not valid YAML"):
+        read_study(file)
+    file.write_text("- a\n")
+    with pytest.raises(ValueError, match="must hold a table"):
+        read_study(file)
+
+
+def test_a_preset_for_one_source(folder):
+    (folder / "near.json").write_text(json.dumps({"location": {"source": "scanner"}}))
+    with pytest.raises(ValueError, match=r"near is for the source scanner, but CoordConv has voxel"):
+        read_study(write_study(folder))
+    assert read_study(write_study(folder, sources=["scanner"])).methods[1].source == "scanner"
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ([{"train": ["case_0"], "val": ["case_9"]}], "cases that .* lacks: case_9"),
+        ([{"train": ["case_0"], "val": ["case_0"]}], "in both parts: case_0"),
+        ([{"train": [], "val": ["case_0"]}], "no cases"),
+        ([{"training": []}], "must be a list of"),
+    ],
+)
+def test_splits_that_cannot_be_used(folder, splits, message):
+    (folder / "preprocessed" / DATASET / "splits_final.json").unlink()
+    (folder / "mine.json").write_text(json.dumps(splits))
+    with pytest.raises(ValueError, match=message):
+        read_study(write_study(folder, splits="mine.json"))
+
+
+def test_other_splits_than_nnunet_uses(folder):
+    (folder / "mine.json").write_text(json.dumps([{"train": CASES[1:], "val": CASES[:1]}]))
+    with pytest.raises(ValueError, match=r"splits_final\.json, which nnU-Net uses, differs"):
+        read_study(write_study(folder, splits="mine.json"))
+    (folder / "mine.json").write_text(json.dumps(SPLITS))
+    read_study(write_study(folder, splits="mine.json"))
+
+
+def test_too_few_cases_for_nnunets_folds(tmp_path):
+    write_dataset(tmp_path, splits=None)
+    with pytest.raises(ValueError, match=r"4 training cases, too few for nnU-Net's 5 folds"):
+        read_study(write_study(tmp_path))
+
+
+def test_studies_by_name(tmp_path, monkeypatch):
+    assert find_study("phantom") == REPOSITORY / "studies" / "phantom.yaml"
+    with pytest.raises(ValueError, match=r"unknown study .*'phantm' \(did you mean phantom\?\)"):
+        find_study("phantm")
+
+
+@pytest.mark.parametrize("file", sorted((REPOSITORY / "studies").glob("*.yaml")), ids=lambda file: file.stem)
+def test_studies_of_the_package_can_be_read(file, tmp_path, monkeypatch):
+    text = file.read_text()
+    number = int(text.split("dataset:")[1].split()[0])
+    raw = tmp_path / "raw" / f"Dataset{number:03d}_Some"
+    (raw / "imagesTr").mkdir(parents=True)
+    for case in range(5):
+        (raw / "imagesTr" / f"c{case}_0000.nii.gz").touch()
+    described = {"labels": {"background": 0, "a": 1}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
+    (raw / "dataset.json").write_text(json.dumps(described))
+    for name in ("raw", "preprocessed", "results"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    study = read_study(file)
+    assert len(runs_of(study)) == sum(len(method.presets) for method in study.methods)

@@ -1,0 +1,217 @@
+"""The runner with Snakemake and our job programs, nnU-Net's commands replaced: kills, changes, failures."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+
+from nnunet_locctx.study.job import COMMANDS
+from nnunet_locctx.study.locks import lock
+from nnunet_locctx.study.runner import Runner
+from nnunet_locctx.study.snakemake_command import Where
+from nnunet_locctx.study.study_file import read_study
+from tests.study.small_study import calls, order, write_dataset, write_programs, write_study
+
+HERE = Where(cores=1)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    write_dataset(tmp_path)
+    monkeypatch.setenv(COMMANDS, str(write_programs(tmp_path)))
+    return tmp_path
+
+
+def run(file, only=(), show=None):
+    """Runs the study; returns the status and what was shown."""
+    shown = []
+
+    def both(line):
+        shown.append(line)
+        if show is not None:
+            show(line)
+
+    return Runner(read_study(file), only).run(HERE, both), shown
+
+
+def trained(made):
+    return sorted(call.removeprefix("train ") for call in made if call.startswith("train "))
+
+
+def snakemake_of(folder):
+    return json.loads((folder / "work" / "locks" / "runner").read_text())["snakemake"]
+
+
+@pytest.mark.slow
+def test_what_changed_is_run_and_what_fails_is_named(folder):
+    order(folder, **{"train CoordConvTrainer_5epochs far": "fail"})
+    file = write_study(folder)
+    status, shown = run(file)
+    assert status == 1
+    made = calls(folder)
+    assert trained(made) == [
+        "CoordConvTrainer_5epochs far_voxel 0",
+        "CoordConvTrainer_5epochs near_voxel 0",
+        "nnUNetTrainer_5epochs far 0",
+        "nnUNetTrainer_5epochs near 0",
+    ]
+    assert sum(call.startswith("locctx evaluate") for call in made) == 3
+    assert made[-1].startswith("locctx report")
+    work = folder / "work"
+    failure = json.loads((work / "failures" / "train.CoordConv__far.fold_0.json").read_text())
+    assert (failure["run"], failure["fold"], failure["exit_status"]) == ("CoordConv__far", 0, 3)
+    assert "the reason: no luck" in failure["message"]
+    assert [path.stem for path in (work / "failures").iterdir()] == ["train.CoordConv__far.fold_0"]
+    assert any(line.startswith("failed: train CoordConv, far, fold 0") for line in shown)
+    assert "failed: 1, waiting for those that failed: 1" in shown
+
+    # the method that failed has other options now: its jobs run and no others
+    order(folder)
+    methods = {
+        "Plain": {"trainer": "nnUNetTrainer"},
+        "CoordConv": {"trainer": "CoordConvTrainer", "options": {"jitter": 0.1}},
+    }
+    file = write_study(folder, methods=methods)
+    status, shown = run(file)
+    assert status == 0
+    made = calls(folder)
+    assert len(trained(made)) == 2
+    assert all(call.startswith("CoordConvTrainer_5epochs") for call in trained(made))
+    assert not any(".preprocess" in call for call in made)
+    assert sum("Plain" in call for call in made) == 0
+    assert list((work / "failures").iterdir()) == []
+
+    # nothing to do: Snakemake is not even started, the report is written again
+    status, shown = run(file)
+    assert status == 0
+    assert [call.split()[:2] for call in calls(folder)] == [["locctx", "report"]]
+
+    # a result that was deleted is made again, and nothing that does not need it
+    (work / "runs" / "Plain__near" / "fold_0" / "evaluation" / "evaluation.json").unlink()
+    status, shown = run(file, only=["evaluate"])
+    assert [call.split()[1] for call in calls(folder)] == ["evaluate", "report"]
+
+    resolved = json.loads((work / "study.json").read_text())
+    assert [entry["run"] for entry in resolved["runs"]] == [
+        "Plain__near",
+        "CoordConv__near",
+        "Plain__far",
+        "CoordConv__far",
+    ]
+    assert all(entry["holds"] for entry in resolved["fairness"][:5]), resolved["fairness"]
+
+
+@pytest.mark.slow
+def test_killed_twice_and_taken_up(folder):
+    file = write_study(folder)
+    order(folder, **{"train ": 5})
+    hit = []
+
+    def killing(kill):
+        def look(line):
+            if "started  train" in line and kill not in hit:
+                hit.append(kill)
+                time.sleep(1)
+                kill(snakemake_of(folder), signal.SIGKILL)
+
+        return look
+
+    # Snakemake and our job die; the training's own program finishes without anybody watching
+    status, shown = run(file, show=killing(os.killpg))
+    assert status == 1
+    started = [name for name in shown if "started  train" in name]
+    first = trained(calls(folder))
+    assert len(started) == len(first) == 1
+    failures = {file.stem: json.loads(file.read_text()) for file in (folder / "work" / "failures").iterdir()}
+    assert len(failures) == 2
+    assert "ended by signal 9" in failures.pop("snakemake")["message"]
+    assert "killed" in failures.popitem()[1]["message"]
+
+    # only Snakemake dies: its job goes on, and the next run waits for it instead of starting it again
+    status, _ = run(file, show=killing(os.kill))
+    assert status == 1
+    assert len(hit) == 2
+    second = trained(calls(folder))
+    assert len(second) == 1
+
+    status, shown = run(file)
+    assert status == 0, shown
+    third = trained(calls(folder))
+    assert second[0] not in third
+    assert set(first + second + third) == {
+        "CoordConvTrainer_5epochs far_voxel 0",
+        "CoordConvTrainer_5epochs near_voxel 0",
+        "nnUNetTrainer_5epochs far 0",
+        "nnUNetTrainer_5epochs near 0",
+    }
+    # only the one whose job was killed was started twice
+    assert len(first + second + third) == 5
+    assert {name for name in third if name in second} == set()
+    assert list((folder / "work" / "failures").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_an_interrupted_study_ends_its_jobs(folder):
+    file = write_study(folder)
+    order(folder, **{"train nnUNetTrainer_5epochs near": 600})
+
+    def interrupt(line):
+        if "started  train Plain, near" in line:
+            time.sleep(0.5)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(file, show=interrupt)
+    order(folder)
+    start = time.monotonic()
+    status, _ = run(file)
+    assert status == 0
+    assert time.monotonic() - start < 300  # the job that would have slept does not hold its lock
+
+
+def test_a_second_runner_is_refused(folder):
+    file = write_study(folder)
+    runner = Runner(read_study(file))
+    runner.work.make()
+    with (
+        lock(folder / "work" / "locks" / "runner"),
+        pytest.raises(ValueError, match=f"by process {os.getpid()} on"),
+    ):
+        runner.run(HERE)
+    assert not (folder / "work" / "study.json").exists()
+
+
+def test_only_some_jobs(folder):
+    study = read_study(write_study(folder))
+    chosen = Runner(study, ["train", "Plain"]).chosen
+    assert chosen == {"plan.all", "preprocess.planned", "preprocess.3x3x3mm", "train.Plain__near.fold_0"} | {
+        "train.Plain__far.fold_0"
+    }
+    assert Runner(study, ["near", "preprocess"]).chosen == set()
+    assert Runner(study, ["evaluate", "CoordConv__far"]).chosen == {
+        "plan.all",
+        "preprocess.3x3x3mm",
+        "train.CoordConv__far.fold_0",
+        "evaluate.CoordConv__far.fold_0",
+    }
+    with pytest.raises(ValueError, match=r"'trian' \(did you mean train\?\)"):
+        Runner(study, ["trian"])
+
+
+def test_without_snakemake(folder, monkeypatch):
+    from nnunet_locctx.study import snakemake_command
+
+    monkeypatch.setattr(snakemake_command.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'nnunet-locctx\[study\]'"):
+        Runner(read_study(write_study(folder))).run(HERE)
+
+
+def test_without_a_gpu(folder, monkeypatch):
+    from nnunet_locctx.study import snakemake_command
+
+    monkeypatch.setattr(snakemake_command, "visible_gpus", lambda: [])
+    with pytest.raises(ValueError, match=r"needs 1 GPUs for a training \(device: cuda\), this machine has 0"):
+        Runner(read_study(write_study(folder, device="cuda"))).run(HERE)
+    assert not (folder / "work").exists()

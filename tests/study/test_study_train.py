@@ -1,0 +1,212 @@
+"""Training jobs: what is there is not trained again, nothing else is taken for it, and everything is seeded."""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_locctx.study import train as module
+from nnunet_locctx.study.fingerprint import FINGERPRINT, differences
+from nnunet_locctx.study.seeding import FACTS, install, worker_seeds
+from nnunet_locctx.study.train import train, training_record
+from tests.study.small_study import DATASET, SPLITS, write_dataset
+
+LOG = {
+    "train_losses": [0.5, 0.25],
+    "val_losses": [0.75, np.float32(np.nan)],
+    "dice_per_class_or_region": [[0.1], [np.float64(0.2)]],
+    "epoch_start_timestamps": [100.0, 110.0],
+    "epoch_end_timestamps": [109.0, 121.0],
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    write_dataset(tmp_path)
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    return tmp_path
+
+
+@pytest.fixture
+def runs(monkeypatch, folder):
+    """The calls of nnU-Net's training, which leaves a finished model."""
+    made = []
+
+    def run(options, epoch, *, resume=False, validate=False):
+        made.append({"epoch": epoch, "resume": resume, "validate": validate})
+        if not validate:
+            checkpoint(fold_of(folder) / "checkpoint_final.pth", 2)
+        summary = fold_of(folder) / "validation" / "summary.json"
+        summary.parent.mkdir(exist_ok=True)
+        summary.touch()
+
+    monkeypatch.setattr(module, "_run", run)
+    return made
+
+
+def options(folder, **changes):
+    given = {
+        "dataset": DATASET,
+        "plans": "nnUNetPlans",
+        "configuration": "3d_fullres",
+        "trainer": "nnUNetTrainer_5epochs",
+        "fold": 0,
+        "epochs": 5,
+        "seed": 0,
+        "gpus": 1,
+        "device": "cpu",
+        "record": str(folder / "training.json"),
+    }
+    return argparse.Namespace(**{**given, **changes})
+
+
+def fold_of(folder):
+    return folder / "results" / DATASET / "nnUNetTrainer_5epochs__nnUNetPlans__3d_fullres" / "fold_0"
+
+
+def checkpoint(file, epoch):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"current_epoch": epoch, "logging": LOG}, file)
+
+
+def test_each_state_of_a_training(folder, runs):
+    train(options(folder))
+    assert runs == [{"epoch": 0, "resume": False, "validate": False}]
+    record = json.loads((folder / "training.json").read_text())
+    assert (record["seconds"], record["iterations"], record["seed"]) == (20.0, 500, 0)
+    assert record["epochs"][1] == {
+        "epoch": 1,
+        "train_loss": 0.25,
+        "val_loss": None,
+        "pseudo_dice": [0.2],
+        "seconds": 11.0,
+    }
+
+    runs.clear()
+    (folder / "training.json").unlink()
+    train(options(folder))
+    assert runs == []  # only recorded
+    assert json.loads((folder / "training.json").read_text()) == record
+
+    (fold_of(folder) / "validation" / "summary.json").unlink()
+    train(options(folder))
+    assert runs == [{"epoch": 0, "resume": False, "validate": True}]
+
+    runs.clear()
+    (fold_of(folder) / "checkpoint_final.pth").unlink()
+    checkpoint(fold_of(folder) / "checkpoint_latest.pth", 3)
+    train(options(folder))
+    assert runs == [{"epoch": 3, "resume": True, "validate": False}]
+    assert json.loads((folder / "training.json").read_text())["resumed"] == [3]
+
+
+def test_a_training_of_something_else_is_left_alone(folder, runs):
+    train(options(folder))
+    (folder / "preprocessed" / DATASET / "splits_final.json").write_text(json.dumps(SPLITS[::-1]))
+    with pytest.raises(ValueError, match=r"seed: 0 there, 1 now; split\.train: \[.*\] there, \[.*\] now"):
+        train(options(folder, seed=1))
+    assert len(runs) == 1
+    (fold_of(folder) / FINGERPRINT).unlink()
+    with pytest.raises(ValueError, match="did not start"):
+        train(options(folder))
+
+
+def test_nothing_trained_nothing_to_protect(folder, runs):
+    train(options(folder))
+    (fold_of(folder) / "checkpoint_final.pth").unlink()
+    train(options(folder, seed=1))
+    assert json.loads((fold_of(folder) / FINGERPRINT).read_text())["fingerprint"]["seed"] == 1
+
+
+def test_facts_of_the_training(folder):
+    checkpoint(fold_of(folder) / "checkpoint_final.pth", 2)
+    facts = {"parameters": 7, "iterations_per_epoch": 10, "device": "cuda", "gpu": "A100"}
+    (fold_of(folder) / FACTS).write_text(json.dumps(facts))
+    record = training_record(fold_of(folder), 3)
+    assert {key: record[key] for key in ("parameters", "iterations", "device", "gpu", "seed")} == {
+        "parameters": 7,
+        "iterations": 20,
+        "device": "cuda",
+        "gpu": "A100",
+        "seed": 3,
+    }
+
+
+def test_differences_name_the_place():
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c: 2 there, 3 now"]
+    assert differences({"a": 1}, {"a": 1}) == []
+    assert differences({}, {"a": 1}) == ["a: null there, 1 now"]
+
+
+def test_worker_seeds_differ_where_patches_must():
+    seeds = [worker_seeds(0, 0, 0, 0, 3), worker_seeds(0, 0, 0, 1, 3), worker_seeds(0, 50, 0, 0, 3)]
+    seeds += [worker_seeds(0, 0, 1, 0, 3), worker_seeds(1, 0, 0, 0, 3)]
+    assert len({one for some in seeds for one in some}) == 15
+    assert worker_seeds(0, 0, 0, 0, 3) == seeds[0]
+    assert worker_seeds(0, 0, 0, 0, 2) == seeds[0][:2]
+
+
+@pytest.fixture
+def classes(monkeypatch):
+    """nnU-Net's classes, put back after the test."""
+    from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    monkeypatch.setattr(NonDetMultiThreadedAugmenter, "__init__", NonDetMultiThreadedAugmenter.__init__)
+    for name in ("save_checkpoint", "on_train_start"):
+        monkeypatch.setattr(nnUNetTrainer, name, getattr(nnUNetTrainer, name))
+    state = torch.get_rng_state()
+    yield NonDetMultiThreadedAugmenter, nnUNetTrainer
+    torch.set_rng_state(state)
+
+
+def test_workers_are_seeded_as_nnunet_makes_them(classes, monkeypatch):
+    augmenter, trainer = classes
+    before = {name: getattr(trainer, name) for name in ("save_checkpoint", "on_train_start")}
+    begin = augmenter.__init__
+    drawn = []
+    for _ in range(2):
+        monkeypatch.setattr(augmenter, "__init__", begin)
+        for name, function in before.items():
+            monkeypatch.setattr(trainer, name, function)
+        install(4, 0, 5)
+        made = [
+            augmenter(
+                data_loader=None, transform=None, num_processes=2, num_cached=6, seeds=None, pin_memory=False
+            ),
+            augmenter(None, None, 1, seeds=None, wait_time=0.002),
+        ]
+        drawn.append([one.seeds for one in made] + [torch.rand(1).item(), np.random.rand()])  # noqa: NPY002
+    assert drawn[0] == drawn[1]
+    assert drawn[0][0] != drawn[0][1]
+    assert augmenter(None, None, 1, seeds=[77]).seeds == [77]
+
+
+def test_checkpoints_are_whole_or_not_there(classes, tmp_path, monkeypatch):
+    _, trainer = classes
+
+    def torn(self, filename):
+        Path(filename).write_text("half")
+        if self.fails:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "save_checkpoint", torn)
+    install(0, 0, 5)
+    target = tmp_path / "checkpoint_latest.pth"
+    target.write_text("old")
+    with pytest.raises(KeyboardInterrupt):
+        trainer.save_checkpoint(argparse.Namespace(fails=True, local_rank=0), str(target))
+    assert target.read_text() == "old"
+    trainer.save_checkpoint(argparse.Namespace(fails=False, local_rank=0), str(target))
+    assert target.read_text() == "half"
+
+
+def test_a_trainer_of_another_length_does_not_start(classes):
+    _, trainer = classes
+    install(0, 0, 5)
+    with pytest.raises(ValueError, match="trains for 7 epochs, the study asks for 5"):
+        trainer.on_train_start(argparse.Namespace(num_epochs=7))
