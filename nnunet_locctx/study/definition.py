@@ -33,6 +33,7 @@ class Method:
         options: ``location`` keys of the plans.
         network: ``network`` keys of the plans; None: the preset's.
         presets: Presets it runs at.
+        against: The method it is compared with; None: the study's baseline.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Method:
     options: Mapping[str, Any]
     network: Mapping[str, Any] | None
     presets: tuple[str, ...]
+    against: str | None = None
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ def describe(study: Study) -> dict[str, Any]:
                 "name": method.name,
                 "trainer": method.trainer.name,
                 "source": method.source,
+                "against": method.against,
                 "options": {
                     **method.options,
                     **({} if method.network is None else {"network": method.network}),

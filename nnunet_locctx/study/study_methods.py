@@ -8,7 +8,7 @@ from nnunet_locctx.study.definition import Method, Preset, slug
 from nnunet_locctx.study.reading import Table, check_known
 from nnunet_locctx.study.trainer_names import NNUNET_EPOCHS, resolve_trainer
 
-METHOD_KEYS = ("trainer", "sources", "options", "network", "presets", "epochs")
+METHOD_KEYS = ("trainer", "sources", "options", "network", "presets", "epochs", "against")
 
 
 def read_presets(table: Table, beside: Path) -> tuple[Preset, ...]:
@@ -76,7 +76,14 @@ def read_methods(table: Table, presets: tuple[Preset, ...]) -> tuple[Method, ...
         check_known([source for source in sources if source], SOURCES, "location source", f"{where}: sources")
         for source in sources:
             title = f"{name} ({source})" if len(sources) > 1 else name
-            methods.append(Method(title, slug(title), trainer, source, options, network, at))
+            against = one.text("against") if "against" in one else None
+            methods.append(Method(title, slug(title), trainer, source, options, network, at, against))
+    for method in methods:
+        others = [other.name for other in methods if other is not method]
+        if method.against is not None:
+            check_known(
+                [method.against], others, "other method", f"{table.where}: methods: {method.name}: against"
+            )
     return tuple(methods)
 
 

@@ -82,6 +82,14 @@ def test_changed_options_make_another_model(folder):
         ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
         ({"methods": {**METHODS, "B": {"trainer": "nnUNetTrainer"}}}, "duplicate runs: Plain and B"),
         ({"methods": {**METHODS, "A b": "LocBAMTrainer", "A-b": "GPETrainer"}}, "written as 'A-b'"),
+        (
+            {"methods": {**METHODS, "L": {"trainer": "GPETrainer", "against": "Plane"}}},
+            r"unknown other method 'Plane' \(did you mean Plain\?\)",
+        ),
+        (
+            {"methods": {**METHODS, "L": {"trainer": "GPETrainer", "against": "L"}}},
+            "unknown other method 'L'",
+        ),
         ({"sources": ["voxle"]}, r"unknown location source 'voxle' \(did you mean voxel\?\)"),
         ({"methods": {**METHODS, "L": {"trainer": "GPETrainer", "source": "voxel"}}}, "did you mean sources"),
         ({"methods": {"Plain": {"trainer": "nnUNetTrainer", "sources": ["voxel"]}}}, "uses no location"),

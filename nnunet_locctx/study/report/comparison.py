@@ -1,4 +1,4 @@
-"""Each run against the baseline at the same preset."""
+"""Each run against its baseline at the same preset."""
 
 import math
 from collections.abc import Mapping
@@ -65,12 +65,11 @@ def compare(study: Study, found: Mapping[str, Scores]) -> list[Comparison]:
     """
     rows = []
     for preset in study.presets:
-        base_run = study.find(study.baseline, preset.name)
-        base = found.get(base_run.run) if base_run else None
         for run in study.at(preset.name):
             if run.run in found:
-                is_base = run.method == study.baseline
-                rows.append(_compare(run.method, preset.name, found[run.run], None if is_base else base))
+                base = study.find(study.baseline_of(run.method), preset.name)
+                theirs = found.get(base.run) if base and base is not run else None
+                rows.append(_compare(run.method, preset.name, found[run.run], theirs))
     corrected = holm([row.test.p if row.test else math.nan for row in rows])
     return [
         Comparison(**{**vars(row), "corrected": value}) for row, value in zip(rows, corrected, strict=True)

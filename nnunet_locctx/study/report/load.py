@@ -151,14 +151,19 @@ def _read_settings(work: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{file} lacks {', '.join(missing)}")
     names = [one.get("name") for one in settings["methods"]]
-    if settings["baseline"] not in names:
-        raise ValueError(f"the baseline of {file} must be one of {names}, got {settings['baseline']!r}")
+    for base in (settings["baseline"], *(one.get("against") for one in settings["methods"])):
+        if base is not None and base not in names:
+            raise ValueError(f"the baselines of {file} must be among {names}, got {base!r}")
     return settings
 
 
 def _method(entry: Mapping[str, Any]) -> Method:
     return Method(
-        str(entry["name"]), str(entry.get("trainer", "")), entry.get("source"), entry.get("options") or {}
+        str(entry["name"]),
+        str(entry.get("trainer", "")),
+        entry.get("source"),
+        entry.get("options") or {},
+        entry.get("against"),
     )
 
 

@@ -33,12 +33,21 @@ class Preset:
 
 @dataclass(frozen=True)
 class Method:
-    """What is compared: name, trainer, source of its location (None: a plain network) and options of the plans."""
+    """What is compared.
+
+    Attributes:
+        name: As in the tables.
+        trainer: nnU-Net's name of it.
+        source: Of its location; None: a plain network.
+        options: Of the plans.
+        against: The method it is compared with; None: the study's baseline.
+    """
 
     name: str
     trainer: str
     source: str | None
     options: Mapping[str, Any]
+    against: str | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +130,26 @@ class Study:
     def baseline(self) -> str:
         """Name of the method that the others are compared with."""
         return str(self.settings["baseline"])
+
+    def baseline_of(self, method: str) -> str:
+        """Name of the method that this one is compared with."""
+        own = next((one.against for one in self.methods if one.name == method), None)
+        return own or self.baseline
+
+    @property
+    def baselines(self) -> str:
+        """What gains count from, in words."""
+        own: dict[str, list[str]] = {}
+        for one in self.methods:
+            if one.against not in (None, self.baseline):
+                own.setdefault(str(one.against), []).append(one.name)
+        others = "; ".join(f"{', '.join(names)} over {base}" for base, names in own.items())
+        return f"{self.baseline} ({others})" if others else self.baseline
+
+    @property
+    def gain_axis(self) -> str:
+        """Label of an axis of gains."""
+        return f"gain over {self.baseline if self.baselines == self.baseline else 'its baseline'}, points of Dice"
 
     @property
     def dataset(self) -> str:

@@ -30,7 +30,7 @@ def overview(study: Study, rows: Sequence[Comparison], key: str, cases: str) -> 
             lines.append([method.name, *cells])
     return Table(
         key=key,
-        caption=f"Mean foreground Dice in %, and in brackets the gain over {study.baseline} in points; "
+        caption=f"Mean foreground Dice in %, and in brackets the gain over {study.baselines} in points; "
         f"{cases}. * p < 0.05 after Holm's correction (details in the next table).",
         columns=["method", *presets],
         rows=lines,
@@ -66,7 +66,7 @@ def comparison_table(study: Study, rows: Sequence[Comparison], key: str, cases: 
         key=key,
         caption=f"Foreground Dice in %: mean over the classes of the class means; {cases}. Interval: 95%, "
         f"bootstrap over cases (BCa, {RESAMPLES} resamples, seed {SEED}; none below {FEWEST_CASES} cases). "
-        f"Gain over {study.baseline}: in points with its interval, and relative to the baseline. p: Wilcoxon "
+        f"Gain over {study.baselines}: in points with its interval, and relative to the baseline. p: Wilcoxon "
         "signed-rank, two-sided, paired by case, after Holm's correction over the "
         f"{count(tested, 'comparison')} of this table.",
         columns=[
@@ -90,11 +90,12 @@ def comparison_table(study: Study, rows: Sequence[Comparison], key: str, cases: 
 def class_table(study: Study, rows: Sequence[Comparison], preset: str, key: str, cases: str) -> Table:
     """Methods down, classes across: mean Dice of a preset, and the gain."""
     chosen = [row for row in rows if row.preset == preset]
-    base = next((row for row in chosen if row.method == study.baseline), None)
+    by_method = {row.method: row for row in chosen}
     classes = chosen[0].scores.classes
     lines, records = [], []
     for row in chosen:
         cells = []
+        base = by_method.get(study.baseline_of(row.method))
         for place, name in enumerate(row.scores.classes):
             values = row.scores.values["dice"][:, [place]]
             mean, gain = float(foreground(values)), math.nan
@@ -117,7 +118,7 @@ def class_table(study: Study, rows: Sequence[Comparison], preset: str, key: str,
         lines.append([row.method, percent(row.mean, 1), *cells])
     return Table(
         key=key,
-        caption=f"{preset}: mean Dice in % per class (gain over {study.baseline} in points); {cases}. Cases "
+        caption=f"{preset}: mean Dice in % per class (gain over {study.baselines} in points); {cases}. Cases "
         "in which a class is in neither truth nor prediction are left out.",
         columns=["method", "mean", *classes],
         rows=lines,

@@ -94,7 +94,7 @@ def summary(study: Study, rows: Sequence[Comparison]) -> list[Block]:
                 if study.settings.get("epochs")
                 else ""
             )
-            + f". Baseline: {study.baseline}."
+            + f". Baseline: {study.baselines}."
         )
     ]
     if study.failures or study.missing:
@@ -192,13 +192,14 @@ def _best_words(study: Study, rows: Sequence[Comparison], preset: str) -> str:
     if not chosen:
         return ""
     best = max(chosen, key=lambda row: row.mean)
-    base = next((row for row in chosen if row.method == study.baseline), None)
+    named = study.baseline_of(best.method)
+    base = next((row for row in chosen if row.method == named), None)
     text = f"{preset}: highest mean foreground Dice {percent(best.mean)}% ({best.method}, {count(best.cases, 'case')})"
     if base is None:
-        return text + f"; {study.baseline} is missing"
+        return text + f"; {named} is missing"
     if best is base:
         return text + "; no method is above the baseline" if len(chosen) > 1 else text
-    text += f", {percent(best.gain, sign=True)} points over {study.baseline}"
+    text += f", {percent(best.gain, sign=True)} points over {named}"
     if best.test is not None and best.test.reason:
         return f"{text}, {best.test.reason}"
     return f"{text}, p {_equals(p_value(best.corrected))} (Holm)"

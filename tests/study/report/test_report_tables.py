@@ -67,6 +67,27 @@ def test_means_gain_and_test_are_those_computed_by_hand(work: Path) -> None:
     assert comparisons["Baseline", SMALL].test is None
 
 
+def test_a_method_with_a_baseline_of_its_own_is_compared_with_that(tmp_path: Path) -> None:
+    work = Synthetic().write(tmp_path)
+    methods = json.loads((work / "study.json").read_text())["methods"]
+    own = [{**one, **({"against": "CoordConv"} if one["name"] == "LocBAM" else {})} for one in methods]
+    edit_json(work / "study.json", methods=own)
+    study = load_study(work)
+    rows = {(row.method, row.preset): row for row in compare(study, study.validation)}
+    assert rows["LocBAM", SMALL].gain == pytest.approx(
+        rows["LocBAM", SMALL].mean - rows["CoordConv", SMALL].mean
+    )
+    assert rows["CoordConv", SMALL].gain == pytest.approx(
+        rows["CoordConv", SMALL].mean - rows["Baseline", SMALL].mean
+    )
+    assert study.baselines == "Baseline (LocBAM over CoordConv)"
+    table = class_table(study, list(rows.values()), SMALL, "classes", "all")
+    assert "over Baseline (LocBAM over CoordConv)" in table.caption
+    shown = {(str(row["method"]), str(row["class"])): row for row in table.records}
+    mine, theirs = shown["LocBAM", "liver"], shown["CoordConv", "liver"]
+    assert mine["gain"] == pytest.approx(float(str(mine["dice"])) - float(str(theirs["dice"])))
+
+
 def test_comparison_table_shows_and_stores_them(work: Path) -> None:
     study = load_study(work)
     rows = compare(study, study.validation)

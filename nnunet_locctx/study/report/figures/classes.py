@@ -52,15 +52,16 @@ def class_gain(scores: Scores, baseline: Scores, name: str) -> ClassGain:
 def draw_classes(study: Study, rows: Sequence[Comparison], preset: str) -> Figure | None:
     """A line per class and a point per method; None if there is nothing to compare at this preset."""
     chosen = [row for row in rows if row.preset == preset]
-    base = next((row for row in chosen if row.method == study.baseline), None)
-    others = [row for row in chosen if row is not base and math.isfinite(row.gain)]
-    if base is None or not others:
+    by_method = {row.method: row for row in chosen}
+    others = [row for row in chosen if math.isfinite(row.gain)]
+    if not others:
         return None
-    sizes = class_sizes(base.scores)
+    bases = {row.method: by_method[study.baseline_of(row.method)].scores for row in others}
+    sizes = class_sizes(next(iter(bases.values())))
     names = by_size(sizes)
     look = looks(study)
     gains = {
-        (row.method, name): class_gain(row.scores, base.scores, name)
+        (row.method, name): class_gain(row.scores, bases[row.method], name)
         for row in others
         for name in names
         if name in row.scores.classes
@@ -85,7 +86,7 @@ def draw_classes(study: Study, rows: Sequence[Comparison], preset: str) -> Figur
         panel.axvline(0, color="#555555", linewidth=0.8)
         panel.set_yticks(range(len(names)), [_label(name, sizes[name]) for name in names])
         panel.set_ylim(len(names) - 0.5, -0.5)  # the smallest on top
-        panel.set_xlabel(f"gain over {study.baseline}, points of Dice")
+        panel.set_xlabel(study.gain_axis)
         panel.grid(axis="x")
         legend_below(figure, *panel.get_legend_handles_labels())
         png = to_png(figure)
@@ -93,7 +94,7 @@ def draw_classes(study: Study, rows: Sequence[Comparison], preset: str) -> Figur
     return Figure(
         f"class_gain_{slug(preset)}",
         png,
-        f"{preset}: gain in Dice per class over {study.baseline}, the smallest organ on top (median true "
+        f"{preset}: gain in Dice per class over {study.baselines}, the smallest organ on top (median true "
         f"volume in brackets). Lines: 95% bootstrap intervals over up to {count(pairs, 'validation case')}; a "
         "class counts in the cases where both methods have a Dice. Not corrected for the number of classes.",
         f"Gain per class of {', '.join(row.method for row in others)} at {preset}",

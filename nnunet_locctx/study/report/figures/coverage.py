@@ -67,7 +67,7 @@ def draw_coverage(study: Study, rows: Sequence[Comparison]) -> Figure | None:
         panel.set_xscale("log")
         _label_ticks(panel, [*coverage.values(), *(x for points_ in printed.values() for x, _ in points_)])
         panel.set_xlabel("patch over median volume, % (logarithmic)")
-        panel.set_ylabel(f"gain over {study.baseline}, points of Dice")
+        panel.set_ylabel(study.gain_axis)
         panel.grid(axis="y")
         _name_presets(panel, {row.preset: coverage[row.preset] for row in chosen})
         legend_below(figure, *panel.get_legend_handles_labels())
@@ -79,7 +79,7 @@ def draw_coverage(study: Study, rows: Sequence[Comparison]) -> Figure | None:
     return Figure(
         "coverage_gain",
         png,
-        f"Gain in mean foreground Dice over {study.baseline} against the share of the median volume that one "
+        f"Gain in mean foreground Dice over {study.baselines} against the share of the median volume that one "
         "patch covers; a point per preset, joined per method. Lines: 95% bootstrap intervals over up to "
         f"{count(cases, 'validation case')}. Points of one preset are moved apart by a few percent to be "
         f"seen.{paper}",
