@@ -79,12 +79,15 @@ def kill_tree(pid: int) -> None:
             continue
 
 
-def keep_report(report: Path, target: Path, record: Record) -> None:
+def keep_report(work: Path, report: Path, target: Path, record: Record) -> None:
     """Replaces the kept report."""
     draft = target.with_name(f".{target.name}")
     shutil.rmtree(draft, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(report, draft)
+    for file in (draft / "index.html", draft / "report.md"):
+        text = file.read_text(encoding="utf-8").replace(f"{work}/", "")  # whoever reads it has another folder
+        file.write_text(text, encoding="utf-8")
     write_atomically(draft / "run.json", (json.dumps(record, indent=1) + "\n").encode())
     shutil.rmtree(target, ignore_errors=True)
     draft.replace(target)
@@ -129,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "minutes": round(sum(one["seconds"] for one in found) / 60, 1),
         "machine": describe_machine("cpu"),
     }
-    keep_report(work / options.study / "report", options.docs / "examples" / options.study, record)
+    keep_report(work, work / options.study / "report", options.docs / "examples" / options.study, record)
     say(f"{record['minutes']} minutes in all; report: {options.docs / 'examples' / options.study}")
     return 0
 

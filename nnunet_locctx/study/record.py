@@ -5,8 +5,10 @@ import os
 import platform
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
+from nnunet_locctx.resources import studies_folder
 from nnunet_locctx.study.definition import Study
 from nnunet_locctx.study.fairness import fairness_of
 from nnunet_locctx.study.runs import data_name, runs_of
@@ -31,7 +33,7 @@ def describe(study: Study) -> dict[str, Any]:
         "version": 1,
         "name": study.name,
         "title": study.title,
-        "file": str(study.file),
+        "file": _called(study.file),
         "dataset": {"id": int(study.dataset[7:10]), "name": study.dataset, "raw": str(study.raw)},
         "labels": raw["labels"],
         "channels": raw["channel_names"],
@@ -89,6 +91,12 @@ def study_plans(study: Study) -> Mapping[str, Any] | None:
     plans = read_plans(file)
     wanted = {run.configuration for run in runs_of(study)} | {preset.name for preset in study.presets}
     return plans if wanted <= set(plans["configurations"]) else None
+
+
+def _called(file: Path) -> str:
+    """How `locctx study` was given the file: those of the package have a name."""
+    shipped = file.parent.resolve() == studies_folder().resolve()
+    return file.stem if shipped else str(file)
 
 
 def _preset(study: Study, name: str, plans: Mapping[str, Any] | None) -> dict[str, Any]:
