@@ -12,6 +12,7 @@ run up again. The report goes to docs/examples/NAME, with run.json, which says h
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from nnunet_locctx.files import write_atomically
 
 PHANTOM_ID = 901
 HIPPOCAMPUS = "Dataset201_HippocampusMR"
+LEFT_OUT = "Pictures of the scans are left out here: the scans are CC BY-SA 4.0, this repository is not."
 
 
 def prepare(name: str, raw: Path, data: Path) -> None:
@@ -79,15 +81,30 @@ def kill_tree(pid: int) -> None:
             continue
 
 
-def keep_report(work: Path, report: Path, target: Path, record: Record) -> None:
-    """Replaces the kept report."""
+def keep_report(work: Path, report: Path, target: Path, record: Record, *, scans: bool) -> None:
+    """Replaces the kept report.
+
+    Args:
+        work: Its path is taken out of the report: whoever reads it has another folder.
+        report: What the study wrote.
+        target: Where it is kept.
+        record: How it was made.
+        scans: Whether pictures of scans are kept; else they and the page that holds them are left out.
+    """
     draft = target.with_name(f".{target.name}")
     shutil.rmtree(draft, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(report, draft)
+    if not scans:
+        (draft / "index.html").unlink()
+        for picture in (draft / "figures").glob("cases_*.png"):
+            picture.unlink()
     for file in (draft / "index.html", draft / "report.md"):
-        text = file.read_text(encoding="utf-8").replace(f"{work}/", "")  # whoever reads it has another folder
-        file.write_text(text, encoding="utf-8")
+        if file.is_file():
+            text = file.read_text(encoding="utf-8").replace(f"{work}/", "")
+            if not scans:
+                text = re.sub(r"(?s)(\n## Cases\n).*?(?=\n## )", rf"\1\n{LEFT_OUT}\n", text)
+            file.write_text(text, encoding="utf-8")
     write_atomically(draft / "run.json", (json.dumps(record, indent=1) + "\n").encode())
     shutil.rmtree(target, ignore_errors=True)
     draft.replace(target)
@@ -132,8 +149,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "minutes": round(sum(one["seconds"] for one in found) / 60, 1),
         "machine": describe_machine("cpu"),
     }
-    keep_report(work, work / options.study / "report", options.docs / "examples" / options.study, record)
-    say(f"{record['minutes']} minutes in all; report: {options.docs / 'examples' / options.study}")
+    target = options.docs / "examples" / options.study
+    keep_report(work, work / options.study / "report", target, record, scans=options.study == "phantom")
+    say(f"{record['minutes']} minutes in all; report: {target}")
     return 0
 
 
