@@ -181,6 +181,15 @@ class Frame:
         return _invert(self.fraction_affine, fraction)
 
 
+def corner_distance(one: Frame, other: Frame) -> float:
+    """Largest distance between the same corner voxel of two grids, in smallest voxel sizes of the first; both have
+    the same shape."""
+    last = np.array(one.shape, dtype=np.float64) - 1
+    corners = np.stack(np.meshgrid(*[(0.0, end) for end in last], indexing="ij"), axis=-1).reshape(-1, 3)
+    distance = np.linalg.norm(one.millimetres(corners) - other.millimetres(corners), axis=-1)
+    return float(distance.max() / one.spacing.min())
+
+
 def _apply(matrix: Array, points: npt.ArrayLike) -> Array:
     points = np.asarray(points, dtype=np.float64)
     return np.asarray(points @ matrix[:, :3].T + matrix[:, 3])

@@ -18,12 +18,10 @@ from nnunet_locctx.datasets.whole_body_settings import FRACTION
 from nnunet_locctx.demo.steps import Steps, write_text
 from nnunet_locctx.evaluation.dice import mean_dice
 from nnunet_locctx.nnunet.commands import NNUNet
+from nnunet_locctx.nnunet.fitted import COMMANDS
 
 PLANS = "nnUNetPlans_locctx"
 SMALL_CONFIGURATION = "small"
-FIT = {"body_part": "body-part", "anatomical": "ape"}
-"""Location source -> what `locctx fit` calls it."""
-
 SOURCES = ("voxel", "scanner", "body_part", "anatomical")
 
 
@@ -99,7 +97,7 @@ class DiceRun:
         self.steps.run("phantom", "phantom", self.phantom)
         self.steps.run("plan", "nnU-Net plans", self.plan)
         self.steps.run("preprocess", "a small configuration, preprocessed", self.preprocess)
-        for source in FIT:
+        for source in COMMANDS:
             if source in self.sources:
                 self.steps.run(f"fit_{source}", f"locctx fit: {source}", lambda s=source: self.fit(s))  # type: ignore[misc]
         for source in SOURCES:
@@ -140,7 +138,7 @@ class DiceRun:
         words = [
             "locctx",
             "fit",
-            FIT[source],
+            COMMANDS[source],
             "-d",
             self.number,
             "--seed",

@@ -19,12 +19,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from anatomy_dice import FIT, PLANS, SMALL_CONFIGURATION, SOURCES, DiceRun, DiceSettings
+from anatomy_dice import PLANS, SMALL_CONFIGURATION, SOURCES, DiceRun, DiceSettings
 from benchmark_tools import REPOSITORY, Record, describe_machine, replace_section, say
 
 from nnunet_locctx.evaluation.robustness_figure import draw_curves
 from nnunet_locctx.evaluation.robustness_report import Point
 from nnunet_locctx.files import write_atomically
+from nnunet_locctx.nnunet.fitted import COMMANDS
 
 BEGIN, END = "<!-- robustness: begin -->", "<!-- robustness: end -->"
 JITTERED = "_jitter"
@@ -77,7 +78,7 @@ class RobustnessRun(DiceRun):
         self.steps.run("plan", "nnU-Net plans", self.plan)
         self.steps.run("preprocess", "a small configuration, preprocessed", self.preprocess)
         for source in self.chosen:
-            if source in FIT:
+            if source in COMMANDS:
                 self.steps.run(f"fit_{source}", f"locctx fit: {source}", lambda s=source: self.fit(s))  # type: ignore[misc]
             for run in (source, f"{source}{JITTERED}"):
                 for step in (self.configure, self.train):

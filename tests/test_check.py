@@ -11,8 +11,8 @@ import SimpleITK as sitk
 
 from nnunet_locctx.check import DatasetReport, check_dataset, format_report
 from nnunet_locctx.check.report import CaseSummary, Finding
-from nnunet_locctx.check.scan import corner_distance, orientation
-from nnunet_locctx.geometry import Frame
+from nnunet_locctx.check.scan import orientation
+from nnunet_locctx.geometry import Frame, corner_distance
 
 DIRECTIONS = {
     "LPS": np.eye(3),

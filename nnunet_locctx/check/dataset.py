@@ -16,10 +16,10 @@ from nnunet_locctx.check.report import CaseSummary, DatasetReport, Finding
 from nnunet_locctx.check.scan import (
     SAME_PLACE_VOXELS,
     Scan,
-    corner_distance,
     orientation,
     read_scan,
 )
+from nnunet_locctx.geometry import corner_distance
 from nnunet_locctx.nnunet.reading import read_quietly, readers_for
 from nnunet_locctx.nnunet.workers import map_in_workers
 

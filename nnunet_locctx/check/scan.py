@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nnunet_locctx.geometry import PATIENT_FROM_LPS, Frame
+from nnunet_locctx.geometry import PATIENT_FROM_LPS, Frame, corner_distance
 from nnunet_locctx.nnunet.reading import explain, read_quietly
 
 LETTERS = (("R", "L"), ("A", "P"), ("S", "I"))
@@ -84,14 +84,6 @@ def read_scan(file: Path, reader: str, *, segmentation: bool) -> Scan:
     if segmentation:
         _labels(scan, data[0])
     return scan
-
-
-def corner_distance(one: Frame, other: Frame) -> float:
-    """Largest distance between the same corner of two grids, in voxels of the first; both have the same shape."""
-    last = np.array(one.shape, dtype=np.float64) - 1
-    corners = np.stack(np.meshgrid(*[(0.0, end) for end in last], indexing="ij"), axis=-1).reshape(-1, 3)
-    distance = np.linalg.norm(one.millimetres(corners) - other.millimetres(corners), axis=-1)
-    return float(distance.max() / one.spacing.min())
 
 
 def orientation(frame: Frame) -> tuple[str, float]:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from nnunet_locctx.datasets.grids import PATIENT_AXIS, Grid
 from nnunet_locctx.datasets.release import SourceCase
+from nnunet_locctx.geometry import Frame, corner_distance
 
 UNREADABLE = (
     OSError,
@@ -116,12 +117,7 @@ def _differences(one: Any, two: Any, tolerance: float) -> list[str]:
     shapes = one.shape[:3], two.shape[:3]
     if shapes[0] != shapes[1]:
         return [f"{shapes[1]} voxels, the first image has {shapes[0]}"]
-    last = np.array(shapes[0]) - 1
-    corners = np.stack(np.meshgrid(*[(0, end) for end in last], indexing="ij"), axis=-1).reshape(-1, 3)
-    places = [nibabel.affines.apply_affine(image.affine, corners) for image in (one, two)]
-    apart = (
-        np.linalg.norm(places[0] - places[1], axis=1).max() / nibabel.affines.voxel_sizes(one.affine).min()
-    )
+    apart = corner_distance(*(Frame(shapes[0], image.affine) for image in (one, two)))
     if apart <= tolerance:
         return []
     return [f"another affine than the first image: corners up to {apart:.2g} voxels apart"]

@@ -117,7 +117,7 @@ def fit_atlas(
     old = _same(written, history, threshold, description.labels, radius_mm)
     if old is not None:
         return old
-    allowed = classes.known | (frozenset() if classes.ignore is None else {classes.ignore})
+    allowed = classes.in_references
     checks = [LabelFile(case, found[case], reader, allowed) for case in used]
     checks += [
         LabelFile(case, file, reader, classes.known, found[case], allowed)

@@ -51,8 +51,13 @@ class Classes:
 
     @property
     def known(self) -> frozenset[int]:
-        """Every label value of a prediction, 0 included. A reference may hold the ignore label as well."""
+        """Every label value of a prediction, 0 included."""
         return frozenset({0}.union(*self.values.values()))
+
+    @property
+    def in_references(self) -> frozenset[int]:
+        """Every label value of a reference: :attr:`known` and the ignore label."""
+        return self.known if self.ignore is None else self.known | {self.ignore}
 
     def as_json(self) -> dict[str, int | list[int]]:
         """Class name -> label, or list of labels."""

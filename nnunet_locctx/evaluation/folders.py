@@ -7,8 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from nnunet_locctx.evaluation.classes import Classes, check_pairs, find_pairs
 from nnunet_locctx.evaluation.evaluation_report import read_evaluation, summarise_cases, write_evaluation
 from nnunet_locctx.evaluation.label_files import (
@@ -105,21 +103,16 @@ def evaluate_folders(
     }
     what = {name: _what(job) for name, job in jobs.items()}
     open_ones = [name for name in names if what[name] not in records]
-    allowed = classes.known if classes.ignore is None else classes.known | {classes.ignore}
-    files = [LabelFile(name, found[name], reader, classes.known, true[name], allowed) for name in open_ones]
+    files = [
+        LabelFile(name, found[name], reader, classes.known, true[name], classes.in_references)
+        for name in open_ones
+    ]
     refuse(check_label_files(files, processes, progress=progress), "the files cannot be compared")
     output.mkdir(parents=True, exist_ok=True)
     answers = map_in_workers(_measure, [jobs[name] for name in open_ones], processes)
-    with tqdm(
-        total=len(names),
-        initial=len(names) - len(open_ones),
-        desc="evaluating",
-        unit="case",
-        disable=not progress,
-    ) as bar:
-        for name, rows in zip(open_ones, answers, strict=True):
-            records.add(what[name], rows)
-            bar.update()
+    records.add_all(
+        [what[name] for name in open_ones], answers, total=len(names), title="evaluating", progress=progress
+    )
     rows = [{"case": name, **row} for name in names for row in records.get(what[name])]
     content = {
         "version": VERSION,

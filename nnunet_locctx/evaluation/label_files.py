@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from nnunet_locctx.geometry import Frame
+from nnunet_locctx.geometry import Frame, corner_distance
 from nnunet_locctx.nnunet.fitted import summarise
 from nnunet_locctx.nnunet.reading import explain, read_quietly, readers_for
 from nnunet_locctx.nnunet.workers import map_in_workers
@@ -182,7 +182,9 @@ def _problems(job: LabelFile) -> list[str]:
                 f"case {job.case}: prediction and reference differ in shape, {one.shape} and {other.shape} (z, y, x)"
             )
         else:
-            apart = _corner_distance(one, other)
+            # along an axis of one voxel the corners do not tell a voxel's size
+            sizes = np.abs(one.spacing - other.spacing).max() / one.spacing.min()
+            apart = max(corner_distance(one, other), float(sizes))
             if apart > SAME_PLACE:
                 problems.append(
                     f"case {job.case}: prediction and reference lie at different places, by up to {apart:.3g} voxels "
@@ -228,13 +230,3 @@ def _hides_nan(file: Path) -> bool:
 
     image: Any = nibabel.load(file)
     return image.get_data_dtype().kind == "f" and not np.isfinite(np.asanyarray(image.dataobj)).all()
-
-
-def _corner_distance(one: Frame, other: Frame) -> float:
-    """Largest distance between the same corner of two grids of one shape, in smallest voxel sizes of the first."""
-    ends = np.array(one.shape, dtype=np.float64) - 1
-    corners = np.stack(np.meshgrid(*[(0.0, end) for end in ends], indexing="ij"), axis=-1).reshape(-1, 3)
-    apart = np.linalg.norm(one.millimetres(corners) - other.millimetres(corners), axis=-1)
-    # along an axis of one voxel the corners do not tell a voxel's size
-    sizes = np.abs(one.spacing - other.spacing).max()
-    return float(max(apart.max(), sizes) / one.spacing.min())

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from nnunet_locctx.evaluation.atlas import Atlas, AtlasMask, read_atlas
 from nnunet_locctx.evaluation.classes import Classes
@@ -189,16 +188,9 @@ def _change_folder(
     output.mkdir(parents=True, exist_ok=True)
     jobs = [_Job(found[case], targets[case], reader, change) for case in due]
     answers = map_in_workers(_change, jobs, processes)
-    with tqdm(
-        total=len(found),
-        initial=len(found) - len(due),
-        desc="postprocessing",
-        unit="case",
-        disable=not progress,
-    ) as bar:
-        for case, result in zip(due, answers, strict=True):
-            records.add(whats[case], result)
-            bar.update()
+    records.add_all(
+        [whats[case] for case in due], answers, total=len(found), title="postprocessing", progress=progress
+    )
     text = json.dumps(dict(description.content), indent=1) + "\n"
     write_atomically(output / "dataset.json", text.encode())
     plans = predictions / "plans.json"

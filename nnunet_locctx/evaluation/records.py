@@ -1,9 +1,11 @@
 """Results that are kept one by one while a long evaluation runs."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 
 class Records:
@@ -64,6 +66,30 @@ class Records:
         with self.file.open("ab") as stream:
             stream.write(line.encode())
         self._found[_key(what)] = json.loads(line)["result"]
+
+    def add_all(
+        self,
+        whats: Sequence[Mapping[str, Any]],
+        results: Iterable[Any],
+        *,
+        total: int,
+        title: str,
+        progress: bool,
+    ) -> None:
+        """Stores results as they come.
+
+        Args:
+            whats: What is measured, in order.
+            results: As many.
+            total: Cases of the whole evaluation; those that are not among `whats` were measured before.
+            title: Of the progress bar.
+            progress: Show one.
+        """
+        done = total - len(whats)
+        with tqdm(total=total, initial=done, desc=title, unit="case", disable=not progress) as bar:
+            for what, result in zip(whats, results, strict=True):
+                self.add(what, result)
+                bar.update()
 
 
 def _key(record: Mapping[str, Any]) -> str:

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 
+from nnunet_locctx.nnunet.fitted import COMMANDS
 from nnunet_locctx.study.definition import Study
 from nnunet_locctx.study.jobs import Job
 from nnunet_locctx.study.result_jobs import ResultJobs
 from nnunet_locctx.study.runs import digest
-from nnunet_locctx.study.training_jobs import FIT, TrainingJobs
+from nnunet_locctx.study.training_jobs import TrainingJobs
 
 
 def build_graph(study: Study) -> dict[str, Job]:
@@ -28,7 +29,7 @@ class _Graph(TrainingJobs, ResultJobs):
     def jobs(self) -> list[Job]:
         study = self.study
         found = [self.plan()]
-        found += [self.fit(source) for source in study.sources if source in FIT]
+        found += [self.fit(source) for source in study.sources if source in COMMANDS]
         found += [self.preprocess(name) for name in dict.fromkeys(run.data for run in self.runs)]
         found += [self.train(run, fold) for run in self.runs for fold in study.folds]
         found += [self.evaluate(run, fold) for run in self.runs for fold in study.folds]

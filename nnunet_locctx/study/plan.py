@@ -13,6 +13,7 @@ from nnunet_locctx.nnunet.commands import executable
 from nnunet_locctx.study.definition import Study
 from nnunet_locctx.study.runs import configurations_of, runs_of
 from nnunet_locctx.study.splits import find_splits, write_splits
+from nnunet_locctx.study.steps import exit_status
 from nnunet_locctx.study.work_folder import read_json
 
 PLAN = "plan.json"
@@ -109,13 +110,7 @@ def _check_runs(plans: Mapping[str, Any], runs: Any) -> None:
 
 def main(work: str) -> int:
     """Entry point."""
-    request = read_json(Path(work) / PLAN)
-    try:
-        plan(request)
-    except (ValueError, subprocess.CalledProcessError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(lambda: plan(read_json(Path(work) / PLAN)))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from nnunet_locctx.study.locks import wait_for_lock
 from nnunet_locctx.study.plan import PLAN
 from nnunet_locctx.study.runs import digest
 from nnunet_locctx.study.splits import raw_cases
+from nnunet_locctx.study.steps import exit_status
 from nnunet_locctx.study.work_folder import read_json, write_json
 
 ENDINGS = (".b2nd", ".npz", ".npy")
@@ -72,12 +73,7 @@ def missing_cases(folder: Path, cases: list[str]) -> list[str]:
 
 def main(work: str, configuration: str) -> int:
     """Entry point."""
-    try:
-        preprocess(read_json(Path(work) / PLAN), configuration)
-    except (ValueError, subprocess.CalledProcessError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(lambda: preprocess(read_json(Path(work) / PLAN), configuration))
 
 
 if __name__ == "__main__":

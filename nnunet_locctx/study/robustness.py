@@ -5,13 +5,13 @@ is passed on.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from nnunet_locctx.nnunet.commands import executable
+from nnunet_locctx.nnunet.raw_scans import read_dataset_json, training_cases
 from nnunet_locctx.study.plan import PLAN
 from nnunet_locctx.study.splits import SPLITS, read_splits
 from nnunet_locctx.study.work_folder import read_json
@@ -28,26 +28,17 @@ def link_cases(raw: Path, cases: Sequence[str], folder: Path) -> tuple[Path, Pat
     Returns:
         The two folders.
     """
-    content = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
-    ending, listed = content["file_ending"], content.get("dataset", {})
+    ending = read_dataset_json(raw)["file_ending"]
+    known = {case.identifier: case for case in training_cases(raw)}
     images, labels = folder / "images", folder / "labels"
     for target in (images, labels):
         target.mkdir(parents=True, exist_ok=True)
         for link in target.iterdir():
             link.unlink()
     for case in cases:
-        if case in listed:
-            scans = [(raw / path).resolve() for path in listed[case]["images"]]
-            label = (raw / listed[case]["label"]).resolve()
-        else:
-            scans = [
-                raw / "imagesTr" / f"{case}_{channel:04d}{ending}"
-                for channel in range(len(content["channel_names"]))
-            ]
-            label = raw / "labelsTr" / f"{case}{ending}"
-        for channel, scan in enumerate(scans):
-            (images / f"{case}_{channel:04d}{ending}").symlink_to(scan)
-        (labels / f"{case}{ending}").symlink_to(label)
+        for channel, scan in enumerate(known[case].images):
+            (images / f"{case}_{channel:04d}{ending}").symlink_to(scan.resolve())
+        (labels / f"{case}{ending}").symlink_to(known[case].label.resolve())
     return images, labels
 
 

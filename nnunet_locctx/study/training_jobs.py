@@ -3,12 +3,10 @@
 from dataclasses import asdict
 from typing import Any
 
+from nnunet_locctx.nnunet.fitted import COMMANDS
 from nnunet_locctx.study.jobs import PYTHON, Job, JobMaker
 from nnunet_locctx.study.runs import Run, data_configuration
 from nnunet_locctx.study.splits import SPLITS, find_splits
-
-FIT = {"body_part": "body-part", "anatomical": "ape"}
-"""Location source -> what `locctx fit` calls it."""
 
 
 class TrainingJobs(JobMaker):
@@ -30,7 +28,7 @@ class TrainingJobs(JobMaker):
 
     def fit(self, source: str) -> Job:
         seed = str(self.study.seed)
-        command = ["locctx", "fit", FIT[source], "-d", self.number, "--seed", seed, *self.np, "--quiet"]
+        command = ["locctx", "fit", COMMANDS[source], "-d", self.number, "--seed", seed, *self.np, "--quiet"]
         identity = {"source": source, "seed": seed}
         return Job(
             f"fit.{source}", "fit", f"fit {source}", [command], identity, after=["plan.all"], gpus=self.gpu
@@ -77,7 +75,7 @@ class TrainingJobs(JobMaker):
             "split": self.splits[fold] if study.splits is not None else None,
         }
         needs = [f"preprocess.{run.data}"]
-        if run.method.source in FIT:
+        if run.method.source in COMMANDS:
             needs.append(f"fit.{run.method.source}")
         model = run.model / f"fold_{fold}"
         return Job(
