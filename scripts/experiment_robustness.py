@@ -8,7 +8,9 @@ body, as `voxel` and `scanner` locate nothing otherwise. All is done by the comm
     python scripts/experiment_robustness.py --sources voxel scanner
     python scripts/experiment_robustness.py --report                 # only write the documents again
 
-Everything finished is kept in the work folder (--work); the same command takes an interrupted run up again. Writes
+Everything finished is kept in the work folder (--work); the same command takes an interrupted run up again. Two
+processes may measure different sources at once, each in a work folder of its own; `--report --work FIRST SECOND` then
+writes the documents from both. Writes
 docs/robustness.json, the part between the marks of docs/results.md, and docs/figures/robustness.png.
 """
 
@@ -46,7 +48,8 @@ class RobustnessSettings(DiceSettings):
     """
 
     dataset_id: int = 905
-    test_cases: int = 2
+    test_cases: int = 4
+    epochs: int = 20
     fraction: tuple[float, float] = (0.9, 1.0)
     jitter: float = 0.05
     dropout: float = 0.1
@@ -109,18 +112,28 @@ class RobustnessRun(DiceRun):
     def record(self) -> Record:
         """The curves of the sources that are done, and how they were made."""
         done = [source for source in SOURCES if f"measure_{source}" in self.steps.seconds]
-        points = [
-            point
-            for source in done
-            for point in json.loads((self.results(source) / "robustness.json").read_text())["points"]
-        ]
         return {
             "settings": asdict(self.settings),
             "machine": describe_machine("cpu"),
             "seconds": self.steps.seconds,
             "commands": [file.read_text().strip() for file in sorted(self.nnunet.logs.glob("*.command"))],
-            "points": points,
+            "points": [
+                point
+                for source in done
+                for point in json.loads((self.results(source) / "robustness.json").read_text())["points"]
+            ],
         }
+
+
+def together(records: Sequence[Record]) -> Record:
+    """One record of work folders that measured different sources; of steps done in several, the first one's time."""
+    whole = dict(records[0])
+    for record in records[1:]:
+        whole["seconds"] = {**record["seconds"], **whole["seconds"]}
+        whole["commands"] = list(dict.fromkeys([*whole["commands"], *record["commands"]]))
+        known = {point["model"] for point in whole["points"]}
+        whole["points"] = [*whole["points"], *(p for p in record["points"] if p["model"] not in known)]
+    return whole
 
 
 def section(record: Record) -> str:
@@ -159,11 +172,11 @@ def section(record: Record) -> str:
     return "\n".join([*lines, f"Machine: {machine['processor']}; {versions}."]) + "\n"
 
 
-def write_documents(run: RobustnessRun, docs: Path) -> None:
+def write_documents(runs: Sequence[RobustnessRun], docs: Path) -> None:
     """docs/robustness.json, the section of docs/results.md and the picture."""
-    record = run.record()
+    record = together([run.record() for run in runs])
     if not record["points"]:
-        raise ValueError(f"nothing has been measured in {run.folder} yet")
+        raise ValueError(f"nothing has been measured in {', '.join(str(run.folder) for run in runs)} yet")
     (docs / "figures").mkdir(parents=True, exist_ok=True)
     write_atomically(docs / "robustness.json", (json.dumps(record, indent=1) + "\n").encode())
     known = [{**p, "dice": float("nan") if p["dice"] is None else p["dice"]} for p in record["points"]]
@@ -177,21 +190,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--work", type=Path, default=Path("/tmp/locctx_robustness"), help="default: %(default)s"
+        "--work",
+        type=Path,
+        nargs="+",
+        default=[Path("/tmp/locctx_robustness")],
+        help="work folder; several only with --report (default: /tmp/locctx_robustness)",
     )
     parser.add_argument(
         "--docs", type=Path, default=REPOSITORY / "docs", help="where the documents go (default: docs)"
     )
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES), help="default: all")
-    parser.add_argument("--epochs", type=int, default=10, choices=(5, 10, 20, 50), help="default: 10")
+    parser.add_argument("--epochs", type=int, default=20, choices=(5, 10, 20, 50), help="default: 20")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--report", action="store_true", help="only write the documents from the work folder")
     options = parser.parse_args(arguments)
+    if len(options.work) > 1 and not options.report:
+        parser.error(f"--work takes one folder unless --report is given, got {len(options.work)}")
     settings = RobustnessSettings(epochs=options.epochs, threads=options.threads)
-    run = RobustnessRun(options.work.resolve(), settings, options.sources)
+    runs = [RobustnessRun(work.resolve(), settings, options.sources) for work in options.work]
     if not options.report:
-        run.run()
-    write_documents(run, options.docs)
+        runs[0].run()
+    write_documents(runs, options.docs)
     return 0
 
 

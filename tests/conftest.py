@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -45,6 +46,15 @@ def _seeded() -> None:
     import torch
 
     torch.manual_seed(1234)
+
+
+@pytest.fixture(autouse=True)
+def _denormals() -> Iterator[None]:
+    """A trainer that was initialised and not run to its end leaves denormal floats flushed; hypothesis needs them."""
+    yield
+    import torch
+
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture

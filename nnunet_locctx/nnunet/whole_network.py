@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from nnunet_locctx.networks.registry import complete_network_options, network_class
 from nnunet_locctx.networks.whole import WholeNetwork
 from nnunet_locctx.nnunet.configuration import carry_regressor, locate
+from nnunet_locctx.nnunet.denormals import DenormalsFlushed
 from nnunet_locctx.nnunet.options import KEY, LocationOptions
 from nnunet_locctx.nnunet.recipes import Recipe
 from nnunet_locctx.nnunet.signature import LocationSignature
@@ -21,7 +21,7 @@ from nnunet_locctx.nnunet.trainer import LocatedTrainer, resolve_configuration
 NETWORK_KEY = "network"
 
 
-class WholeNetworkTrainer(nnUNetTrainer):
+class WholeNetworkTrainer(DenormalsFlushed):
     """nnU-Net's trainer with another network; loops, batches and losses stay nnU-Net's.
 
     The plans' architecture is not used; patch, batch and spacing are. A configuration's ``network`` key sets
