@@ -37,6 +37,7 @@ from torch import nn
 from tqdm import tqdm
 
 from nnunet_locctx.blocks import CoordConvStem
+from nnunet_locctx.denormals import denormals_flushed
 from nnunet_locctx.networks import Fitting, LocatedUNet
 
 PHANTOM = BallPhantom()
@@ -111,6 +112,7 @@ def make_network(row: Row, seed: int) -> nn.Module:
     return LocatedUNet(planned, 1, *fittings, patch_size=PHANTOM.patch)
 
 
+@denormals_flushed()
 def train_row(row: Row, seed: int, iterations: int) -> nn.Module:
     """The row's network, trained, in evaluation mode."""
     return train(make_network(row, seed), PHANTOM, seed, iterations, make_optimizer, row.jitter, row.name)

@@ -1,8 +1,7 @@
 """Training on the CPU without denormal floats.
 
-Where location leaves no doubt, as for an organ far from the patch, logits differ by 100 and more; the gradients of such
-patches lie below 1.2e-38, the smallest normal float32. CPUs multiply those many times more slowly (docs/benchmarks.md);
-GPUs do not.
+Where location leaves no doubt, as for an organ far from the patch, logits differ by 100 and more, and the gradients of
+such patches are denormal (docs/benchmarks.md).
 """
 
 import torch

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from nnunet_locctx.denormals import flushed
 from nnunet_locctx.geometry import PATIENT_FROM_LPS, Frame
 from nnunet_locctx.location import AnatomicalMap
 from nnunet_locctx.regression.anatomical import AnatomicalOptions, AnatomicalRegressor, fit, fit_anatomical
@@ -70,6 +71,20 @@ def test_an_interrupted_fit_goes_on_to_the_same_result(
     assert resumed.to_bytes() == whole.to_bytes()
     assert "again" not in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "part").iterdir()] == ["checkpoint.pt"]
+
+
+def test_denormals_are_flushed_while_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def rate(step: int, options: AnatomicalOptions) -> float:
+        seen.append(flushed())
+        return learning_rate(step, options)
+
+    learning_rate = fit.learning_rate
+    monkeypatch.setattr(fit, "learning_rate", rate)
+    fit_anatomical(scans(2), TINY, tmp_path, progress=False)
+    assert seen == [True] * TINY.steps
+    assert not flushed()
 
 
 def test_a_finished_fit_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from nnunet_locctx.denormals import denormals_flushed
 from nnunet_locctx.geometry import Array
 from nnunet_locctx.regression.anatomical.continuation import linear_fit
 from nnunet_locctx.regression.anatomical.gauge import Gauge, fit_gauge
@@ -42,6 +43,7 @@ MOST_GAUGE_SCANS = 100
 """Training scans that the gauge is fitted on."""
 
 
+@denormals_flushed()
 def fit_anatomical(
     scans: Mapping[str, CanonicalScan],
     options: AnatomicalOptions,
