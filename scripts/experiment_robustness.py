@@ -48,7 +48,7 @@ class RobustnessSettings(DiceSettings):
     """
 
     dataset_id: int = 905
-    test_cases: int = 4
+    test_cases: int = 2
     epochs: int = 20
     fraction: tuple[float, float] = (0.9, 1.0)
     jitter: float = 0.05

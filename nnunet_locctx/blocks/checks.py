@@ -1,5 +1,7 @@
 """Checks that every block makes of its arguments."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -44,6 +46,12 @@ def check_integer(name: str, value: object, lowest: int, highest: int | None = N
 def is_number(value: object) -> bool:
     """Whether `value` is an int or a float; a bool is neither."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_positive(name: str, value: object) -> None:
+    """Raises ValueError unless `value` is a finite number above 0."""
+    if not is_number(value) or not 0 < value < math.inf:  # type: ignore[operator] # it is a number
+        raise ValueError(f"{name} must be a positive number, got {value!r}")
 
 
 def check_share(name: str, value: object) -> None:

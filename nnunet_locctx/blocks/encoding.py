@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_locctx.blocks.checks import check_integer, is_number
+from nnunet_locctx.blocks.checks import check_integer, check_positive
 from nnunet_locctx.blocks.hash_encoding import HashEncoding
 from nnunet_locctx.blocks.resolution import fade_out, in_full_precision, token_step
 from nnunet_locctx.types import Features, Location
@@ -56,8 +56,7 @@ class FrequencyEncoding(nn.Module):
     ) -> None:
         super().__init__()
         check_integer("bands", bands, 1, 16)
-        if not is_number(base) or not 0 < base < math.inf:
-            raise ValueError(f"base must be a positive number, got {base!r}")
+        check_positive("base", base)
         self.bands = bands
         self.base = float(base)
         self.keep_identity = keep_identity

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from nnunet_locctx.blocks.checks import check_channels, check_input, check_integer
+from nnunet_locctx.blocks.checks import check_channels, check_input, check_integer, check_positive
 from nnunet_locctx.blocks.coordconv import CONV
 from nnunet_locctx.blocks.encoding import make_fixed_encoding
 from nnunet_locctx.blocks.resolution import coarser, resize_location, spread
@@ -19,6 +19,10 @@ class PriorHead(nn.Module):
     gamma and beta come from a 1x1 network of one hidden layer over the encoded location. Its last layer is
     zero at first, so the block starts as exactly the identity.
 
+    gamma is bounded, because a scale of logits feeds itself: the larger the logits, the faster it grows. Without a
+    bound they reached 17 000 after 20 epochs on the whole-body phantom; nnU-Net's sliding window, which adds them up
+    in half precision, ends with infinity at a third of that.
+
     Args:
         channels: Feature channels C.
         rank: Spatial axes, 2 or 3.
@@ -29,6 +33,7 @@ class PriorHead(nn.Module):
         stride: Computes gamma and beta for every `stride`-th voxel along each axis, at its exact centre, and linearly
             between: they vary slowly, and computing them is what the block costs. 1: everywhere.
         hidden: Width of the hidden layer.
+        bound: Of gamma: features are scaled by ``1 - bound`` to ``1 + bound``.
 
     Raises:
         ValueError: If an option is not allowed.
@@ -45,12 +50,14 @@ class PriorHead(nn.Module):
         band_limit: bool = True,
         stride: int = 2,
         hidden: int = 32,
+        bound: float = 1.0,
     ) -> None:
         super().__init__()
         check_channels(channels, rank)
         check_integer("hidden", hidden, 1)
         check_integer("stride", stride, 1)
-        self.channels, self.rank, self.stride = channels, rank, stride
+        check_positive("bound", bound)
+        self.channels, self.rank, self.stride, self.bound = channels, rank, stride, bound
         self.encoding = make_fixed_encoding(encoding, bands, base, band_limit)
         last = CONV[rank](hidden, 2 * channels, 1)
         for parameter in last.parameters():
@@ -64,5 +71,6 @@ class PriorHead(nn.Module):
         check_input(features, location, self.channels, self.rank)
         size = features.shape[2:]
         atlas = self.atlas(self.encoding(resize_location(location, coarser(size, self.stride))))
-        gamma, beta = spread(atlas, size).chunk(2, dim=1)
-        return torch.addcmul(features + beta, features, gamma)
+        gamma, beta = atlas.chunk(2, dim=1)
+        gamma = self.bound * (gamma / self.bound).tanh()
+        return torch.addcmul(features + spread(beta, size), features, spread(gamma, size))
