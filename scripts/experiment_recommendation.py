@@ -35,6 +35,8 @@ SHIFTS = (0.0, 0.01, 0.05, 0.10, 0.25)
 """Constant errors of the location along the body axis, fractions of the volume."""
 
 FREQUENCY = {"encoding": "frequency", "stride": 2}
+FREE: dict[str, Any] = {**FREQUENCY, "bound": 1e6}
+"""The prior block with a scale as good as unbounded, which all but the last rows were measured with."""
 RECOMMENDED = "film decoder_inner + prior logits"
 HIPPOCAMPUS = 201
 EPOCHS, ITERATIONS = 4, 250
@@ -42,8 +44,9 @@ EPOCHS, ITERATIONS = 4, 250
 
 def candidates() -> list[Row]:
     """Single methods as their trainers have them, then the combinations."""
-    head = Fitting("prior", "logits", FREQUENCY)
-    coarse_head = Fitting("prior", "logits", {"encoding": "frequency", "stride": 4})
+    head = Fitting("prior", "logits", FREE)
+    coarse_head = Fitting("prior", "logits", {**FREE, "stride": 4})
+    bounded_head = Fitting("prior", "logits", {**FREQUENCY, "stride": 4, "bound": 1.0})
     last = Fitting("gpe", "decoder_last", {"stride": 2})
     single = [
         Row("none"),
@@ -58,29 +61,39 @@ def candidates() -> list[Row]:
         Row("gpe hash decoder", "gpe", "decoder", {"encoding": "hash"}),
         Row("anchors decoder", "anchors", "decoder", {}),
         Row("l2g encoder_deep", "l2g", "encoder_deep", {}),
-        Row("prior logits", "prior", "logits", FREQUENCY),
+        Row("prior logits", "prior", "logits", FREE),
     ]
     combined = [
-        Row("film decoder", "prior", "decoder", FREQUENCY),
-        Row("film decoder stride 4", "prior", "decoder", {"encoding": "frequency", "stride": 4}),
-        Row("film decoder_last", "prior", "decoder_last", FREQUENCY),
+        Row("film decoder", "prior", "decoder", FREE),
+        Row("film decoder stride 4", "prior", "decoder", {**FREE, "stride": 4}),
+        Row("film decoder_last", "prior", "decoder_last", FREE),
         Row("gpe decoder stride 2", "gpe", "decoder", {"stride": 2}),
         Row("gpe decoder_last stride 2", "gpe", "decoder_last", {"stride": 2}),
         Row("gpe decoder_last + prior logits", "gpe", "decoder_last", {"stride": 2}, (head,)),
         Row("gpe decoder + prior logits", "gpe", "decoder", {"stride": 2}, (head,)),
-        Row("film decoder_inner + prior logits", "prior", "decoder_inner", FREQUENCY, (head,)),
-        Row(
-            "film decoder_inner + prior logits stride 4", "prior", "decoder_inner", FREQUENCY, (coarse_head,)
-        ),
-        Row("film decoder_inner + gpe decoder_last", "prior", "decoder_inner", FREQUENCY, (last,)),
-        Row("film decoder + prior logits", "prior", "decoder", FREQUENCY, (head,)),
+        Row("film decoder_inner + prior logits", "prior", "decoder_inner", FREE, (head,)),
+        Row("film decoder_inner + prior logits stride 4", "prior", "decoder_inner", FREE, (coarse_head,)),
+        Row("film decoder_inner + gpe decoder_last", "prior", "decoder_inner", FREE, (last,)),
+        Row("film decoder + prior logits", "prior", "decoder", FREE, (head,)),
     ]
     best = next(row for row in combined if row.name == RECOMMENDED)
     jittered = [
         Row(f"{best.name}, jitter {sd:g}", best.block, best.place, best.options, best.also, sd)
         for sd in (0.02, 0.05, 0.1)
     ]  # measured with stride 2 on the logits
-    return [*single, *combined, *jittered]
+    bounded = [
+        Row("prior logits, bound 1", "prior", "logits", {**FREQUENCY, "bound": 1.0}),
+        Row("prior logits, bound 3", "prior", "logits", {**FREQUENCY, "bound": 3.0}),
+        Row("film decoder, bound 1", "prior", "decoder", {**FREQUENCY, "bound": 1.0}),
+        Row(
+            f"{RECOMMENDED} stride 4, bound 1",
+            "prior",
+            "decoder_inner",
+            {**FREQUENCY, "bound": 1.0},
+            (bounded_head,),
+        ),
+    ]
+    return [*single, *combined, *jittered, *bounded]
 
 
 # ---------------------------------------------------------------------------------------------------- the phantom

@@ -59,7 +59,8 @@ class LocCtxTrainer(LocatedTrainer):
 
     block = "prior"
     place = "decoder_inner"
-    also = (Fitting("prior", "logits", {"stride": 4}),)
+    block_options = {"bound": 1.0}  # noqa: RUF012
+    also = (Fitting("prior", "logits", {"stride": 4, "bound": 1.0}),)
 
 
 class GPETrainer(LocatedTrainer):
