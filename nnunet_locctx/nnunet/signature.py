@@ -44,6 +44,7 @@ class LocationSignature(nn.Module):
         if trained != self.decoded():
             raise ValueError(
                 f"the checkpoint was trained with the location options {trained}, the plans say "
-                f"{self.decoded()}. Use the plans.json of the model folder as training wrote it."
+                f"{self.decoded()}. Use the plans.json of the model folder as training wrote it; an option that only "
+                "one of them names belongs to another version of nnunet_locctx."
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
