@@ -133,6 +133,7 @@ def together(records: Sequence[Record]) -> Record:
         whole["commands"] = list(dict.fromkeys([*whole["commands"], *record["commands"]]))
         known = {point["model"] for point in whole["points"]}
         whole["points"] = [*whole["points"], *(p for p in record["points"] if p["model"] not in known)]
+    whole["points"] = sorted(whole["points"], key=lambda point: SOURCES.index(point["model"].split(",")[0]))
     return whole
 
 

@@ -35,6 +35,8 @@ def test_two_folders_make_one_record() -> None:
     assert [(p["model"], p["dice"]) for p in found["points"]] == [("voxel", 0.5), ("anatomical", 0.7)]
     assert found["commands"] == ["locctx phantom", "locctx train_voxel", "locctx train_anatomical"]
     assert len(first["points"]) == 1  # the parts stay as they were
+    swapped = [p["model"] for p in together([second, first])["points"]]
+    assert swapped == ["voxel", "anatomical"]  # in the order of the sources
 
 
 def test_a_line_for_each_model_and_axes() -> None:
