@@ -46,7 +46,6 @@ def candidates() -> list[Row]:
     """Single methods as their trainers have them, then the combinations."""
     head = Fitting("prior", "logits", FREE)
     coarse_head = Fitting("prior", "logits", {**FREE, "stride": 4})
-    bounded_head = Fitting("prior", "logits", {**FREQUENCY, "stride": 4, "bound": 1.0})
     last = Fitting("gpe", "decoder_last", {"stride": 2})
     single = [
         Row("none"),
@@ -85,12 +84,15 @@ def candidates() -> list[Row]:
         Row("prior logits, bound 1", "prior", "logits", {**FREQUENCY, "bound": 1.0}),
         Row("prior logits, bound 3", "prior", "logits", {**FREQUENCY, "bound": 3.0}),
         Row("film decoder, bound 1", "prior", "decoder", {**FREQUENCY, "bound": 1.0}),
-        Row(
-            f"{RECOMMENDED} stride 4, bound 1",
-            "prior",
-            "decoder_inner",
-            {**FREQUENCY, "bound": 1.0},
-            (bounded_head,),
+        *(
+            Row(
+                f"{RECOMMENDED} stride 4, bound {bound:g}",
+                "prior",
+                "decoder_inner",
+                {**FREQUENCY, "bound": bound},
+                (Fitting("prior", "logits", {**FREQUENCY, "stride": 4, "bound": bound}),),
+            )
+            for bound in (1.0, 3.0)
         ),
     ]
     return [*single, *combined, *jittered, *bounded]

@@ -33,8 +33,8 @@ class PriorHead(nn.Module):
         stride: Computes gamma and beta for every `stride`-th voxel along each axis, at its exact centre, and linearly
             between: they vary slowly, and computing them is what the block costs. 1: everywhere.
         hidden: Width of the hidden layer.
-        bound: Of gamma: features are scaled by ``1 - bound`` to ``1 + bound``. With 1 the head alone learns more
-            slowly (docs/recommended.md).
+        bound: Of gamma: features are scaled by ``1 - bound`` to ``1 + bound``. With 1 the phantoms are learned
+            more slowly (docs/recommended.md).
 
     Raises:
         ValueError: If an option is not allowed.

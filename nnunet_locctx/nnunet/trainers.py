@@ -59,8 +59,7 @@ class LocCtxTrainer(LocatedTrainer):
 
     block = "prior"
     place = "decoder_inner"
-    block_options = {"bound": 1.0}  # noqa: RUF012
-    also = (Fitting("prior", "logits", {"stride": 4, "bound": 1.0}),)
+    also = (Fitting("prior", "logits", {"stride": 4}),)
 
 
 class GPETrainer(LocatedTrainer):
