@@ -201,7 +201,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--docs", type=Path, default=REPOSITORY / "docs", help="where the documents go (default: docs)"
     )
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES), help="default: all")
-    parser.add_argument("--epochs", type=int, default=20, choices=(5, 10, 20, 50), help="default: 20")
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        default=RobustnessSettings.epochs,
+        choices=(5, 10, 20, 50),
+        help="default: %(default)s",
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--report", action="store_true", help="only write the documents from the work folder")
     options = parser.parse_args(arguments)

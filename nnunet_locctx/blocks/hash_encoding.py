@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_locctx.blocks.checks import check_integer, is_number
+from nnunet_locctx.blocks.checks import check_integer, check_positive, is_number
 from nnunet_locctx.blocks.hash_grid import HashGrid, hash_lookup
 from nnunet_locctx.blocks.resolution import fade_out, in_full_precision, token_step
 from nnunet_locctx.types import Features, Location
@@ -88,9 +88,8 @@ class HashEncoding(nn.Module):
             raise ValueError(f"features must be one of {FEATURES}, got {features!r}")
         if not is_number(scale) or not 1 <= scale <= FINEST:
             raise ValueError(f"scale must be a number >= 1, got {scale!r}")
-        for name, value in (("extent", extent), ("gain", gain)):
-            if not is_number(value) or not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be a positive number, got {value!r}")
+        check_positive("extent", extent)
+        check_positive("gain", gain)
         if not isinstance(band_limit, bool):
             raise ValueError(f"band_limit must be true or false, got {band_limit!r}")
         if backend not in BACKENDS:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_locctx.blocks.checks import check_channels, check_input, check_integer, is_number
+from nnunet_locctx.blocks.checks import check_channels, check_input, check_integer, check_positive, is_number
 from nnunet_locctx.blocks.coordconv import CONV
 from nnunet_locctx.blocks.quantise import VectorQuantiser
 from nnunet_locctx.blocks.resolution import in_full_precision
@@ -116,8 +116,7 @@ class LocalToGlobal(nn.Module):
         lowest, highest = EPSILON_RANGE
         if not is_number(epsilon) or not lowest <= epsilon <= highest:
             raise ValueError(f"epsilon must be a number from {lowest} to {highest}, got {epsilon!r}")
-        if not is_number(sigma) or not 0 < sigma < math.inf:
-            raise ValueError(f"sigma must be a positive number, got {sigma!r}")
+        check_positive("sigma", sigma)
         if not is_number(commitment) or not 0 <= commitment < math.inf:
             raise ValueError(f"commitment must be a number >= 0, got {commitment!r}")
         self.channels, self.rank, self.location = channels, rank, location

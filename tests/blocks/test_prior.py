@@ -28,7 +28,7 @@ class TestPriorHead(BlockHarness):
         block = self.make(4, bound=bound, encoding="identity")
         with torch.no_grad():
             for parameter in block.parameters():
-                parameter.mul_(0).add_(100 * torch.randn_like(parameter))
+                parameter.copy_(100 * torch.randn_like(parameter))
         location = ramp(2, (3, 4, 5))
         zero, one = (block(torch.full((2, 4, 3, 4, 5), value), location) for value in (0.0, 1.0))
         gamma = one.double() - zero.double() - 1  # differences of large shifts: rounding of 1e-7 of them

@@ -1,5 +1,6 @@
 """The experiment on wrong locations: its documents, from one work folder and from two that shared the work."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,9 @@ def point(model: str, percent: float, dice: float | None, axes: str = "axial") -
 
 def record(*points: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
     machine = {"processor": "a processor", "versions": {"torch": "2"}}
-    settings = {name: getattr(RobustnessSettings(), name) for name in RobustnessSettings.__dataclass_fields__}
     commands = [f"locctx {name}" for name in seconds]
     return {
-        "settings": settings,
+        "settings": asdict(RobustnessSettings()),
         "machine": machine,
         "seconds": seconds,
         "commands": commands,

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from nnunet_locctx.denormals import denormals_flushed
 from nnunet_locctx.geometry import Array
 from nnunet_locctx.location import BodyPartCurve
 from nnunet_locctx.location.body_part import HIGHEST_SCORE
@@ -35,7 +34,6 @@ POINTS_PER_RAW = 10.0
 """Points that a raw score of 1 means where the scores are known beforehand; keeps raw scores near 1."""
 
 
-@denormals_flushed()
 def fit_body_part(
     scans: Mapping[str, CanonicalScan],
     options: BodyPartOptions,
