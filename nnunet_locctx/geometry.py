@@ -9,16 +9,16 @@ Two frames are used throughout the package; every function names the one it take
   convention of DICOM and SimpleITK (first and second axis reversed).
 
 Example: 4 voxels of 2 mm along an axis that runs to the patient's right have their centres at the fractions
-    -0.375, -0.125,
-0.125, 0.375 and, in millimetres relative to the centre, at -3, -1, 1, 3.
+-0.375, -0.125, 0.125, 0.375 and, in millimetres relative to the centre, at -3, -1, 1, 3.
 """
 
 import functools
 import itertools
+import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,10 @@ Array = npt.NDArray[np.float64]
 PATIENT_FROM_LPS = np.diag([-1.0, -1.0, 1.0])
 """Turns LPS vectors into patient (R, A, S) vectors and back."""
 
+OBLIQUE = 20.0
+"""Degrees between an array axis and the closest patient axis above which a scan is called oblique: a fraction of the
+volume then means another place than in a scan that is stored along the patient's axes."""
+
 SMALLEST_DETERMINANT = 1e-4
 """A direction matrix whose columns span less than this volume has lost an axis (1 for orthonormal
 columns)."""
@@ -35,25 +39,26 @@ columns)."""
 
 @dataclass(frozen=True)
 class Frame:
-    """The position of a preprocessed array in the patient.
+    """The position of an array in the patient. Made from what is at hand by :meth:`from_properties` (nnU-Net),
+    :meth:`as_read` (nnU-Net, before its preprocessing), :meth:`from_sitk`, :meth:`from_nibabel` or :meth:`from_affine`.
 
     Attributes:
-        shape: Voxels of the preprocessed array, array axis order.
-        affine: (4, 4) float64, homogeneous index -> mm in LPS.
+        shape: Voxels of the array, array axis order.
+        affine_lps: (4, 4) float64, homogeneous index -> mm in LPS.
         has_geometry: False if the scan carried no direction, so that "patient axes" are array axes: the
             first coordinate then follows the stored array's last axis, the second its middle axis, the third
             its first, each growing with the index.
     """
 
     shape: tuple[int, int, int]
-    affine: Array
-    has_geometry: bool = True
+    affine_lps: Array = field(kw_only=True)  # by name: an affine of nibabel is RAS and would swap the sides
+    has_geometry: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         shape: tuple[int, ...] = tuple(self.shape)  # callers are not type checked
         if len(shape) != 3 or any(int(n) < 1 for n in shape):
             raise ValueError(f"a volume needs three axes of at least one voxel, got shape {shape}")
-        affine = np.asarray(self.affine, dtype=np.float64)
+        affine = np.asarray(self.affine_lps, dtype=np.float64)
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
             raise ValueError(f"the affine must be a finite (4, 4) matrix, got {affine.tolist()}")
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
@@ -67,7 +72,7 @@ class Frame:
             )
         affine.flags.writeable = False
         object.__setattr__(self, "shape", tuple(int(n) for n in shape))
-        object.__setattr__(self, "affine", affine)
+        object.__setattr__(self, "affine_lps", affine)
 
     @classmethod
     def from_properties(
@@ -83,10 +88,10 @@ class Frame:
 
         Args:
             properties: nnU-Net's properties: ``spacing`` (mm, stored array order) and, where the reader
-                knows them, ``sitk_stuff`` (origin, direction) or ``nibabel_stuff`` (affine). Without the
-                keys that preprocessing adds (``bbox_used_for_cropping``,
-                ``shape_after_cropping_and_before_resampling``) the array is taken as not cropped and not
-                resampled.
+                knows them, ``sitk_stuff`` (origin, direction) or ``nibabel_stuff`` (affine); from preprocessing
+                ``bbox_used_for_cropping`` and ``shape_after_cropping_and_before_resampling``. Without these two
+                the array is taken as not cropped and not resampled; for a scan as it was read, whose properties
+                may have been used before, see :meth:`as_read`.
             shape: Spatial shape of the preprocessed array, array axis order.
             transpose_forward: The plans' permutation: preprocessed axis ``j`` is stored axis
                 ``transpose_forward[j]``.
@@ -100,7 +105,7 @@ class Frame:
             raise ValueError(
                 f"transpose_forward must be a permutation of 0, 1, 2, got {list(transpose_forward)}"
             )
-        stored, has_geometry = _stored_affine(properties)
+        stored, has_geometry = _affine_as_read(properties)
         affine = stored.copy()
         affine[:3, :3] = stored[:3, list(transpose_forward)]
         box = properties.get("bbox_used_for_cropping")
@@ -113,38 +118,114 @@ class Frame:
         step = np.array(before, dtype=np.float64) / np.array(shape, dtype=np.float64)
         affine[:3, 3] += affine[:3, :3] @ (0.5 * step - 0.5)
         affine[:3, :3] = affine[:3, :3] * step
-        return cls(shape, affine, has_geometry)  # type: ignore[arg-type]
+        return cls(shape, affine_lps=affine, has_geometry=has_geometry)  # type: ignore[arg-type]
+
+    @classmethod
+    def as_read(cls, properties: Mapping[str, Any], shape: Sequence[int]) -> "Frame":
+        """The frame of a scan as one of nnU-Net's readers gave it: neither transposed nor cropped nor resampled.
+
+        What an earlier preprocessing left in the properties is not looked at: properties may be used several times.
+
+        Args:
+            properties: See :meth:`from_properties`.
+            shape: Spatial shape of the array as read.
+
+        Raises:
+            ValueError: Spacing or direction are not finite, zero or singular, or the shape is not one of a volume.
+        """
+        affine, has_geometry = _affine_as_read(properties)
+        return cls(tuple(shape), affine_lps=affine, has_geometry=has_geometry)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_affine(
+        cls, shape: Sequence[int], affine: npt.ArrayLike, space: Literal["RAS", "LPS"]
+    ) -> "Frame":
+        """The frame of an array with a known affine.
+
+        Args:
+            shape: Voxels of the array, array axis order.
+            affine: (4, 4), homogeneous index, array axis order -> mm.
+            space: What the millimetres count along: ``RAS`` (NIfTI, nibabel, MONAI, TorchIO) or ``LPS`` (DICOM,
+                SimpleITK).
+
+        Raises:
+            ValueError: Another space, an affine that is not finite or singular, or a shape not of a volume.
+        """
+        if space not in ("RAS", "LPS"):
+            raise ValueError(f"space must be 'RAS' or 'LPS', got {space!r}")
+        matrix = np.array(affine, dtype=np.float64)
+        if matrix.shape != (4, 4):
+            raise ValueError(f"the affine must be a finite (4, 4) matrix, got the shape {matrix.shape}")
+        if space == "RAS":
+            matrix[:3] = PATIENT_FROM_LPS @ matrix[:3]
+        return cls(tuple(shape), affine_lps=matrix)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_nibabel(cls, image: Any) -> "Frame":
+        """The frame of a nibabel image's array (``image.dataobj``, axis order x, y, z); further axes are left out.
+
+        Args:
+            image: Anything with a ``shape`` and an ``affine`` (4, 4) in RAS.
+
+        Raises:
+            ValueError: The affine is not finite or singular, or the image has fewer than three axes.
+        """
+        return cls.from_affine(image.shape[:3], image.affine, "RAS")
+
+    @classmethod
+    def from_sitk(cls, image: Any) -> "Frame":
+        """The frame of a SimpleITK image's array as ``GetArrayFromImage`` gives it (axis order z, y, x); a fourth axis
+        is left out.
+
+        Args:
+            image: A ``SimpleITK.Image`` of three or more dimensions.
+
+        Raises:
+            ValueError: The direction is not finite or singular, or the image has fewer than three dimensions.
+        """
+        size = tuple(image.GetSize())
+        if len(size) < 3:
+            raise ValueError(f"an image of three or more dimensions is needed, got the size {size}")
+        affine = _affine_from_sitk(image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+        return cls(size[2::-1], affine_lps=affine)
 
     @property
     def spacing(self) -> Array:
         """(3,) voxel size in mm, array axis order."""
-        return np.asarray(np.linalg.norm(self.affine[:3, :3], axis=0))
+        return np.asarray(np.linalg.norm(self.affine_lps[:3, :3], axis=0))
 
     @property
     def centre(self) -> Array:
         """(3,) centre of the volume in mm LPS."""
         middle = (np.array(self.shape, dtype=np.float64) - 1) / 2
-        return np.asarray(self.affine[:3, :3] @ middle + self.affine[:3, 3])
+        return np.asarray(self.affine_lps[:3, :3] @ middle + self.affine_lps[:3, 3])
 
     @property
     def array_axes(self) -> tuple[int, int, int]:
         """The array axis that runs closest to each patient axis (R, A, S): a permutation of 0, 1, 2."""
-        alignment = np.abs(self.affine[:3, :3] / self.spacing)
+        alignment = np.abs(self.affine_lps[:3, :3] / self.spacing)
         best = max(
             itertools.permutations(range(3)), key=lambda axes: sum(alignment[a, axes[a]] for a in range(3))
         )
         return best[0], best[1], best[2]
 
     @property
+    def obliquity(self) -> float:
+        """Largest angle in degrees between an array axis and the patient axis that :attr:`array_axes` gives it to."""
+        cosines = np.abs(self.affine_lps[:3, :3] / self.spacing)
+        matched = [cosines[patient, axis] for patient, axis in enumerate(self.array_axes)]
+        return float(np.degrees(np.arccos(np.clip(matched, 0, 1))).max())
+
+    @property
     def extent(self) -> Array:
-        """(3,) mm: length of the volume along the array axis closest to each patient axis (R, A, S)."""
-        lengths = self.spacing * np.array(self.shape)
-        return np.asarray(lengths[list(self.array_axes)])
+        """(3,) mm: length of the volume's bounding box along each patient axis (R, A, S), outer faces included. It
+        changes smoothly with the volume's orientation."""
+        return np.asarray(np.abs(self.affine_lps[:3, :3]) @ np.array(self.shape, dtype=np.float64))
 
     @property
     def absolute_affine(self) -> Array:
         """(3, 4): homogeneous index -> scanner mm in patient axes (R, A, S)."""
-        return np.asarray(PATIENT_FROM_LPS @ self.affine[:3])
+        return np.asarray(PATIENT_FROM_LPS @ self.affine_lps[:3])
 
     @property
     def centred_affine(self) -> Array:
@@ -157,19 +238,18 @@ class Frame:
     def fraction_affine(self) -> Array:
         """(3, 4): homogeneous index -> fraction of the volume in patient axes (R, A, S).
 
-        The distance from the volume's centre along the patient axis, divided by :attr:`extent`: -0.5..0.5
-        within a volume stored along the patient axes. In an oblique volume the corners reach a little
-        beyond, because a place in the patient keeps its coordinate however the scan is stored.
+        The distance from the volume's centre along the patient axis, divided by :attr:`extent`: within the volume
+        -0.5..0.5, reached at its outer faces, or at its outer corners where the volume is oblique.
         """
         return np.asarray(self.centred_affine / self.extent[:, None])
 
     def millimetres(self, index: npt.ArrayLike) -> Array:
         """Index (..., 3) -> mm in LPS (..., 3)."""
-        return _apply(self.affine[:3], index)
+        return _apply(self.affine_lps[:3], index)
 
     def index_from_millimetres(self, millimetres: npt.ArrayLike) -> Array:
         """Mm in LPS (..., 3) -> index (..., 3)."""
-        return _invert(self.affine[:3], millimetres)
+        return _invert(self.affine_lps[:3], millimetres)
 
     def fraction(self, index: npt.ArrayLike) -> Array:
         """Index (..., 3) -> fraction of the volume (..., 3) in patient axes (R, A, S), see
@@ -200,8 +280,8 @@ def _invert(matrix: Array, points: npt.ArrayLike) -> Array:
     return np.asarray((points - matrix[:, 3]) @ np.linalg.inv(matrix[:, :3]).T)
 
 
-def _stored_affine(properties: Mapping[str, Any]) -> tuple[Array, bool]:
-    """(4, 4) affine from the stored array's index (the reader's axis order) to mm LPS, and whether the scan
+def _affine_as_read(properties: Mapping[str, Any]) -> tuple[Array, bool]:
+    """(4, 4) affine from the index of the array as read (the reader's axis order) to mm LPS, and whether the scan
     gave it."""
     spacing = np.asarray(properties["spacing"], dtype=np.float64)
     if spacing.shape != (3,) or not np.isfinite(spacing).all() or (spacing <= 0).any():
@@ -220,14 +300,25 @@ def _stored_affine(properties: Mapping[str, Any]) -> tuple[Array, bool]:
 
 
 def _sitk_affine(properties: Mapping[str, Any]) -> Array | None:
-    """SimpleITK orders axes x, y, z; its arrays z, y, x. 2D images have no place in the patient."""
+    """2D images have no place in the patient."""
     stuff = properties["sitk_stuff"]
-    if len(stuff["direction"]) != 9:
+    if len(stuff["direction"]) == 4:
         return None
-    direction = np.asarray(stuff["direction"], dtype=np.float64).reshape(3, 3)
+    return _affine_from_sitk(stuff["spacing"], stuff["origin"], stuff["direction"])
+
+
+def _affine_from_sitk(spacing: Sequence[float], origin: Sequence[float], direction: Sequence[float]) -> Array:
+    """SimpleITK orders axes x, y, z (and then channels or time, which have no place); its arrays z, y, x."""
+    axes = math.isqrt(len(direction))
+    if axes < 3 or axes**2 != len(direction) or min(len(spacing), len(origin)) < 3:
+        raise ValueError(
+            f"the direction must be a square matrix of three or more axes with a spacing and an origin for each, got "
+            f"{len(direction)} cosines, {len(spacing)} spacings and {len(origin)} origins"
+        )
+    spatial = np.asarray(direction, dtype=np.float64).reshape(axes, axes)[:3, :3]
     affine = np.eye(4)
-    affine[:3, :3] = (direction * np.abs(np.asarray(stuff["spacing"], dtype=np.float64)[:3]))[:, ::-1]
-    affine[:3, 3] = np.asarray(stuff["origin"], dtype=np.float64)[:3]
+    affine[:3, :3] = (spatial * np.abs(np.asarray(spacing, dtype=np.float64)[:3]))[:, ::-1]
+    affine[:3, 3] = np.asarray(origin, dtype=np.float64)[:3]
     return affine
 
 

@@ -39,10 +39,10 @@ Image = npt.NDArray[np.float32]
 
 def crop(image: Image, frame: Frame, lower: int, upper: int) -> tuple[Image, Frame]:
     """Slices ``lower`` to ``upper`` along the first axis, and their frame."""
-    affine = frame.affine.copy()
-    affine[:3, 3] = frame.affine[:3, 3] + lower * frame.affine[:3, 0]
+    affine = frame.affine_lps.copy()
+    affine[:3, 3] = frame.affine_lps[:3, 3] + lower * frame.affine_lps[:3, 0]
     part = np.ascontiguousarray(image[lower:upper])
-    return part, Frame(part.shape, affine)
+    return part, Frame.from_affine(part.shape, affine, "LPS")
 
 
 def draw_crops(random: np.random.Generator, slices: int, count: int) -> list[tuple[int, int]]:
@@ -59,7 +59,7 @@ def level_heights(folder: Path, reader: str) -> dict[str, float]:
     """Level -> height of its centroid in mm along S."""
     names = json.loads((folder / "dataset.json").read_text())["labels"]
     label, properties = read_quietly([folder / "labelsTr" / "ct_full.nii.gz"], reader, segmentation=True)
-    frame = Frame.from_properties(properties, label.shape[1:])
+    frame = Frame.as_read(properties, label.shape[1:])
     heights = {}
     for name in LEVELS:
         index = np.argwhere(label[0] == names.get(name, -1))
@@ -78,7 +78,7 @@ def measure(data: Path, seed: int) -> Record:
     """Fits on training crops and scores the whole scan and test crops."""
     folder, reader = data / "Dataset203_TotalSegCT", "SimpleITKIO"
     image, properties = read_quietly([folder / "imagesTr" / "ct_full_0000.nii.gz"], reader)
-    frame = Frame.from_properties(properties, image.shape[1:])
+    frame = Frame.as_read(properties, image.shape[1:])
     heights = level_heights(folder, reader)
     random = np.random.default_rng(seed)
     options = BodyPartOptions(seed=seed)

@@ -38,7 +38,7 @@ class Scan:
         data, properties = SimpleITKIO().read_seg(str(file))
         self.file = file
         self.array: npt.NDArray[Any] = data[0]
-        self.frame = Frame.from_properties(properties, self.array.shape)
+        self.frame = Frame.as_read(properties, self.array.shape)
         stuff = properties["sitk_stuff"]
         self.orientation = str(
             sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(stuff["direction"])

@@ -128,7 +128,7 @@ def test_oblique_angle() -> None:
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     affine = np.eye(4)
     affine[:3, :3] = turn[:, ::-1]
-    code, tilt = orientation(Frame((4, 5, 6), affine))
+    code, tilt = orientation(Frame.from_affine((4, 5, 6), affine, "LPS"))
     assert code == "LPS"
     assert tilt == pytest.approx(10)
 
@@ -137,11 +137,15 @@ def test_corner_distance_is_in_voxels() -> None:
     affine = np.diag([2.0, 2.0, 4.0, 1.0])
     moved = affine.copy()
     moved[0, 3] = 3
-    assert corner_distance(Frame((4, 4, 4), affine), Frame((4, 4, 4), moved)) == pytest.approx(1.5)
+    assert corner_distance(
+        Frame.from_affine((4, 4, 4), affine, "LPS"), Frame.from_affine((4, 4, 4), moved, "LPS")
+    ) == pytest.approx(1.5)
     mirrored = affine @ np.diag([-1.0, 1, 1, 1])
     mirrored[0, 3] = 2 * 3
     # the corners change places over the 3 voxels between them
-    assert corner_distance(Frame((4, 4, 4), affine), Frame((4, 4, 4), mirrored)) == pytest.approx(3)
+    assert corner_distance(
+        Frame.from_affine((4, 4, 4), affine, "LPS"), Frame.from_affine((4, 4, 4), mirrored, "LPS")
+    ) == pytest.approx(3)
 
 
 def test_singular_direction(maker: Maker) -> None:

@@ -48,8 +48,9 @@ def test_anatomy_keeps_its_coordinates_however_it_is_stored(
     angles: tuple[float, float, float],
     data: st.DataObject,
 ) -> None:
-    plain, plain_shape = stored((0, 1, 2), (False,) * 3, shape, spacing, centre, np.eye(3))
-    other, other_shape = stored(permutation, flip, shape, spacing, centre, rotation(angles))
+    oblique = rotation(angles)
+    plain, plain_shape = stored((0, 1, 2), (False,) * 3, shape, spacing, centre, oblique)
+    other, other_shape = stored(permutation, flip, shape, spacing, centre, oblique)
     reference, frame = Frame.from_properties(plain, plain_shape), Frame.from_properties(other, other_shape)
     place = centre + np.array(data.draw(st.tuples(*[st.floats(-150, 150)] * 3)))
     one, two = reference.index_from_millimetres(place), frame.index_from_millimetres(place)
@@ -131,7 +132,7 @@ def test_nibabel_and_simpleitk_agree(reoriented: bool) -> None:
     )
     nibabel = {"nibabel_stuff": stuff, "spacing": [3.0, 1.1, 0.7]}
     one, two = (Frame.from_properties(p, (7, 6, 5)) for p in (sitk, nibabel))
-    np.testing.assert_allclose(one.affine, two.affine, atol=1e-12)
+    np.testing.assert_allclose(one.affine_lps, two.affine_lps, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -156,18 +157,144 @@ def test_without_geometry_array_axes_are_used_and_said_once(properties: dict) ->
     np.testing.assert_allclose(frame.spacing[1:], [2.0, 1.0])
 
 
-def test_forty_five_degrees_still_give_each_axis_a_length() -> None:
-    frame = Frame.from_properties(
-        sitk_properties((10, 10, 10), direction=rotation((0.7853, 0, 0))), (10, 10, 10)
-    )
+def test_an_oblique_volume_is_as_long_as_its_bounding_box() -> None:
+    turned = sitk_properties((10, 10, 10), direction=rotation((np.pi / 4, 0, 0)))
+    frame = Frame.as_read(turned, (10, 10, 10))
     assert sorted(frame.array_axes) == [0, 1, 2]
-    np.testing.assert_allclose(frame.extent, 10)
+    np.testing.assert_allclose(frame.extent, [10, 10 * np.sqrt(2), 10 * np.sqrt(2)])
+    assert frame.obliquity == pytest.approx(45)
+
+
+angles = st.tuples(*[st.floats(-np.pi, np.pi)] * 3)
+
+
+@given(permutations, flips, shapes, spacings, centres, angles)
+def test_the_bounding_box_of_the_volume_has_the_fractions_one_half(  # type: ignore[no-untyped-def]
+    permutation, flip, shape, spacing, centre, angles
+) -> None:
+    """However oblique: the outermost corner along each patient axis, and no other place of the volume, is at 0.5."""
+    properties, array_shape = stored(permutation, flip, shape, spacing, centre, rotation(angles))
+    frame = Frame.as_read(properties, array_shape)
+    corners = np.stack(np.meshgrid(*[(-0.5, n - 0.5) for n in array_shape], indexing="ij"), axis=-1)
+    fractions = frame.fraction(corners.reshape(-1, 3))
+    np.testing.assert_allclose(fractions.max(axis=0), 0.5, atol=1e-9)
+    np.testing.assert_allclose(fractions.min(axis=0), -0.5, atol=1e-9)
+
+
+@given(
+    permutations, flips, shapes, spacings, angles, st.integers(0, 2), st.tuples(*[st.floats(-0.5, 0.5)] * 3)
+)
+def test_fractions_are_continuous_in_every_angle(  # type: ignore[no-untyped-def]
+    permutation, flip, shape, spacing, angles, axis, place
+) -> None:
+    """A volume that is turned a little further moves no place by more than it was turned, at 45 degrees too."""
+    little = 1e-4
+    box = np.array(shape) * np.array(spacing)
+    # no part of a unit of the shortest extent can move faster than the longest side over the shortest
+    fastest = 4 * box.max() / box.min()
+    found = []
+    for turn in (0, little):
+        turned = tuple(angle + turn * (axis == a) for a, angle in enumerate(angles))
+        properties, array_shape = stored(permutation, flip, shape, spacing, np.zeros(3), rotation(turned))
+        found.append(Frame.as_read(properties, array_shape).fraction(np.array(place) * array_shape))
+    np.testing.assert_allclose(*found, atol=fastest * little * (1 + max(array_shape)))
+
+
+@pytest.mark.parametrize("degrees", [44, 46])
+def test_the_same_place_on_both_sides_of_forty_five_degrees(degrees: float) -> None:
+    """A long volume turned about S: R and A do not jump where another array axis becomes the closest."""
+    direction = rotation((0, 0, np.radians(degrees)))
+    properties = sitk_properties((20, 30, 120), (2.0, 2.0, 2.0), direction=direction)
+    frame = Frame.as_read(properties, (20, 30, 120))
+    centre = sitk_properties((20, 30, 120), (2.0, 2.0, 2.0), direction=rotation((0, 0, np.pi / 4)))
+    reference = Frame.as_read(centre, (20, 30, 120)).fraction([10, 3, 100])
+    np.testing.assert_allclose(frame.fraction([10, 3, 100]), reference, atol=0.01)
+
+
+@pytest.mark.parametrize("axes", [4, 5])
+def test_further_axes_have_no_place(axes: int) -> None:
+    """A 4D file with its channels inside: the spatial part of the direction counts, sides are not swapped."""
+    direction = rotation((0.2, 0.1, -0.3)) @ np.diag([-1.0, 1.0, -1.0])
+    volume = sitk_properties((7, 6, 5), (0.7, 1.1, 3.0), (-12.0, 40.0, 7.5), direction)
+    larger = np.eye(axes)
+    larger[:3, :3] = direction
+    more = [1.0] * (axes - 3)
+    stuff = volume["sitk_stuff"]
+    channels = {
+        "spacing": volume["spacing"],
+        "sitk_stuff": {
+            "spacing": (*stuff["spacing"], *more),
+            "origin": (*stuff["origin"], *more),
+            "direction": tuple(larger.ravel()),
+        },
+    }
+    frame = Frame.as_read(channels, (7, 6, 5))
+    assert frame.has_geometry
+    np.testing.assert_allclose(frame.affine_lps, Frame.as_read(volume, (7, 6, 5)).affine_lps)
+
+
+@pytest.mark.parametrize("cosines", [8, 1, 12])
+def test_a_direction_that_is_no_matrix_is_refused(cosines: int) -> None:
+    properties = sitk_properties((7, 6, 5))
+    properties["sitk_stuff"]["direction"] = (1.0,) * cosines
+    with pytest.raises(ValueError, match=f"direction must be a square matrix .* got {cosines} cosines"):
+        Frame.as_read(properties, (7, 6, 5))
+
+
+def test_as_read_does_not_look_at_what_preprocessing_left() -> None:
+    properties = sitk_properties((7, 6, 5), (0.7, 1.1, 3.0), (-12.0, 40.0, 7.5))
+    used = properties | {
+        "bbox_used_for_cropping": [[2, 6], [1, 4], [0, 5]],
+        "shape_after_cropping_and_before_resampling": (4, 3, 5),
+    }
+    before, after = Frame.as_read(properties, (7, 6, 5)), Frame.as_read(used, (7, 6, 5))
+    np.testing.assert_array_equal(before.affine_lps, after.affine_lps)
+    assert not np.allclose(Frame.from_properties(used, (7, 6, 5)).affine_lps, before.affine_lps)
+
+
+def test_affines_come_with_their_space() -> None:
+    """A RAS affine given as the raw argument would swap left and right: it is not taken without a name."""
+    ras = np.diag([2.0, 3.0, 4.0, 1.0])
+    ras[:3, 3] = 5, 6, 7
+    with pytest.raises(TypeError):
+        Frame((2, 2, 2), ras)  # type: ignore[misc]
+    with pytest.raises(ValueError, match="space must be 'RAS' or 'LPS', got 'ras'"):
+        Frame.from_affine((2, 2, 2), ras, "ras")  # type: ignore[arg-type]
+    frame = Frame.from_affine((2, 2, 2), ras, "RAS")
+    np.testing.assert_allclose(frame.millimetres([1, 1, 1]), [-7, -9, 11])
+    np.testing.assert_allclose(frame.fraction([1, 1, 1]), [0.25, 0.25, 0.25])
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ ras
+    np.testing.assert_allclose(Frame.from_affine((2, 2, 2), lps, "LPS").affine_lps, frame.affine_lps)
+
+
+def test_nibabel_and_simpleitk_images_have_one_place() -> None:
+    """Voxel (x, y, z) of one file: nibabel's array is ordered x, y, z, SimpleITK's z, y, x."""
+    nibabel = pytest.importorskip("nibabel")
+    sitk = pytest.importorskip("SimpleITK")
+    image = sitk.Image([5, 6, 7], sitk.sitkFloat32)
+    image.SetSpacing((0.7, 1.1, 3.0))
+    image.SetOrigin((-12.0, 40.0, 7.5))
+    image.SetDirection(rotation((0.2, 0.1, -0.3)).ravel().tolist())
+    ras = np.eye(4)
+    ras[:3, :3] = np.diag([-1, -1, 1]) @ rotation((0.2, 0.1, -0.3)) @ np.diag([0.7, 1.1, 3.0])
+    ras[:3, 3] = [12.0, -40.0, 7.5]
+    volume = np.zeros((5, 6, 7, 2), dtype=np.float32)
+    one, two = Frame.from_nibabel(nibabel.Nifti1Image(volume, ras)), Frame.from_sitk(image)
+    assert one.shape == (5, 6, 7)
+    assert two.shape == (7, 6, 5)
+    for x, y, z in [(0, 0, 0), (4, 5, 6), (1, 3, 2)]:
+        np.testing.assert_allclose(one.millimetres([x, y, z]), two.millimetres([z, y, x]), atol=1e-5)
+        np.testing.assert_allclose(one.fraction([x, y, z]), two.fraction([z, y, x]), atol=1e-6)
+    joined = Frame.from_sitk(sitk.JoinSeries([image, image]))
+    np.testing.assert_allclose(joined.affine_lps, two.affine_lps)
+    with pytest.raises(ValueError, match="three or more dimensions is needed"):
+        Frame.from_sitk(sitk.Image([5, 6], sitk.sitkFloat32))
 
 
 def test_the_frame_cannot_be_changed() -> None:
     frame = Frame.from_properties(sitk_properties((2, 2, 2)), (2, 2, 2))
     with pytest.raises(ValueError, match="read-only"):
-        frame.affine[0, 0] = 5
+        frame.affine_lps[0, 0] = 5
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def sample_organs(
         drawn = random.choice(len(index), size=min(SAMPLE, len(index)), replace=False)
         chosen = index[np.unique(np.concatenate([outermost, drawn]))]
         cut = bool((index.min(axis=0) == 0).any() or (index.max(axis=0) == np.array(labels.shape) - 1).any())
-        samples[name] = OrganSample(frame.millimetres(chosen), frame.affine[:3, :3], cut)
+        samples[name] = OrganSample(frame.millimetres(chosen), frame.affine_lps[:3, :3], cut)
     return samples
 
 
@@ -168,7 +168,7 @@ def _faces(scan: LabelledScan, organ: str, finder: PlaceFinder, frame: Frame) ->
     sample = scan.organs[organ]
     there = finder.find(scan.map.at(sample.millimetres)).millimetres
     index = frame.index_from_millimetres(without_outliers(sample.millimetres, there))
-    half = np.abs(np.linalg.inv(frame.affine[:3, :3]) @ sample.voxel).sum(axis=1) / 2
+    half = np.abs(np.linalg.inv(frame.affine_lps[:3, :3]) @ sample.voxel).sum(axis=1) / 2
     return np.stack([index.min(axis=0) - half, index.max(axis=0) + half])
 
 

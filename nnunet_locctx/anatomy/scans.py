@@ -224,6 +224,6 @@ def read_labelled(scan: ScanFiles, regressor: Regressor, organs: Mapping[str, Se
 def _read(file: Path, *, segmentation: bool) -> tuple[npt.NDArray[np.float32], Frame]:
     data, properties = read_any([file], segmentation=segmentation)
     try:
-        return data, Frame.from_properties(properties, data.shape[1:])
+        return data, Frame.as_read(properties, data.shape[1:])
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error

@@ -88,7 +88,7 @@ def read_scan(file: Path, reader: str, *, segmentation: bool) -> Scan:
 
 def orientation(frame: Frame) -> tuple[str, float]:
     """Where the file's x, y and z axes grow to, such as ``"LPS"``, and the largest angle to those axes in degrees."""
-    cosines = (PATIENT_FROM_LPS @ frame.affine[:3, :3]) / frame.spacing
+    cosines = (PATIENT_FROM_LPS @ frame.affine_lps[:3, :3]) / frame.spacing
     letters, angles = [""] * 3, []
     for patient, axis in enumerate(frame.array_axes):
         cosine = cosines[patient, axis]
@@ -105,14 +105,14 @@ def _geometry(scan: Scan, properties: dict[str, Any], shape: tuple[int, ...], wh
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            frame = Frame.from_properties(properties, shape)
+            frame = Frame.as_read(properties, shape)
     except ValueError as error:
         scan.report("error", "header", f"the {what}'s header is unusable: {error}")
         return
     scan.frame = frame
     if not frame.has_geometry:
         return
-    cosines = frame.affine[:3, :3] / frame.spacing
+    cosines = frame.affine_lps[:3, :3] / frame.spacing
     shear = np.abs(cosines.T @ cosines - np.eye(3)).max()
     if shear > ORTHONORMAL_TOLERANCE:
         angle = np.degrees(np.arcsin(min(1.0, float(shear))))
@@ -132,8 +132,10 @@ def _geometry(scan: Scan, properties: dict[str, Any], shape: tuple[int, ...], wh
 
 def _is_default(frame: Frame) -> bool:
     # np.eye(4) as NIfTI affine reads as -1, -1, 1 in LPS; other formats store LPS itself
-    axes = np.abs(frame.affine[:3, 2::-1])
-    return bool(np.allclose(axes, np.eye(3), atol=1e-6) and np.allclose(frame.affine[:3, 3], 0, atol=1e-6))
+    axes = np.abs(frame.affine_lps[:3, 2::-1])
+    return bool(
+        np.allclose(axes, np.eye(3), atol=1e-6) and np.allclose(frame.affine_lps[:3, 3], 0, atol=1e-6)
+    )
 
 
 def _nifti_header(scan: Scan, what: str) -> str | None:
@@ -164,9 +166,10 @@ def _nifti_header(scan: Scan, what: str) -> str | None:
     if (lengths <= 0).any() or abs(np.linalg.det(sform[:3, :3] / lengths)) < 1e-4:
         return f"its direction matrix (sform) is singular: {sform[:3, :3].tolist()}"
     if qform_code > 0 and qform is not None and np.isfinite(qform).all() and image.ndim >= 3:
-        shape = image.shape[:3]
         with contextlib.suppress(ValueError):
-            distance = corner_distance(Frame(shape, sform), Frame(shape, np.asarray(qform, dtype=np.float64)))
+            distance = corner_distance(
+                *(Frame.from_affine(image.shape[:3], affine, "RAS") for affine in (sform, qform))
+            )
             if distance > SAME_PLACE_VOXELS:
                 message = f"the {what}'s sform and qform place it differently (by {distance:.1f} voxels)"
                 scan.report("warning", "header", f"{message}; readers choose either")

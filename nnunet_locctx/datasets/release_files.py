@@ -117,7 +117,7 @@ def _differences(one: Any, two: Any, tolerance: float) -> list[str]:
     shapes = one.shape[:3], two.shape[:3]
     if shapes[0] != shapes[1]:
         return [f"{shapes[1]} voxels, the first image has {shapes[0]}"]
-    apart = corner_distance(*(Frame(shapes[0], image.affine) for image in (one, two)))
+    apart = corner_distance(Frame.from_nibabel(one), Frame.from_nibabel(two))
     if apart <= tolerance:
         return []
     return [f"another affine than the first image: corners up to {apart:.2g} voxels apart"]

@@ -87,7 +87,7 @@ class WholeBodyCase:
         affine[:3, :3] = self.direction * np.asarray(self.spacing)
         affine[:3, 3] = self.origin
         shape = self.labels.shape
-        return Frame((shape[0], shape[1], shape[2]), affine)
+        return Frame.from_affine((shape[0], shape[1], shape[2]), affine, "LPS")
 
     @property
     def fraction(self) -> float:

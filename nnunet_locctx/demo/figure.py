@@ -143,12 +143,8 @@ def _read(path: Path) -> Any:
 
 def _location(image: Any) -> FloatArray:
     """(3, z, y, x) fraction of the volume of a scan without a margin to crop, as the source ``voxel`` gives it."""
-    direction = np.array(image.GetDirection()).reshape(3, 3)
-    affine = np.eye(4)
-    affine[:3, :3] = (direction * np.array(image.GetSpacing()))[:, ::-1]  # SimpleITK's arrays run (z, y, x)
-    affine[:3, 3] = image.GetOrigin()
-    shape = image.GetSize()[::-1]
-    location: FloatArray = make_source("voxel").field(Frame(shape, affine)).box((0, 0, 0), shape)
+    frame = Frame.from_sitk(image)
+    location: FloatArray = make_source("voxel").field(frame).box((0, 0, 0), frame.shape)
     return location
 
 

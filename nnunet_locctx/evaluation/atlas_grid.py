@@ -66,7 +66,7 @@ class Grid:
 def patient_order(array: npt.NDArray[np.int32], frame: Frame) -> tuple[npt.NDArray[np.int32], Frame]:
     """A view of a stored array whose axes run to the patient's right, anterior and superior, and its frame."""
     axes = frame.array_axes
-    affine = frame.affine.copy()
+    affine = frame.affine_lps.copy()
     affine[:3, :3] = affine[:3, list(axes)]
     view = array.transpose(axes)
     for patient in range(3):
@@ -74,7 +74,9 @@ def patient_order(array: npt.NDArray[np.int32], frame: Frame) -> tuple[npt.NDArr
             view = np.flip(view, patient)
             affine[:3, 3] += affine[:3, patient] * (view.shape[patient] - 1)
             affine[:3, patient] *= -1
-    return view, Frame((view.shape[0], view.shape[1], view.shape[2]), affine, frame.has_geometry)
+    return view, Frame(
+        (view.shape[0], view.shape[1], view.shape[2]), affine_lps=affine, has_geometry=frame.has_geometry
+    )
 
 
 def nearest(index: Array) -> Indices:

@@ -146,7 +146,7 @@ def frame_of(properties: Mapping[str, Any], shape: Sequence[int]) -> Frame:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Frame.from_properties(properties, shape)
+        return Frame.as_read(properties, shape)
 
 
 def fingerprint(file: Path) -> str:
@@ -188,8 +188,8 @@ def _problems(job: LabelFile) -> list[str]:
             if apart > SAME_PLACE:
                 problems.append(
                     f"case {job.case}: prediction and reference lie at different places, by up to {apart:.3g} voxels "
-                    f"(at most {SAME_PLACE} allowed): affines (index to mm, LPS) {one.affine[:3].round(4).tolist()} "
-                    f"and {other.affine[:3].round(4).tolist()}"
+                    f"(at most {SAME_PLACE} allowed): affines (index to mm, LPS) "
+                    f"{one.affine_lps[:3].round(4).tolist()} and {other.affine_lps[:3].round(4).tolist()}"
                 )
     return problems
 

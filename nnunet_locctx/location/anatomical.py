@@ -83,7 +83,7 @@ class AnatomicalField(SampledField):
 
     def __init__(self, frame: Frame, found: AnatomicalMap) -> None:
         super().__init__(frame.shape)
-        self.affine_matrix = frame.affine[:3]
+        self.affine_matrix = frame.affine_lps[:3]
         self.map = found
 
     def at(self, index: npt.ArrayLike) -> Array:

@@ -107,7 +107,7 @@ class BodyPartField(SampledField):
 
     def __init__(self, frame: Frame, curve: BodyPartCurve, cross_section: str = "body") -> None:
         super().__init__(frame.shape)
-        self.affine_matrix = frame.affine[:3]
+        self.affine_matrix = frame.affine_lps[:3]
         self.curve = curve
         self.of_body = cross_section == "body" and curve.cross_section is not None
         # index -> mm along (R, A), or fraction of the volume

@@ -257,7 +257,7 @@ def _measure(job: tuple[RawCase, bytes, CaseMeasurements, Path | None]) -> str:
     try:
         regressor = load_regressor(data)
         image, properties = case.read_with_properties()
-        frame = Frame.from_properties(properties, image.shape[1:])
+        frame = Frame.as_read(properties, image.shape[1:])
         found = regressor.measure(image[regressor.channel], frame)
         if file is not None:
             body = None

@@ -78,9 +78,7 @@ class LocationMixin(DefaultPreprocessor):
         """What the model's regressor finds in a scan as read."""
         carried = configuration_manager.carried
         regressor = (carried or CarriedRegressor()).open()
-        measured = regressor.measure(
-            data[regressor.channel], Frame.from_properties(properties, data.shape[1:])
-        )
+        measured = regressor.measure(data[regressor.channel], Frame.as_read(properties, data.shape[1:]))
         if measured.problem:
             warnings.warn(
                 f"scan {getattr(self, 'scan_name', '') or 'given as an array'}: {measured.problem}; its location is "
@@ -104,7 +102,7 @@ def check_scan(data: np.ndarray, properties: dict[str, Any]) -> None:
         raise ValueError(
             f"a scan must have the shape (channels, x, y, z) with at least one voxel per axis, got {data.shape}"
         )
-    Frame.from_properties(properties, data.shape[1:])
+    Frame.as_read(properties, data.shape[1:])
     # the sum is finite unless a voxel is not, and needs no mask of the volume
     if not np.isfinite(data.sum(dtype=np.float64)):
         bad = int(data.size - np.isfinite(data).sum())

@@ -49,7 +49,7 @@ class RawCase:
         """
         data, properties = self.read_with_properties()
         try:
-            return data, Frame.from_properties(properties, data.shape[1:])
+            return data, Frame.as_read(properties, data.shape[1:])
         except ValueError as error:
             raise ValueError(f"case {self.identifier}: {error}") from error
 
@@ -68,7 +68,7 @@ class RawCase:
         """The segmentation (i, j, k) as stored, and its frame; errors as in :meth:`read`."""
         try:
             data, properties = read_quietly([self.label], self.reader, segmentation=True)
-            return data[0], Frame.from_properties(properties, data.shape[1:])
+            return data[0], Frame.as_read(properties, data.shape[1:])
         except Exception as error:  # whatever a reader raises
             raise ValueError(f"label of case {self.identifier}: {explain(error)}") from error
 

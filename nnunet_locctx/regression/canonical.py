@@ -61,7 +61,7 @@ def to_canonical(
         raise ValueError("the scan has voxels that are NaN or infinite; all must be finite")
     steps = np.broadcast_to(np.asarray(spacing, dtype=np.float64), (3,))
     # half the size of the box that holds the scan's outer faces, along the patient's axes
-    extent = np.abs(PATIENT_FROM_LPS @ frame.affine[:3, :3]) @ np.array(frame.shape, dtype=np.float64)
+    extent = np.abs(PATIENT_FROM_LPS @ frame.affine_lps[:3, :3]) @ np.array(frame.shape, dtype=np.float64)
     shape = [
         max(SMALLEST_SIDE, int(np.ceil(length / step - 1e-3)))
         for length, step in zip(extent, steps, strict=True)
@@ -72,10 +72,10 @@ def to_canonical(
     smoothed = np.asarray(image, dtype=np.float32)
     for axis, (n, size) in enumerate(zip(frame.shape, frame.spacing, strict=True)):
         # the target step along the stored axis that runs with the patient axis
-        step = steps[int(np.argmax(np.abs(frame.affine[:3, axis])))]
+        step = steps[int(np.argmax(np.abs(frame.affine_lps[:3, axis])))]
         if n > 1 and step > 1.5 * size:
             smoothed = gaussian_filter1d(smoothed, 0.4 * step / size, axis=axis, mode="nearest", truncate=2.5)
-    inverse = np.linalg.inv(frame.affine) @ affine
+    inverse = np.linalg.inv(frame.affine_lps) @ affine
     found = affine_transform(
         smoothed, inverse[:3, :3], inverse[:3, 3], tuple(shape), np.float32, order=1, mode="nearest"
     )

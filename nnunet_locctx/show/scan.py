@@ -85,7 +85,7 @@ class LocatedScan:
 
     def patient_axes(self) -> tuple[tuple[int, bool], ...]:
         """Per patient axis (R, A, S): the array axis that runs closest to it, and whether that grows along it."""
-        cosines = PATIENT_FROM_LPS @ self.frame.affine[:3, :3]
+        cosines = PATIENT_FROM_LPS @ self.frame.affine_lps[:3, :3]
         return tuple(
             (axis, bool(cosines[patient, axis] > 0)) for patient, axis in enumerate(self.frame.array_axes)
         )
@@ -157,7 +157,7 @@ def _measure(
     regressor = open_regressor(file, source.name)
     if regressor.channel >= len(data):
         raise ValueError(f"{file} looks at channel {regressor.channel}; {len(data)} image files are given")
-    measured = regressor.measure(data[regressor.channel], Frame.from_properties(properties, data.shape[1:]))
+    measured = regressor.measure(data[regressor.channel], Frame.as_read(properties, data.shape[1:]))
     if measured.problem:
         raise ValueError(f"the scan cannot be measured: {measured.problem}")
     return measured

@@ -85,7 +85,7 @@ class TestRegion:
         index = frame.index_from_millimetres([*frame.centre[:2], heights.min() - 30])[axis]
         below = (
             cut(frame, axis, 0, int(index))
-            if frame.affine[2, axis] > 0
+            if frame.affine_lps[2, axis] > 0
             else cut(frame, axis, int(index) + 1, frame.shape[axis])
         )
         assert region.box(Patient.number(7).map(below), Blocks.of(below)) is None
@@ -101,7 +101,7 @@ class TestRegion:
 
     def test_blocks_hold_every_voxel_once(self) -> None:
         affine = np.diag([1.0, 2.0, 7.0, 1.0])
-        blocks = Blocks.of(Frame((20, 10, 5), affine))
+        blocks = Blocks.of(Frame.from_affine((20, 10, 5), affine, "LPS"))
         assert (blocks.size, blocks.shape) == ((6, 3, 1), (4, 4, 5))
         mask = np.random.default_rng(0).random((20, 10, 5)) < 0.3
         found, counts = blocks.count(mask)
@@ -142,7 +142,7 @@ class TestCommand:
 
     def lowest(self, frame: Frame, axis: int) -> Frame:
         slices = 4
-        if frame.affine[2, axis] > 0:
+        if frame.affine_lps[2, axis] > 0:
             return cut(frame, axis, 0, slices)
         return cut(frame, axis, frame.shape[axis] - slices, frame.shape[axis])
 

@@ -37,7 +37,7 @@ def test_places_beyond_the_scan_are_said_to_be_outside() -> None:
     whole = whole_frame(2, oblique=False)
     # the lower half of the patient, whichever way it is stored
     axis = whole.array_axes[2]
-    upwards = whole.affine[2, axis] > 0
+    upwards = whole.affine_lps[2, axis] > 0
     half = whole.shape[axis] // 2
     frame = (
         cut(whole, axis, 0, half)

@@ -68,7 +68,7 @@ def test_organs_beyond_the_field_of_view() -> None:
     scans = [labelled(n) for n in (1, 2, 3)]
     parts = [cut(whole, axis, 0, middle), cut(whole, axis, middle, whole.shape[axis])]
     boxes = [localize(scans, patient.map(frame), frame, NAMES) for frame in parts]
-    upwards = whole.affine[2, axis] > 0
+    upwards = whole.affine_lps[2, axis] > 0
     lower, upper = boxes if upwards else boxes[::-1]
     lower_frame = parts[0] if upwards else parts[1]
     # the liver is halved, the node below it is in one part only

@@ -92,18 +92,18 @@ def cut(frame: Frame, axis: int, first: int, stop: int) -> Frame:
     """A part of a scan along one array axis."""
     shape, lower = list(frame.shape), np.zeros(3)
     shape[axis], lower[axis] = stop - first, first
-    affine = frame.affine.copy()
+    affine = frame.affine_lps.copy()
     affine[:3, 3] = frame.millimetres(lower)
-    return Frame((shape[0], shape[1], shape[2]), affine)
+    return Frame.from_affine((shape[0], shape[1], shape[2]), affine, "LPS")
 
 
 def save(voxels: npt.NDArray[Any], frame: Frame, file: Path) -> None:
     """Writes an array (z, y, x) as an image file."""
     image = sitk.GetImageFromArray(voxels)
-    affine = frame.affine[:3, :3][:, ::-1]
+    affine = frame.affine_lps[:3, :3][:, ::-1]
     image.SetSpacing(np.linalg.norm(affine, axis=0).tolist())
     image.SetDirection((affine / np.linalg.norm(affine, axis=0)).ravel().tolist())
-    image.SetOrigin(frame.affine[:3, 3].tolist())
+    image.SetOrigin(frame.affine_lps[:3, 3].tolist())
     file.parent.mkdir(parents=True, exist_ok=True)
     sitk.WriteImage(image, str(file))
 

@@ -106,7 +106,7 @@ class TestGrid:
         assert np.array_equal(AtlasMask(atlas).apply(array, frame(properties, array)), array)
 
     def test_oblique_storage_keeps_the_place(self) -> None:
-        """The same box of the body, cut out along other axes."""
+        """The same box of the body, cut out along other axes: cells are fractions of the scan's bounding box."""
         found = []
         for angles in ((0, 0, 0), (0.15, -0.1, 0.2)):
             properties = store(np.zeros((40, 40, 40), np.uint8), angles=angles)[1]
@@ -115,7 +115,8 @@ class TestGrid:
             place = scan.millimetres(index) - scan.centre
             array = ((place > (-8, 2, -12)) & (place < (4, 10, 5))).all(axis=-1).astype(np.int32)
             cells = occupied_cells(array, scan, Grid((40, 40, 40), (1.0, 1.0, 1.0)), [1])[1]
-            found.append(np.stack(np.unravel_index(cells, (40, 40, 40)), axis=-1))
+            steps = np.stack(np.unravel_index(cells, (40, 40, 40)), axis=-1) - 19.5
+            found.append(steps * scan.extent / 40)  # mm from the centre
         for ends in (np.min, np.max):
             np.testing.assert_allclose(ends(found[0], axis=0), ends(found[1], axis=0), atol=1)
         np.testing.assert_allclose(found[0].mean(axis=0), found[1].mean(axis=0), atol=0.2)

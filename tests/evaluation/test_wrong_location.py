@@ -21,7 +21,7 @@ def frame() -> Frame:
     """5 x 6 x 40 voxels stored along (A, S, R) of the patient; 3, 4 and 2 mm."""
     affine = np.eye(4)
     affine[:3, :3] = [[0, 0, -2], [-3, 0, 0], [0, 4, 0]]
-    return Frame((5, 6, 40), affine)
+    return Frame.from_affine((5, 6, 40), affine, "LPS")
 
 
 def true_location(frame: Frame, source: str = "voxel") -> np.ndarray:
@@ -76,7 +76,7 @@ def test_noise_is_one_number_per_slice(frame: Frame, axes: str, channels: list[i
 
 
 def test_noise_has_the_standard_deviation_asked_for() -> None:
-    frame = Frame((4000, 1, 1), np.diag([1.0, 1.0, 1.0, 1.0])[[2, 1, 0, 3]])
+    frame = Frame.from_affine((4000, 1, 1), np.diag([1.0, 1.0, 1.0, 1.0])[[2, 1, 0, 3]], "LPS")
     true = true_location(frame)
     error = wrong_location(true, frame, (1, 1, 0.5), Change("noise", "axial", 10.0)) - true
     assert error[2].std() == pytest.approx(0.05, rel=0.05)
@@ -103,7 +103,7 @@ def test_no_voxel_becomes_padding() -> None:
     """A shift that moves the location of a voxel to 0, which marks nnU-Net's padding."""
     matrix = np.zeros((3, 4))
     matrix[:, 3] = -0.25
-    frame = Frame((2, 2, 2), np.eye(4))
+    frame = Frame.from_affine((2, 2, 2), np.eye(4), "LPS")
     true = AffineField(matrix, frame.shape).box((0, 0, 0), frame.shape)
     assert ((true + np.float32(0.25)) == 0).all()
     wrong = wrong_location(true, frame, (1, 1, 1), Change("shift", "all", 25.0))
@@ -115,7 +115,7 @@ def test_padding_continues_the_shifted_location() -> None:
     """nnU-Net pads after the change; what the network makes of the padding is shifted with the rest, by as much."""
     import torch
 
-    frame = Frame((4, 4, 4), np.eye(4))
+    frame = Frame.from_affine((4, 4, 4), np.eye(4), "LPS")
     true = true_location(frame)
     wrong = wrong_location(true, frame, (1, 1, 1), Change("shift", "all", 10.0))
     continued = [

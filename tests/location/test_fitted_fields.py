@@ -120,7 +120,7 @@ def test_a_map_continues_without_a_jump() -> None:
 
 
 def test_the_bodys_cross_section_spans_half_to_half() -> None:
-    frame = Frame((5, 5, 5), np.diag([-1.0, -1.0, 1.0, 1.0]))
+    frame = Frame.from_affine((5, 5, 5), np.diag([-1.0, -1.0, 1.0, 1.0]), "LPS")
     curve = make_curve()
     assert curve.cross_section is not None
     level = 7
@@ -145,13 +145,13 @@ def test_bytes_and_back(measurement: Measurement) -> None:
 def test_a_scan_that_could_not_be_measured_has_voxel_fractions(kind: type[BodyPartCurve]) -> None:
     measurement = Measurement.from_bytes(kind.unusable("nothing but air").to_bytes())
     assert measurement.problem == "nothing but air"
-    frame = Frame((5, 6, 7), np.diag([-1.0, -1.0, 1.0, 1.0]))
+    frame = Frame.from_affine((5, 6, 7), np.diag([-1.0, -1.0, 1.0, 1.0]), "LPS")
     found = make_source(kind.kind).field(frame, measurement).box((0, 0, 0), (5, 6, 7))
     np.testing.assert_array_equal(found, make_source("voxel").field(frame).box((0, 0, 0), (5, 6, 7)))
 
 
 def test_errors_say_what_is_wrong() -> None:
-    frame = Frame((5, 6, 7), np.eye(4))
+    frame = Frame.from_affine((5, 6, 7), np.eye(4), "LPS")
     with pytest.raises(ValueError, match="'body_part' needs a measurement of the scan, got none"):
         make_source("body_part").field(frame)
     with pytest.raises(ValueError, match="got one of 'anatomical'"):
@@ -172,6 +172,6 @@ def test_errors_say_what_is_wrong() -> None:
 @given(measurements)
 def test_no_location_is_exactly_zero(measured) -> None:  # type: ignore[no-untyped-def]
     name, options, measurement = measured
-    frame = Frame((4, 5, 6), np.diag([-20.0, -20.0, 20.0, 1.0]))
+    frame = Frame.from_affine((4, 5, 6), np.diag([-20.0, -20.0, 20.0, 1.0]), "LPS")
     box = make_source(name, **options).field(frame, measurement).box((0, 0, 0), frame.shape)
     assert (box != 0).any(axis=0).all()

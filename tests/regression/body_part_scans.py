@@ -53,4 +53,4 @@ def small_scans(count: int = 6) -> dict[str, CanonicalScan]:
 def frame_of(scan: CanonicalScan) -> Frame:
     """The canonical grid's own frame."""
     shape = scan.image.shape
-    return Frame((shape[0], shape[1], shape[2]), scan.affine)
+    return Frame.from_affine((shape[0], shape[1], shape[2]), scan.affine, "LPS")

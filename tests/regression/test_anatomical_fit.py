@@ -180,7 +180,7 @@ def test_the_papers_options_are_fitted_and_stored(tmp_path: Path, loss: str, nor
     assert isinstance(stored, AnatomicalRegressor)
     assert (stored.options.loss, stored.options.normalise) == (loss, normalise)
     one = cases["case_0"]
-    measured = stored.measure(one.image, Frame((40, 30, one.image.shape[2]), one.affine))
+    measured = stored.measure(one.image, Frame.from_affine((40, 30, one.image.shape[2]), one.affine, "LPS"))
     assert isinstance(measured, AnatomicalMap)
     assert measured.problem == ""
 
@@ -245,7 +245,7 @@ def measured(regressor: AnatomicalRegressor, number: int) -> tuple[np.ndarray, n
     levels = int(generator.integers(20, 60))
     first = float(generator.uniform(-250, 250 - SPACING * levels))
     canonical: CanonicalScan = scan((-160, -120, first), (40, 30, levels), number)
-    frame = Frame((40, 30, levels), canonical.affine)
+    frame = Frame.from_affine((40, 30, levels), canonical.affine, "LPS")
     found = load_regressor(regressor.to_bytes()).measure(canonical.image, frame)
     assert isinstance(found, AnatomicalMap)
     assert found.problem == ""

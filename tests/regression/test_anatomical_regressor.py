@@ -121,7 +121,7 @@ def test_the_measurement_survives_its_bytes() -> None:
 
 def frame_of(shape: tuple[int, int, int], spacing: float = 4.0) -> Frame:
     affine = np.diag([spacing, spacing, spacing, 1.0])
-    return Frame(shape, affine)
+    return Frame.from_affine(shape, affine, "LPS")
 
 
 @pytest.mark.parametrize(

@@ -69,14 +69,14 @@ def test_score_does_not_depend_on_the_field_of_view(fitted: BodyPartRegressor, w
 def test_score_does_not_depend_on_storage(fitted: BodyPartRegressor, whole: CanonicalScan) -> None:
     frame = frame_of(whole)
     stored = np.ascontiguousarray(whole.image[:, ::-1, ::-1].transpose(2, 0, 1))
-    affine = frame.affine.copy()
+    affine = frame.affine_lps.copy()
     affine[:3, 3] += affine[:3, 1] * (whole.image.shape[1] - 1) + affine[:3, 2] * (whole.image.shape[2] - 1)
     affine[:3, 1:3] *= -1
     affine[:, :3] = affine[:, [2, 0, 1]]
     shape = stored.shape
     curves = [
         fitted.measure(whole.image, frame),
-        fitted.measure(stored, Frame((shape[0], shape[1], shape[2]), affine)),
+        fitted.measure(stored, Frame.from_affine((shape[0], shape[1], shape[2]), affine, "LPS")),
     ]
     np.testing.assert_allclose(curves[1].positions, curves[0].positions)
     np.testing.assert_allclose(curves[1].scores, curves[0].scores, atol=0.2)
@@ -122,7 +122,9 @@ def test_scan_of_another_spacing_is_refused(fitted: BodyPartRegressor, whole: Ca
 )
 def test_what_cannot_be_measured_says_why(fitted: BodyPartRegressor, image: np.ndarray, message: str) -> None:
     shape = image.shape
-    frame = Frame((shape[0], shape[1], shape[2]), np.diag([-SPACING, -SPACING, SPACING, 1]))
+    frame = Frame.from_affine(
+        (shape[0], shape[1], shape[2]), np.diag([-SPACING, -SPACING, SPACING, 1]), "LPS"
+    )
     assert message in fitted.measure(image, frame).problem
 
 

@@ -47,10 +47,10 @@ def both_parts(case: WholeBodyCase) -> list[tuple[np.ndarray, Frame]]:
         where = [slice(None)] * 3
         where[axis] = slice(first, last)
         image = case.images[0][tuple(where)].astype(np.float32)
-        affine = frame.affine.copy()
+        affine = frame.affine_lps.copy()
         affine[:3, 3] += first * affine[:3, axis]
         shape = image.shape
-        parts.append((image, Frame((shape[0], shape[1], shape[2]), affine)))
+        parts.append((image, Frame.from_affine((shape[0], shape[1], shape[2]), affine, "LPS")))
     return parts
 
 

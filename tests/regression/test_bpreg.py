@@ -157,7 +157,7 @@ def test_every_reader_of_nnunet_gives_the_same_curve(
     frame = file_frame(properties, data.shape[1:])
     assert frame.shape == shape[::-1]
     np.testing.assert_allclose(
-        frame.affine[:3, ::-1][:, 1:], np.diag([-1, -1, 1]) @ stored[:3, :3], rtol=1e-5, atol=1e-5
+        frame.affine_lps[:3, ::-1][:, 1:], np.diag([-1, -1, 1]) @ stored[:3, :3], rtol=1e-5, atol=1e-5
     )
     curve = curve_from_bpreg(read_scores(write_json(tmp_path / "a.json", scores)), frame)
     along = np.linspace(-120, 120, 9)  # from the volume's centre, along the slices' normal
@@ -199,7 +199,7 @@ class TestOtherScansAndUnusableOnes:
 
     def test_no_geometry(self, tmp_path: Path) -> None:
         read = read_scores(write_json(tmp_path / "a.json", stack_scores(self.affine, self.shape)))
-        frame = Frame(self.shape, np.eye(4), has_geometry=False)
+        frame = Frame(self.shape, affine_lps=np.eye(4), has_geometry=False)
         assert "how the patient lies" in curve_from_bpreg(read, frame).problem
 
     def test_two_axes_for_one(self, tmp_path: Path) -> None:

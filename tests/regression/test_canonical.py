@@ -75,7 +75,9 @@ def test_storage_does_not_change_the_canonical_scan() -> None:
             if sign < 0:
                 turned = np.flip(turned, array_axis)
                 affine[:3, 3] += column * (image.shape[axis] - 1)
-        found.append(to_canonical(np.ascontiguousarray(turned), Frame(turned.shape, affine), 5.0))
+        found.append(
+            to_canonical(np.ascontiguousarray(turned), Frame.from_affine(turned.shape, affine, "LPS"), 5.0)
+        )
     for other in found[1:]:
         np.testing.assert_allclose(other.image, found[0].image, atol=1e-3)
         np.testing.assert_array_equal(other.inside, found[0].inside)
@@ -138,7 +140,7 @@ def test_intensities_are_mapped_to_the_window() -> None:
 
 
 def test_unusable_scans() -> None:
-    frame = Frame((4, 4, 4), np.eye(4))
+    frame = Frame.from_affine((4, 4, 4), np.eye(4), "LPS")
     image = np.zeros((4, 4, 4))
     with pytest.raises(ValueError, match=r"shape \(4, 4, 3\) does not fit its frame, \(4, 4, 4\)"):
         to_canonical(image[..., :3], frame, 4.0)

@@ -78,7 +78,7 @@ def curve_from_bpreg(
 def _slices(frame: Frame, axis: int) -> tuple[Array, Array, Array]:
     """The slices' normal towards superior (LPS), and for each slice its position along that and the level of its
     centre along S, in mm."""
-    one, other = (frame.affine[:3, a] for a in range(3) if a != axis)
+    one, other = (frame.affine_lps[:3, a] for a in range(3) if a != axis)
     normal = np.cross(one, other)
     normal = normal / np.linalg.norm(normal) * (1 if normal[2] > 0 else -1)
     index = np.tile((np.array(frame.shape, dtype=np.float64) - 1) / 2, (frame.shape[axis], 1))

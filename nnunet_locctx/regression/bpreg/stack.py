@@ -43,7 +43,7 @@ def stack_order(frame: Frame) -> StackOrder | None:
         frame: That of the file's own array in nnU-Net's order (z, y, x).
     """
     # as nibabel reads it: columns are the file's axes x, y, z, rows are right, anterior, superior
-    affine = (PATIENT_FROM_LPS @ frame.affine[:3, :3])[:, ::-1]
+    affine = (PATIENT_FROM_LPS @ frame.affine_lps[:3, :3])[:, ::-1]
     closest = np.argmax(np.abs(affine), axis=0)
     if sorted(closest) != [0, 1, 2]:
         return None
@@ -65,14 +65,14 @@ def file_frame(properties: Mapping[str, Any], shape: Sequence[int]) -> Frame:
         properties: nnU-Net's, of a scan as read.
         shape: Spatial shape of the array as read.
     """
-    frame = Frame.from_properties(properties, shape)
+    frame = Frame.as_read(properties, shape)
     stuff = properties.get("nibabel_stuff", {})
     if "sitk_stuff" in properties or "reoriented_affine" not in stuff:
         return frame
-    affine = np.eye(4)
-    affine[:3] = PATIENT_FROM_LPS @ np.asarray(stuff["original_affine"], dtype=np.float64)[:3]
+    affine = np.array(stuff["original_affine"], dtype=np.float64)
     affine[:3, :3] = affine[:3, 2::-1]
     # which axis of the file each axis of the array is
-    moved = np.rint(np.abs(np.linalg.inv(affine[:3, :3]) @ frame.affine[:3, :3])).astype(int)
+    steps = np.linalg.inv(affine[:3, :3]) @ PATIENT_FROM_LPS @ frame.affine_lps[:3, :3]
+    moved = np.rint(np.abs(steps)).astype(int)
     first, second, third = (int(n) for n in moved @ np.array(frame.shape))
-    return Frame((first, second, third), affine)
+    return Frame.from_affine((first, second, third), affine, "RAS")

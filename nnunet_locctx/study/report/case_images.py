@@ -106,7 +106,7 @@ class _Turn:
     ) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a scan without a direction is drawn as it is stored
-            frame = Frame.from_properties(properties, shape)
+            frame = Frame.as_read(properties, shape)
         axes = frame.array_axes
         # a 2D image has only one slice; a volume is cut across the body
         view = 2 if 1 not in shape else axes.index(shape.index(1))
@@ -115,7 +115,7 @@ class _Turn:
             if 1 in shape and shape[0] != 1:
                 axes = (2, 0, 1) if shape[1] == 1 else (1, 0, 2)
         row, column = IN_PLANE[view]
-        cosines = PATIENT_FROM_LPS @ frame.affine[:3, :3]
+        cosines = PATIENT_FROM_LPS @ frame.affine_lps[:3, :3]
         self.fixed, self._row, self._column = axes[view], axes[row], axes[column]
         self._up = frame.has_geometry and bool(cosines[row, self._row] > 0)
         self._left = frame.has_geometry and bool(cosines[column, self._column] > 0)
