@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunet_locctx.locks import BusyError, lock
 from nnunet_locctx.study.jobs import Job
-from nnunet_locctx.study.locks import BusyError, lock
 from nnunet_locctx.study.work_folder import WorkFolder, read_json, write_json
 
 SNAKEMAKE = "snakemake"

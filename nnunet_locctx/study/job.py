@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunet_locctx.locks import wait_for_lock
 from nnunet_locctx.nnunet.commands import CommandError, run_logged
-from nnunet_locctx.study.locks import claim_gpus, wait_for_lock
+from nnunet_locctx.study.gpus import claim_gpus
 from nnunet_locctx.study.work_folder import WorkFolder, is_done, read_json, take_place, write_json
 
 GPUS = "LOCCTX_STUDY_GPUS"

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nnunet_locctx.locks import wait_for_lock
 from nnunet_locctx.nnunet.commands import executable
-from nnunet_locctx.study.locks import wait_for_lock
 from nnunet_locctx.study.plan import PLAN
 from nnunet_locctx.study.runs import digest
 from nnunet_locctx.study.splits import raw_cases

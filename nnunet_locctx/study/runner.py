@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from nnunet_locctx.locks import BusyError, lock, note
 from nnunet_locctx.nnunet.commands import CommandError, run_logged
 from nnunet_locctx.study.aftermath import SNAKEMAKE, note_silent_failures, refuse_queued_jobs
 from nnunet_locctx.study.choice import choose
@@ -18,7 +19,6 @@ from nnunet_locctx.study.definition import Study
 from nnunet_locctx.study.environment import environment
 from nnunet_locctx.study.graph import build_graph, digests_of
 from nnunet_locctx.study.job import GPUS, replaced
-from nnunet_locctx.study.locks import BusyError, lock, note
 from nnunet_locctx.study.plan import PLAN, plan_request
 from nnunet_locctx.study.progress import Progress
 from nnunet_locctx.study.record import write_study

@@ -5,11 +5,12 @@ import json
 import pytest
 
 from nnunet_locctx.cli import main
+from nnunet_locctx.locks import BusyError, lock
 from nnunet_locctx.study import plan as plan_module
 from nnunet_locctx.study import preprocess as preprocess_module
 from nnunet_locctx.study.expected import Size, expected_hours
+from nnunet_locctx.study.gpus import claim_gpus
 from nnunet_locctx.study.graph import build_graph, digests_of
-from nnunet_locctx.study.locks import BusyError, claim_gpus, lock
 from nnunet_locctx.study.plan import plan, plan_request
 from nnunet_locctx.study.preprocess import preprocess
 from nnunet_locctx.study.record import describe

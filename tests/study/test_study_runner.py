@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from nnunet_locctx.locks import lock
 from nnunet_locctx.study.job import COMMANDS
-from nnunet_locctx.study.locks import lock
 from nnunet_locctx.study.runner import Runner
 from nnunet_locctx.study.snakemake_command import Where
 from nnunet_locctx.study.study_file import read_study
