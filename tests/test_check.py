@@ -1,6 +1,8 @@
 """`nnunet_locctx.check` on tiny data sets, each with one thing wrong."""
 
+import gzip
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,50 @@ def test_oblique_angle() -> None:
     assert tilt == pytest.approx(10)
 
 
+def _turned(file: Path, degrees: float) -> None:
+    angle = np.radians(degrees)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    sitk.WriteImage(_with(sitk.ReadImage(str(file)), direction=turn.ravel().tolist()), str(file))
+
+
+def test_oblique_scans_are_named_with_their_angle(maker: Maker) -> None:
+    for name, degrees in (("straight", 0), ("little", 19), ("cardiac", 24.3), ("half", 45)):
+        maker.case(name)
+        _turned(maker.image_file(name), degrees)
+        _turned(maker.label_file(name), degrees)
+    report = maker.check()
+    findings = found(report, "oblique")
+    assert [(finding.case, finding.detail) for finding in findings] == [
+        ("cardiac", "24.3 degrees"),
+        ("half", "45.0 degrees"),
+    ]
+    assert report.clean
+    # the box that holds a volume of 24 x 22 mm turned by 45 degrees
+    extents = {case.name: case.extent for case in report.cases}
+    assert extents["half"] == pytest.approx((46 / np.sqrt(2), 46 / np.sqrt(2), 27), rel=1e-5)
+    text = format_report(report)
+    assert "note: oblique: array axes more than 20 degrees from the patient's" in text
+    assert "in cardiac (24.3 degrees), half (45.0 degrees)" in text
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd"])
+def test_four_axes_keep_their_place(tmp_path: Path, ending: str) -> None:
+    """All channels in one file: stored RAS or LPS, a place is the same."""
+    maker = Maker(tmp_path / "Dataset007_Tiny", ending)
+    maker.content["channel_names"] = {"0": "T1", "1": "T2"}
+    for code in ("LPS", "RAS"):
+        maker.case(code, code=code)
+        image = sitk.ReadImage(str(maker.image_file(code)))
+        sitk.WriteImage(sitk.JoinSeries([image, image * 2]), str(maker.image_file(code)))
+    report = maker.check()
+    assert found(report, "no geometry") == []
+    assert report.orientations == {"LPS": 1, "RAS": 1}
+    one, two = report.cases
+    assert one.positions[1] == pytest.approx(two.positions[1], abs=1e-6)
+    assert (one.spacing, one.extent) == (pytest.approx((2, 2, 3)), pytest.approx((24, 22, 27)))
+    assert [finding.case for finding in found(report, "channels")] == ["LPS", "RAS"]
+
+
 def test_corner_distance_is_in_voxels() -> None:
     affine = np.diag([2.0, 2.0, 4.0, 1.0])
     moved = affine.copy()
@@ -243,6 +289,54 @@ def test_disagreeing_sform_and_qform(maker: Maker) -> None:
     assert "5.0 voxels" in finding.message
 
 
+def _raw_pixdim(file: Path, axis: int, size: float) -> None:
+    """Writes a voxel size as it is; nibabel would repair it."""
+    content = bytearray(gzip.decompress(file.read_bytes()))
+    struct.pack_into("<f", content, 76 + 4 * axis, size)  # pixdim stands at byte 76 of a NIfTI-1 header
+    file.write_bytes(gzip.compress(bytes(content)))
+
+
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO"])
+@pytest.mark.parametrize("size", [0.0, float("nan")])
+def test_no_voxel_size(maker: Maker, size: float, reader: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Readers take 1 mm in silence, the sform's 3 mm, or fail."""
+    maker.content["overwrite_image_reader_writer"] = reader
+    maker.case("c")
+    for file in (maker.image_file("c"), maker.label_file("c")):
+        _raw_pixdim(file, 3, size)
+    report = maker.check()
+    errors = [finding.message for finding in found(report, "header") if finding.severity == "error"]
+    text = f"has no voxel size: pixdim[3] is {size:g}; readers take 1 mm, or what the sform says"
+    assert [f"the {what} {text}" in errors for what in ("image", "label")] == [True, True]
+    assert capfd.readouterr().err == ""  # nibabel and ITK have their say on it
+
+
+@pytest.mark.parametrize("qform", [0, 1])
+@pytest.mark.parametrize("factor", [1.5, 1.02])
+def test_sform_whose_scale_is_not_pixdim(maker: Maker, factor: float, qform: int) -> None:
+    """SimpleITK takes pixdim, nibabel's location the sform."""
+    maker.case("c")
+    image = nibabel.load(maker.image_file("c"))
+    affine = image.affine.copy()
+    affine[:3, 2] *= factor
+    stored = nibabel.Nifti1Image(np.asanyarray(image.dataobj), None, image.header)
+    stored.header.set_qform(image.affine, code=qform)
+    stored.header.set_sform(affine, code=1)
+    nibabel.save(stored, maker.image_file("c"))
+    (finding,) = found(maker.check(), "header")
+    assert finding.severity == "warning"
+    size = f"{3 * factor:.7g}"
+    expected = f"sform has voxels of 2 x 2 x {size} mm (x, y, z), its pixdim says 2 x 2 x 3 mm"
+    assert expected in finding.message
+
+
+def test_rounded_voxel_size_is_no_finding(maker: Maker) -> None:
+    maker.case("c", spacing=(2, 2, 2.999))
+    for file in (maker.image_file("c"), maker.label_file("c")):
+        _raw_pixdim(file, 3, 3.0)
+    assert maker.check().findings == []
+
+
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
 def test_default_header(tmp_path: Path, ending: str) -> None:
     maker = Maker(tmp_path / "Dataset007_Tiny", ending)
@@ -327,7 +421,7 @@ def test_channels_that_do_not_fit(maker: Maker) -> None:
     image, _ = maker.scan(origin=(0, 5, 40))
     sitk.WriteImage(image, str(maker.folder / "imagesTr" / "c_0001.nii.gz"))
     (finding,) = found(maker.check(), "mismatch")
-    assert "channel 0001" in finding.message
+    assert "image and channel c_0001.nii.gz lie at different places" in finding.message
 
 
 def test_problems_name_the_channel(maker: Maker) -> None:
@@ -367,6 +461,20 @@ def test_region_and_ignore_labels_are_known(maker: Maker) -> None:
     assert maker.check().findings == []
 
 
+def test_class_without_a_voxel_is_a_note(maker: Maker) -> None:
+    maker.content["labels"] = {"background": 0, "organ": 1, "cyst": 2, "tumour": 3, "ignore": 4}
+    for name in ("a", "b"):
+        maker.case(name)
+    label = sitk.ReadImage(str(maker.label_file("b")))
+    label[0, 0, 0] = 3
+    sitk.WriteImage(label, str(maker.label_file("b")))
+    report = maker.check()
+    (finding,) = report.findings
+    assert (finding.severity, finding.kind) == ("note", "absent label")
+    assert finding.message == "labels that occur in no training case: 2 (cyst)"
+    assert report.clean
+
+
 def test_label_without_foreground_is_a_note(maker: Maker) -> None:
     maker.case("c")
     sitk.WriteImage(sitk.ReadImage(str(maker.label_file("c"))) * 0, str(maker.label_file("c")))
@@ -399,7 +507,9 @@ def test_missing_and_superfluous_files(maker: Maker) -> None:
         ("b", "the label has no image in imagesTr"),
         ("c", "image channel 0000 is missing"),
     }
-    assert "stray.nii.gz lacks the channel number" in found(report, "file name")[0].message
+    (stray,) = found(report, "file name")
+    assert "stray.nii.gz lacks the channel number" in stray.message
+    assert (stray.severity, "makes a case '' of it" in stray.message) == ("error", True)
     assert found(report, "count")[0].message == "dataset.json says numTraining 3, found 2"
 
 

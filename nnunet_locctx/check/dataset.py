@@ -16,8 +16,10 @@ from nnunet_locctx.check.report import CaseSummary, DatasetReport, Finding
 from nnunet_locctx.check.scan import (
     SAME_PLACE_VOXELS,
     Scan,
+    millimetres,
     orientation,
     read_scan,
+    tiff_spacing_file,
 )
 from nnunet_locctx.geometry import corner_distance
 from nnunet_locctx.nnunet.reading import read_quietly, readers_for
@@ -26,9 +28,10 @@ from nnunet_locctx.nnunet.workers import map_in_workers
 
 @dataclass
 class CheckedCase:
-    """What one case gave: findings, and its geometry if it could be read."""
+    """What one case gave: findings, its label values, and its geometry if it could be read."""
 
     findings: list[Finding] = field(default_factory=list)
+    labels: frozenset[int] = frozenset()
     summary: CaseSummary | None = None
     one_slice: bool = False
     has_geometry: bool = True
@@ -79,26 +82,21 @@ def check_case(case: Case, reader: str, channels: int, labels: dict[int, str]) -
     label = read_scan(case.label, reader, segmentation=True) if case.label is not None else None
     for channel, scan in enumerate(scans):
         where = f"channel {channel:04d}: " if len(scans) > 1 else ""
-        result.findings += [
-            Finding(severity, kind, case.name, where + text) for severity, kind, text in scan.problems
-        ]
-    found = sum(scan.channels for scan in scans)
-    if all(scan.readable for scan in scans) and found != channels:
-        message = f"{found} image channels found, dataset.json lists {channels}"
-        result.findings.append(Finding("error", "channels", case.name, message))
+        result.findings += _problems(case, scan, where)
+    if all(scan.readable for scan in scans):
+        result.findings += _channel_findings(case, scans, channels)
     frames = [scan.frame for scan in scans if scan.frame is not None]
     if label is not None:
-        result.findings += [
-            Finding(severity, kind, case.name, text) for severity, kind, text in label.problems
-        ]
+        result.findings += _problems(case, label)
         result.findings += _label_findings(case, label, labels)
+        result.labels = frozenset(label.labels)
     if not frames:
         return result
     image = frames[0]
-    for number, scan in enumerate(scans[1:], start=1):
-        result.findings += _compare(case, scans[0], scan, f"channel {number:04d}")
+    for scan in scans[1:]:
+        result.findings += _compare(case, scans[0], scan, f"channel {scan.file.name}")
     if label is not None:
-        result.findings += _compare(case, scans[0], label, "the label")
+        result.findings += _compare(case, scans[0], label, f"label {label.file.name}")
     code, tilt = orientation(image) if image.has_geometry else ("none", 0.0)
     axes = list(image.array_axes)
     positions, volumes = {}, {}
@@ -124,6 +122,31 @@ def check_case(case: Case, reader: str, channels: int, labels: dict[int, str]) -
         stored=scans[0].stored if image.has_geometry else "",
     )
     return result
+
+
+def _problems(case: Case, scan: Scan, where: str = "") -> list[Finding]:
+    return [
+        Finding(severity, kind, case.name, where + text, detail)
+        for severity, kind, text, detail in scan.problems
+    ]
+
+
+def _channel_findings(case: Case, scans: list[Scan], channels: int) -> list[Finding]:
+    """Numbers of channels that do not fit dataset.json or each other, the files' geometry being usable."""
+    found = sum(scan.channels for scan in scans)
+    if found != channels:
+        message = f"{found} image channels found, dataset.json lists {channels}"
+        for scan in scans:
+            if scan.channels > 1 and scan.frame is not None:
+                axes = " x ".join(map(str, (*scan.frame.shape[::-1], scan.channels)))
+                message += f"; the last axis of {scan.file.name} ({axes} voxels) counts as channels"
+        return [Finding("error", "channels", case.name, message)]
+    if len({scan.channels for scan in scans}) > 1:
+        numbers = ", ".join(f"{scan.channels} in {scan.file.name}" for scan in scans)
+        return [
+            Finding("error", "channels", case.name, f"files with different numbers of channels: {numbers}")
+        ]
+    return []
 
 
 def _three(values: Iterable[float]) -> tuple[float, float, float]:
@@ -167,7 +190,9 @@ def _choose_reader(dataset: RawDataset, findings: list[Finding]) -> str:
             )
             findings.append(Finding("note", "reader", None, message))
         return candidate
-    return candidates[0]
+    # meant for this reader; the check of the case says what is wrong with its voxel size
+    tiff = "Tiff3DIO" in candidates and tiff_spacing_file(first, segmentation=False).is_file()
+    return "Tiff3DIO" if tiff else candidates[0]
 
 
 def _check_cases(dataset: RawDataset, reader: str, processes: int) -> Iterator[CheckedCase]:
@@ -191,30 +216,38 @@ def _label_findings(case: Case, label: Scan, labels: dict[int, str]) -> list[Fin
 
 
 def _compare(case: Case, image: Scan, other: Scan, name: str) -> list[Finding]:
-    """The geometry of a case's second file against its first image."""
+    """The geometry of a case's second file against its first image; errors where nnU-Net refuses the case."""
     if image.frame is None or other.frame is None:
         return []
     one, two = image.frame, other.frame
     if one.shape != two.shape:
         sizes = f"{one.shape[::-1]} voxels (x, y, z) and {two.shape[::-1]}"
         return [Finding("error", "mismatch", case.name, f"image and {name} differ in size: {sizes}")]
-    if not np.allclose(one.spacing, two.spacing, rtol=1e-3):
-        sizes = f"{np.round(one.spacing[::-1], 4).tolist()} mm (x, y, z) and {np.round(two.spacing[::-1], 4).tolist()}"
-        return [Finding("error", "mismatch", case.name, f"image and {name} differ in voxel size: {sizes}")]
+    findings = []
+    # as in nnU-Net, which compares channels with the first one but images with the label: 1e-5 of either
+    if not (np.allclose(image.spacing, other.spacing) and np.allclose(other.spacing, image.spacing)):
+        sizes = f"{millimetres(image.spacing[::-1])} (x, y, z) and {millimetres(other.spacing[::-1])}"
+        message = f"image and {name} differ in voxel size, which nnU-Net refuses: {sizes}"
+        findings.append(Finding("error", "mismatch", case.name, message))
+    if not np.allclose(one.spacing, two.spacing, rtol=1e-3):  # then the places differ, too
+        return findings
     if one.has_geometry and two.has_geometry:
         distance = corner_distance(one, two)
         if distance > SAME_PLACE_VOXELS:
             codes = orientation(one)[0], orientation(two)[0]
             turned = f", orientations {codes[0]} and {codes[1]}" if codes[0] != codes[1] else ""
             message = f"image and {name} lie at different places (corners up to {distance:.1f} voxels apart{turned})"
-            return [Finding("warning", "mismatch", case.name, message)]
-    return []
+            findings.append(Finding("warning", "mismatch", case.name, message))
+    return findings
 
 
 def _dataset_findings(
     checked: list[CheckedCase], cases: list[CaseSummary], dataset: RawDataset
 ) -> list[Finding]:
     findings = []
+    if not any(case.split == "train" for case in dataset.cases):
+        findings.append(Finding("error", "count", None, "there is no training case"))
+    findings += _absent_labels(checked, dataset)
     flat = [case for case in checked if case.summary is not None and case.one_slice]
     if flat and len(flat) == len(cases):
         findings.append(Finding("note", "one slice", None, "every scan has one slice: a 2D dataset"))
@@ -245,3 +278,15 @@ def _dataset_findings(
         )
     findings += outliers(cases, dataset.labels)
     return findings
+
+
+def _absent_labels(checked: list[CheckedCase], dataset: RawDataset) -> list[Finding]:
+    """A class without a voxel is trained on, and its Dice is nan: worth a note if labels could be read at all."""
+    present = frozenset().union(*(case.labels for case in checked))
+    absent = [f"{value} ({name})" for value, name in dataset.labels.items() if value not in present | {0}]
+    absent = [label for label in absent if not label.endswith(" (ignore)")]
+    if not present or not absent:
+        return []
+    return [
+        Finding("note", "absent label", None, f"labels that occur in no training case: {', '.join(absent)}")
+    ]

@@ -142,16 +142,28 @@ def _images(dataset: RawDataset, folder: Path) -> dict[str, dict[int, Path]]:
     images: dict[str, dict[int, Path]] = {}
     if not folder.is_dir():
         return images
+    others = []
     for file in sorted(folder.iterdir()):
         if not file.name.endswith(dataset.ending):
             continue
         match = re.fullmatch(r"(.+)_(\d{4})", file.name[: -len(dataset.ending)])
         if match is None:
-            wanted = f"NAME_0000{dataset.ending}"
-            message = f"{folder.name}/{file.name} lacks the channel number ({wanted}); nnU-Net ignores it"
-            dataset.findings.append(Finding("warning", "file name", None, message))
-            continue
-        images.setdefault(match[1], {})[int(match[2])] = file
+            others.append(file)
+        else:
+            images.setdefault(match[1], {})[int(match[2])] = file
+    for file in others:
+        # nnU-Net cuts five characters off whatever is there, then looks for that case's channels
+        case = file.name[: -len(dataset.ending)][:-5]
+        severity = "warning" if case in images else "error"
+        does = (
+            "ignores it"
+            if case in images
+            else f"makes a case {case!r} of it that has no image, and stops there"
+        )
+        message = (
+            f"{folder.name}/{file.name} lacks the channel number (NAME_0000{dataset.ending}); nnU-Net {does}"
+        )
+        dataset.findings.append(Finding(severity, "file name", None, message))
     return images
 
 

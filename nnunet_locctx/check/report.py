@@ -20,13 +20,15 @@ class Finding:
         severity: One of :data:`SEVERITIES`.
         kind: What it is about, one or two words.
         case: The case it was found in, None if it concerns the dataset.
-        message: What was seen and what it means.
+        message: What was seen and what it means; the same for every case that has it.
+        detail: What differs from case to case, such as an angle.
     """
 
     severity: str
     kind: str
     case: str | None
     message: str
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def _findings(report: DatasetReport, cases_shown: int) -> list[str]:
     for finding in report.findings:
         cases = grouped.setdefault((finding.severity, finding.kind, finding.message), [])
         if finding.case is not None:
-            cases.append(finding.case)
+            cases.append(f"{finding.case} ({finding.detail})" if finding.detail else finding.case)
     for severity in SEVERITIES:
         for (found, kind, message), cases in grouped.items():
             if found != severity:

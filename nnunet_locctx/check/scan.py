@@ -1,7 +1,9 @@
 """One file of a dataset: what its header says and whether its voxels are usable."""
 
 import contextlib
+import json
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nnunet_locctx.geometry import PATIENT_FROM_LPS, Frame, corner_distance
-from nnunet_locctx.nnunet.reading import explain, read_quietly
+from nnunet_locctx.geometry import OBLIQUE, PATIENT_FROM_LPS, Frame, corner_distance
+from nnunet_locctx.nnunet.reading import explain, file_ending, read_quietly
 
 LETTERS = (("R", "L"), ("A", "P"), ("S", "I"))
 """Per patient axis (R, A, S): the letter of an axis that grows along it and of one that grows against it."""
@@ -29,8 +31,9 @@ class Scan:
     Attributes:
         file: Where it is.
         frame: Position of the stored array (axis order z, y, x), None if the file or its geometry is unusable.
-        problems: (severity, kind, message) of everything found.
-        readable: Whether nnU-Net's reader could read it.
+        spacing: nnU-Net's voxel size in mm, z, y, x, with which it resamples; () if the file is unusable.
+        problems: (severity, kind, message, detail) of everything found; see Finding.
+        readable: Whether nnU-Net's reader could read it, and takes its axes for what they are.
         labels: Label values with their mean index (z, y, x), for segmentations.
         voxels: Label values with their number of voxels.
         cut: Label values that reach an outer face of the volume.
@@ -41,7 +44,8 @@ class Scan:
 
     file: Path
     frame: Frame | None = None
-    problems: list[tuple[str, str, str]] = field(default_factory=list)
+    spacing: tuple[float, ...] = ()
+    problems: list[tuple[str, str, str, str]] = field(default_factory=list)
     readable: bool = True
     labels: dict[int, npt.NDArray[np.float64]] = field(default_factory=dict)
     voxels: dict[int, int] = field(default_factory=dict)
@@ -50,13 +54,13 @@ class Scan:
     constant: float | None = None
     channels: int = 0
 
-    def report(self, severity: str, kind: str, message: str) -> None:
+    def report(self, severity: str, kind: str, message: str, detail: str = "") -> None:
         """Adds a problem."""
-        self.problems.append((severity, kind, message))
+        self.problems.append((severity, kind, message, detail))
 
     def has(self, kind: str) -> bool:
         """Whether a problem of that kind was found."""
-        return any(found == kind for _, found, _ in self.problems)
+        return any(found == kind for _, found, _, _ in self.problems)
 
 
 def read_scan(file: Path, reader: str, *, segmentation: bool) -> Scan:
@@ -68,19 +72,25 @@ def read_scan(file: Path, reader: str, *, segmentation: bool) -> Scan:
     """
     scan = Scan(file)
     what = "label" if segmentation else "image"
-    header_problem = _nifti_header(scan, what) if file.name.endswith((".nii", ".nii.gz")) else None
-    try:
-        data, properties = read_quietly([file], reader, segmentation=segmentation)
-    except Exception as error:  # readers raise anything from AssertionError to ITK's RuntimeError
-        scan.readable = False
-        reason = header_problem or f"{reader} says: {explain(error)}"
-        scan.report("error", "unreadable", f"the {what} cannot be read: {reason}")
-        return scan
-    scan.channels = data.shape[0]
-    _geometry(scan, properties, data.shape[1:], what)
-    _voxels(scan, data, what)
-    if file.name.endswith((".nii", ".nii.gz")) and not scan.has("not finite"):
-        _replaced_voxels(scan, reader, what)
+    nifti = file.name.endswith((".nii", ".nii.gz"))
+    with _libraries_silenced():
+        header_problem = _nifti_header(scan, what) if nifti else None
+        try:
+            if reader == "Tiff3DIO":
+                _spacing_file(scan, what)
+            data, properties = read_quietly([file], reader, segmentation=segmentation)
+        except Exception as error:  # readers raise anything from AssertionError to ITK's RuntimeError
+            scan.readable = False
+            reason = header_problem or f"{reader} says: {explain(error)}"
+            scan.report("error", "unreadable", f"the {what} cannot be read: {reason}")
+            return scan
+        scan.channels = data.shape[0]
+        if not _layout(scan, properties, data.shape, what, reader):
+            return scan
+        _geometry(scan, properties, data.shape[1:], what)
+        _voxels(scan, data, what)
+        if nifti and not scan.has("not finite"):
+            _replaced_voxels(scan, reader, what)
     if segmentation:
         _labels(scan, data[0])
     return scan
@@ -88,14 +98,83 @@ def read_scan(file: Path, reader: str, *, segmentation: bool) -> Scan:
 
 def orientation(frame: Frame) -> tuple[str, float]:
     """Where the file's x, y and z axes grow to, such as ``"LPS"``, and the largest angle to those axes in degrees."""
-    cosines = (PATIENT_FROM_LPS @ frame.affine_lps[:3, :3]) / frame.spacing
-    letters, angles = [""] * 3, []
+    along = PATIENT_FROM_LPS @ frame.affine_lps[:3, :3]
+    letters = [""] * 3
     for patient, axis in enumerate(frame.array_axes):
-        cosine = cosines[patient, axis]
         # the stored array has its axes in the order z, y, x
-        letters[2 - axis] = LETTERS[patient][0 if cosine > 0 else 1]
-        angles.append(float(np.degrees(np.arccos(min(1.0, abs(cosine))))))
-    return "".join(letters), max(angles)
+        letters[2 - axis] = LETTERS[patient][0 if along[patient, axis] > 0 else 1]
+    return "".join(letters), frame.obliquity
+
+
+@contextlib.contextmanager
+def _libraries_silenced() -> Iterator[None]:
+    """nibabel and ITK print what they repair in a header; the findings say it, with the case."""
+    import nibabel
+    import SimpleITK
+
+    loud = SimpleITK.ProcessObject.GetGlobalWarningDisplay()
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        with nibabel.imageglobals.LoggingOutputSuppressor():
+            yield
+    finally:
+        SimpleITK.ProcessObject.SetGlobalWarningDisplay(loud)
+
+
+def _layout(scan: Scan, properties: dict[str, Any], shape: tuple[int, ...], what: str, reader: str) -> bool:
+    """Whether the array has the axes that nnU-Net takes them for; reports files that hold several channels."""
+    axes = len(properties.get("sitk_stuff", {}).get("spacing", (0, 0, 0)))
+    if len(properties["spacing"]) != 3:  # four axes of the array, of which the header knows three
+        scan.report(
+            "error",
+            "channels",
+            f"the {what} is a vector image: {shape[-1]} components in each voxel. {reader} takes the components for an "
+            f"axis of the volume, and {shape[0]} slices for channels; write one file per channel",
+        )
+        scan.readable = False
+        return False
+    if axes > 3:
+        scan.report(
+            "error",
+            "channels",
+            f"one file holds {shape[0]} channels along its fourth axis. The location is right, but nnU-Net's integrity "
+            "check and its export of predictions stop at such files; write one file per channel (_0000, _0001, ...)",
+        )
+    if what == "label" and shape[0] > 1:
+        scan.report("error", "channels", f"the label has {shape[0]} channels, nnU-Net takes one")
+    return True
+
+
+def _spacing_file(scan: Scan, what: str) -> None:
+    """Reports that there is no file with a TIFF's voxel size; ValueError if it is there and nnU-Net cannot use it."""
+    file = tiff_spacing_file(scan.file, segmentation=what == "label")
+    if file.is_file():
+        _check_tiff_spacing(file)
+    else:
+        message = "no .json file gives the TIFF's voxel size: nnU-Net takes 1 x 1 x 1 mm"
+        scan.report("note", "no spacing", message, f"{file.parent.name}/{file.name}")
+
+
+def tiff_spacing_file(file: Path, *, segmentation: bool) -> Path:
+    """Where nnU-Net looks for the voxel size of a TIFF: without the channel's number."""
+    name = file.name.removesuffix(file_ending(file))
+    return file.with_name(f"{name if segmentation else name[:-5]}.json")
+
+
+def _check_tiff_spacing(file: Path) -> None:
+    """Raises ValueError if a file does not hold the voxel size of a TIFF."""
+    form = 'it must hold {"spacing": [z, y, x]}, three numbers above 0 mm'
+    name = f"{file.parent.name}/{file.name}"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name} is not valid JSON: {error}; {form}") from error
+    if not isinstance(content, dict) or "spacing" not in content:
+        raise ValueError(f"{name} has no spacing; {form}")
+    spacing = content["spacing"]
+    numbers = isinstance(spacing, list) and all(type(size) in (int, float) for size in spacing)
+    if not numbers or len(spacing) != 3 or not all(0 < size < np.inf for size in spacing):
+        raise ValueError(f"{name} has the spacing {spacing}; {form}")
 
 
 def _geometry(scan: Scan, properties: dict[str, Any], shape: tuple[int, ...], what: str) -> None:
@@ -110,8 +189,17 @@ def _geometry(scan: Scan, properties: dict[str, Any], shape: tuple[int, ...], wh
         scan.report("error", "header", f"the {what}'s header is unusable: {error}")
         return
     scan.frame = frame
+    scan.spacing = tuple(float(size) for size in properties["spacing"])
     if not frame.has_geometry:
         return
+    if what == "image" and frame.obliquity > OBLIQUE:
+        scan.report(
+            "note",
+            "oblique",
+            f"array axes more than {OBLIQUE:g} degrees from the patient's: fractions are of the box along the "
+            "patient's axes that holds the volume",
+            f"{frame.obliquity:.1f} degrees",
+        )
     cosines = frame.affine_lps[:3, :3] / frame.spacing
     shear = np.abs(cosines.T @ cosines - np.eye(3)).max()
     if shear > ORTHONORMAL_TOLERANCE:
@@ -146,10 +234,19 @@ def _nifti_header(scan: Scan, what: str) -> str | None:
         image: Any = nibabel.load(scan.file)
     except Exception:  # nnU-Net's reader will say what is wrong
         return None
+    if not isinstance(image, nibabel.nifti1.Nifti1Pair):  # CIFTI has the ending too
+        return None
     with contextlib.suppress(Exception):  # a broken affine is reported below
         scan.stored = "".join(nibabel.aff2axcodes(image.affine))
     sform, sform_code = image.get_sform(coded=True)
     qform, qform_code = image.get_qform(coded=True)
+    axes = min(image.ndim, 3)
+    sizes = _pixdim(scan.file, type(image.header))[:axes]
+    usable = np.isfinite(sizes) & (sizes != 0)
+    if not usable.all():
+        wrong = ", ".join(f"pixdim[{axis + 1}] is {sizes[axis]:g}" for axis in np.flatnonzero(~usable))
+        message = f"the {what} has no voxel size: {wrong}; readers take 1 mm, or what the sform says"
+        scan.report("error", "header", message)
     if sform_code == 0 and qform_code == 0:
         if what == "image":
             message = (
@@ -165,7 +262,15 @@ def _nifti_header(scan: Scan, what: str) -> str | None:
     lengths = np.linalg.norm(sform[:3, :3], axis=0)
     if (lengths <= 0).any() or abs(np.linalg.det(sform[:3, :3] / lengths)) < 1e-4:
         return f"its direction matrix (sform) is singular: {sform[:3, :3].tolist()}"
-    if qform_code > 0 and qform is not None and np.isfinite(qform).all() and image.ndim >= 3:
+    lengths, sizes = lengths[:axes], np.abs(sizes)
+    if usable.all() and (np.abs(lengths / sizes - 1) * image.shape[:axes]).max() > SAME_PLACE_VOXELS:
+        scan.report(
+            "warning",
+            "header",
+            f"the {what}'s sform has voxels of {millimetres(lengths)} (x, y, z), its pixdim says {millimetres(sizes)}; "
+            "readers choose either",
+        )
+    elif qform_code > 0 and qform is not None and np.isfinite(qform).all() and image.ndim >= 3:
         with contextlib.suppress(ValueError):
             distance = corner_distance(
                 *(Frame.from_affine(image.shape[:3], affine, "RAS") for affine in (sform, qform))
@@ -173,10 +278,23 @@ def _nifti_header(scan: Scan, what: str) -> str | None:
             if distance > SAME_PLACE_VOXELS:
                 message = f"the {what}'s sform and qform place it differently (by {distance:.1f} voxels)"
                 scan.report("warning", "header", f"{message}; readers choose either")
-    cosines = sform[:3, :3] / lengths
+    cosines = sform[:3, :3] / np.linalg.norm(sform[:3, :3], axis=0)
     if np.abs(cosines.T @ cosines - np.eye(3)).max() > ORTHONORMAL_TOLERANCE:
         return f"its direction matrix (sform) is not orthonormal: {np.round(cosines, 4).tolist()}"
     return None
+
+
+def _pixdim(file: Path, header: Any) -> npt.NDArray[np.float64]:
+    """(3,) pixdim[1] to pixdim[3] as they stand in the file; nibabel repairs them when it loads an image."""
+    import nibabel
+
+    with nibabel.openers.ImageOpener(file) as stream:
+        return np.asarray(header.from_fileobj(stream, check=False)["pixdim"][1:4], dtype=np.float64)
+
+
+def millimetres(sizes: npt.ArrayLike) -> str:
+    """Voxel sizes for people, with as many digits as a header has."""
+    return " x ".join(f"{size:.7g}" for size in np.asarray(sizes)) + " mm"
 
 
 def _voxels(scan: Scan, data: npt.NDArray[np.float32], what: str) -> None:
