@@ -124,6 +124,61 @@ def test_interruption(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None
     assert "interrupted" in capsys.readouterr().err
 
 
+def test_not_enough_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured) -> None:
+    import nnunet_locctx.demo
+
+    def fill(_: Path) -> None:
+        np.empty(2**57)
+
+    monkeypatch.setattr(nnunet_locctx.demo, "run_demo", fill)
+    assert "not enough memory. Unable to allocate 1.00 EiB" in fails(["demo"], capsys)
+
+
+def test_broken_pipe_that_is_not_the_output_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    import nnunet_locctx.demo
+
+    def lose_a_worker(_: Path) -> None:
+        raise BrokenPipeError("the worker is gone")
+
+    monkeypatch.setattr(nnunet_locctx.demo, "run_demo", lose_a_worker)
+    assert "the worker is gone" in fails(["demo"], capsys)
+
+
+def started(arguments: list[str], **streams: Any) -> subprocess.Popen[str]:
+    """`locctx` as a process of its own."""
+    line = [sys.executable, "-m", "nnunet_locctx", *arguments]
+    return subprocess.Popen(line, text=True, stderr=subprocess.PIPE, env=os.environ, **streams)
+
+
+def test_as_a_module() -> None:
+    process = started(["trainers"], stdout=subprocess.PIPE)
+    assert process.communicate() == (f"{trainers_folder()}\n", "")
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [(["plan", "--list"], 141), (["trainers"], 141), (["--help"], 0), (["show", "--help"], 0)],
+)
+def test_silent_when_nobody_reads(arguments: list[str], status: int) -> None:
+    """As `locctx methods | head`."""
+    process = started(arguments, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert (process.communicate()[1], process.returncode) == ("", status)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full here")
+def test_output_to_a_full_disk_is_an_error() -> None:
+    with Path("/dev/full").open("w") as full:
+        process = started(["trainers"], stdout=full)
+        message = process.communicate()[1]
+    assert message == "locctx trainers: error: [Errno 28] No space left on device\n"
+    assert process.returncode == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "variable"),
     [(["check", "-d", "1"], "nnUNet_raw"), (["plan", "-d", "1", "--name", "a"], "nnUNet_preprocessed")],

@@ -288,7 +288,7 @@ def _pixdim(file: Path, header: Any) -> npt.NDArray[np.float64]:
     """(3,) pixdim[1] to pixdim[3] as they stand in the file; nibabel repairs them when it loads an image."""
     import nibabel
 
-    with nibabel.openers.ImageOpener(file) as stream:
+    with nibabel.openers.ImageOpener(str(file)) as stream:
         return np.asarray(header.from_fileobj(stream, check=False)["pixdim"][1:4], dtype=np.float64)
 
 

@@ -10,6 +10,9 @@ from typing import Any
 CLEAN, FINDINGS, FAILED = 0, 1, 2
 """Exit status: done; `locctx check` found something; the input was not usable."""
 
+INTERRUPTED, UNREAD = 130, 141
+"""Exit status as of shells after SIGINT and SIGPIPE: interrupted; nobody reads what is printed (`| head`)."""
+
 
 def add_command(
     commands: Any,
