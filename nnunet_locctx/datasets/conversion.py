@@ -71,8 +71,10 @@ def convert(
     if job.target.exists():
         return existing(job)
     listing = release.listing(source)
-    if listing.problems:
-        raise ValueError(_complaint(source, listing.problems))
+    if listing.problems:  # what is there is read all the same: one list says everything
+        there = sorted(listing.cases + listing.incomplete, key=lambda case: case.name)
+        corrupt = _check(job, there, processes, progress)
+        raise ValueError(_complaint(source, listing.problems + corrupt))
     splits = release.splits(listing.cases)
     check_splits(job, splits)
     state = {**job.settings(), "files": _fingerprint(listing), "tolerance": tolerance}

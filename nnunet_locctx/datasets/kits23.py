@@ -66,7 +66,7 @@ class Kits23(Release):
         absent = sorted(set(NUMBERS) - found)
         if absent:
             self.absent(listing, f"{len(absent)} cases: {ranges(absent)}")
-        if any("imaging.nii.gz" in text for text in listing.problems):
+        if any(not case.images[0].is_file() for case in listing.cases):
             listing.notes.append("images are downloaded by the release's own command kits23_download_data")
         if not self.keep_excluded:
             excluded = {f"case_{number:05d}" for number in EXCLUDED}

@@ -56,13 +56,15 @@ class Listing:
     """What a release's folder holds.
 
     Attributes:
-        cases: Complete cases, to be converted.
+        cases: Cases to be converted, complete once :meth:`Release.listing` is through.
+        incomplete: Cases of which some files are not there, and should be.
         problems: Missing and superfluous files, one sentence each.
         notes: Worth telling, but no reason to stop.
-        left_out: (case, reason) of complete cases that are not converted.
+        left_out: (case, reason) of cases that are not converted, complete or not.
     """
 
     cases: list[SourceCase] = field(default_factory=list)
+    incomplete: list[SourceCase] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     left_out: list[tuple[SourceCase, str]] = field(default_factory=list)
@@ -101,7 +103,7 @@ class Release(abc.ABC):
 
     @abc.abstractmethod
     def find(self, root: Path, listing: Listing) -> None:
-        """Adds the cases below `root` and what is missing or too many to `listing`."""
+        """Adds the cases below `root`, complete or not, and what is absent as a whole or too many to `listing`."""
 
     @abc.abstractmethod
     def write(self, case: SourceCase, folder: Path, copy: Copy) -> None:
@@ -139,12 +141,21 @@ class Release(abc.ABC):
         listing.problems += [
             f"{name}: to be left out, but there is no such case" for name in self.exclude if name not in known
         ]
-        for case in list(listing.cases):
+        complete: list[SourceCase] = []
+        for case in listing.cases:
+            absent = [f"{case.name}: missing: {file}" for file in case.files if not file.is_file()]
             if case.name in self.exclude:
-                listing.cases.remove(case)
                 listing.left_out.append((case, "as asked for (--exclude)"))
             elif case.test and case.label is None and not self.test:
-                listing.cases.remove(case)
+                continue
+            elif absent and self.partial:
+                listing.notes += absent
+            elif absent:
+                listing.problems += absent
+                listing.incomplete.append(case)
+            else:
+                complete.append(case)
+        listing.cases = complete
         if not any(not case.test for case in listing.cases) and not listing.problems:
             listing.problems.append("no training case is left")
         return listing
@@ -152,14 +163,8 @@ class Release(abc.ABC):
     def add(
         self, listing: Listing, name: str, images: Iterable[Path], label: Path | None, *, test: bool = False
     ) -> None:
-        """Adds a case if its files are there, else the files that are not to the problems."""
-        case = SourceCase(name, tuple(images), label, test)
-        missing = [file for file in case.files if not file.is_file()]
-        if missing:
-            listing_of = listing.notes if self.partial else listing.problems
-            listing_of += [f"{name}: missing: {file}" for file in missing]
-        else:
-            listing.cases.append(case)
+        """Adds a case, whether all of its files are there or not."""
+        listing.cases.append(SourceCase(name, tuple(images), label, test))
 
     def absent(self, listing: Listing, what: str) -> None:
         """Notes whole cases that the release should have and this copy has not."""

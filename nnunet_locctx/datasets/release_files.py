@@ -28,10 +28,10 @@ UNREADABLE = (
 
 
 def check_case(case: SourceCase, values: frozenset[int], channels: int, tolerance: float) -> list[str]:
-    """Reads every voxel of a case's files.
+    """Reads every voxel of those of a case's files that exist.
 
     Args:
-        case: Files that exist.
+        case: Its files; those that are missing are named elsewhere.
         values: Label values allowed.
         channels: Image channels; a single file must have them along its fourth axis if there are several.
         tolerance: Voxels by which the corners of two files of the case may lie apart.
@@ -42,6 +42,8 @@ def check_case(case: SourceCase, values: frozenset[int], channels: int, toleranc
     problems: list[str] = []
     first: Any = None
     for file in case.files:
+        if not file.is_file():
+            continue
         label = file == case.label
         try:
             image: Any = nibabel.load(file)

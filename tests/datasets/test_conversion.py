@@ -266,9 +266,9 @@ def test_everything_wrong_is_listed_at_once(home: Path, tmp_path: Path) -> None:
     shutil.copy(images / "img0003.nii.gz", images / "img0011.nii.gz")
     problems = refused(Btcv(), source, home)
     assert problems == [
-        f"img0001: missing: {labels / 'label0001.nii.gz'}",
         "missing: image and label of the training scans 2",
         f"not part of the release: {images / 'img0011.nii.gz'}",
+        f"img0001: missing: {labels / 'label0001.nii.gz'}",
     ]
 
 
@@ -305,8 +305,16 @@ def test_corrupt_files_are_listed_at_once(home: Path, tmp_path: Path) -> None:
     }.items():
         assert any(problem.startswith(f"img{number:04d}: ") and words in problem for problem in problems)
     assert len(problems) == 7
+    # missing files do not hide corrupt ones, nor the other files of their own case
+    (labels / "label0001.nii.gz").unlink()
+    (images / "img0008.nii.gz").unlink()
+    missing = [
+        f"img0001: missing: {labels / 'label0001.nii.gz'}",
+        f"img0008: missing: {images / 'img0008.nii.gz'}",
+    ]
+    assert refused(Btcv(), source, home, processes=1) == missing + problems
+    bad = tuple(f"img{number:04d}" for number in range(1, 9))
     # what was asked to be left out is not complained about
-    bad = tuple(f"img{number:04d}" for number in range(1, 8))
     assert set(run(Btcv(exclude=bad), source).left_out) == set(bad)
 
 
@@ -474,6 +482,14 @@ def test_partial_leaves_out_incomplete_cases(home: Path, tmp_path: Path) -> None
     result = run(Amos22(partial=True), source)
     assert "amos_0002" not in result.training
     assert any(note.startswith("amos_0002: missing: ") for note in result.notes)
+
+
+def test_what_is_left_out_may_be_incomplete(home: Path, tmp_path: Path) -> None:
+    source = fake.amos22(tmp_path / "amos22")
+    (source / "labelsVa/amos_0002.nii.gz").unlink()
+    result = run(Amos22(exclude=("amos_0002",)), source)
+    assert result.left_out == {"amos_0002": "as asked for (--exclude)"}
+    assert result.notes == []
 
 
 def test_taken_and_unusable_names(home: Path, abdomen: Path) -> None:
