@@ -112,13 +112,15 @@ def _libraries_silenced() -> Iterator[None]:
     import nibabel
     import SimpleITK
 
-    loud = SimpleITK.ProcessObject.GetGlobalWarningDisplay()
+    log = nibabel.imageglobals.logger
+    before = log.disabled, SimpleITK.ProcessObject.GetGlobalWarningDisplay()
+    log.disabled = True
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     try:
-        with nibabel.imageglobals.LoggingOutputSuppressor():
-            yield
+        yield
     finally:
-        SimpleITK.ProcessObject.SetGlobalWarningDisplay(loud)
+        log.disabled = before[0]
+        SimpleITK.ProcessObject.SetGlobalWarningDisplay(before[1])
 
 
 def _layout(scan: Scan, properties: dict[str, Any], shape: tuple[int, ...], what: str, reader: str) -> bool:
@@ -270,7 +272,9 @@ def _nifti_header(scan: Scan, what: str) -> str | None:
             f"the {what}'s sform has voxels of {millimetres(lengths)} (x, y, z), its pixdim says {millimetres(sizes)}; "
             "readers choose either",
         )
-    elif qform_code > 0 and qform is not None and np.isfinite(qform).all() and image.ndim >= 3:
+    elif (
+        usable.all() and qform_code > 0 and qform is not None and np.isfinite(qform).all() and image.ndim >= 3
+    ):
         with contextlib.suppress(ValueError):
             distance = corner_distance(
                 *(Frame.from_affine(image.shape[:3], affine, "RAS") for affine in (sform, qform))
