@@ -2,25 +2,104 @@
 
 import contextlib
 import os
+import re
+import shutil
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+HOST = re.sub(r"[^A-Za-z0-9_-]", "_", socket.gethostname())[:32]
+"""Of this machine, as it stands in the names of drafts."""
+
+ABANDONED_SECONDS = 86400.0
+"""A draft whose process cannot be asked (another machine's) is abandoned if nothing touched it for this long."""
+
 
 @contextlib.contextmanager
-def replacing(file: Path) -> Iterator[Path]:
-    """A draft to write to, which takes the file's place at the end; after an error the file is as it was.
+def drafting(target: Path) -> Iterator[Path]:
+    """A name beside a file (or folder) under which it can be prepared; what is still there at the end is removed.
 
-    The draft lies beside the file and has its ending, by which some writers choose the format.
+    The name, ``.PID@HOST.NAME``, has the target's ending, by which some writers choose the format. What dead processes
+    left of the same target is removed first: drafts of this machine whose process is gone, and those of other machines
+    (or of earlier versions, whose names held no machine) that nothing touched for a day.
     """
-    draft = file.with_name(f".{os.getpid()}.{file.name}")
+    _remove_abandoned(target)
+    draft = target.with_name(f".{os.getpid()}@{HOST}.{target.name}")
+    _remove(draft)  # an earlier process may have had this one's number
     try:
         yield draft
-        draft.replace(file)
     finally:
-        draft.unlink(missing_ok=True)
+        _remove(draft)
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A draft to write to (see :func:`drafting`), which takes the target's place at the end, on disk for sure.
+
+    After an error the target is as it was. The draft of a folder is made by the caller; the target must then be absent
+    or empty.
+    """
+    with drafting(target) as draft:
+        yield draft
+        move_into_place(draft, target)
+
+
+def move_into_place(draft: Path, target: Path) -> None:
+    """Renames a draft once its content is on the disk.
+
+    Raises:
+        OSError: Among others, the disk is full: some file systems say so only now.
+    """
+    if draft.is_file():
+        with draft.open("rb+") as stream:
+            os.fsync(stream)
+    draft.replace(target)
+    if hasattr(os, "O_DIRECTORY"):  # not on Windows
+        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with contextlib.suppress(OSError):  # not every file system can; the content is safe all the same
+                os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def write_atomically(file: Path, data: bytes) -> None:
     """Replaces a file as a whole."""
     with replacing(file) as draft:
         draft.write_bytes(data)
+
+
+def _remove_abandoned(target: Path) -> None:
+    pattern = re.compile(rf"\.(\d+)(?:@([\w-]+))?\.{re.escape(target.name)}")
+    try:
+        there = list(target.parent.iterdir())
+    except OSError:  # there is no such folder: the writing itself will say so
+        return
+    for path in there:
+        match = pattern.fullmatch(path.name)
+        if match is not None and _is_abandoned(path, int(match[1]), match[2]):
+            _remove(path)
+
+
+def _is_abandoned(draft: Path, process: int, host: str | None) -> bool:
+    if host == HOST and os.name == "posix":  # elsewhere signal 0 is not a question
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return True
+        except (OSError, OverflowError):  # somebody else's process
+            pass
+        return False
+    with contextlib.suppress(OSError):
+        return (
+            time.time() - max(path.stat().st_mtime for path in (draft, *draft.rglob("*"))) > ABANDONED_SECONDS
+        )
+    return False
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

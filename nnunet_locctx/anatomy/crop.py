@@ -15,6 +15,7 @@ from nnunet_locctx.anatomy.region_file import StoredRegion, fingerprint
 from nnunet_locctx.anatomy.report import CropReport, ScanCrop
 from nnunet_locctx.anatomy.scans import ScanFiles, channel_file, measure, read_image, read_labels
 from nnunet_locctx.files import replacing, write_atomically
+from nnunet_locctx.image_files import check_whole, write_sitk
 from nnunet_locctx.location import AnatomicalMap
 from nnunet_locctx.nnunet.reading import explain
 from nnunet_locctx.regression.regressor import Regressor
@@ -65,8 +66,8 @@ def crop_scans(
 
     The region is made from the scans that have a segmentation, wide enough for the recall, see
     :func:`~nnunet_locctx.anatomy.region.fit_region`. Scans that do not show it or cannot be measured are
-    reported and not written. Everything is read and checked before the first file is written; each file is written in
-    one step, those that describe the crops last.
+    reported and not written. Everything is read and checked before the first file is written. The crops are written to
+    a hidden folder beside `folder`, which takes its place at the end: a run that was stopped leaves nothing there.
 
     Args:
         groups: The scans; folders of one name per group.
@@ -80,8 +81,11 @@ def crop_scans(
 
     Raises:
         ValueError: The folder is not empty, a file is not usable, or the labelled scans do not suffice.
+        OSError: Something could not be written, such as for lack of space.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
+    if folder.is_mount():
+        raise ValueError(f"{folder} is a mount point; crops take the place of a folder, such as one in it")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(
             f"{folder} is there already and not an empty folder; crops go to a folder of their own"
@@ -99,20 +103,23 @@ def crop_scans(
     ]
     if region is None:
         region = StoredRegion(_fit(measured, labels, recall), labels, recall, fingerprint(regressor))
-    folder.mkdir(parents=True, exist_ok=True)
-    crops = [
-        crop_case(scan, region.region, folder)
-        for scan in tqdm(measured, desc="cropping", unit="scan", disable=not progress, leave=False)
-    ]
-    report = CropReport(dict(labels), region.target, region.region.width, dict(region.region.recall), crops)
-    write_atomically(folder / REGION, region.to_bytes())
-    if dataset is not None:
-        first = groups[0]
-        written = sum(crop.written and crop.folder == first.images for crop in crops)
-        content = {key: value for key, value in dataset.items() if key != "dataset"}
-        text = json.dumps({**content, "numTraining": written}, indent=4) + "\n"
-        write_atomically(folder / "dataset.json", text.encode())
-    write_atomically(folder / REPORT, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
+    with replacing(folder) as staging:
+        staging.mkdir(parents=True)
+        crops = [
+            crop_case(scan, region.region, staging)
+            for scan in tqdm(measured, desc="cropping", unit="scan", disable=not progress, leave=False)
+        ]
+        report = CropReport(
+            dict(labels), region.target, region.region.width, dict(region.region.recall), crops
+        )
+        write_atomically(staging / REGION, region.to_bytes())
+        if dataset is not None:
+            first = groups[0]
+            written = sum(crop.written and crop.folder == first.images for crop in crops)
+            content = {key: value for key, value in dataset.items() if key != "dataset"}
+            text = json.dumps({**content, "numTraining": written}, indent=4) + "\n"
+            write_atomically(staging / "dataset.json", text.encode())
+        write_atomically(staging / REPORT, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
     return report
 
 
@@ -128,9 +135,10 @@ def _fit(measured: Sequence[MeasuredScan], labels: Mapping[str, Sequence[int]], 
 
 
 def check_headers(scan: ScanFiles) -> None:
-    """Raises ValueError if SimpleITK cannot read a file of a case, or the files differ in size."""
+    """Raises ValueError if a file of a case is not whole, SimpleITK cannot read it, or the files differ in size."""
     sizes = {}
     for file in scan.files:
+        check_whole(file)
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(file))
         try:
@@ -193,6 +201,4 @@ def crop_file(file: Path, target: Path, first: Voxel, stop: Voxel) -> None:
     """Crops one file to the voxels from `first` to before `stop`, in the file's order (x, y, z)."""
     size = [last - at for at, last in zip(first, stop, strict=True)]
     cropped = sitk.RegionOfInterest(sitk.ReadImage(str(file)), size, list(first))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target) as draft:
-        sitk.WriteImage(cropped, str(draft), useCompression=True)
+    write_sitk(cropped, target)

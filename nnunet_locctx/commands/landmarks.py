@@ -53,8 +53,10 @@ def run(options: argparse.Namespace) -> int:
     from nnunet_locctx.anatomy.landmarks import find_landmarks
     from nnunet_locctx.anatomy.scans import load_anatomical, measure_scan
     from nnunet_locctx.files import write_atomically
+    from nnunet_locctx.image_files import check_whole
 
     regressor = load_anatomical(options.regressor, options.dataset)
+    check_whole(options.second)  # before the first one is measured
     first, frame = measure_scan(options.first, regressor)
     index = np.array(options.at)[:, ::-1]  # files are z, y, x as arrays
     size = frame.shape[::-1]

@@ -66,6 +66,7 @@ def run(options: argparse.Namespace) -> int:
         read_labelled,
     )
     from nnunet_locctx.files import write_atomically
+    from nnunet_locctx.image_files import check_whole
     from nnunet_locctx.nnunet.paths import dataset_folder
 
     regressor = load_anatomical(options.regressor, options.dataset)
@@ -84,8 +85,7 @@ def run(options: argparse.Namespace) -> int:
             f"no labelled case {', '.join(unknown)}; there: {', '.join(list(known)[:10]) or 'none'}"
         )
     for scan in options.scans:
-        if not scan.is_file():
-            raise ValueError(f"no file {scan}")
+        check_whole(scan)
 
     def bar(items: Any, what: str) -> Any:
         return tqdm(items, desc=what, unit="scan", disable=options.quiet, leave=False)

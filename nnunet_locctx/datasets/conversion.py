@@ -32,7 +32,8 @@ from nnunet_locctx.datasets.grids import Grid
 from nnunet_locctx.datasets.release import Copy, Listing, Release, SourceCase
 from nnunet_locctx.datasets.release_files import check_case, read_grid
 from nnunet_locctx.datasets.unusual_grids import unusual_grids
-from nnunet_locctx.files import write_atomically
+from nnunet_locctx.files import move_into_place, write_atomically
+from nnunet_locctx.image_files import check_written
 from nnunet_locctx.nnunet.workers import map_in_workers
 
 Answer = TypeVar("Answer")
@@ -158,7 +159,10 @@ def write_case(case: SourceCase, release: Release, staging: Path, link: bool) ->
     if missing:
         raise ValueError(f"{case.name}: the converter did not write {', '.join(missing)}")
     for file in outputs:
-        (working / file).replace(staging / file)
+        if not (working / file).is_symlink():  # its target was checked
+            check_written(working / file)
+    for file in outputs:
+        move_into_place(working / file, staging / file)
     shutil.rmtree(working)
 
 

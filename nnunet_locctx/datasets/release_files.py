@@ -14,6 +14,7 @@ import numpy.typing as npt
 from nnunet_locctx.datasets.grids import PATIENT_AXIS, Grid
 from nnunet_locctx.datasets.release import SourceCase
 from nnunet_locctx.geometry import Frame, corner_distance
+from nnunet_locctx.image_files import check_whole
 
 UNREADABLE = (
     OSError,
@@ -46,10 +47,11 @@ def check_case(case: SourceCase, values: frozenset[int], channels: int, toleranc
             continue
         label = file == case.label
         try:
+            check_whole(file)
             image: Any = nibabel.load(file)
             voxels = _voxels(image, label=label)
         except UNREADABLE as error:
-            problems.append(f"{case.name}: cannot be read: {file}: {_words(error)}")
+            problems.append(f"{case.name}: cannot be read: {file}: {_words(error).removeprefix(f'{file} ')}")
             continue
         axes = image.shape
         wanted = 4 if channels > 1 and len(case.images) == 1 and not label else 3

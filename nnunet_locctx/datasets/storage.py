@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,9 @@ from typing import Any, Protocol
 import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
+
+from nnunet_locctx.files import drafting, write_atomically
+from nnunet_locctx.image_files import write_sitk
 
 FloatArray = NDArray[np.float64]
 
@@ -164,7 +165,7 @@ def write_case(case: StoredCase, name: str, image_folder: Path, label_folder: Pa
         image.SetSpacing(case.spacing)
         image.SetOrigin(case.origin)
         image.SetDirection(case.direction.ravel().tolist())
-        SimpleITK.WriteImage(image, str(path), useCompression=True)
+        write_sitk(image, path)
 
 
 def new_dataset(folder: str | Path, dataset_id: int, name: str, overwrite: bool) -> Path:
@@ -189,20 +190,10 @@ def written_at_once(target: Path, description: Mapping[str, object]) -> Iterator
     an interruption included, it is removed and `target` is as before.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    try:
+    with drafting(target) as partial:
+        partial.mkdir()
         yield partial
-        (partial / "dataset.json").write_text(json.dumps(description, indent=2) + "\n")
-        partial.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+        write_atomically(partial / "dataset.json", (json.dumps(description, indent=2) + "\n").encode())
         if target.exists():
             shutil.rmtree(target)
         partial.replace(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -22,7 +22,6 @@ from nnunet_locctx.evaluation.classes import Classes
 from nnunet_locctx.evaluation.label_files import (
     LabelFile,
     check_label_files,
-    choose_reader,
     fingerprint,
     frame_of,
     list_label_files,
@@ -31,6 +30,7 @@ from nnunet_locctx.evaluation.label_files import (
     refuse,
 )
 from nnunet_locctx.geometry import Frame
+from nnunet_locctx.nnunet.reading import choose_reader
 from nnunet_locctx.nnunet.workers import map_in_workers
 
 RADII = (0.0, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 60.0)
@@ -95,10 +95,11 @@ def fit_atlas(
     if not names:
         raise ValueError("an atlas needs at least one case")
     folds = find_folds(validation, names, found, description.file_ending)
-    reader = choose_reader(description, found[names[0]])
+    reader = choose_reader(description.content, found[names[0]])
     used = sorted({*names, *(case for fold in folds for case in (*fold.training, *fold.cases))})
     stamps = {case: fingerprint(found[case]) for case in used}
     history: dict[str, Any] = {
+        "whole": True,  # earlier versions also took files that were cut off
         "training": {case: stamps[case] for case in names},
         "validation": [
             {

@@ -12,7 +12,6 @@ from nnunet_locctx.evaluation.evaluation_report import read_evaluation, summaris
 from nnunet_locctx.evaluation.label_files import (
     LabelFile,
     check_label_files,
-    choose_reader,
     fingerprint,
     list_label_files,
     read_description,
@@ -21,6 +20,7 @@ from nnunet_locctx.evaluation.label_files import (
 )
 from nnunet_locctx.evaluation.measures import Settings, definitions, measure_case
 from nnunet_locctx.evaluation.records import Records
+from nnunet_locctx.nnunet.reading import choose_reader
 from nnunet_locctx.nnunet.workers import map_in_workers
 
 __all__ = ["evaluate_folders", "read_evaluation"]
@@ -97,7 +97,7 @@ def evaluate_folders(
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file; the results need a folder")
     records = Records(output / RECORDS)
-    reader = choose_reader(description, true[names[0]])
+    reader = choose_reader(description.content, true[names[0]])
     jobs = {
         name: _Job(name, found[name], true[name], reader, classes, tuple(sides), settings) for name in names
     }
@@ -159,6 +159,7 @@ def _what(job: _Job) -> dict[str, Any]:
         json.dumps(
             {
                 "version": VERSION,
+                "whole": True,  # earlier versions also measured files that were cut off
                 "case": job.case,
                 "prediction": fingerprint(job.prediction),
                 "reference": fingerprint(job.reference),

@@ -1,8 +1,6 @@
 """Folders of segmentations: which cases they hold, how they are read, and what is wrong with them."""
 
-import contextlib
 import hashlib
-import io
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,7 +14,7 @@ from tqdm import tqdm
 
 from nnunet_locctx.geometry import Frame, corner_distance
 from nnunet_locctx.nnunet.fitted import summarise
-from nnunet_locctx.nnunet.reading import explain, read_quietly, readers_for
+from nnunet_locctx.nnunet.reading import BrokenFileError, explain, read_quietly
 from nnunet_locctx.nnunet.workers import map_in_workers
 
 SAME_PLACE = 0.01
@@ -113,25 +111,6 @@ def list_label_files(folder: Path, ending: str) -> dict[str, Path]:
     return found
 
 
-def choose_reader(description: Description, example: Path) -> str:
-    """Class name of the reader that nnU-Net takes for the data set.
-
-    Raises:
-        ValueError: It has none for the file ending.
-    """
-    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-
-    known = readers_for(description.file_ending)
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        try:
-            reader = determine_reader_writer_from_dataset_json(
-                dict(description.content), str(example), verbose=False
-            )
-        except RuntimeError:  # the example is damaged; the check of the files says so
-            return known[0]
-    return str(reader.__name__)
-
-
 def read_labels(file: Path, reader: str) -> tuple[npt.NDArray[np.int32], dict[str, Any]]:
     """(z, y, x) label values and nnU-Net's properties of a segmentation that was checked."""
     data, properties = read_quietly([file], reader, segmentation=True)
@@ -171,7 +150,7 @@ def refuse(problems: Sequence[str], what: str) -> None:
 def _problems(job: LabelFile) -> list[str]:
     problems: list[str] = []
     frames = [
-        _check(file, job.reader, allowed, f"case {job.case}: {file}", problems)
+        _check(file, job.reader, allowed, job.case, problems)
         for file, allowed in ((job.file, job.allowed), (job.twin, job.twin_allowed))
         if file is not None
     ]
@@ -194,9 +173,13 @@ def _problems(job: LabelFile) -> list[str]:
     return problems
 
 
-def _check(file: Path, reader: str, allowed: frozenset[int], what: str, problems: list[str]) -> Frame | None:
+def _check(file: Path, reader: str, allowed: frozenset[int], case: str, problems: list[str]) -> Frame | None:
+    what = f"case {case}: {file}"
     try:
         data, properties = read_quietly([file], reader, segmentation=True)
+    except BrokenFileError as error:
+        problems.append(f"case {case}: {error}")
+        return None
     except Exception as error:  # whatever a reader raises
         problems.append(f"{what} cannot be read: {explain(error)}")
         return None

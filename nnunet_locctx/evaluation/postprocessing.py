@@ -6,7 +6,6 @@ The files of the new folder keep name, grid and header of the old ones, and ``da
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,6 @@ from nnunet_locctx.evaluation.label_files import (
     Description,
     LabelFile,
     check_label_files,
-    choose_reader,
     fingerprint,
     frame_of,
     list_label_files,
@@ -32,6 +30,8 @@ from nnunet_locctx.evaluation.label_files import (
 from nnunet_locctx.evaluation.records import Records
 from nnunet_locctx.files import replacing, write_atomically
 from nnunet_locctx.geometry import Frame
+from nnunet_locctx.image_files import write_image
+from nnunet_locctx.nnunet.reading import choose_reader
 from nnunet_locctx.nnunet.workers import map_in_workers
 
 RECORDS = "postprocessing.jsonl"
@@ -177,9 +177,13 @@ def _change_folder(
     found = list_label_files(predictions, description.file_ending)
     if output.exists() and (not output.is_dir() or output.resolve() == predictions.resolve()):
         raise ValueError(f"{output} must be another folder than the predictions'")
-    reader = choose_reader(description, next(iter(found.values())))
+    reader = choose_reader(description.content, next(iter(found.values())))
     records = Records(output / RECORDS)
-    whats = {case: {**what, "case": case, "prediction": fingerprint(file)} for case, file in found.items()}
+    whats = {
+        # earlier versions also changed files that were cut off, and wrote such
+        case: {**what, "whole": True, "case": case, "prediction": fingerprint(file)}
+        for case, file in found.items()
+    }
     targets = {case: output / file.name for case, file in found.items()}
     due = [case for case in found if not _is_done(records, whats[case], targets[case])]
     allowed = Classes.from_labels(description.labels).known
@@ -210,12 +214,13 @@ def _change(job: _Job) -> dict[str, Any]:
 
     segmentation, properties = read_labels(job.source, job.reader)
     changed = job.change(segmentation, frame_of(properties, segmentation.shape))
-    # beside the target, so that a move is one step; some writers (tif) write a second file
-    with tempfile.TemporaryDirectory(prefix=".", dir=job.target.parent) as folder:
-        draft = Path(folder) / job.target.name
-        recursive_find_reader_writer_by_name(job.reader)().write_seg(changed, str(draft), properties)
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file == draft):
-            file.replace(job.target.parent / file.name)
+    writer = recursive_find_reader_writer_by_name(job.reader)()
+    write_image(
+        job.target,
+        changed,
+        lambda draft: writer.write_seg(changed, str(draft), properties),
+        lambda draft: read_labels(draft, job.reader)[0],
+    )
     labels, counts = np.unique(segmentation[segmentation != changed], return_counts=True)
     removed = {str(label): int(count) for label, count in zip(labels, counts, strict=True)}
     return {"output": fingerprint(job.target), "removed_voxels": removed}

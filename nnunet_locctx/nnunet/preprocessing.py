@@ -12,6 +12,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_locctx.geometry import Frame
+from nnunet_locctx.image_files import check_whole
 from nnunet_locctx.location import LOCATION_CHANNELS, LocationSource, Measurement
 from nnunet_locctx.nnunet.carried import CarriedRegressor
 from nnunet_locctx.nnunet.configuration import LocatedConfiguration
@@ -67,10 +68,16 @@ class LocationMixin(DefaultPreprocessor):
         frame = Frame.from_properties(properties, data.shape[1:], plans_manager.transpose_forward)
         return append_location(data, frame, source, measured), seg, properties
 
-    def run_case(self, image_files: list[str], *args: Any, **kwargs: Any) -> Any:
-        """nnU-Net's method; the file's name is for warnings."""
-        self.scan_name = Path(image_files[0]).name if image_files else ""
-        return super().run_case(image_files, *args, **kwargs)
+    def run_case(self, image_files: list[str], seg_file: str | None, *args: Any, **kwargs: Any) -> Any:
+        """nnU-Net's method, for whole files only.
+
+        Raises:
+            BrokenFileError: A file is missing, not whole, or not what its name says.
+        """
+        for file in [*image_files, *([] if seg_file is None else [seg_file])]:
+            check_whole(Path(file))
+        self.scan_name = Path(image_files[0]).name if image_files else ""  # for warnings
+        return super().run_case(image_files, seg_file, *args, **kwargs)
 
     def _measure(
         self, data: np.ndarray, properties: dict[str, Any], configuration_manager: LocatedConfiguration

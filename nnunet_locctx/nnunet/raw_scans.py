@@ -13,7 +13,7 @@ from tqdm import tqdm
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.nnunet.fitted import summarise
-from nnunet_locctx.nnunet.reading import explain, read_quietly, readers_for
+from nnunet_locctx.nnunet.reading import choose_reader, explain, read_quietly
 from nnunet_locctx.nnunet.workers import map_in_workers
 from nnunet_locctx.regression.canonical import CanonicalScan, to_canonical
 
@@ -96,7 +96,6 @@ def training_cases(folder: Path) -> list[RawCase]:
     Raises:
         ValueError: There are none, or their files are not there.
     """
-    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
     dataset = read_dataset_json(folder)
@@ -113,9 +112,7 @@ def training_cases(folder: Path) -> list[RawCase]:
         raise ValueError(
             f"{folder} has no training scans" if not found else f"not there: {summarise(missing)}"
         )
-    readers_for(dataset["file_ending"])
-    example = str(next(iter(found.values()))[0][0])
-    reader = determine_reader_writer_from_dataset_json(dataset, example, verbose=False).__name__
+    reader = choose_reader(dataset, next(iter(found.values()))[0][0])
     return [RawCase(name, images, label, reader) for name, (images, label) in found.items()]
 
 

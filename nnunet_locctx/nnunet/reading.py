@@ -1,14 +1,29 @@
-"""Reads scans with nnU-Net's own readers, so that properties are those of training and prediction."""
+"""Reads scans with nnU-Net's own readers, so that properties are those of training and prediction.
+
+Only whole files: see :func:`~nnunet_locctx.image_files.check_whole`.
+"""
 
 import contextlib
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from nnunet_locctx.image_files import BrokenFileError, check_whole, explain
+
+__all__ = [
+    "BrokenFileError",
+    "choose_reader",
+    "explain",
+    "file_ending",
+    "read_any",
+    "read_quietly",
+    "readers_for",
+]
 
 
 def readers_for(ending: str) -> list[str]:
@@ -28,6 +43,28 @@ def readers_for(ending: str) -> list[str]:
     return names
 
 
+def choose_reader(content: Mapping[str, Any], example: Path) -> str:
+    """Class name of the reader that nnU-Net takes for a data set: the one it names, or the first that reads a file.
+
+    Args:
+        content: Of dataset.json.
+        example: The first of the files. If none can read it, the first reader is named; reading it says what is wrong.
+
+    Raises:
+        ValueError: There is none for the file ending.
+    """
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+    known = readers_for(content["file_ending"])
+    # nnU-Net prints a traceback for every reader that fails
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            reader = determine_reader_writer_from_dataset_json(dict(content), str(example), verbose=False)
+        except RuntimeError:
+            return known[0]
+    return str(reader.__name__)
+
+
 def file_ending(file: Path) -> str:
     """The ending of a scan's file name, such as ``".nii.gz"``."""
     return "".join(file.suffixes[-2:]) if file.suffix == ".gz" else file.suffix
@@ -44,10 +81,13 @@ def read_quietly(
         segmentation: Read a segmentation.
 
     Raises:
+        BrokenFileError: A file is missing, not whole, or not what its name says.
         Exception: Whatever the reader raises.
     """
     from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 
+    for file in files:
+        check_whole(file)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         instance = recursive_find_reader_writer_by_name(reader)()
@@ -62,21 +102,15 @@ def read_any(
     """:func:`read_quietly` with the first of nnU-Net's readers that manages.
 
     Raises:
-        ValueError: A file is not there, or no reader can read them; says why for each.
+        BrokenFileError: A file is missing, not whole, or not what its name says.
+        ValueError: No reader can read them; says why for each.
     """
-    for file in files:
-        if not file.is_file():
-            raise ValueError(f"no file {file}")
     reasons = []
     for reader in readers_for(file_ending(files[0])):
         try:
             return read_quietly(files, reader, segmentation=segmentation)
+        except BrokenFileError:
+            raise
         except Exception as error:  # the next reader may manage, as in nnU-Net
             reasons.append(f"{reader}: {explain(error)}")
     raise ValueError(f"nnU-Net cannot read {', '.join(map(str, files))}. " + "; ".join(reasons))
-
-
-def explain(error: Exception) -> str:
-    """The part of a reader's error that is for people: ITK's messages begin with positions in its source."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -323,7 +323,7 @@ class TestCommand:
         assert "the files of the case case_2 differ in size" in capsys.readouterr().err
         label.write_bytes(b"broken")
         assert main(line) == 2
-        assert f"cannot read {label}" in capsys.readouterr().err
+        assert f"{label} is not compressed although" in capsys.readouterr().err
         assert not out.exists()
         label.write_bytes(good)
         for case in ("case_1", "case_2"):

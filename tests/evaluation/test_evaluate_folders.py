@@ -185,7 +185,7 @@ class TestBadInput:
             "unknown": "labels that dataset.json does not list there: 7",
             "halves": "no whole numbers: 0.5",
             "nan": "NaN",
-            "broken": "cannot be read",
+            "broken": "is not compressed although its name ends in .gz",
         }.items():
             (line,) = [line for line in message.splitlines() if line.startswith(f"case {name}:")]
             assert words in line
