@@ -500,6 +500,52 @@ def test_unreadable_file(maker: Maker) -> None:
     assert [case.name for case in report.cases] == ["good"]
 
 
+def _torn(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-300])
+
+
+def _flipped(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("what", ["image", "label"])
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (_torn, " is cut off: it "),
+        (_flipped, " is damaged: "),
+        (lambda file: file.write_bytes(b""), " is empty (0 bytes)"),
+        (
+            lambda file: file.write_bytes(b"<!DOCTYPE html><html>Please log in</html>"),
+            " is not compressed although its name ends in .gz: it begins with b'<!DOCTYPE html>",
+        ),
+        (
+            lambda file: file.write_bytes(gzip.decompress(file.read_bytes())),
+            " is not compressed although its name ends in .gz: it is a plain NIfTI file",
+        ),
+    ],
+    ids=["torn", "flipped", "empty", "html", "plain"],
+)
+def test_file_that_is_not_whole(maker: Maker, spoil: Any, words: str, what: str) -> None:
+    """ITK reads the first of these in silence, and plain files whatever their name."""
+    for name in ("a", "b"):
+        maker.case(name)
+    label = maker.random.integers(0, 2, (9, 11, 12)).astype(np.uint8)  # is large enough to be torn
+    image = sitk.GetImageFromArray(label)
+    image.CopyInformation(sitk.ReadImage(str(maker.label_file("a"))))
+    sitk.WriteImage(image, str(maker.label_file("a")))
+    file = getattr(maker, f"{what}_file")("a")
+    spoil(file)
+    report = maker.check()
+    (finding,) = report.findings
+    assert (finding.severity, finding.kind, finding.case) == ("error", "unreadable", "a")
+    assert finding.message.startswith(f"the {what} cannot be read: {file.name}{words}")
+    assert "\n" not in finding.message
+    assert report.reader == "SimpleITKIO"
+
+
 def test_missing_and_superfluous_files(maker: Maker) -> None:
     for name in ("a", "b", "c"):
         maker.case(name)

@@ -22,7 +22,7 @@ from nnunet_locctx.check.scan import (
     tiff_spacing_file,
 )
 from nnunet_locctx.geometry import corner_distance
-from nnunet_locctx.nnunet.reading import read_quietly, readers_for
+from nnunet_locctx.nnunet.reading import BrokenFileError, read_quietly, readers_for
 from nnunet_locctx.nnunet.workers import map_in_workers
 
 
@@ -182,6 +182,8 @@ def _choose_reader(dataset: RawDataset, findings: list[Finding]) -> str:
     for candidate in candidates:
         try:
             read_quietly([first], candidate)
+        except BrokenFileError:  # of no reader's making
+            break
         except Exception:  # the next reader may manage, as in nnU-Net
             continue
         if candidate != candidates[0]:
