@@ -12,10 +12,20 @@ from tqdm import tqdm
 
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.geometry import Frame
+from nnunet_locctx.nnunet.dataset_json import dataset_json_problems, read_dataset_json
 from nnunet_locctx.nnunet.fitted import summarise
 from nnunet_locctx.nnunet.reading import choose_reader, explain, read_quietly
 from nnunet_locctx.nnunet.workers import map_in_workers
 from nnunet_locctx.regression.canonical import CanonicalScan, to_canonical
+
+__all__ = [
+    "CanonicalScans",
+    "RawCase",
+    "dataset_json_problems",
+    "keep_scans",
+    "read_dataset_json",
+    "training_cases",
+]
 
 LEVELS = 65535
 """Intensities are kept as whole numbers from 0 to this, from a scan's least to its greatest."""
@@ -71,23 +81,6 @@ class RawCase:
             return data[0], Frame.as_read(properties, data.shape[1:])
         except Exception as error:  # whatever a reader raises
             raise ValueError(f"label of case {self.identifier}: {explain(error)}") from error
-
-
-def read_dataset_json(folder: Path) -> dict[str, Any]:
-    """A raw dataset's description.
-
-    Raises:
-        ValueError: It is not there, or no JSON, or lacks what is needed.
-    """
-    file = folder / "dataset.json"
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-    missing = [key for key in ("channel_names", "labels", "file_ending") if key not in content]
-    if missing:
-        raise ValueError(f"{file} lacks {', '.join(missing)}")
-    return content
 
 
 def training_cases(folder: Path) -> list[RawCase]:
