@@ -461,6 +461,7 @@ def test_label_values(maker: Maker, value: float, words: str) -> None:
 
 def test_region_and_ignore_labels_are_known(maker: Maker) -> None:
     maker.content["labels"] = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
+    maker.content["regions_class_order"] = [1, 2]
     maker.case("c")
     label = sitk.ReadImage(str(maker.label_file("c")))
     label[0, 0, 0], label[1, 0, 0] = 2, 3
@@ -627,11 +628,14 @@ def test_worker_processes_give_the_same(maker: Maker) -> None:
     ("spoil", "words"),
     [
         (lambda maker: (maker.folder / "dataset.json").unlink(), "has no dataset.json"),
-        (lambda maker: (maker.folder / "dataset.json").write_text("{"), "not valid JSON"),
-        (lambda maker: (maker.folder / "dataset.json").write_text("[]"), "must hold an object, got list"),
+        (lambda maker: (maker.folder / "dataset.json").write_text("{"), "dataset.json cannot be read: "),
+        (
+            lambda maker: (maker.folder / "dataset.json").write_text("[]"),
+            "dataset.json: it must hold an object",
+        ),
         (
             lambda maker: (maker.folder / "dataset.json").write_text('{"labels": {}}'),
-            "lacks file_ending, numTraining",
+            "dataset.json: it lacks channel_names, file_ending",
         ),
         (lambda maker: (maker.folder / "labelsTr").rmdir(), "has no folder labelsTr"),
     ],

@@ -197,6 +197,63 @@ def test_rounding_that_nnunet_takes_is_no_finding(
     assert nnunet_refuses(maker.folder) == ""
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"numTraining": "2"}, '"numTraining" must be a whole number, 2, got "2"'),
+        ({"numTraining": None}, '"numTraining" must be a whole number'),
+        ({"labels": {"organ": 1}}, '"labels" must have "background": 0'),
+        (
+            {"labels": {"background": 0, "organ": 1, "cyst": 3}},
+            "without gaps, the one to ignore last; got 0, 1, 3",
+        ),
+        ({"labels": {"background": 0, "ignore": 1, "organ": 2}}, "got 0, 2 and 1 to ignore"),
+        ({"labels": {"background": 0, "all": [1, 2], "core": 2}}, 'it lacks "regions_class_order"'),
+        (
+            {"labels": {"background": 0, "all": [1, 2], "core": 2}, "regions_class_order": [1]},
+            "a list of 2 whole numbers, one for each of all, core, got [1]",
+        ),
+    ],
+)
+def test_entries_of_dataset_json(
+    maker: Maker, changes: dict[str, Any], words: str, nnunet_refuses: Callable[[Path], str]
+) -> None:
+    """The files are checked all the same."""
+    maker.case("c0")
+    maker.case("c1")
+    maker.content |= changes
+    report = maker.check()
+    (finding,) = found(report, "dataset.json")
+    assert finding.severity == "error"
+    assert words in finding.message
+    assert len(report.cases) == 2
+    assert nnunet_refuses(maker.folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"labels": {"0": "background", "1": "organ"}}, '{"background": 0, "organ": 1}'),
+        ({"labels": ["background", "organ"]}, '{"background": 0, "organ": 1}'),
+        (
+            {"labels": {"background": 0, "organ": [[1]]}},
+            "label 'organ' must be one number or a list of numbers, [1]",
+        ),
+        ({"channel_names": ["CT"]}, '{"0": "CT"}, got ["CT"]'),
+        ({"dataset": [{"image": "a", "label": "b"}]}, "nnU-Net 1 listed the cases"),
+    ],
+)
+def test_old_forms_of_dataset_json(
+    maker: Maker, changes: dict[str, Any], words: str, nnunet_refuses: Callable[[Path], str]
+) -> None:
+    maker.case("c0")
+    maker.content |= changes
+    with pytest.raises(ValueError, match=r"/dataset\.json: ") as stopped:
+        maker.check()
+    assert words in str(stopped.value)
+    assert nnunet_refuses(maker.folder)
+
+
 class TestTiff:
     @pytest.fixture
     def tiff(self, tmp_path: Path) -> Maker:

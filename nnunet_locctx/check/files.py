@@ -1,13 +1,18 @@
 """The files of a dataset in nnU-Net's raw format, and what is missing among them."""
 
-import json
 import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nnunet_locctx.check.report import Finding
+from nnunet_locctx.nnunet.dataset_json import dataset_json_problems, read_dataset_json
+
+COUNTS = ("regions_class_order", "numTraining")
+"""Entries of dataset.json without which the files can be checked all the same."""
 
 
 @dataclass(frozen=True)
@@ -49,21 +54,23 @@ def list_dataset(folder: Path) -> RawDataset:
     """The cases of a raw dataset.
 
     Raises:
-        ValueError: There is no dataset, or dataset.json cannot be read or lacks a key.
+        ValueError: There is no dataset, or dataset.json does not say which channels, labels and files it has.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
-    content = _read_dataset_json(folder / "dataset.json")
-    ending = content["file_ending"]
-    names: dict[str, str] = content.get("channel_names", content.get("modality", {}))
+    if not (folder / "dataset.json").is_file():
+        raise ValueError(f"{folder} is not a dataset in nnU-Net's raw format: it has no dataset.json")
+    content = read_dataset_json(folder)
     dataset = RawDataset(
         name=folder.resolve().name,
-        ending=ending,
+        ending=content["file_ending"],
         reader=content.get("overwrite_image_reader_writer"),
-        channels=len(names),
+        channels=len(content["channel_names"]),
         labels=_label_values(content["labels"]),
         cases=[],
     )
+    problems = [*dataset_json_problems(content, COUNTS), *_label_problems(content["labels"])]
+    dataset.findings += [Finding("error", "dataset.json", None, problem) for problem in problems]
     if "dataset" in content:
         for name, entry in content["dataset"].items():
             images = tuple(_resolve(folder, image) for image in entry["images"])
@@ -73,7 +80,7 @@ def list_dataset(folder: Path) -> RawDataset:
     for name, channels in sorted(_images(dataset, folder / "imagesTs").items()):
         _add(dataset, name, "test", channels, None)
     training = sum(case.split == "train" for case in dataset.cases)
-    if content["numTraining"] != training:
+    if content.get("numTraining") != training and isinstance(content.get("numTraining"), int):
         dataset.findings.append(
             Finding(
                 "error",
@@ -85,21 +92,16 @@ def list_dataset(folder: Path) -> RawDataset:
     return dataset
 
 
-def _read_dataset_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ValueError(f"{file.parent} is not a dataset in nnU-Net's raw format: it has no dataset.json")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold an object, got {type(content).__name__}")
-    names = {"channel_names": "channel_names" in content or "modality" in content}
-    missing = [key for key in ("labels", "file_ending", "numTraining") if key not in content]
-    missing += [key for key, present in names.items() if not present]
-    if missing:
-        raise ValueError(f"{file} lacks {', '.join(missing)}; it has {', '.join(content)}")
-    return content
+def _label_problems(labels: dict[str, Any]) -> list[str]:
+    """What nnU-Net's integrity check and its label manager refuse besides the form."""
+    if "background" not in labels:
+        return ['"labels" must have "background": 0']
+    values = sorted({n for name in labels if name != "ignore" for n in np.atleast_1d(labels[name]).tolist()})
+    last = [labels["ignore"]] if "ignore" in labels else []
+    if values + last == list(range(len(values + last))):
+        return []
+    text = ", ".join(map(str, values)) + ("".join(f" and {value} to ignore" for value in last))
+    return [f'"labels" must be 0, 1, 2, ... without gaps, the one to ignore last; got {text}']
 
 
 def _label_values(labels: dict[str, Any]) -> dict[int, str]:

@@ -18,8 +18,8 @@ def add(commands: Any) -> None:
         "look for wrong headers in a raw dataset before training",
         """Reads every scan of a dataset in nnU-Net's raw format and reports orientations, voxel sizes and what looks
         wrong: unusable or default headers, images and labels that do not fit each other, labels far from where they
-        lie in other cases, voxels that are not finite, unknown label values, missing and unreadable files. Writes
-        nothing (but --json).
+        lie in other cases, voxels that are not finite, unknown label values, missing and unreadable files; and whatever
+        nnU-Net's own integrity check would refuse. Writes nothing (but --json).
         Exit status: 0 clean, 1 something found, 2 no such dataset.""",
         """
         locctx check -d 3
