@@ -344,6 +344,14 @@ def test_rounded_voxel_size_is_no_finding(maker: Maker) -> None:
     assert maker.check().findings == []
 
 
+def test_qform_that_is_no_rotation(maker: Maker) -> None:
+    maker.case("c")
+    content = bytearray(gzip.decompress(maker.image_file("c").read_bytes()))
+    struct.pack_into("<f", content, 256, 7.0)  # quatern_b
+    maker.image_file("c").write_bytes(gzip.compress(bytes(content)))
+    assert any("qform is no rotation" in finding.message for finding in found(maker.check(), "header"))
+
+
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
 def test_default_header(tmp_path: Path, ending: str) -> None:
     maker = Maker(tmp_path / "Dataset007_Tiny", ending)

@@ -150,7 +150,7 @@ def empty(maker: Maker) -> None:
             "channels",
             "2 components in each voxel. SimpleITKIO takes the components for an axis",
         ),
-        (vectors, ".nii.gz", "channels", "and 9 slices for channels"),
+        (vectors, ".nii.gz", "channels", "and the slices (9) for channels"),
         (ghost, ".nii.gz", "file name", "imagesTr/patient12.nii.gz lacks the channel number"),
         (counted_ghost, ".nii.gz", "file name", "makes a case 'pati' of it that has no image"),
         (foreign_value, ".nii.gz", "label value", "does not list: 7"),

@@ -16,14 +16,20 @@ from nnunet_locctx.check.report import CaseSummary, DatasetReport, Finding
 from nnunet_locctx.check.scan import (
     SAME_PLACE_VOXELS,
     Scan,
+    libraries_silenced,
     millimetres,
     orientation,
     read_scan,
     tiff_spacing_file,
 )
-from nnunet_locctx.geometry import corner_distance
+from nnunet_locctx.geometry import OBLIQUE, corner_distance
 from nnunet_locctx.nnunet.reading import BrokenFileError, read_quietly, readers_for
 from nnunet_locctx.nnunet.workers import map_in_workers
+
+OBLIQUE_MESSAGE = (
+    f"array axes more than {OBLIQUE:g} degrees from the patient's: fractions are of the box along the patient's axes "
+    "that holds the volume"
+)
 
 
 @dataclass
@@ -52,7 +58,8 @@ def check_dataset(folder: Path | str, *, processes: int = 1, progress: bool = Tr
         raise ValueError(f"processes must be at least 1, got {processes}")
     dataset = list_dataset(Path(folder))
     findings = list(dataset.findings)
-    reader = _choose_reader(dataset, findings)
+    with libraries_silenced():
+        reader = _choose_reader(dataset, findings)
     bar = tqdm(total=len(dataset.cases), desc="reading scans", unit="case", disable=not progress, leave=False)
     checked = []
     with bar:
@@ -98,6 +105,8 @@ def check_case(case: Case, reader: str, channels: int, labels: dict[int, str]) -
     if label is not None:
         result.findings += _compare(case, scans[0], label, f"label {label.file.name}")
     code, tilt = orientation(image) if image.has_geometry else ("none", 0.0)
+    if tilt > OBLIQUE:
+        result.findings.append(Finding("note", "oblique", case.name, OBLIQUE_MESSAGE, f"{tilt:.1f} degrees"))
     axes = list(image.array_axes)
     positions, volumes = {}, {}
     if label is not None and label.frame is not None and label.frame.shape == image.shape:
@@ -132,7 +141,7 @@ def _problems(case: Case, scan: Scan, where: str = "") -> list[Finding]:
 
 
 def _channel_findings(case: Case, scans: list[Scan], channels: int) -> list[Finding]:
-    """Numbers of channels that do not fit dataset.json or each other, the files' geometry being usable."""
+    """Numbers of channels that do not fit dataset.json or each other."""
     found = sum(scan.channels for scan in scans)
     if found != channels:
         message = f"{found} image channels found, dataset.json lists {channels}"
@@ -285,8 +294,11 @@ def _dataset_findings(
 def _absent_labels(checked: list[CheckedCase], dataset: RawDataset) -> list[Finding]:
     """A class without a voxel is trained on, and its Dice is nan: worth a note if labels could be read at all."""
     present = frozenset().union(*(case.labels for case in checked))
-    absent = [f"{value} ({name})" for value, name in dataset.labels.items() if value not in present | {0}]
-    absent = [label for label in absent if not label.endswith(" (ignore)")]
+    absent = [
+        f"{value} ({name})"
+        for value, name in dataset.labels.items()
+        if value not in present and name not in ("background", "ignore")
+    ]
     if not present or not absent:
         return []
     return [

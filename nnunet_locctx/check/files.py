@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nnunet_locctx.check.report import Finding
 from nnunet_locctx.nnunet.dataset_json import dataset_json_problems, read_dataset_json
 
@@ -96,7 +94,7 @@ def _label_problems(labels: dict[str, Any]) -> list[str]:
     """What nnU-Net's integrity check and its label manager refuse besides the form."""
     if "background" not in labels:
         return ['"labels" must have "background": 0']
-    values = sorted({n for name in labels if name != "ignore" for n in np.atleast_1d(labels[name]).tolist()})
+    values = sorted({n for name, value in labels.items() if name != "ignore" for n in _numbers(value)})
     last = [labels["ignore"]] if "ignore" in labels else []
     if values + last == list(range(len(values + last))):
         return []
@@ -108,9 +106,13 @@ def _label_values(labels: dict[str, Any]) -> dict[int, str]:
     """Region-based datasets give a name several values; the first name of a value is kept."""
     values = {0: "background"}
     for name, value in labels.items():
-        for number in value if isinstance(value, list) else [value]:
-            values.setdefault(int(number), name)
+        for number in _numbers(value):
+            values.setdefault(number, name)
     return values
+
+
+def _numbers(value: int | list[int]) -> list[int]:
+    return value if isinstance(value, list) else [value]
 
 
 def _resolve(folder: Path, file: str) -> Path:

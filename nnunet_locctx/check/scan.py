@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nnunet_locctx.geometry import OBLIQUE, PATIENT_FROM_LPS, Frame, corner_distance
+from nnunet_locctx.geometry import PATIENT_FROM_LPS, Frame, corner_distance
 from nnunet_locctx.nnunet.reading import BrokenFileError, explain, file_ending, read_quietly
 
 LETTERS = (("R", "L"), ("A", "P"), ("S", "I"))
@@ -73,7 +73,7 @@ def read_scan(file: Path, reader: str, *, segmentation: bool) -> Scan:
     scan = Scan(file)
     what = "label" if segmentation else "image"
     nifti = file.name.endswith((".nii", ".nii.gz"))
-    with _libraries_silenced():
+    with libraries_silenced():
         header_problem = _nifti_header(scan, what) if nifti else None
         try:
             if reader == "Tiff3DIO":
@@ -110,7 +110,7 @@ def orientation(frame: Frame) -> tuple[str, float]:
 
 
 @contextlib.contextmanager
-def _libraries_silenced() -> Iterator[None]:
+def libraries_silenced() -> Iterator[None]:
     """nibabel and ITK print what they repair in a header; the findings say it, with the case."""
     import nibabel
     import SimpleITK
@@ -134,7 +134,7 @@ def _layout(scan: Scan, properties: dict[str, Any], shape: tuple[int, ...], what
             "error",
             "channels",
             f"the {what} is a vector image: {shape[-1]} components in each voxel. {reader} takes the components for an "
-            f"axis of the volume, and {shape[0]} slices for channels; write one file per channel",
+            f"axis of the volume, and the slices ({shape[0]}) for channels; write one file per channel",
         )
         scan.readable = False
         return False
@@ -197,14 +197,6 @@ def _geometry(scan: Scan, properties: dict[str, Any], shape: tuple[int, ...], wh
     scan.spacing = tuple(float(size) for size in properties["spacing"])
     if not frame.has_geometry:
         return
-    if what == "image" and frame.obliquity > OBLIQUE:
-        scan.report(
-            "note",
-            "oblique",
-            f"array axes more than {OBLIQUE:g} degrees from the patient's: fractions are of the box along the "
-            "patient's axes that holds the volume",
-            f"{frame.obliquity:.1f} degrees",
-        )
     cosines = frame.affine_lps[:3, :3] / frame.spacing
     shear = np.abs(cosines.T @ cosines - np.eye(3)).max()
     if shear > ORTHONORMAL_TOLERANCE:
@@ -244,7 +236,13 @@ def _nifti_header(scan: Scan, what: str) -> str | None:
     with contextlib.suppress(Exception):  # a broken affine is reported below
         scan.stored = "".join(nibabel.aff2axcodes(image.affine))
     sform, sform_code = image.get_sform(coded=True)
-    qform, qform_code = image.get_qform(coded=True)
+    try:
+        qform, qform_code = image.get_qform(coded=True)
+    except ValueError as error:
+        qform, qform_code = None, int(image.header["qform_code"])
+        scan.report(
+            "warning", "header", f"the {what}'s qform is no rotation ({error}); readers may choose it"
+        )
     axes = min(image.ndim, 3)
     sizes = _pixdim(scan.file, type(image.header))[:axes]
     usable = np.isfinite(sizes) & (sizes != 0)

@@ -44,6 +44,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
     from nnunet_locctx.check import check_dataset, format_report
+    from nnunet_locctx.files import write_atomically
 
     folder = options.folder or dataset_folder("nnUNet_raw", options.dataset)
     if options.json is not None and not options.json.resolve().parent.is_dir():
@@ -51,5 +52,5 @@ def run(options: argparse.Namespace) -> int:
     report = check_dataset(folder, processes=options.processes, progress=not options.quiet)
     print(format_report(report, options.cases))
     if options.json is not None:
-        options.json.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_atomically(options.json, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
     return CLEAN if report.clean else FINDINGS
