@@ -120,7 +120,9 @@ def libraries_silenced() -> Iterator[None]:
     log.disabled = True
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         log.disabled = before[0]
         SimpleITK.ProcessObject.SetGlobalWarningDisplay(before[1])
@@ -187,9 +189,7 @@ def _geometry(scan: Scan, properties: dict[str, Any], shape: tuple[int, ...], wh
         scan.report("error", "empty", f"the {what} has no voxels: shape {tuple(shape)}")
         return
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            frame = Frame.as_read(properties, shape)
+        frame = Frame.as_read(properties, shape)
     except ValueError as error:
         scan.report("error", "header", f"the {what}'s header is unusable: {error}")
         return
