@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -194,6 +195,17 @@ def test_rounding_that_nnunet_takes_is_no_finding(
     label_spacing(factor)(maker)
     channel_spacing(factor)(maker)
     assert maker.check().findings == []
+    assert nnunet_refuses(maker.folder) == ""
+
+
+def test_file_name_that_nnunet_ignores(maker: Maker, nnunet_refuses: Callable[[Path], str]) -> None:
+    """Without its last five characters it is the name of a case that is there."""
+    maker.case("c0")
+    shutil.copy(maker.image_file("c0"), maker.folder / "imagesTr" / "c0_copy.nii.gz")
+    report = maker.check()
+    (finding,) = report.findings
+    assert (finding.severity, finding.kind) == ("warning", "file name")
+    assert finding.message.endswith("nnU-Net ignores it")
     assert nnunet_refuses(maker.folder) == ""
 
 

@@ -1,5 +1,6 @@
 """`nnunet_locctx.datasets.conversion` and the releases, on tiny volumes in the true layouts."""
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -293,27 +294,31 @@ def test_corrupt_files_are_listed_at_once(home: Path, tmp_path: Path) -> None:
         nibabel.Nifti1Image(np.asanyarray(broken.dataobj), None, broken.header), images / "img0006.nii.gz"
     )
     fake.volume(images / "img0007.nii.gz", shape=(8, 9, 6, 2))
+    (images / "img0008.nii.gz").write_text("<!DOCTYPE html><html>Please log in</html>")
+    (images / "img0009.nii.gz").write_bytes(gzip.decompress((images / "img0009.nii.gz").read_bytes()))
     problems = refused(Btcv(), source, home, processes=1)
     for number, words in {
-        1: "cannot be read",
-        2: "cannot be read",
+        1: "img0001.nii.gz: is cut off: it ",
+        2: "label0002.nii.gz: is empty (0 bytes)",
         3: "(8, 9, 5) voxels, the first image has (8, 9, 6)",
         4: "another affine than the first image",
         5: "label values 14, 200 where 0, 1, 2",
         6: "header without a usable affine",
         7: "shape (8, 9, 6, 2) where (x, y, z) is expected",
+        8: "img0008.nii.gz: is not compressed although its name ends in .gz: it begins with b'<!DOCTYPE html>",
+        9: "img0009.nii.gz: is not compressed although its name ends in .gz: it is a plain NIfTI file",
     }.items():
         assert any(problem.startswith(f"img{number:04d}: ") and words in problem for problem in problems)
-    assert len(problems) == 7
+    assert len(problems) == 9
     # missing files do not hide corrupt ones, nor the other files of their own case
     (labels / "label0001.nii.gz").unlink()
-    (images / "img0008.nii.gz").unlink()
+    (images / "img0010.nii.gz").unlink()
     missing = [
         f"img0001: missing: {labels / 'label0001.nii.gz'}",
-        f"img0008: missing: {images / 'img0008.nii.gz'}",
+        f"img0010: missing: {images / 'img0010.nii.gz'}",
     ]
     assert refused(Btcv(), source, home, processes=1) == missing + problems
-    bad = tuple(f"img{number:04d}" for number in range(1, 9))
+    bad = tuple(f"img{number:04d}" for number in range(1, 11))
     # what was asked to be left out is not complained about
     assert set(run(Btcv(exclude=bad), source).left_out) == set(bad)
 
