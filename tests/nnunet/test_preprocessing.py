@@ -71,6 +71,20 @@ def test_intensities_that_are_coordinates(
     np.testing.assert_allclose(data[3:][inside] * MILLIMETRES_PER_UNIT, expected, atol=2e-3)
 
 
+@pytest.mark.parametrize("ending", ["nii.gz", "nrrd", "mha"])
+@pytest.mark.parametrize("flip", [np.diag([1.0, 1, 1]), np.diag([-1.0, -1, 1])], ids=["LPS", "RAS"])
+def test_channels_in_one_file_of_four_dimensions(tmp_path: Path, flip: np.ndarray, ending: str) -> None:
+    """The direction of such a file is 4 x 4; its spatial part says where the patient's sides are."""
+    direction = rotation((0.1, -0.05, 0.2)) @ flip
+    files = write_scan(tmp_path, direction, (1.5, 2.0, 3.0))
+    joined = str(tmp_path / f"joined_0000.{ending}")
+    sitk.WriteImage(sitk.JoinSeries([sitk.ReadImage(file) for file in files]), joined)
+    data, _, _ = preprocess([joined], (0, 1, 2), [2.2, 1.7, 2.6], source="scanner", absolute=True)
+    assert data.shape[0] == 6
+    inside = (slice(None), *[slice(2, -2)] * 3)
+    np.testing.assert_allclose(data[3:][inside] * MILLIMETRES_PER_UNIT, data[:3][inside] - LIFT, atol=2e-3)
+
+
 def test_voxel_fractions_follow_the_cropped_volume(tmp_path: Path) -> None:
     files = write_scan(tmp_path, np.eye(3), (2.0, 2.0, 2.0))
     data, _, _ = preprocess(files, (0, 1, 2), [2.0, 2.0, 2.0])
