@@ -167,9 +167,7 @@ class LightMedSeg(WholeNetwork):
         self.stride = stride if bias == "gauss" else 1
         values = anchors * dimensions + (2 * dimensions if self.box else 0)
         self.anchors, self.dimensions = anchors, dimensions
-        self.detector = (
-            AnchorDetector(channels, rank, anchors, anchors_from, dimensions) if anchors else None
-        )
+        self.detector = AnchorDetector(channels, rank, anchors, anchors_from, dimensions) if anchors else None
         self.stem = GhostConv(channels, STEM, rank, stride=2, ghost=ghost)
         self.prior = StructurePrior(STEM, rank) if structure_prior else None
         widths = (STEM, *ENCODER)

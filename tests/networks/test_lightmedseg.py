@@ -127,20 +127,22 @@ def test_parameters_without_anchors() -> None:
     assert parameters(build(**{**PAPER, "anchors": 0})) == 476_205 - 8_640 - film - bias
 
 
-def test_without_the_router_a_level_gets_the_encoder_stage_of_its_resolution() -> None:
-    for resolution, stages in (("full", (2, 1)), ("half", (3, 2))):
-        network = LightMedSeg(1, 2, (32, 32), **PAPER, router=False, resolution=resolution)
-        seen: list[Tensor] = []
-        for stage in network.encoder:
-            stage.register_forward_hook(lambda _, __, output: seen.append(output))
-        given: list[Tensor] = []
-        for stage in network.stages:
-            stage.register_forward_pre_hook(lambda _, arguments: given.append(arguments[1]))
-        network(torch.randn(1, 1, 32, 32))
-        for level, stage in enumerate(stages):
-            expected = network.router.give[level](seen[stage])
-            assert given[level].shape == expected.shape
-            torch.testing.assert_close(given[level], expected)
+@pytest.mark.parametrize(("resolution", "stages"), [("full", (2, 1)), ("half", (3, 2))])
+def test_without_the_router_a_level_gets_the_encoder_stage_of_its_resolution(
+    resolution: str, stages: tuple[int, int]
+) -> None:
+    network = LightMedSeg(1, 2, (32, 32), **PAPER, router=False, resolution=resolution)
+    seen: list[Tensor] = []
+    for stage in network.encoder:
+        stage.register_forward_hook(lambda _, __, output: seen.append(output))
+    given: list[Tensor] = []
+    for stage in network.stages:
+        stage.register_forward_pre_hook(lambda _, arguments: given.append(arguments[1]))
+    network(torch.randn(1, 1, 32, 32))
+    for level, number in enumerate(stages):
+        expected = network.router.give[level](seen[number])
+        assert given[level].shape == expected.shape
+        torch.testing.assert_close(given[level], expected)
 
 
 def test_without_the_prior_both_paths_of_a_stage_count_half() -> None:
@@ -148,9 +150,7 @@ def test_without_the_prior_both_paths_of_a_stage_count_half() -> None:
     stage, x, s = network.encoder[0], torch.randn(1, 8, 6, 6), torch.randn(1, 16)
     assert stage.film is not None
     seen = stage.film(stage.conv(x), s)
-    torch.testing.assert_close(
-        stage(x, None, s), stage.excite((stage.detail(seen) + stage.smooth(seen)) / 2)
-    )
+    torch.testing.assert_close(stage(x, None, s), stage.excite((stage.detail(seen) + stage.smooth(seen)) / 2))
 
 
 def test_without_anchors_the_extent_alone_brings_location() -> None:
