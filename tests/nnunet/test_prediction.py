@@ -1,9 +1,9 @@
 """A trained model, taken apart: what the steps of a prediction give."""
 
 import json
-import os
+import multiprocessing
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from nnunet_locctx.location import BodyPartCurve, Measurement, VoxelSource
 from nnunet_locctx.nnunet.prediction import load_located_model
 from nnunet_locctx.nnunet.preprocessing import LocationMixin
-from nnunet_locctx.resources import trainers_folder
+from tests.integration.workspace import ThreadsForProcesses, Workspace
 from tests.nnunet.small_models import make_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -59,7 +59,6 @@ def test_export_is_on_the_grid_of_the_scan(image: Path, folder: Path, tmp_path: 
     np.testing.assert_array_equal(sitk.GetArrayFromImage(written).sum(axis=(1, 2)), [0] * 4 + [42] * 4)
 
 
-@pytest.mark.slow
 def test_the_guides_script_for_windows_as_locbams(image: Path, folder: Path, tmp_path: Path) -> None:
     """docs/guides/locbam.md: runs, predicts the validation cases of the fold and those only."""
     page = (REPOSITORY / "docs" / "guides" / "locbam.md").read_text()
@@ -70,13 +69,10 @@ def test_the_guides_script_for_windows_as_locbams(image: Path, folder: Path, tmp
     splits = tmp_path / "splits_final.json"
     splits.write_text(json.dumps([{"train": ["other"], "val": ["scan"]}]))
     output = tmp_path / "windows"
-    arguments = [str(one) for one in (folder, tmp_path, splits, 0, output)]
-    subprocess.run(
-        [sys.executable, str(tmp_path / "windows.py"), *arguments],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "nnUNet_extTrainer": str(trainers_folder()), "nnUNet_def_n_proc": "1"},
-    )
+    with Workspace(tmp_path / "nnunet").entered(1) as patch:
+        patch.setattr(sys, "argv", ["windows.py", *map(str, (folder, tmp_path, splits, 0, output))])
+        patch.setattr(multiprocessing, "get_context", lambda method=None: ThreadsForProcesses)
+        runpy.run_path(str(tmp_path / "windows.py"), run_name="__main__")
     written = sitk.GetArrayFromImage(sitk.ReadImage(str(output / "scan.nii.gz")))
     np.testing.assert_array_equal(written.sum(axis=(1, 2)), [0] * 4 + [42] * 4)
 
