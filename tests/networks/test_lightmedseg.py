@@ -1,5 +1,8 @@
 """LightMedSeg: the published counts, and where its location enters."""
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -151,6 +154,15 @@ def test_without_the_prior_both_paths_of_a_stage_count_half() -> None:
     assert stage.film is not None
     seen = stage.film(stage.conv(x), s)
     torch.testing.assert_close(stage(x, None, s), stage.excite((stage.detail(seen) + stage.smooth(seen)) / 2))
+
+
+def test_parameters_of_the_page() -> None:
+    """docs/lightmedseg.md, parts left out."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "lightmedseg.md").read_text()
+    rows = re.findall(r"^\| `(\{.*?\})` \| ([\d,]+) \|", page, re.MULTILINE)
+    assert len(rows) == 7
+    for options, told in rows:
+        assert parameters(build(**{**PAPER, **json.loads(options)})) == int(told.replace(",", "")), options
 
 
 def test_without_anchors_the_extent_alone_brings_location() -> None:

@@ -295,6 +295,24 @@ def test_rare_classes_weigh_more_in_every_term(has_regions: bool, ignored: bool)
     assert not torch.allclose(term(logits, target, weights), term(logits, target))
 
 
+@pytest.mark.parametrize(("has_regions", "ignored"), CASES)
+def test_weighted_classes_in_half_precision(has_regions: bool, ignored: bool) -> None:
+    """As on a GPU: the logits are half precision, the loss is computed under autocast."""
+    target = some_target(has_regions, ignored)
+    kind = {"ignore_label": None if has_regions or not ignored else 3}
+    term = BoundaryTerm(regions=has_regions, region_ignore=has_regions and ignored, **kind)
+    loss = BoundaryLoss(base_loss(has_regions, ignored, True), term, 0.5, True)
+    logits = torch.randn(2, 3, 8, 7, 6)
+    expected = loss(logits, target)
+    half = logits.bfloat16().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = loss(half, target)
+    found.backward()
+    assert float(found.detach()) == pytest.approx(float(expected), abs=0.02)
+    assert half.grad is not None
+    assert half.grad.isfinite().all()
+
+
 def test_weights_are_for_nnunets_usual_losses() -> None:
     with pytest.raises(ValueError, match=r"inverse_frequency needs Dice with cross entropy.*got Linear"):
         BoundaryLoss(nn.Linear(1, 1), BoundaryTerm(), inverse_frequency=True)

@@ -62,6 +62,7 @@ def test_refuses_before_anything_is_written(
         ("GPEUNETRTrainer", {"encoding": None}),
         ("UNETRTrainer", {"encoding": "frequency"}),
         ("LightMedSegTrainer", {"coordinates": "patch"}),
+        ("LightMedSegTrainer", {"anchors": 0, "box": False}),
     ],
 )
 def test_the_trainers_name_decides_about_location(
