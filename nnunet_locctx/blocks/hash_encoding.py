@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_locctx.blocks.checks import check_integer, check_positive, is_number
+from nnunet_locctx.blocks.checks import check_flag, check_integer, check_positive, is_number
 from nnunet_locctx.blocks.hash_grid import HashGrid, hash_lookup
 from nnunet_locctx.blocks.resolution import fade_out, in_full_precision, token_step
 from nnunet_locctx.types import Features, Location
@@ -91,8 +91,7 @@ class HashEncoding(nn.Module):
             raise ValueError(f"scale must be a number >= 1, got {scale!r}")
         check_positive("extent", extent)
         check_positive("gain", gain)
-        if not isinstance(band_limit, bool):
-            raise ValueError(f"band_limit must be true or false, got {band_limit!r}")
+        check_flag("band_limit", band_limit)
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
         finest = base_resolution * float(scale) ** (levels - 1)
