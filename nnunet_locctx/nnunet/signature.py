@@ -8,6 +8,9 @@ from torch import nn
 
 LENGTH = 2048
 
+CHANGED = frozenset({"bound", "stride"})
+"""Options whose default is not what was computed before they existed."""
+
 
 class LocationSignature(nn.Module):
     """Travels in the checkpoint and refuses weights that were trained with other location options.
@@ -15,8 +18,8 @@ class LocationSignature(nn.Module):
     Without it a plans file edited after training (another source, say) would change what the coordinates
     mean without a word.
 
-    A checkpoint from before an option existed does not name it. It is read as if it named the default, so the default
-    of a new option must be what was computed before.
+    A checkpoint from before an option existed does not name it. It is read as if it named the default: that of a new
+    option must be what was computed before, or its name belongs to :data:`CHANGED`, and the checkpoint is refused.
 
     Args:
         text: The options that the weights depend on, JSON.
@@ -65,7 +68,8 @@ class LocationSignature(nn.Module):
 
 def _completed(value: Any, default: Any) -> Any:
     if isinstance(value, dict) and isinstance(default, dict):
-        return {**default, **{key: _completed(one, default.get(key)) for key, one in value.items()}}
+        before = {key: one for key, one in default.items() if key not in CHANGED}
+        return {**before, **{key: _completed(one, default.get(key)) for key, one in value.items()}}
     if isinstance(value, list) and isinstance(default, list) and len(value) == len(default):
         return [_completed(one, other) for one, other in zip(value, default, strict=True)]
     return value

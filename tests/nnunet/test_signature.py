@@ -13,11 +13,11 @@ from tests.networks.small_networks import SMALL
 from tests.nnunet.small_plans import configuration
 from tests.nnunet.test_trainer import build
 
-PLANS = {"source": "voxel", "block": {"bands": 6, "stride": 2}, "also": [["prior", "logits", {"stride": 4}]]}
+PLANS = {"source": "voxel", "block": {"bands": 6, "hidden": 8}, "also": [["prior", "logits", {"hidden": 16}]]}
 DEFAULTS = {
     "source": "voxel",
-    "block": {"bands": 6, "stride": 1},
-    "also": [["prior", "logits", {"stride": 1}]],
+    "block": {"bands": 6, "hidden": 32},
+    "also": [["prior", "logits", {"hidden": 32}]],
 }
 
 
@@ -27,10 +27,10 @@ def stored(options: Any) -> dict[str, torch.Tensor]:
 
 def test_an_option_newer_than_the_checkpoint_counts_as_its_default() -> None:
     signature = LocationSignature(json.dumps(PLANS), json.dumps(DEFAULTS))
-    signature.load_state_dict(stored({**PLANS, "block": {"stride": 2}}))
+    signature.load_state_dict(stored({**PLANS, "block": {"hidden": 8}}))
     signature.load_state_dict(stored(PLANS))  # again, after the older one
     without = {**PLANS, "block": {"bands": 6}}
-    with pytest.raises(ValueError, match=r'trained with the location options .*the plans say .*"stride": 2'):
+    with pytest.raises(ValueError, match=r'trained with the location options .*the plans say .*"hidden": 8'):
         LocationSignature(json.dumps(PLANS), json.dumps(DEFAULTS)).load_state_dict(stored(without))
     without = {**PLANS, "also": [["prior", "logits", {}]]}
     with pytest.raises(ValueError, match="trained with the location options"):
@@ -40,7 +40,7 @@ def test_an_option_newer_than_the_checkpoint_counts_as_its_default() -> None:
 @pytest.mark.parametrize(
     "trained",
     [
-        {**PLANS, "block": {"bands": 6, "stride": 2, "newer": True}},
+        {**PLANS, "block": {"bands": 6, "hidden": 8, "newer": True}},
         {**PLANS, "source": "scanner"},
         {**PLANS, "also": []},
         [PLANS],
@@ -51,6 +51,14 @@ def test_other_options_are_refused(trained: Any) -> None:
     signature = LocationSignature(json.dumps(PLANS), json.dumps(DEFAULTS))
     with pytest.raises(ValueError, match="trained with the location options"):
         signature.load_state_dict(stored(trained))
+
+
+def test_options_that_changed_what_is_computed_must_be_named() -> None:
+    """The bound of the scales: without it they were free, so its default is not what the checkpoint computed."""
+    network = build(TRAINERS["LocCtxTrainer"], configuration())
+    network.location_signature.load_state_dict(without(network, "block", "band_limit"))
+    with pytest.raises(ValueError, match=r'the plans say .*"bound": 3.0'):
+        network.location_signature.load_state_dict(without(network, "block", "bound"))
 
 
 def test_says_how_long_it_may_be() -> None:
