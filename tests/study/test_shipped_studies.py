@@ -22,6 +22,7 @@ STUDIES = sorted(file.stem for file in studies_folder().glob("*.yaml"))
 PLANS = {
     "lightmedseg_brats": BRATS,
     "lightmedseg_acdc": ACDC,
+    "l2gnet_acdc": ACDC,
     "hippocampus": HIPPOCAMPUS,
     "phantom": HIPPOCAMPUS,
 }
@@ -66,6 +67,8 @@ def test_there_is_one_for_each_table() -> None:
         "gpe_synapse",
         "lightmedseg_brats",
         "lightmedseg_acdc",
+        "l2gnet_acdc",
+        "l2gnet_synapse",
     )
     assert sorted([*papers, "hippocampus", "phantom"]) == STUDIES
 
@@ -143,7 +146,7 @@ def test_equal_voxels_are_preprocessed_once(tmp_path: Path, monkeypatch: pytest.
 
 def test_trainings_and_hours_of_the_guides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
-    for page in GUIDES.glob("*.md"):
+    for page in (*GUIDES.glob("*.md"), GUIDES.parent / "l2gnet.md"):
         for name, trainings, hours in re.findall(
             r"^\| `(\w+)` \| (\d+) \| (\d+) \|", page.read_text(), re.MULTILINE
         ):
