@@ -76,10 +76,11 @@ class Runner:
                 return self._run(where, gpus, held, show)
         except BusyError as busy:
             about = _about(str(busy))
+            snakemake = about.get("snakemake", "?")
             raise ValueError(
                 f"the study is being run already, in {self.work.folder}, by process {about.get('pid', '?')} "
                 f"on {about.get('host', '?')} since {about.get('since', '?')}, or by the Snakemake that it started, "
-                f"process {about.get('snakemake', '?')}; wait for it, or end it"
+                f"process {snakemake}; wait for it, or end it (if only Snakemake is left: kill -INT -- -{snakemake})"
             ) from None
 
     def _run(self, where: Where, gpus: Sequence[str], held: int, show: Callable[[str], None]) -> int:
