@@ -100,6 +100,8 @@ def training_labels(raw: Path, preprocessed: Path | None = None) -> Path:
     file = raw / "dataset.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        content = {}
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
     if "dataset" not in content:
