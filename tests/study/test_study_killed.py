@@ -155,7 +155,9 @@ def test_each_layer_in_turn(study):
     assert ignored >> (signal.SIGINT - 1) & 1
     snakemake, job = study.layers()
     os.kill(runner, signal.SIGTERM)
-    wait_until(lambda: gone([runner, snakemake, job, *first]), "the stop leaves something at work", 40)
+    # sooner than what does not answer is killed
+    wait_until(lambda: gone([snakemake, job, *first]), "the stop leaves something at work", 25)
+    wait_until(lambda: gone([runner]), "the command does not end")
 
     # the job's process killed: the command ends, and with it what the job had started
     runner = study.start()
