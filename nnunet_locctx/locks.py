@@ -1,8 +1,10 @@
-"""Locks that end with the process that holds them, whatever ends it."""
+"""Locks that end with the process that works, whatever ends it; those that were left behind are found and ended."""
 
 import contextlib
 import json
 import os
+import re
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -28,11 +30,12 @@ def lock(file: Path, about: dict[str, Any] | None = None, *, inherited: bool = F
 
     Raises:
         BusyError: Another process holds it.
+        OSError: The file cannot be opened, or is a symbolic link.
     """
     import fcntl  # not on Windows, where Snakemake does not run either
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
         os.set_inheritable(descriptor, inherited)
         try:
@@ -53,17 +56,96 @@ def note(descriptor: int, about: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def wait_for_lock(file: Path, say: Callable[[str], None], seconds: float = 2.0) -> Iterator[None]:
-    """Holds a lock, after waiting for whoever holds it; says once that it waits."""
+def wait_for_lock(
+    file: Path,
+    say: Callable[[str], None],
+    seconds: float = 2.0,
+    *,
+    inherited: bool = False,
+    ended: Callable[[list[int]], None] = lambda processes: None,
+) -> Iterator[int]:
+    """Holds a lock, after waiting for whoever holds it, or ending those that a killed process left it to.
+
+    Args:
+        file: As for :func:`lock`, also ``inherited``.
+        say: Told once who is waited for.
+        seconds: Between two looks.
+        ended: Told which processes were ended.
+
+    Yields:
+        The file's descriptor.
+    """
     with contextlib.ExitStack() as stack:
         told = False
         while True:
             try:
-                stack.enter_context(lock(file))
+                descriptor = stack.enter_context(lock(file, inherited=inherited))
                 break
             except BusyError as busy:
+                left_behind = end_abandoned(file)
+                if left_behind:
+                    ended(left_behind)
+                    continue
                 if not told:
                     say(str(busy))
                 told = True
                 time.sleep(seconds)
-        yield
+        yield descriptor
+
+
+def holders(file: Path) -> dict[int, int]:
+    """Processes of this user and machine that hold a lock, those that inherited it too.
+
+    Returns:
+        Process -> the process that took the lock (0: no longer known). Empty where there is no ``/proc``.
+    """
+    found: dict[int, int] = {}
+    try:
+        wanted = file.stat()
+    except OSError:
+        return found
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # of another user, or ended meanwhile
+            for link in (process / "fd").iterdir():
+                there = link.stat()
+                if (there.st_dev, there.st_ino) != (wanted.st_dev, wanted.st_ino):
+                    continue
+                # whoever only waits has the file open too, but the lock is not on its descriptor
+                said = (process / "fdinfo" / link.name).read_text()
+                taken = re.search(r"^lock:.*\bFLOCK\s+\S+\s+\S+\s+(\d+)", said, re.MULTILINE)
+                if taken:
+                    found[int(process.name)] = int(taken[1])
+    return found
+
+
+def end_abandoned(file: Path) -> list[int]:
+    """Ends those that inherited a lock from a process that is no more; returns them."""
+    left = holders(file)
+    return [] if not left or set(left.values()) & set(left) else end_holders(file)
+
+
+def end_holders(file: Path, seconds: float = 10.0) -> list[int]:
+    """Ends whoever holds a lock on this machine, with their process groups; returns them.
+
+    Args:
+        file: The lock's.
+        seconds: Between asking (SIGTERM) and killing.
+    """
+    ended: dict[int, None] = {}
+    for number, patience in ((signal.SIGTERM, seconds), (signal.SIGKILL, 2.0)):
+        until = time.monotonic() + patience
+        left = [process for process in holders(file) if process != os.getpid()]
+        ended.update(dict.fromkeys(left))
+        for process in left:
+            with contextlib.suppress(ProcessLookupError):
+                group = os.getpgid(process)
+                if group == os.getpgrp():
+                    os.kill(process, number)
+                else:
+                    os.killpg(group, number)
+        while left and time.monotonic() < until:
+            time.sleep(0.1)
+            left = [process for process in holders(file) if process != os.getpid()]
+        if not left:
+            break
+    return list(ended)

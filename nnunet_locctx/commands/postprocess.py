@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_locctx.commands.common import CLEAN, add_command, add_processes
-from nnunet_locctx.nnunet.paths import dataset_folder
+from nnunet_locctx.nnunet.paths import dataset_folder, training_labels
 
 DESCRIPTION = "largest components and atlas masking of a folder of predictions"
 
@@ -159,7 +159,7 @@ def run_fit_atlas(options: argparse.Namespace) -> int:
     """Runs the action; returns the exit status."""
     from nnunet_locctx.evaluation.atlas_fit import RADII, fit_atlas
 
-    labels = options.labels or dataset_folder("nnUNet_raw", options.dataset) / "labelsTr"
+    labels = options.labels or training_labels(dataset_folder("nnUNet_raw", options.dataset))
     atlas = fit_atlas(
         labels,
         options.output,

@@ -9,11 +9,15 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnunet_locctx.resources import trainers_folder
+
+PATIENCE = 10.0
+"""Seconds between asking a command to end and killing it."""
 
 
 class CommandError(ChildProcessError):
@@ -109,6 +113,7 @@ def run_logged(
     show: Callable[[str], str | None] | None = None,
     *,
     append: bool = False,
+    locks: Sequence[int] = (),
 ) -> None:
     """Run one command to its end, with whatever it starts; pass on and keep what it prints.
 
@@ -118,6 +123,8 @@ def run_logged(
         log: File that takes the whole output.
         show: Turns a line into the line to print, or None to print nothing; without it every line is printed.
         append: Keep what the file holds.
+        locks: Descriptors of inherited locks (:func:`nnunet_locctx.locks.lock`) that the command holds too, so that
+            nobody takes its work for ended if only this process is killed.
 
     Raises:
         CommandError: The command is not installed, or ends with an error.
@@ -134,6 +141,7 @@ def run_logged(
             encoding="utf-8",
             errors="replace",
             start_new_session=True,  # a process group of its own, to end with everything in it
+            pass_fds=tuple(locks),
         ) as process,
     ):
         try:
@@ -180,12 +188,18 @@ def _lines(process: "subprocess.Popen[str]") -> Iterator[str]:
 
 
 def _end_group(process: "subprocess.Popen[str]") -> None:
-    """End the process, if it still runs, and whatever it left running."""
-    if hasattr(os, "killpg"):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-    else:
+    """End the process, if it still runs, and whatever it left running; what does not end in time is killed."""
+    if not hasattr(os, "killpg"):
         process.terminate()
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGTERM)
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            process.poll()  # a group lives on in a member that ended and was not collected
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def executable(name: str) -> str:

@@ -3,6 +3,7 @@
 Nothing of nnU-Net is imported here, so that commands can check their input before the slow imports.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -80,6 +81,32 @@ def dataset_in(folder: Path, dataset: str | int, called: str) -> Path:
             f"{len(found)} datasets have the id {text} in {folder} ({called}): {names}. Give the full name."
         )
     return found[0]
+
+
+def training_labels(raw: Path, preprocessed: Path | None = None) -> Path:
+    """The folder that holds a dataset's training labels as CASE.ENDING.
+
+    Args:
+        raw: The dataset's raw folder.
+        preprocessed: Its folder of preprocessed data; None: that of ``nnUNet_preprocessed``.
+
+    Returns:
+        ``labelsTr``; or, if ``dataset.json`` lists the cases' files (its key ``dataset``), which may lie anywhere, the
+        copies that nnU-Net makes when it preprocesses.
+
+    Raises:
+        ValueError: ``dataset.json`` cannot be read, or ``nnUNet_preprocessed`` is needed and not set.
+    """
+    file = raw / "dataset.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        content = {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    if "dataset" not in content:
+        return raw / "labelsTr"
+    return (preprocessed or nnunet_folder("nnUNet_preprocessed") / raw.name) / "gt_segmentations"
 
 
 def _datasets(folder: Path) -> Iterator[Path]:

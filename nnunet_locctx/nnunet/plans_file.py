@@ -65,12 +65,13 @@ def check_name(name: str, what: str) -> None:
     """Refuses names that nnU-Net's folder names (TRAINER__PLANS__CONFIGURATION) cannot carry.
 
     Raises:
-        ValueError: The name is empty, or holds ``__`` or other characters than letters, digits, ``_``, ``.``, ``-``.
+        ValueError: The name is empty, longer than 100 letters (a folder's name may have 255), or holds ``__`` or other
+            characters than letters, digits, ``_``, ``.``, ``-``.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or "__" in name:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name) or "__" in name:
         raise ValueError(
-            f"the {what} must be made of letters, digits, '_', '.' and '-', without '__' (it becomes part of a folder "
-            f"name), got {name!r}"
+            f"the {what} must be made of at most 100 letters, digits, '_', '.' and '-', without '__' (it becomes "
+            f"part of a folder name), got {name!r}"
         )
 
 

@@ -3,11 +3,11 @@
 import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.locks import BusyError, lock
+from nnunet_locctx.locks import BusyError, end_abandoned, lock
 from nnunet_locctx.study.jobs import Job
 from nnunet_locctx.study.work_folder import WorkFolder, read_json, write_json
 
@@ -68,12 +68,25 @@ def refuse_queued_jobs(work: WorkFolder, graph: Mapping[str, Job]) -> None:
         )
 
 
+def still_at_work(work: WorkFolder, names: Iterable[str]) -> list[str]:
+    """The jobs that some process works on."""
+    found = []
+    for name in names:
+        try:
+            if work.lock(name).is_file():
+                with lock(work.lock(name)):
+                    pass
+        except BusyError:
+            found.append(name)
+    return found
+
+
 def _silence(work: WorkFolder, name: str, said: Mapping[str, Any], log: Path) -> str:
-    try:
-        with lock(work.lock(name)):
-            return f"the job ended without a word (killed, or out of memory or time?); Snakemake's log: {log}"
-    except BusyError:
+    ended = end_abandoned(work.lock(name))
+    if still_at_work(work, [name]):
         return f"process {said.get('pid')} still works on it, without Snakemake; the next run waits for it"
+    left = f"; ended what it had left at work: {ended}" if ended else ""
+    return f"the job ended without a word (killed, or out of memory or time?){left}; Snakemake's log: {log}"
 
 
 def _write(work: WorkFolder, name: str, job: Job | None, log: Path, message: str) -> None:

@@ -1,6 +1,8 @@
 """A study as its file defines it; everything is checked before anything is written."""
 
+import hashlib
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,5 +152,11 @@ class Study:
 
 
 def slug(name: str) -> str:
-    """A name as part of a file's name: ``LocBAM (body_part)`` -> ``LocBAM-body_part``, ``UNETR++`` -> ``UNETRpp``."""
-    return re.sub(r"[^A-Za-z0-9_.]+", "-", name.replace("+", "p")).strip("-").replace("__", "_")
+    """A name as part of a file's name: ``LocBAM (body_part)`` -> ``LocBAM-body_part``, ``UNETR++`` -> ``UNETRpp``.
+
+    A name without any letter or digit of ASCII becomes a fingerprint.
+    """
+    found = re.sub(r"[^A-Za-z0-9_.]+", "-", name.replace("+", "p")).strip("-").replace("__", "_")
+    if found:
+        return found
+    return "method-" + hashlib.sha256(unicodedata.normalize("NFC", name).encode()).hexdigest()[:8]

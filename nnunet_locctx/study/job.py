@@ -1,7 +1,9 @@
 """Runs one job of a study: ``python -m nnunet_locctx.study.job WORK JOB``. Snakemake starts it, here or on a cluster.
 
 Everything it needs is in ``WORK/jobs/JOB.json``, the environment variables too. A job that another process still works
-on (one that outlived a runner that was killed) is waited for, not done twice.
+on (one that outlived a runner that was killed) is waited for, not done twice. Its commands hold the locks of the job
+and of its GPUs too: if only this process is killed, nobody takes them for free, and whoever needs them next ends what
+was left behind.
 """
 
 import contextlib
@@ -39,8 +41,11 @@ def run_job(work: WorkFolder, name: str) -> int:
         print(f"{name}: {text}", flush=True)
 
     with wait_for_lock(
-        work.lock(name), lambda held: say(f"waiting for the process that works on it: {held}")
-    ):
+        work.lock(name),
+        lambda other: say(f"waiting for the process that works on it: {other}"),
+        inherited=True,
+        ended=lambda processes: say(f"ended what a killed process had left at work: {processes}"),
+    ) as held:
         if is_done(work.done(name), job["digest"], job["outputs"]):
             say("done before")
             work.flag(name).touch()
@@ -50,7 +55,7 @@ def run_job(work: WorkFolder, name: str) -> int:
         status["slurm_job"] = os.environ.get("SLURM_JOB_ID")
         write_json(work.status(name), {**status, "state": "running"})
         try:
-            _work(work, job, say)
+            _work(work, job, held, say)
         except (CommandError, OSError, ValueError) as error:
             _fail(work, job, error)
             write_json(work.status(name), {**status, "state": "failed", "ended": time.time()})
@@ -66,18 +71,21 @@ def run_job(work: WorkFolder, name: str) -> int:
         return 0
 
 
-def _work(work: WorkFolder, job: Mapping[str, Any], say: Any) -> None:
+def _work(work: WorkFolder, job: Mapping[str, Any], held: int, say: Any) -> None:
     for draft in job["fresh"].values():
         shutil.rmtree(draft, ignore_errors=True)
         Path(draft).parent.mkdir(parents=True, exist_ok=True)
     log = work.log(job["name"])
     log.parent.mkdir(parents=True, exist_ok=True)
-    with _gpus(job, say) as variables:
+    with _gpus(job, say) as gpus:
+        variables = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
         environment = {**os.environ, **job["environment"], **variables}
         for command in map(replaced, job["commands"]):
             with log.open("a", encoding="utf-8") as file:
                 file.write(f"== {time.strftime('%Y-%m-%d %H:%M:%S')} $ {shlex.join(command)}\n")
-            run_logged(command, environment, log, lambda line: None, append=True)
+            run_logged(
+                command, environment, log, lambda line: None, append=True, locks=(held, *gpus.values())
+            )
     for folder, draft in job["fresh"].items():
         take_place(Path(draft), Path(folder))
     missing = [output for output in job["outputs"] if not Path(output).exists()]
@@ -86,13 +94,13 @@ def _work(work: WorkFolder, job: Mapping[str, Any], say: Any) -> None:
 
 
 @contextlib.contextmanager
-def _gpus(job: Mapping[str, Any], say: Any) -> Iterator[dict[str, str]]:
+def _gpus(job: Mapping[str, Any], say: Any) -> Iterator[dict[str, int]]:
     visible = [gpu for gpu in os.environ.get(GPUS, "").split(",") if gpu]
     if not job["gpus"] or not visible:  # a cluster hands out the GPUs itself
         yield {}
         return
     with claim_gpus(visible, job["gpus"], say) as held:
-        yield {"CUDA_VISIBLE_DEVICES": ",".join(held)}
+        yield held
 
 
 def replaced(command: Sequence[str]) -> list[str]:

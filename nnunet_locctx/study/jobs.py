@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nnunet_locctx.nnunet.paths import training_labels
 from nnunet_locctx.study.definition import Study
 from nnunet_locctx.study.runs import Run, configurations_of, runs_of
 from nnunet_locctx.study.splits import find_splits
@@ -66,6 +67,7 @@ class JobMaker:
         self.splits = {fold: None if splits is None else splits[fold] for fold in study.folds}
         self.configurations = {one.name: one for one in configurations_of(study)}
         self.number = str(int(study.dataset[7:10]))
+        self.labels = {"Tr": training_labels(study.raw, study.preprocessed), "Ts": study.raw / "labelsTs"}
         self.np = ("-np", str(study.processes))
 
     def folder(self, run: Run, fold: int) -> Path:

@@ -88,7 +88,8 @@ def _plan_base(request: Mapping[str, Any]) -> None:
     number = str(int(request["dataset"][7:10]))
     Path(request["preprocessed"]).parent.mkdir(parents=True, exist_ok=True)
     command = [executable("nnUNetv2_plan_and_preprocess"), "-d", number, "--no_pp", "-pl", PLANNERS[name]]
-    subprocess.run([*command, "-npfp", str(request["processes"])], check=True)
+    command += ["-npfp", str(request["processes"])]
+    subprocess.run(command, check=True, close_fds=False)  # it holds the job's lock too
 
 
 def _check_runs(plans: Mapping[str, Any], runs: Any) -> None:

@@ -41,7 +41,9 @@ def preprocess(request: Mapping[str, Any], configuration: str) -> None:
     wanted["intensities"] = plans.get("foreground_intensity_properties_per_channel")
     fingerprint = digest(wanted)
     sign = folder.with_name(f"{folder.name}.locctx.json")
-    with wait_for_lock(sign.with_suffix(".lock"), lambda held: print(f"waiting for {held}", flush=True)):
+    with wait_for_lock(
+        sign.with_suffix(".lock"), lambda held: print(f"waiting for {held}", flush=True), inherited=True
+    ):
         said = read_json(sign)
         missing = missing_cases(folder, raw_cases(Path(request["raw"])))
         if (
@@ -54,7 +56,8 @@ def preprocess(request: Mapping[str, Any], configuration: str) -> None:
         write_json(sign, {"state": "begun", "fingerprint": fingerprint})
         number = str(int(request["dataset"][7:10]))
         command = [executable("nnUNetv2_preprocess"), "-d", number, "-plans_name", request["plans"]]
-        subprocess.run([*command, "-c", configuration, "-np", str(request["processes"])], check=True)
+        command += ["-c", configuration, "-np", str(request["processes"])]
+        subprocess.run(command, check=True, close_fds=False)  # it holds the locks too
         missing = missing_cases(folder, raw_cases(Path(request["raw"])))
         if missing:
             raise ValueError(f"nnUNetv2_preprocess ended well, but {folder} lacks {', '.join(missing[:5])}")

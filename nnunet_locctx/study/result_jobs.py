@@ -32,7 +32,7 @@ class ResultJobs(JobMaker):
             "locctx",
             "evaluate",
             str(predictions),
-            str(study.raw / f"labels{part}"),
+            str(self.labels[part]),
             "-o",
             str(output),
         ]
@@ -110,7 +110,7 @@ class ResultJobs(JobMaker):
         common = ["--dataset-json", str(study.raw / "dataset.json"), *self.np, "--quiet"]
         commands: list[list[str]] = []
         if kind == "atlas":
-            labels = ["--labels", str(study.raw / "labelsTr"), "--validation", *map(str, validation.values())]
+            labels = ["--labels", str(self.labels["Tr"]), "--validation", *map(str, validation.values())]
             atlas = draft / "atlas.npz"
             commands.append(
                 ["locctx", "postprocess", "fit-atlas", *labels, "-o", str(atlas), "--fold-atlases", *common]

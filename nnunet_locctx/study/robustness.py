@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     images, labels = link_cases(Path(request["raw"]), cases, options.output / "cases")
     command = [executable("locctx"), "robustness", "--model", options.model, "--fold", str(options.fold)]
     command += ["-i", str(images), "-l", str(labels), "-o", str(options.output), "--quiet"]
-    return subprocess.run([*command, *rest], check=False).returncode
+    # it holds the locks of the job and of its GPU too
+    return subprocess.run([*command, *rest], check=False, close_fds=False).returncode
 
 
 if __name__ == "__main__":

@@ -7,13 +7,19 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from nnunet_locctx.locks import BusyError, lock, note
+from nnunet_locctx.locks import BusyError, end_holders, lock, note
 from nnunet_locctx.nnunet.commands import CommandError, run_logged
-from nnunet_locctx.study.aftermath import SNAKEMAKE, note_silent_failures, refuse_queued_jobs
+from nnunet_locctx.study.aftermath import (
+    SNAKEMAKE,
+    note_silent_failures,
+    refuse_queued_jobs,
+    still_at_work,
+)
 from nnunet_locctx.study.choice import choose
 from nnunet_locctx.study.definition import Study
 from nnunet_locctx.study.environment import environment
@@ -65,28 +71,33 @@ class Runner:
         """
         check_snakemake()
         gpus = check_where(where, self.study)
-        self.work.make()
         try:
             with lock(self.work.lock("runner"), {"study": str(self.study.file)}, inherited=True) as held:
                 return self._run(where, gpus, held, show)
         except BusyError as busy:
             about = _about(str(busy))
+            snakemake = about.get("snakemake", "?")
             raise ValueError(
                 f"the study is being run already, in {self.work.folder}, by process {about.get('pid', '?')} "
                 f"on {about.get('host', '?')} since {about.get('since', '?')}, or by the Snakemake that it started, "
-                f"process {about.get('snakemake', '?')}; wait for it, or end it"
+                f"process {snakemake}; wait for it, or end it (if only Snakemake is left: kill -INT -- -{snakemake})"
             ) from None
 
     def _run(self, where: Where, gpus: Sequence[str], held: int, show: Callable[[str], None]) -> int:
+        write_study(self.study)  # first: by it the folder is known as this study's
         refuse_queued_jobs(self.work, self.graph)
         pending = self.work.prepare(self.graph, self.digests, environment(self.study))
         write_json(self.work.folder / PLAN, plan_request(self.study))
-        write_study(self.study)
         wanted = [name for name in pending if name in self.chosen]
         before = len(self.chosen) - len(wanted)
         show(
             f"{self.study.name}: {len(self.chosen)} jobs, {before} done, {len(wanted)} to run; {self.work.folder}"
         )
+        for name in still_at_work(self.work, wanted):
+            show(
+                f"{self.graph[name].title}: an earlier run's process still works on it; it is waited for, or "
+                "ended if the job that started it was killed"
+            )
         if wanted:
             for name in wanted:
                 self.work.failure(name).unlink(missing_ok=True)
@@ -120,16 +131,16 @@ class Runner:
         with log.open("a", encoding="utf-8") as file, _terminable():
             file.write(f"== {time.strftime('%Y-%m-%d %H:%M:%S')} $ {shlex.join(command)}\n")
             file.flush()
-            process = subprocess.Popen(
-                command,
-                env=variables,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=(
-                    held,
-                ),  # whoever finds the lock held knows that Snakemake is at work, with or without us
-            )
+            with _interruptible():
+                process = subprocess.Popen(
+                    command,
+                    env=variables,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    # whoever finds the lock held knows that Snakemake is at work, with or without us
+                    pass_fds=(held,),
+                )
             note(held, {"study": str(self.study.file), "snakemake": process.pid})
             try:
                 while process.poll() is None:
@@ -137,6 +148,8 @@ class Runner:
                     self._look(progress)
             except BaseException:
                 _end(process)
+                for name in still_at_work(self.work, self.graph):  # outlived it, or an earlier Snakemake
+                    end_holders(self.work.lock(name))
                 raise
             self._look(progress)
         return process.returncode
@@ -186,15 +199,34 @@ def _terminable() -> Iterator[None]:
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not in the main thread
+    if not _in_main_thread():
         yield
         return
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """What is started here can be interrupted, by us, even if we cannot.
+
+    A shell has commands in the background ignore SIGINT, and they pass that on to all they start.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN or not _in_main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -1,6 +1,10 @@
 """Reads a study file (YAML) into a :class:`~nnunet_locctx.study.definition.Study`."""
 
+import re
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from nnunet_locctx.nnunet.paths import dataset_in, nnunet_folder
 from nnunet_locctx.study.definition import (
@@ -13,6 +17,7 @@ from nnunet_locctx.study.definition import (
 from nnunet_locctx.study.reading import Table, check_known, is_whole, read_yaml
 from nnunet_locctx.study.study_methods import read_methods, read_presets
 from nnunet_locctx.study.trainer_names import NNUNET_EPOCHS
+from nnunet_locctx.study.work_folder import WorkFolder, read_json
 
 KEYS = (
     *(
@@ -125,6 +130,7 @@ def read_study(file: Path) -> Study:
     if not folds:
         raise ValueError(f"{file.name}: folds must name at least one fold")
     _check_runs(study)
+    _check_work(study)
     from nnunet_locctx.study.splits import check_splits
 
     check_splits(study)
@@ -201,17 +207,73 @@ def _resources(table: Table) -> dict[str, Resources]:
         one = given.table(kind, keys)
         words = {key: {**shared.content, **one.content}.get(key) for key in keys[2:]}
         for key, value in words.items():
-            if value is not None and not isinstance(value, str):
-                raise ValueError(f"{given.where}: {kind}: {key} must be a text, got {value!r}")
+            if value is not None:
+                words[key] = _for_a_shell(key, value, f"{given.where}: {kind}")
         found[kind] = Resources(one.number("memory_gb", memory), one.number("hours", hours), **words)
     return found
 
 
+def _for_a_shell(key: str, value: Any, where: str) -> str:
+    """A request as it can stand in the command line of ``sbatch``, which Snakemake's executor hands to a shell.
+
+    Raises:
+        ValueError: Not of the form that a partition, an account and so on have; or words that are no options.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {key} must be a text, got {value!r}")
+    if key != "slurm_extra":
+        allowed = "letters, digits and _ . , : @ % / + = | & * ! ( ) [ ] -"
+        if not re.fullmatch(r"[\w.,:@%/+=|&*!()\[\]-]*", value):
+            raise ValueError(f"{where}: {key} must be made of {allowed}, got {value!r}")
+        return value
+    try:
+        words = shlex.split(value)
+    except ValueError as error:
+        raise ValueError(f"{where}: {key} is {value!r}: {error}") from error
+    # sbatch takes what an option's name begins with for the option; --wrap is a command to run
+    wrong = [word for word in words if not re.match(r"--[A-Za-z]", word) or word.startswith("--wr")]
+    if wrong:
+        raise ValueError(
+            f"{where}: {key} must be options of sbatch that begin with -- (--NAME or --NAME=VALUE; not --wrap), "
+            f"got {', '.join(map(repr, wrong))}"
+        )
+    return shlex.join(words)
+
+
+def _check_work(study: Study) -> None:
+    """Refuses a work folder that holds something else: the runner deletes there what is not part of the study."""
+    work, where = study.work, study.file.name
+    if not work.exists():
+        return
+    if not work.is_dir():
+        raise ValueError(f"{where}: work is {work}, which is not a folder")
+    file = WorkFolder(work).study
+    if file.exists():
+        said = read_json(file)
+        dataset = said.get("dataset")
+        name = dataset.get("name") if isinstance(dataset, Mapping) else None
+        if (said.get("name"), name) != (study.name, study.dataset):
+            raise ValueError(
+                f"{where}: work is {work}, the work folder of another study ({said.get('name')!r}, data set "
+                f"{name!r}); name another folder"
+            )
+        return
+    # what is there before a study has written study.json
+    others = sorted({path.name for path in work.iterdir() if not path.name.startswith(".")} - {"locks"})
+    if others:
+        raise ValueError(
+            f"{where}: work is {work}, which holds {', '.join(others[:3])} and no {file.name}, so it is not this "
+            "study's work folder; name a new or an empty one"
+        )
+
+
 def _check_runs(study: Study) -> None:
     """Refuses two runs that are the same, or would be written to the same place."""
+    from nnunet_locctx.nnunet.plans_file import check_name
     from nnunet_locctx.study.runs import runs_of
 
     where = study.file.name
+    check_name(study.plans, f"name of the plans of {where}")
     slugs = [method.slug.lower() for method in study.methods]
     for method in study.methods:
         if slugs.count(method.slug.lower()) > 1:
@@ -233,3 +295,10 @@ def _check_runs(study: Study) -> None:
                 f"{run.preset.name} ({run.method.trainer.name})"
             )
         seen[run.model] = run.method.name
+        check_name(run.configuration, f"name of a configuration of {where}")
+        longest = max(run.slug, run.model.name, key=len)
+        if len(longest) > 200:  # 255 for a file system, with room for what is put before and behind
+            raise ValueError(
+                f"{where}: the name of a folder, {longest[:40]}..., would have {len(longest)} letters, 200 are "
+                "allowed; choose shorter names of methods and presets"
+            )

@@ -61,7 +61,7 @@ def read_methods(table: Table, presets: tuple[Preset, ...]) -> tuple[Method, ...
     methods = []
     for name, given in content.items():
         where = f"{table.where}: methods: {name}"
-        if not isinstance(name, str) or not slug(name):
+        if not isinstance(name, str) or not name.strip():
             raise ValueError(f"{table.where}: a method's name must be a text, got {name!r}")
         one = Table({"trainer": given} if isinstance(given, str) else given, where, METHOD_KEYS)
         trainer = resolve_trainer(one.text("trainer"), one.whole("epochs", length, 1), where)
@@ -75,9 +75,9 @@ def read_methods(table: Table, presets: tuple[Preset, ...]) -> tuple[Method, ...
             raise ValueError(f"{where}: the trainer {trainer.name} uses no location, so it takes no sources")
         check_known([source for source in sources if source], SOURCES, "location source", f"{where}: sources")
         for source in sources:
-            title = f"{name} ({source})" if len(sources) > 1 else name
+            title, short = (f"{part} ({source})" if len(sources) > 1 else part for part in (name, slug(name)))
             against = one.text("against") if "against" in one else None
-            methods.append(Method(title, slug(title), trainer, source, options, network, at, against))
+            methods.append(Method(title, slug(short), trainer, source, options, network, at, against))
     for method in methods:
         others = [other.name for other in methods if other is not method]
         if method.against is not None:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_locctx.nnunet.paths import dataset_folder, nnunet_folder
+from nnunet_locctx.nnunet.paths import dataset_folder, nnunet_folder, training_labels
 
 
 @pytest.fixture
@@ -59,3 +59,21 @@ def test_variable_that_names_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_variable_of_nobody() -> None:
     with pytest.raises(ValueError, match="variable must be one of nnUNet_raw"):
         nnunet_folder("HOME")
+
+
+def test_training_labels_that_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = tmp_path / "raw" / "Dataset003_Liver"
+    raw.mkdir(parents=True)
+    assert training_labels(raw) == raw / "labelsTr"
+    (raw / "dataset.json").write_text('{"labels": {}}')
+    assert training_labels(raw) == raw / "labelsTr"
+    (raw / "dataset.json").write_text('{"dataset": {"a": {"images": ["x/a.nii.gz"], "label": "y/a.nii.gz"}}}')
+    assert training_labels(raw, tmp_path / "here") == tmp_path / "here" / "gt_segmentations"
+    monkeypatch.delenv("nnUNet_preprocessed", raising=False)
+    with pytest.raises(ValueError, match="nnUNet_preprocessed is not set"):
+        training_labels(raw)
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    assert training_labels(raw) == tmp_path / "Dataset003_Liver" / "gt_segmentations"
+    (raw / "dataset.json").write_text("{")
+    with pytest.raises(ValueError, match=r"dataset\.json cannot be read"):
+        training_labels(raw)

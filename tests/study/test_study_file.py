@@ -1,6 +1,7 @@
 """Study files: every mistake is named before anything is written."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,21 @@ def test_changed_options_make_another_model(folder):
         ({"resources": {"trian": {}}}, r"did you mean train\?"),
         ({"resources": {"train": {"hours": -1}}}, "hours must be a number above 0"),
         ({"papers": ["table9"]}, "unknown paper's table"),
+        ({"resources": {"train": {"slurm_extra": "; touch x"}}}, r"begin with -- .*, got ';', 'touch', 'x'"),
+        ({"resources": {"train": {"slurm_extra": "--mail-type=END $(touch x)"}}}, r"got '\$\(touch', 'x\)'"),
+        ({"resources": {"train": {"slurm_extra": "--mail-type=END & touch"}}}, "got '&', 'touch'"),
+        ({"resources": {"train": {"slurm_extra": "--wrap=reboot"}}}, "not --wrap"),
+        ({"resources": {"train": {"slurm_extra": "--wra reboot"}}}, "not --wrap"),
+        ({"resources": {"train": {"slurm_extra": "--comment='a"}}}, "No closing quotation"),
+        ({"resources": {"train": {"slurm_extra": "-N 2"}}}, "got '-N', '2'"),
+        ({"resources": {"train": {"partition": "gpu;touch x"}}}, "partition must be made of"),
+        ({"resources": {"default": {"constraint": "a100'"}}}, "constraint must be made of"),
+        (
+            {"methods": {**METHODS, "x" * 300: "GPETrainer"}},
+            r"xxx\.\.\., would have 306 letters, 200 are allowed",
+        ),
+        ({"name": "x" * 300}, r"plans of study\.yaml must be made of at most 100 letters"),
+        ({"methods": {"  ": "GPETrainer"}}, "a method's name must be a text"),
     ],
     ids=str,
 )
@@ -196,3 +212,50 @@ def test_studies_of_the_package_can_be_read(file, tmp_path, monkeypatch):
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
     study = read_study(file)
     assert len(runs_of(study)) == sum(len(method.presets) for method in study.methods)
+
+
+def test_options_of_sbatch_reach_it_as_they_are_written(folder):
+    asked = {"train": {"slurm_extra": "--mail-user=me@x.org --comment='two; words'"}}
+    extra = read_study(write_study(folder, resources=asked)).resources["train"].slurm_extra
+    assert extra == "--mail-user=me@x.org '--comment=two; words'"
+    asked = {"train": {"constraint": "[a100|h100]&ib", "account": "lab:one", "qos": "high"}}
+    assert read_study(write_study(folder, resources=asked)).resources["train"].constraint == "[a100|h100]&ib"
+
+
+def test_methods_in_other_letters(folder):
+    methods = {**METHODS, "基线": {"trainer": "LocBAMTrainer", "sources": ["voxel", "scanner"]}}
+    methods |= {"Größe": "CoordConvTrainer", "方法": "GPETrainer"}
+    slugs = [method.slug for method in read_study(write_study(folder, methods=methods)).methods]
+    assert len(set(slugs)) == 5
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", slug) for slug in slugs)
+    assert slugs[3] == "Gr-e"
+    assert slugs[1].endswith("-voxel")
+    assert slugs[1].removesuffix("-voxel") == slugs[2].removesuffix("-scanner")
+
+
+def test_a_work_folder_of_something_else(folder):
+    work = folder / "work"
+    (work / "done").mkdir(parents=True)
+    precious = work / "done" / "precious.json"
+    precious.write_text("{}")
+    file = write_study(folder)
+    with pytest.raises(ValueError, match=r"work is .*work, which holds done and no study\.json"):
+        read_study(file)
+    (work / "study.json").write_text(json.dumps({"name": "small", "dataset": {"name": "Dataset013_Other"}}))
+    with pytest.raises(ValueError, match=r"of another study \('small', data set 'Dataset013_Other'\)"):
+        read_study(file)
+    (work / "study.json").write_text(json.dumps({"name": "small", "dataset": {"name": DATASET}}))
+    read_study(file)
+    assert precious.exists()
+    with pytest.raises(ValueError, match=r"work is .*study.yaml, which is not a folder"):
+        read_study(write_study(folder, work="study.yaml"))
+    (folder / "new" / "locks").mkdir(parents=True)  # as a start leaves it that was killed at once
+    read_study(write_study(folder, work="new"))
+
+
+def test_a_preset_whose_name_fits_no_folder(folder):
+    (folder / f"{'x' * 95}.json").write_text(json.dumps({"batch_size": 2}))
+    with pytest.raises(
+        ValueError, match=r"a configuration of study\.yaml must be made of at most 100 letters"
+    ):
+        read_study(write_study(folder, presets=[f"{'x' * 95}.json"]))  # and its location's name behind

@@ -1,11 +1,15 @@
 """The jobs of a study, and the jobs that plan, preprocess and lock."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from nnunet_locctx.cli import main
-from nnunet_locctx.locks import BusyError, lock
+from nnunet_locctx.locks import holders
 from nnunet_locctx.study import plan as plan_module
 from nnunet_locctx.study import preprocess as preprocess_module
 from nnunet_locctx.study.expected import Size, expected_hours
@@ -156,7 +160,7 @@ def commands(monkeypatch, folder):
     """Stands in for nnU-Net's commands; what they wrote is given by the test."""
     made = []
 
-    def run(command, check):
+    def run(command, check, close_fds):
         made.append(command)
         for case in CASES:
             for ending in (".pkl", ".b2nd"):
@@ -202,20 +206,61 @@ def test_whole_data_is_not_preprocessed_again(folder, commands):
     assert len(commands) == 3
 
 
-def test_locks(tmp_path):
-    with (
-        lock(tmp_path / "one", {"what": "test"}),
-        pytest.raises(BusyError, match='"what": "test"'),
-        lock(tmp_path / "one"),
-    ):
-        pass
-    with lock(tmp_path / "one"):
-        pass
-
-
 def test_gpus_are_shared_out(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     with claim_gpus(["0", "1", "2"], 2, print) as first, claim_gpus(["0", "1", "2"], 1, print) as second:
-        assert (first, second) == (["0", "1"], ["2"])
+        assert (list(first), list(second)) == (["0", "1"], ["2"])
     with pytest.raises(ValueError, match=r"needs 2 GPUs, visible are 1 \(0\)"), claim_gpus(["0"], 2, print):
         pass
+
+
+CLAIMER = """
+import subprocess, sys, tempfile, time
+tempfile.tempdir = sys.argv[1]
+from nnunet_locctx.study.gpus import claim_gpus
+with claim_gpus(["0"], 1, print) as held:
+    worker = subprocess.Popen(["sleep", "600"], pass_fds=tuple(held.values()), start_new_session=True)
+    print(worker.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/fdinfo").exists(), reason="looks at /proc")
+def test_a_gpu_is_claimed_by_whoever_works_on_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    with subprocess.Popen(
+        [sys.executable, "-c", CLAIMER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as claimer:
+        worker = int(claimer.stdout.readline())
+        claimer.kill()
+    claims = tmp_path / f"locctx-gpus-{os.getuid()}"
+    assert list(holders(claims / "0")) == [worker]
+    said = []
+    with claim_gpus(["0"], 1, said.append) as held:
+        assert list(held) == ["0"]
+    assert said == [f"ended what a killed process had left at work: [{worker}]"]
+
+
+def test_claims_that_others_have_prepared(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    claims, victim = tmp_path / f"locctx-gpus-{os.getuid()}", tmp_path / "mine.txt"
+    victim.write_text("precious")
+    (tmp_path / "theirs").mkdir()
+    claims.symlink_to(tmp_path / "theirs")
+    with pytest.raises(ValueError, match="is no folder of yours"), claim_gpus(["0"], 1, print):
+        pass
+    assert list((tmp_path / "theirs").iterdir()) == []
+    claims.unlink()
+    claims.mkdir()
+    monkeypatch.setattr("os.getuid", lambda: int(claims.name.rsplit("-")[-1]) + 1)
+    claims.rename(tmp_path / f"locctx-gpus-{os.getuid()}")
+    with pytest.raises(ValueError, match="is no folder of yours"), claim_gpus(["0"], 1, print):
+        pass
+    monkeypatch.undo()
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    claims.mkdir(mode=0o777)
+    (claims / "0").symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic link"), claim_gpus(["0"], 1, print):
+        pass
+    assert victim.read_text() == "precious"
+    assert claims.stat().st_mode & 0o077 == 0

@@ -52,9 +52,16 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A finished study."""
+    """A finished study, of a data set whose files lie elsewhere."""
     folder = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ELSEWHERE", str(folder / "elsewhere"))
+        yield finished(folder)
+
+
+def finished(folder):
     make_phantom(folder / "raw", 955, cases=5, test_cases=0, size=24, spacing=4.0)
+    move_files(folder / "raw" / "Dataset955_Phantom", folder / "elsewhere")
     (folder / "tiny.json").write_text(json.dumps(PRESET))
     content = {
         "name": "tiny",
@@ -68,10 +75,27 @@ def folder(tmp_path_factory):
         "epochs": 1,
         "device": "cpu",
         "processes": 1,
+        "postprocessing": ["atlas"],
     }
     (folder / "study.yaml").write_text(yaml.safe_dump(content))
     assert run(folder) == 0
     return folder
+
+
+def move_files(raw, elsewhere):
+    """Moves scans and labels away and lists them in dataset.json, by the key `dataset` that nnU-Net knows."""
+    description = json.loads((raw / "dataset.json").read_text())
+    cases = {}
+    for image in sorted((raw / "imagesTr").iterdir()):
+        case = image.name.removesuffix(f"_0000{description['file_ending']}")
+        cases[case] = {
+            "images": [f"$ELSEWHERE/imagesTr/{image.name}"],
+            "label": f"../../elsewhere/labelsTr/{case}{description['file_ending']}",
+        }
+    for name in ("imagesTr", "labelsTr"):
+        elsewhere.mkdir(exist_ok=True)
+        (raw / name).rename(elsewhere / name)
+    (raw / "dataset.json").write_text(json.dumps({**description, "dataset": cases}))
 
 
 def run(folder):
@@ -91,7 +115,11 @@ def test_what_it_leaves(folder):
         assert record["parameters"] > 1000
         evaluation = json.loads((fold / "evaluation" / "evaluation.json").read_text())
         assert {row["case"] for row in evaluation["cases"]} == set(study["cases"]["0"]["val"])
-    assert "CoordConv" in (work / "report" / "index.html").read_text()
+    page = (work / "report" / "index.html").read_text()
+    assert "CoordConv" in page
+    assert "Could not be drawn" not in page
+    for run_of in study["runs"]:
+        assert (work / "runs" / run_of["run"] / "postprocessing" / "atlas" / "atlas.npz").is_file()
 
 
 def test_a_validation_that_is_missing_is_made_without_training(folder):

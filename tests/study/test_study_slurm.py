@@ -77,7 +77,13 @@ def cluster(folder, monkeypatch):
 
 
 RESOURCES = {
-    "train": {"memory_gb": 48, "hours": 12.5, "partition": "gpu", "constraint": "a100"},
+    "train": {
+        "memory_gb": 48,
+        "hours": 12.5,
+        "partition": "gpu",
+        "constraint": "a100",
+        "slurm_extra": "--reservation='two; words'",
+    },
     "default": {"memory_gb": 8, "hours": 2, "account": "lab"},
 }
 
@@ -93,6 +99,7 @@ def test_requests_of_each_kind(folder):
         "slurm_partition": "gpu",
         "slurm_account": "lab",
         "constraint": "a100",
+        "slurm_extra": "'--reservation=two; words'",
     }
     assert asked["evaluate"] == {"mem_mb": 8000, "runtime": 120, "cpus_per_task": 7, "slurm_account": "lab"}
     assert "gpu" not in asked["preprocess"]
@@ -133,10 +140,12 @@ def test_a_study_on_a_cluster(folder, cluster):
     (profile / "config.yaml").write_text(text + quick)
     order(folder, **{"evaluate": "fail"})
     methods = {"Plain": {"trainer": "nnUNetTrainer"}}
-    file = write_study(folder, methods=methods, presets=["near.json"], resources=RESOURCES, device="cuda")
+    file = write_study(
+        folder, methods=methods, presets=["near.json"], resources=RESOURCES, device="cuda", work="wo{x}rk"
+    )
     shown = []
     status = Runner(read_study(file)).run(Where(profile=profile, jobs=2), shown.append)
-    log = (folder / "work" / "logs" / "snakemake.txt").read_text()
+    log = (folder / "wo{x}rk" / "logs" / "snakemake.txt").read_text()
     assert status == 1, log
     made = calls(folder)
     assert [call.split()[0] for call in made] == [
@@ -146,9 +155,10 @@ def test_a_study_on_a_cluster(folder, cluster):
         "locctx",
         "locctx",
     ], log
-    assert (folder / "work" / "failures" / "evaluate.Plain__near.fold_0.json").is_file()
+    assert (folder / "wo{x}rk" / "failures" / "evaluate.Plain__near.fold_0.json").is_file()
     sent = [json.loads(file.read_text()) for file in sorted(cluster.glob("job_*.json"))]
     assert [job["state"] for job in sent] == ["COMPLETED", "COMPLETED", "COMPLETED", "FAILED"], log
+    assert "--reservation=two; words" in sent[2]["words"]
     training = shlex.join(sent[2]["words"])
     for request in ("-p gpu", "--gpus=1", "--mem 48000", "-t 750", "--cpus-per-task=2", "-C a100", "lab"):
         assert request in training, training

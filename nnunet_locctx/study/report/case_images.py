@@ -1,5 +1,6 @@
 """Slices of scans with truth and predictions, turned the way radiologists look at them."""
 
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -142,7 +143,8 @@ def _files(raw: Path, case: str) -> tuple[Path, Path, str]:
     ending = str(dataset["file_ending"])
     entry = dataset.get("dataset", {}).get(case)
     if entry:  # nnU-Net's other way to name files, relative to the data set
-        return (raw / entry["images"][0]).resolve(), (raw / entry["label"]).resolve(), ending
+        image, label = (raw / os.path.expandvars(file) for file in (entry["images"][0], entry["label"]))
+        return image.resolve(), label.resolve(), ending
     return raw / "imagesTr" / f"{case}_0000{ending}", raw / "labelsTr" / f"{case}{ending}", ending
 
 
