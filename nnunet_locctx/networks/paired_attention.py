@@ -28,8 +28,8 @@ class PairedAttention(nn.Module):
     - tokens: ``softmax(t' q (E K + e)^T) (E V' + e)``, the N keys and values mapped to P by the matrix E and bias e.
 
     t and t' are learned temperatures, one for each head. Each result is mapped to half the channels, and both are
-    concatenated. The published code then reads the result for the tokens as if its axes stood in another order, which
-    hands each token the channels of others; here a token keeps its own, as in the paper and in P-Network's code.
+    concatenated. UNETR++'s code reads the result for the tokens as if its axes stood in another order, which hands each
+    token the channels of others (`scrambled_tokens`); in the paper and in P-Network's code a token keeps its own.
 
     Args:
         channels: Channels C; an even multiple of `heads`.
@@ -38,6 +38,7 @@ class PairedAttention(nn.Module):
         projection: Number of keys and values P in the attention between tokens.
         dropout: Dropout of attention weights.
         activation: Whether a PReLU (one slope) follows the concatenation, as in the code of P-Network.
+        scrambled_tokens: Whether the result for the tokens is read as in UNETR++'s code, see above.
     """
 
     def __init__(
@@ -48,9 +49,10 @@ class PairedAttention(nn.Module):
         projection: int,
         dropout: float,
         activation: bool = False,
+        scrambled_tokens: bool = False,
     ) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout, self.scrambled_tokens = heads, dropout, scrambled_tokens
         self.channel_temperature = nn.Parameter(torch.ones(heads, 1, 1))
         self.token_temperature = nn.Parameter(torch.ones(heads, 1, 1))
         self.queries_keys_values = nn.Linear(channels, 4 * channels, bias=False)
@@ -77,7 +79,10 @@ class PairedAttention(nn.Module):
 
         query = (query * self.token_temperature).to(keys.dtype).transpose(2, 3)
         between_tokens = F.scaled_dot_product_attention(query, keys, values, dropout_p=rate, scale=1.0)
-        between_tokens = between_tokens.transpose(1, 2).flatten(2)
+        if self.scrambled_tokens:  # (width, heads, tokens) taken for (tokens, heads, width)
+            between_tokens = between_tokens.permute(0, 3, 1, 2).reshape(tokens.shape)
+        else:
+            between_tokens = between_tokens.transpose(1, 2).flatten(2)
 
         both = (self.token_output(between_tokens), self.channel_output(between_channels))
         return cast(Tensor, self.activation(torch.cat(both, dim=2)))
@@ -98,6 +103,7 @@ class PairedAttentionBlock(nn.Module):
         dropout: Dropout of whole channels before the last convolution.
         position: Whether there is a position embedding.
         activation: Whether a PReLU follows the attention.
+        scrambled_tokens: See :class:`PairedAttention`.
     """
 
     def __init__(
@@ -111,6 +117,7 @@ class PairedAttentionBlock(nn.Module):
         dropout: float,
         position: bool = True,
         activation: bool = False,
+        scrambled_tokens: bool = False,
     ) -> None:
         super().__init__()
         rank, tokens = len(size), 1
@@ -119,7 +126,9 @@ class PairedAttentionBlock(nn.Module):
         self.position = nn.Parameter(torch.zeros(1, tokens, channels)) if position else None
         self.norm = nn.LayerNorm(channels)
         self.scale = nn.Parameter(torch.full((channels,), LAYER_SCALE))
-        self.attention = PairedAttention(channels, tokens, heads, projection, attention_dropout, activation)
+        self.attention = PairedAttention(
+            channels, tokens, heads, projection, attention_dropout, activation, scrambled_tokens
+        )
         self.residual = UnetResBlock(rank, channels, channels, kernel_size=3, stride=1, norm_name="batch")
         self.mix = nn.Sequential(DROPOUT[rank](dropout), CONV[rank](channels, channels, 1))
 
