@@ -30,15 +30,15 @@ class NNFormer(WholeNetwork):
     with the stem's stride.
 
     One encoding for each of the seven stages is added before each of its blocks, as published. In the first block of a
-    decoder stage it therefore reaches what the attention is added to, not queries, keys and values. Unless `sampling` is
-    ``"published"`` it is computed at the token centres of its own stage; there, decoder stages have the location of the
-    coarsest of them.
+    decoder stage it therefore reaches what the attention is added to, not queries, keys and values. It is computed at the
+    token centres of its own stage; with the `sampling` ``"published"``, decoder stages have the location of the coarsest
+    of them.
 
     Differs from the published code (282857341/nnFormer) where that is wrong: every relative position within a window
     has a bias of its own, tokens that fill up a window are masked, windows fit each axis by itself
-    (`published_windows`: as there), and the targets of deep supervision have the resolutions of the heads. Its forms for
-    ACDC and BraTS have no deep supervision (`supervision`), that for ACDC windows of different length along each axis,
-    no mask, and other halvings (`strides`), that for BraTS other attention heads in the decoder.
+    (`published_windows`: as there), and the targets of deep supervision have the resolutions of the heads. Its forms
+    for ACDC and BraTS have no deep supervision (`supervision`), that for ACDC windows of different length along each
+    axis, no mask, and other halvings (`strides`), that for BraTS other attention heads in the decoder.
 
     Args:
         embed_dim: Channels of the first stage, even; they double with each.
@@ -53,8 +53,8 @@ class NNFormer(WholeNetwork):
         dropout_path_rate: Stochastic depth: rate of the last block of encoder and decoder, rising linearly from 0 in
             the first of each.
         stem: Stride of the stem along each axis, 1, 2 or 4; None: (2, 4, 4), in 2D (4, 4).
-        strides: Stride of each of the three steps to coarser stages along each axis, 1 or 2; None: 2. If they are given,
-            the last step takes an odd number of tokens too, and drops what is left.
+        strides: Stride of each of the three steps to coarser stages along each axis, 1 or 2; None: 2. If they are
+            given, the last step takes an odd number of tokens too.
         supervision: Whether there is deep supervision.
         published_windows: Windows, masks and biases as in the published code, see
             :meth:`~nnunet_locctx.networks.window_attention.WindowGrid.published` and

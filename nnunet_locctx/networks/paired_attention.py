@@ -39,6 +39,7 @@ class PairedAttention(nn.Module):
         dropout: Dropout of attention weights.
         activation: Whether a PReLU (one slope) follows the concatenation, as in the code of P-Network.
         scrambled_tokens: Whether the result for the tokens is read as in UNETR++'s code, see above.
+        separate: Whether the values V' are mapped by a matrix and a bias of their own, as in UNETR++'s code for ACDC.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class PairedAttention(nn.Module):
         dropout: float,
         activation: bool = False,
         scrambled_tokens: bool = False,
+        separate: bool = False,
     ) -> None:
         super().__init__()
         self.heads, self.dropout, self.scrambled_tokens = heads, dropout, scrambled_tokens
@@ -57,6 +59,7 @@ class PairedAttention(nn.Module):
         self.token_temperature = nn.Parameter(torch.ones(heads, 1, 1))
         self.queries_keys_values = nn.Linear(channels, 4 * channels, bias=False)
         self.project = nn.Linear(tokens, projection)
+        self.project_values = nn.Linear(tokens, projection) if separate else None
         self.token_output = nn.Linear(channels, channels // 2)
         self.channel_output = nn.Linear(channels, channels // 2)
         self.activation = nn.PReLU() if activation else nn.Identity()
@@ -67,7 +70,8 @@ class PairedAttention(nn.Module):
         parts = self.queries_keys_values(tokens).unflatten(2, (4, self.heads, -1)).permute(2, 0, 3, 4, 1)
         query, key, channel_value, token_value = parts.unbind()
         rate = self.dropout if self.training else 0.0
-        keys, values = self.project(key).transpose(2, 3), self.project(token_value).transpose(2, 3)
+        keys = self.project(key).transpose(2, 3)
+        values = (self.project_values or self.project)(token_value).transpose(2, 3)
         # the sum of squares over all tokens exceeds half precision
         query = F.normalize(in_full_precision(query), dim=3).to(token_value.dtype)
         key = F.normalize(in_full_precision(key), dim=3).to(token_value.dtype)
@@ -92,7 +96,8 @@ class PairedAttentionBlock(nn.Module):
     """``y = x + p + g * attention(norm(x + p))``, then ``y + conv1x1(dropout(residual block(y)))``.
 
     p is a learned position embedding, one vector for each token of the patch and zero at first; g scales each channel
-    and is 1e-6 at first. The residual block is MONAI's, 3x3 with batch normalisation.
+    and is 1e-6 at first. The residual block is MONAI's, 3x3 with batch normalisation; UNETR++'s code for ACDC has two
+    of them, one after the other, and maps keys and values apart (`twofold`).
 
     Args:
         channels: Channels C; an even multiple of `heads`.
@@ -104,6 +109,7 @@ class PairedAttentionBlock(nn.Module):
         position: Whether there is a position embedding.
         activation: Whether a PReLU follows the attention.
         scrambled_tokens: See :class:`PairedAttention`.
+        twofold: See above.
     """
 
     def __init__(
@@ -118,6 +124,7 @@ class PairedAttentionBlock(nn.Module):
         position: bool = True,
         activation: bool = False,
         scrambled_tokens: bool = False,
+        twofold: bool = False,
     ) -> None:
         super().__init__()
         rank, tokens = len(size), 1
@@ -127,9 +134,21 @@ class PairedAttentionBlock(nn.Module):
         self.norm = nn.LayerNorm(channels)
         self.scale = nn.Parameter(torch.full((channels,), LAYER_SCALE))
         self.attention = PairedAttention(
-            channels, tokens, heads, projection, attention_dropout, activation, scrambled_tokens
+            channels,
+            tokens,
+            heads,
+            projection,
+            attention_dropout,
+            activation,
+            scrambled_tokens,
+            separate=twofold,
         )
         self.residual = UnetResBlock(rank, channels, channels, kernel_size=3, stride=1, norm_name="batch")
+        self.second = (
+            UnetResBlock(rank, channels, channels, kernel_size=3, stride=1, norm_name="batch")
+            if twofold
+            else nn.Identity()
+        )
         self.mix = nn.Sequential(DROPOUT[rank](dropout), CONV[rank](channels, channels, 1))
 
     def forward(self, features: Features) -> Features:
@@ -139,4 +158,4 @@ class PairedAttentionBlock(nn.Module):
             tokens = tokens + self.position
         tokens = tokens + self.scale * self.attention(self.norm(tokens))
         features = tokens.transpose(1, 2).reshape(features.shape)
-        return features + self.mix(self.residual(features))
+        return features + self.mix(self.second(self.residual(features)))

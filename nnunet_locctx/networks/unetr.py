@@ -116,8 +116,8 @@ class UNETR(WholeNetwork):
 
     @classmethod
     def published(cls, **options: Any) -> dict[str, Any]:
-        """As the code of Le and Le, which has no residual blocks in the skip paths; without location as UNETR's own code
-        for BTCV, which has them and is the default."""
+        """As the code of Le and Le, which has no residual blocks in the skip paths; without location as UNETR's own
+        code for BTCV, which has them and is the default."""
         if options.get("encoding") is None:
             return options
         return {"conv_block": False, **published_encoding(options)}

@@ -33,13 +33,14 @@ class UNETRPP(WholeNetwork):
     location the network differs in the location alone. P-Network, as its paper draws it, is ``gpe_places="all"`` with
     a hash encoding.
 
-    Each published code differs in its own way; the form ``published`` is, without location, UNETR++'s
-    (Amshaker/unetr_plus_plus: `scrambled_tokens`, where a token's result of the attention between tokens goes to
-    others), and with location that of Le and Le (QuyLe-Minh/P_network), which keeps tokens in order: with frequencies
-    encodings instead of position embeddings in the three deepest stages (`replace_positions`) and `gate`; with a hash
-    encoding `attention_prelu`, and encodings in the seven stages with tokens, for P-Network in all eight; for both
-    what :data:`nnunet_locctx.blocks.gpe.PUBLISHED` says. Not offered: a contrastive loss of P-Network's code that
-    nothing calls, and tables and projections in it that nothing reads.
+    Each published code differs in its own way. The form ``published`` is, without location, UNETR++'s
+    (Amshaker/unetr_plus_plus): `scrambled_tokens`, where a token's result of the attention between tokens goes to
+    others; for ACDC with `twofold`, ``stem=(1, 4, 4)`` and ``attn_drop_rate=0.1`` besides. With location it is that of Le
+    and Le (QuyLe-Minh/P_network), which keeps tokens in order: with frequencies encodings instead of position embeddings
+    in the three deepest stages (`replace_positions`) and `gate`; with a hash encoding `attention_prelu` and encodings in
+    the seven stages with tokens, for P-Network in all eight; for both what :data:`nnunet_locctx.blocks.gpe.PUBLISHED`
+    says. Not offered: a contrastive loss of P-Network's code that nothing calls, and tables and projections in it that
+    nothing reads.
 
     Args:
         feature_size: Channels at full resolution.
@@ -56,6 +57,8 @@ class UNETRPP(WholeNetwork):
         scrambled_tokens: Whether the result of the attention between tokens is read in UNETR++'s code's order.
         gate: Whether the skip connection and the last decoder stage at full resolution are ``x + x * sigmoid(mean of x
             over the patch)``.
+        twofold: Blocks of UNETR++'s code for ACDC, see
+            :class:`~nnunet_locctx.networks.paired_attention.PairedAttentionBlock`.
         encoding: None: without location; ``"frequency"`` or ``"hash"``: with it.
         bands: Bands of the frequency encoding.
         base: Angular frequency of its lowest band.
@@ -98,6 +101,7 @@ class UNETRPP(WholeNetwork):
         attention_prelu: bool = False,
         scrambled_tokens: bool = False,
         gate: bool = False,
+        twofold: bool = False,
         encoding: str | None = None,
         bands: int = 10,
         base: float = 1.0,
@@ -164,6 +168,7 @@ class UNETRPP(WholeNetwork):
                     position=not (replace_positions and (stage, block) in self.places),
                     activation=attention_prelu,
                     scrambled_tokens=scrambled_tokens,
+                    twofold=twofold,
                 )
                 for block in range(counts[stage])
             )

@@ -187,9 +187,9 @@ def relative_positions(window: tuple[int, ...], published: bool = False) -> Tens
 
     Args:
         window: Tokens of a window along each axis.
-        published: In nnFormer's code a step along the first of three axes counts ``3 w - 1`` (of the second axis' ``w``)
-            instead of ``(2 w - 1) (2 v - 1)`` (of the second's and the third's), and one along the second ``2 w - 1``:
-            distant positions share a number, and many have none.
+        published: In nnFormer's code a step along the first of three axes counts ``3 w - 1``, with the second axis'
+            ``w``, instead of ``(2 w - 1) (2 v - 1)`` with the second's and the third's, and one along the second ``2 w
+            - 1`` instead of ``2 v - 1``: distant positions share a number, and many numbers are not used.
 
     Raises:
         ValueError: If the published numbers exceed those that there are.
