@@ -30,9 +30,9 @@ class NNFormer(WholeNetwork):
     with the stem's stride.
 
     One encoding for each of the seven stages is added before each of its blocks, as published. In the first block of a
-    decoder stage it therefore reaches what the attention is added to, not queries, keys and values. It is computed at the
-    token centres of its own stage; with the `sampling` ``"published"``, decoder stages have the location of the coarsest
-    of them.
+    decoder stage it therefore reaches what the attention is added to, not queries, keys and values. It is computed at
+    the token centres of its own stage; with the `sampling` ``"published"``, decoder stages have the location of the
+    coarsest of them.
 
     Differs from the published code (282857341/nnFormer) where that is wrong: every relative position within a window
     has a bias of its own, tokens that fill up a window are masked, windows fit each axis by itself

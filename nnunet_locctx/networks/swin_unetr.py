@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from monai.networks.nets import swin_unetr as monai_swin_unetr
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from nnunet_locctx.blocks.checks import check_integer, check_share
 from nnunet_locctx.networks.inputs import LocationPyramid
@@ -30,6 +31,15 @@ class MergingWithDuplicates(monai_swin_unetr.PatchMerging):
         else:
             merged = super().forward(x)
         return merged
+
+
+class _RatesWithValues(TorchFunctionMode):
+    """MONAI reads its rates of stochastic depth off a tensor, which has values on another device than ``meta`` only."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.linspace:
+            kwargs = {**(kwargs or {}), "device": "cpu"}
+        return function(*args, **(kwargs or {}))
 
 
 class SwinUNETR(WholeNetwork):
@@ -117,23 +127,26 @@ class SwinUNETR(WholeNetwork):
         ):
             check_share(name, value)
         channels = image_channels + previous_channels
-        self.network = monai_swin_unetr.SwinUNETR(
-            channels,
-            classes,
-            feature_size=feature_size,
-            depths=depths,
-            num_heads=num_heads,
-            window_size=windows,
-            mlp_ratio=mlp_ratio,
-            qkv_bias=qkv_bias,
-            drop_rate=drop_rate,
-            attn_drop_rate=attn_drop_rate,
-            dropout_path_rate=dropout_path_rate,
-            use_checkpoint=use_checkpoint,
-            spatial_dims=self.rank,
-            downsample=MergingWithDuplicates if duplicate_neighbours else "merging",
-            use_v2=use_v2,
-        )
+        # Any: MONAI takes the class, and says a module
+        merging: Any = MergingWithDuplicates if duplicate_neighbours else monai_swin_unetr.PatchMerging
+        with _RatesWithValues():
+            self.network = monai_swin_unetr.SwinUNETR(
+                channels,
+                classes,
+                feature_size=feature_size,
+                depths=depths,
+                num_heads=num_heads,
+                window_size=windows,
+                mlp_ratio=mlp_ratio,
+                qkv_bias=qkv_bias,
+                drop_rate=drop_rate,
+                attn_drop_rate=attn_drop_rate,
+                dropout_path_rate=dropout_path_rate,
+                use_checkpoint=use_checkpoint,
+                spatial_dims=self.rank,
+                downsample=merging,
+                use_v2=use_v2,
+            )
         widths = [feature_size * factor for factor in (1, 2, 4, 16, 16, 8, 4, 2, 2)]
         self.positions = make_encodings(
             [channels, *widths],

@@ -35,12 +35,12 @@ class UNETRPP(WholeNetwork):
 
     Each published code differs in its own way. The form ``published`` is, without location, UNETR++'s
     (Amshaker/unetr_plus_plus): `scrambled_tokens`, where a token's result of the attention between tokens goes to
-    others; for ACDC with `twofold`, ``stem=(1, 4, 4)`` and ``attn_drop_rate=0.1`` besides. With location it is that of Le
-    and Le (QuyLe-Minh/P_network), which keeps tokens in order: with frequencies encodings instead of position embeddings
-    in the three deepest stages (`replace_positions`) and `gate`; with a hash encoding `attention_prelu` and encodings in
-    the seven stages with tokens, for P-Network in all eight; for both what :data:`nnunet_locctx.blocks.gpe.PUBLISHED`
-    says. Not offered: a contrastive loss of P-Network's code that nothing calls, and tables and projections in it that
-    nothing reads.
+    others; for ACDC with `twofold`, ``stem=(1, 4, 4)`` and ``attn_drop_rate=0.1`` besides. With location it is that of
+    Le and Le (QuyLe-Minh/P_network), which keeps tokens in order: with frequencies encodings instead of position
+    embeddings in the three deepest stages (`replace_positions`) and `gate`; with a hash encoding `attention_prelu` and
+    encodings in the seven stages with tokens, for P-Network in all eight; for both what
+    :data:`nnunet_locctx.blocks.gpe.PUBLISHED` says. Not offered: a contrastive loss of P-Network's code that nothing
+    calls, and tables and projections in it that nothing reads.
 
     Args:
         feature_size: Channels at full resolution.
