@@ -70,7 +70,8 @@ def published_location(location: Location) -> Location:
         (B, 3, *spatial), float32 (float64 if the location is).
     """
     location = in_full_precision(location)
-    spread_out = location.double()
+    # the highest frequency multiplies a rounding error by 512; Apple's GPUs have no float64
+    spread_out = location if location.device.type == "mps" else location.double()
     for axis, n in enumerate(location.shape[2:], start=2):
         if n > 1:
             spread_out = spread_out + (spread_out - spread_out.mean(axis, keepdim=True)) / (n - 1)

@@ -26,7 +26,10 @@ class TestUNETRPP(WholeNetworkHarness):
     located = {  # noqa: RUF012
         "frequency": {"encoding": "frequency", "bands": 3},
         "hash": {"encoding": "hash", "hash": TABLE, "gpe_places": "all"},
+        "published": UNETRPP.published(encoding="frequency", bands=3),
+        "published hash": UNETRPP.published(encoding="hash", hash=TABLE),
     }
+    differ = ("published", "published hash")
 
 
 def small(**options: Any) -> UNETRPP:

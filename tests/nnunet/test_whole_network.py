@@ -1,5 +1,6 @@
 """Trainers of networks that replace the planned one: options, refusals, deep supervision, recipe."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,23 @@ def test_deep_supervision_is_not_switched_on_where_there_is_none(
     )
     trainer.set_deep_supervision_enabled(True)
     assert trainer.network.deep_supervision is False
+
+
+def test_a_network_without_its_deep_supervision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = {**small("nnFormerTrainer"), "form": "published", "supervision": False}
+    trainer = make("nnFormerTrainer", tmp_path, monkeypatch, network=network)
+    assert not trainer.enable_deep_supervision
+    assert trainer._get_deep_supervision_scales() is None
+    made = trainer.build_network_architecture(
+        trainer.plans_manager, trainer.configuration_manager, 1, 3, trainer.enable_deep_supervision
+    )
+    assert len(made.heads) == 1
+    output = made(torch.randn(2, 1, *PATCH))
+    assert output.shape == (2, 3, *PATCH)
+    assert trainer._build_loss()(output, torch.zeros(2, 1, *PATCH)).isfinite()
+    told = json.loads(made.location_signature.decoded())["options"]
+    assert told["published_windows"] is True  # spelt out: what the form stands for may change
+    assert "form" not in told
 
 
 def test_recipe_of_the_authors_or_nnunets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
