@@ -49,6 +49,11 @@ def test_the_published_presets_are_the_published_forms() -> None:
         location = read_preset(name)["location"]
         assert location == {"place": "stages", "block": {**PUBLISHED, "stride": 1, **options}}
     assert read_preset("gpe_synapse_published")["network"] == {"form": "published"}
+    location = read_preset("coordconv_published")["location"]
+    assert location == {"place": "input", "block": {"encoding": "identity", "zero_init": False}}
+    # Hooft et al.: body part scores replace the axial coordinate only
+    location = read_preset("locbam_iso_large_body_part")["location"]
+    assert location == {"source": "body_part", "cross_section": "scan"}
 
 
 @pytest.mark.parametrize(
