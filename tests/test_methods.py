@@ -19,6 +19,7 @@ from nnunet_locctx.methods import (
 )
 from nnunet_locctx.methods.description import YEAR, split_sources
 from nnunet_locctx.methods.measured import Figures
+from nnunet_locctx.nnunet.presets import list_presets
 from nnunet_locctx.nnunet.trainer import LocatedTrainer
 from nnunet_locctx.nnunet.trainers import TRAINERS
 
@@ -81,6 +82,26 @@ def test_places_and_encodings_are_those_of_the_code() -> None:
     assert twin.encoding == "hash"
 
 
+def test_the_published_form_of_a_method_is_a_preset_for_its_trainer() -> None:
+    published = {name: describe(TRAINERS[name]).published for name in TRAINERS}
+    assert published["GPETrainer"] == "gpe_published"
+    assert published["GPEHashTrainer"] == "gpe_hash_published"
+    assert published["UNETRPPTrainer"] == "gpe_synapse_published, unetrpp_acdc_published"
+    assert published["PNetworkTrainer"] == "gpe_synapse_published"
+    assert published["LightMedSegPaperTrainer"] is not None
+    assert published["LocCtxTrainer"] is None
+    for names in filter(None, published.values()):
+        assert names == "as it is" or set(names.split(", ")) <= set(list_presets())
+    (row,) = [
+        row
+        for row in format_methods(list_methods("gpehasht"), MEASURED, "markdown").splitlines()
+        if "Hash" in row
+    ]
+    assert row.split(" | ")[3] == "gpe_hash_published"
+    told = " ".join(format_methods(list_methods("gpehasht"), MEASURED).split())
+    assert "; as published: gpe_hash_published" in told
+
+
 def test_filter() -> None:
     assert [one.name for one in list_methods("priorhead")] == ["PriorHeadTrainer"]
     assert [one.name for one in list_methods()] == list(TRAINERS)
@@ -101,7 +122,7 @@ def test_table_fits_a_terminal_and_shows_figures() -> None:
 
 def test_markdown_has_one_row_per_trainer() -> None:
     rows = format_methods(list_methods(), MEASURED, "markdown").splitlines()[: 2 + len(TRAINERS)]
-    assert {row.replace("\\|", "").count("|") for row in rows} == {10}
+    assert {row.replace("\\|", "").count("|") for row in rows} == {11}
     (row,) = [row for row in rows if row.startswith("| `PriorHeadTrainer`")]
     assert row.endswith("| logits | frequency | 1.001x | 0.250x | 1.040x | 0.88 |")
 

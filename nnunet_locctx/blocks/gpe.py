@@ -1,5 +1,7 @@
 """Global positional encoding: an encoded location, projected and added."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -8,16 +10,26 @@ from nnunet_locctx.blocks.checks import check_channels, check_input, check_integ
 from nnunet_locctx.blocks.coordconv import CONV
 from nnunet_locctx.blocks.encoding import make_encoding
 from nnunet_locctx.blocks.hash_encoding import HashEncoding
-from nnunet_locctx.blocks.resolution import coarser, resize_location, spread
+from nnunet_locctx.blocks.resolution import SAMPLINGS, coarser, resize_location, spread
 from nnunet_locctx.types import Features, Location
+
+PUBLISHED: Mapping[str, Any] = MappingProxyType(
+    {"band_limit": False, "sampling": "published", "shared_table": False, "zero_init": False}
+)
+"""Options with which the encoding is that of the code of Le and Le; for ``"hash"`` also :data:`PUBLISHED_HASH`."""
+
+PUBLISHED_HASH: Mapping[str, Any] = MappingProxyType({"gain": 1.0})
+"""Likewise, options of the hash encoding."""
 
 
 class GlobalPositionalEncoding(nn.Module):
     """``features + conv1x1(encoding(location))`` (Le and Le, "Global Positional Encoding and Its Application in Medical
     Image Segmentation", MIWAI 2025).
 
-    Differs from the published code where that is wrong: the encoding is computed at the token centres of the stage
-    it is added to, not computed at full resolution and decimated, and bands too fine for the stage are faded out.
+    Differs from the published code (QuyLe-Minh/P_network) where that is wrong: the encoding is computed at the token
+    centres of the stage it is added to, not computed at full resolution and decimated, and bands too fine for the stage
+    are faded out. With the options :data:`PUBLISHED` it is what that code computes, up to the order of the axes: there
+    the array's, here R, A, S.
 
     Args:
         channels: Feature channels C.
@@ -32,6 +44,11 @@ class GlobalPositionalEncoding(nn.Module):
         zero_init: Starts as the identity: the projection at zero, or for ``"hash"`` the table, which learns sooner so
             (with both factors near zero each waits for the other), and the bias. False draws the projection as torch
             does and the table within 1e-4, which is what was published.
+        sampling: ``"centres"``: the location is taken as it is. ``"published"``: as the published code does, from 0 to
+            1 where the location is from -0.5 to 0.5. A network of this package also samples it then as that code:
+            evenly from border to border of the patch, both included, and for a coarser stage the first voxel of each
+            token (:func:`~nnunet_locctx.blocks.resolution.published_location`). The hash encoding shifts by itself.
+        shared_table: Whether a network may let all its places share one hash table, see :func:`share_encodings`.
 
     Raises:
         ValueError: If an option is not allowed.
@@ -49,12 +66,21 @@ class GlobalPositionalEncoding(nn.Module):
         hash: dict[str, Any] | None = None,  # noqa: A002 - the option's name in the plans
         stride: int = 1,
         zero_init: bool = True,
+        sampling: str = "centres",
+        shared_table: bool = True,
     ) -> None:
         super().__init__()
         check_channels(channels, rank)
         check_integer("stride", stride, 1)
-        self.channels, self.rank, self.stride = channels, rank, stride
+        if sampling not in SAMPLINGS:
+            raise ValueError(f"sampling must be one of {SAMPLINGS}, got {sampling!r}")
+        if sampling == "published" and stride != 1:
+            raise ValueError(f"sampling 'published' goes with stride 1, got stride {stride}")
+        self.channels, self.rank, self.stride, self.sampling = channels, rank, stride, sampling
         self.encoding = make_encoding(encoding, bands=bands, base=base, band_limit=band_limit, hash=hash)
+        learned = isinstance(self.encoding, HashEncoding)
+        self.own_table = learned and not shared_table
+        self.origin = 0.5 if sampling == "published" and not learned else 0.0
         self.project = CONV[rank](self.encoding.channels, channels, 1)
         if zero_init:
             if isinstance(self.encoding, HashEncoding):
@@ -68,17 +94,28 @@ class GlobalPositionalEncoding(nn.Module):
         """(B, C, *spatial), (B, 3, *spatial) -> (B, C, *spatial)."""
         check_input(features, location, self.channels, self.rank)
         size = features.shape[2:]
-        encoded = self.encoding(resize_location(location, coarser(size, self.stride)))
+        encoded = self.encode(resize_location(location, coarser(size, self.stride)))
         return features + spread(self.project(encoded), size)
+
+    def encode(self, location: Location) -> Features:
+        """What is projected: (B, 3, *spatial) -> (B, channels of the encoding, *spatial)."""
+        encoded: Features = self.encoding(location + self.origin if self.origin else location)
+        return encoded
 
 
 def share_encodings(blocks: list[nn.Module]) -> None:
-    """Lets blocks use the first one's encoding where it has parameters: one hash table for all stages.
+    """Lets blocks use the first one's encoding where it has parameters: one hash table for all stages. Blocks made
+    with ``shared_table=False`` keep their own.
 
     Raises:
         ValueError: If these encodings have different options.
     """
-    learned = [block for block in blocks if isinstance(getattr(block, "encoding", None), HashEncoding)]
+    learned = [
+        block
+        for block in blocks
+        if isinstance(getattr(block, "encoding", None), HashEncoding)
+        and not getattr(block, "own_table", False)
+    ]
     for block in learned[1:]:
         if repr(block.encoding) != repr(learned[0].encoding):
             raise ValueError(
@@ -89,7 +126,7 @@ def share_encodings(blocks: list[nn.Module]) -> None:
 
 
 def make_positional_encodings(channels: list[int], rank: int, **options: Any) -> nn.ModuleList:
-    """One :class:`GlobalPositionalEncoding` per stage, all with one encoding.
+    """One :class:`GlobalPositionalEncoding` per stage, all with one encoding unless ``shared_table=False``.
 
     Args:
         channels: Feature channels of each stage.

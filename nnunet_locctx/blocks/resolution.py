@@ -52,6 +52,42 @@ def resize_location(location: Location, size: tuple[int, ...] | torch.Size) -> L
     return location
 
 
+SAMPLINGS = ("centres", "published")
+"""How a stage's location is taken from the patch's: :func:`resize_location`, or :func:`published_location`."""
+
+
+def published_location(location: Location) -> Location:
+    """The location as the code of Le and Le (GPE, 2025) samples a patch: evenly from its lower to its upper border,
+    both included.
+
+    Along an axis of ``n`` voxels, voxel ``i`` gets the value at ``i * n / (n - 1) - 0.5`` instead of at ``i``: what is
+    true is the middle, the first and last voxel are half a voxel off. Exact for a location affine in the index.
+
+    Args:
+        location: (B, 3, *spatial) at voxel centres.
+
+    Returns:
+        (B, 3, *spatial), float32 (float64 if the location is).
+    """
+    location = in_full_precision(location)
+    # the highest frequency multiplies a rounding error by 512; Apple's GPUs have no float64
+    spread_out = location if location.device.type == "mps" else location.double()
+    for axis, n in enumerate(location.shape[2:], start=2):
+        if n > 1:
+            spread_out = spread_out + (spread_out - spread_out.mean(axis, keepdim=True)) / (n - 1)
+    return spread_out.to(location.dtype)
+
+
+def nearest(field: FeaturesOfStage, size: tuple[int, ...] | torch.Size) -> FeaturesOfStage:
+    """Every token's first voxel, or every voxel's token: (B, C, *spatial) -> (B, C, *size), element
+    ``floor(i * n / m)`` of ``n`` for ``i`` of ``m``. Not the same after a flip."""
+    return (
+        field
+        if field.shape[2:] == torch.Size(size)
+        else F.interpolate(field, size=tuple(size), mode="nearest")
+    )
+
+
 def coarser(size: tuple[int, ...] | torch.Size, stride: int) -> tuple[int, ...]:
     """Spatial size of a grid with one token for `stride` voxels along each axis, the last one for what is left."""
     return tuple(-(-n // stride) for n in size)

@@ -1,5 +1,6 @@
 """What a trainer is, read from the trainer itself: its docstring, its block's or network's options."""
 
+import functools
 import inspect
 import re
 from dataclasses import dataclass
@@ -8,12 +9,14 @@ from typing import Any
 from nnunet_locctx.blocks import complete_options
 from nnunet_locctx.networks.registry import complete_network_options
 from nnunet_locctx.nnunet.options import LocationOptions
+from nnunet_locctx.nnunet.presets import list_presets, load_preset
 from nnunet_locctx.nnunet.trainer import LocatedTrainer
 from nnunet_locctx.nnunet.trainers import RECOMMENDED, TRAINERS, Trainer
 from nnunet_locctx.nnunet.whole_network import WholeNetworkTrainer
 
 YEAR = re.compile(r"\b(19|20)\d\d\b")
 OWN = "This project's own"
+PUBLISHED = "_published"
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class Method:
         source: Where it was published.
         place: Where location enters unless the plans say otherwise; None: nowhere.
         encoding: How location is encoded unless the plans say otherwise; None: no choice.
+        published: How to have it as its authors' code: presets of ``locctx plan`` by name, or that it is so as it is;
+            None: not a published method, or not as a whole.
         recommended: Whether it is the one to try first.
     """
 
@@ -34,6 +39,7 @@ class Method:
     source: str | None
     place: str | None
     encoding: str | None
+    published: str | None = None
     recommended: bool = False
 
 
@@ -61,9 +67,27 @@ def describe(trainer: Trainer) -> Method:
             break
         sources = split_sources(inspect.getdoc(parent) or "")[1]
     place, encoding = _whole(trainer) if issubclass(trainer, WholeNetworkTrainer) else _fitted(trainer)
+    presets = published_presets().get(trainer.__name__, [])
     return Method(
-        trainer.__name__, what, "; ".join(sources) or None, place, encoding, trainer.__name__ == RECOMMENDED
+        trainer.__name__,
+        what,
+        "; ".join(sources) or None,
+        place,
+        encoding,
+        ", ".join(presets) or ("as it is" if "as published" in what else None),
+        trainer.__name__ == RECOMMENDED,
     )
+
+
+@functools.cache
+def published_presets() -> dict[str, list[str]]:
+    """Trainer -> presets of published forms that are made for it: those whose name ends in :data:`PUBLISHED`."""
+    found: dict[str, list[str]] = {}
+    for name in list_presets():
+        if name.endswith(PUBLISHED):
+            for trainer in load_preset(name).made_for.trainers:
+                found.setdefault(trainer, []).append(name)
+    return found
 
 
 def split_sources(docstring: str) -> tuple[str, list[str]]:

@@ -11,6 +11,7 @@ from nnunet_locctx.methods.measured import Figures, Measured
 FORMATS = ("table", "markdown", "json")
 WIDTH = 120
 HEADS = ("place", "encoding", "parameters", "MACs", "step", "Dice")
+AS_PUBLISHED = "as published"
 MARK = " *"
 
 
@@ -53,7 +54,8 @@ def _times(ratio: float | None) -> str:
 
 
 def _terminal(methods: Sequence[Method], measured: Measured) -> str:
-    """Two lines or more per method: names and figures, below them what it does and its source."""
+    """Two lines or more per method: names and figures, below them what it does, its source, and how to have it as
+    published."""
     rows = [
         [one.name + (MARK if one.recommended else ""), *cells(one, measured.of(one.name))] for one in methods
     ]
@@ -63,6 +65,7 @@ def _terminal(methods: Sequence[Method], measured: Measured) -> str:
     for one, row in zip(methods, rows, strict=True):
         lines.append(_aligned(row, widths))
         told = one.what if one.source is None else f"{one.what} [{one.source}]"
+        told += "" if one.published is None else f"; {AS_PUBLISHED}: {one.published}"
         lines += textwrap.wrap(told, WIDTH, initial_indent="    ", subsequent_indent="    ")
     for note in _notes(methods, measured):
         lines += ["", *textwrap.wrap(note, WIDTH)]
@@ -79,10 +82,11 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _markdown(methods: Sequence[Method], measured: Measured) -> str:
-    lines = [f"| trainer | what | source | {' | '.join(HEADS)} |", "|---" * (3 + len(HEADS)) + "|"]
+    heads = ("trainer", "what", "source", AS_PUBLISHED, *HEADS)
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for one in methods:
         name = f"**`{one.name}`**{MARK}" if one.recommended else f"`{one.name}`"
-        row = [name, one.what, one.source or "-", *cells(one, measured.of(one.name))]
+        row = [name, one.what, one.source or "-", one.published or "-", *cells(one, measured.of(one.name))]
         lines.append(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |")
     for note in _notes(methods, measured):
         lines += ["", note.replace("*", chr(92) + "*") if note.startswith("*") else note]

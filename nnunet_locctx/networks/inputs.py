@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from nnunet_locctx.blocks import resize_location
+from nnunet_locctx.blocks.resolution import nearest, published_location
 from nnunet_locctx.location import LOCATION_CHANNELS, extrapolate_padding
 
 
@@ -16,14 +17,28 @@ class LocationPyramid:
 
     def __init__(self, full: Tensor) -> None:
         self.full = full
-        self._sizes: dict[tuple[int, ...], Tensor] = {}
+        self._sizes: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
-    def at(self, size: torch.Size | tuple[int, ...]) -> Tensor:
-        """Location of the token centres of a stage that covers the patch with `size` tokens: (B, 3, *size)."""
-        key = tuple(size)
+    def at(self, size: torch.Size | tuple[int, ...], sampling: str = "centres") -> Tensor:
+        """Location of the tokens of a stage that covers the patch with `size` tokens: (B, 3, *size).
+
+        Args:
+            size: Tokens along each axis.
+            sampling: ``"centres"``: of the tokens' centres; ``"published"``: see
+                :class:`~nnunet_locctx.blocks.GlobalPositionalEncoding`.
+        """
+        key = (sampling, tuple(size))
         if key not in self._sizes:
-            self._sizes[key] = resize_location(self.full, key)
+            self._sizes[key] = self._sampled(*key)
         return self._sizes[key]
+
+    def _sampled(self, sampling: str, size: tuple[int, ...]) -> Tensor:
+        if sampling == "centres":
+            return resize_location(self.full, size)
+        whole = tuple(self.full.shape[2:])
+        if size == whole:
+            return published_location(self.full)
+        return nearest(self.at(whole, sampling), size)
 
 
 def split_input(

@@ -211,5 +211,7 @@ class LocatedUNet(nn.Module):
     def _located(self, site: Site, features: Tensor, located: LocationPyramid) -> Tensor:
         """`features` through the blocks at a site."""
         for index in self._blocks_at.get(site, ()):
-            features = self.location_blocks[index](features, located.at(features.shape[2:]))
+            block = self.location_blocks[index]
+            sampling = str(getattr(block, "sampling", "centres"))
+            features = block(features, located.at(features.shape[2:], sampling))
         return features

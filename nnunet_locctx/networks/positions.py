@@ -1,11 +1,14 @@
 """Global positional encodings of a network of its own, one for each of several places."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from nnunet_locctx.blocks import GlobalPositionalEncoding, make_positional_encodings
+from nnunet_locctx.blocks.gpe import PUBLISHED, PUBLISHED_HASH
+from nnunet_locctx.blocks.resolution import nearest
 from nnunet_locctx.networks.inputs import LocationPyramid
 
 
@@ -16,28 +19,33 @@ class EncodedLocation:
         encodings: As :func:`~nnunet_locctx.blocks.make_positional_encodings` makes them, all with the same options;
             empty for a network without location.
         location: None for a network without location.
-        shared: False: each place has a learned encoding of its own, and none is used twice.
     """
 
-    def __init__(
-        self, encodings: nn.ModuleList, location: LocationPyramid | None, shared: bool = True
-    ) -> None:
-        self.encodings, self.location, self.shared = encodings, location, shared
-        self._sizes: dict[tuple[int, ...], Tensor] = {}
+    def __init__(self, encodings: nn.ModuleList, location: LocationPyramid | None) -> None:
+        self.encodings, self.location = encodings, location
+        self._sizes: dict[tuple[tuple[int, ...], ...], Tensor] = {}
 
-    def at(self, place: int, size: torch.Size | tuple[int, ...]) -> Tensor:
+    def at(
+        self,
+        place: int,
+        size: torch.Size | tuple[int, ...],
+        through: torch.Size | tuple[int, ...] | None = None,
+    ) -> Tensor:
         """What is added at a place: (B, C, *size). Only in a network with location.
 
         Args:
             place: Which of the encodings.
             size: Tokens along each axis, which together cover the patch.
+            through: With the published sampling: a coarser stage whose tokens' location these tokens get.
         """
         assert self.location is not None
         block = cast(GlobalPositionalEncoding, self.encodings[place])
-        size = tuple(size)
-        encoded = self._sizes.get(size) if self.shared else None
+        source = tuple(size if through is None or block.sampling == "centres" else through)
+        key = (tuple(size), source)
+        encoded = None if block.own_table else self._sizes.get(key)
         if encoded is None:
-            encoded = self._sizes[size] = block.encoding(self.location.at(size))
+            location = nearest(self.location.at(source, block.sampling), key[0])
+            encoded = self._sizes[key] = block.encode(location)
         return cast(Tensor, block.project(encoded))
 
     def add(self, place: int, features: Tensor) -> Tensor:
@@ -63,9 +71,7 @@ class EncodedLocation:
         return joined
 
 
-def make_encodings(
-    channels: list[int], rank: int, *, encoding: str | None, shared_table: bool = True, **options: Any
-) -> nn.ModuleList:
+def make_encodings(channels: list[int], rank: int, *, encoding: str | None, **options: Any) -> nn.ModuleList:
     """The encodings of a network: made with a random state of their own, so that its other weights are those of the
     network without location.
 
@@ -73,7 +79,6 @@ def make_encodings(
         channels: Feature channels of each place.
         rank: Spatial axes, 2 or 3.
         encoding: None: a network without location, which has no encodings.
-        shared_table: Whether all places share one hash table.
         **options: As for :class:`~nnunet_locctx.blocks.GlobalPositionalEncoding`.
 
     Raises:
@@ -82,7 +87,15 @@ def make_encodings(
     if encoding is None:
         return nn.ModuleList()
     with torch.random.fork_rng(devices=[]):
-        if shared_table:
-            return make_positional_encodings(channels, rank, encoding=encoding, **options)
-        blocks = [GlobalPositionalEncoding(count, rank, encoding=encoding, **options) for count in channels]
-        return nn.ModuleList(blocks)
+        return make_positional_encodings(channels, rank, encoding=encoding, **options)
+
+
+def published_encoding(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's options with the encoding that the code of Le and Le computes, where nothing else is asked for;
+    unchanged for a network without location."""
+    if options.get("encoding") is None:
+        return dict(options)
+    filled = {**PUBLISHED, **options}
+    if options["encoding"] == "hash":
+        filled["hash"] = {**PUBLISHED_HASH, **(options.get("hash") or {})}
+    return filled

@@ -16,6 +16,10 @@ NETWORKS: dict[str, str] = {
 }
 
 
+FORM = "form"
+PUBLISHED = "published"
+
+
 def network_class(name: str) -> type[WholeNetwork]:
     """The class of a whole network.
 
@@ -38,10 +42,20 @@ def network_options(name: str) -> dict[str, Any]:
 def complete_network_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """`options` with the defaults of the network filled in: all that decides what it computes.
 
+    Args:
+        name: A key of :data:`NETWORKS`.
+        options: The network's. Besides, ``form: published`` stands for what
+            :meth:`~nnunet_locctx.networks.whole.WholeNetwork.published` fills in; options given beside it win.
+
     Raises:
-        ValueError: If there is no such network, or it does not take one of the options.
+        ValueError: If there is no such network or form, or it does not take one of the options.
     """
     defaults = network_options(name)
+    if FORM in options:
+        asked = {option: value for option, value in options.items() if option != FORM}
+        if options[FORM] != PUBLISHED:
+            raise ValueError(f"form must be {PUBLISHED!r}, got {options[FORM]!r}")
+        options = network_class(name).published(**asked)
     unknown = [option for option in options if option not in defaults]
     if unknown:
         raise ValueError(

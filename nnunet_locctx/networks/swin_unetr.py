@@ -3,16 +3,43 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from monai.networks.nets import swin_unetr as monai_swin_unetr
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from nnunet_locctx.blocks.checks import check_integer, check_share
 from nnunet_locctx.networks.inputs import LocationPyramid
-from nnunet_locctx.networks.positions import EncodedLocation, make_encodings
+from nnunet_locctx.networks.positions import EncodedLocation, make_encodings, published_encoding
 from nnunet_locctx.networks.whole import WholeNetwork
 
 STAGES = 4
 STRIDE = 2 ** (STAGES + 1)
+
+NEIGHBOURS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1))
+"""What merging took from each cube of eight tokens in MONAI up to 1.4: offsets along the three axes."""
+
+
+class MergingWithDuplicates(monai_swin_unetr.PatchMerging):
+    """MONAI's patch merging as it was up to 1.4, see :data:`NEIGHBOURS`; in 2D as it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, *size, C) -> (B, *size / 2, 2 C), sizes even."""
+        if x.dim() == 5:
+            x = torch.cat([x[:, a::2, b::2, c::2] for a, b, c in NEIGHBOURS], dim=-1)
+            merged: Tensor = self.reduction(self.norm(x))
+        else:
+            merged = super().forward(x)
+        return merged
+
+
+class _RatesWithValues(TorchFunctionMode):
+    """MONAI reads its rates of stochastic depth off a tensor, which has values on another device than ``meta`` only."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.linspace:
+            kwargs = {**(kwargs or {}), "device": "cpu"}
+        return function(*args, **(kwargs or {}))
 
 
 class SwinUNETR(WholeNetwork):
@@ -21,8 +48,12 @@ class SwinUNETR(WholeNetwork):
 
     The encoding is added at ten places: to the input, to the hidden states of the patch embedding and of the stages 1,
     2 and 4 before their convolutions, and in each of the five decoder stages to the upsampled features and the skip
-    connection, before their convolutions. Unlike the published one it is computed at the token centres of each place.
-    MONAI's modules lie under ``network.``, by the names that they have there. No deep supervision.
+    connection, before their convolutions; unless `sampling` is ``"published"`` it is computed at the token centres of
+    each place. MONAI's modules lie under ``network.``, by the names that they have there. No deep supervision.
+
+    Up to 1.4 MONAI's merging of eight neighbouring tokens took two of them twice and left two out, in 3D; so does the
+    code of Le and Le, and so were the published models trained. `duplicate_neighbours` computes that; MONAI's weights
+    fit either way.
 
     Args:
         feature_size: Channels at full resolution, a multiple of 12; the paper has 48.
@@ -36,12 +67,15 @@ class SwinUNETR(WholeNetwork):
         dropout_path_rate: Stochastic depth: rate of the last block, rising linearly from 0 in the first.
         use_checkpoint: Whether to recompute activations in the backward pass instead of storing them.
         use_v2: Whether a residual convolution block stands before each stage (He et al., "SwinUNETR-V2", 2023).
+        duplicate_neighbours: Merging of tokens as in MONAI up to 1.4, see above; of no effect in 2D.
         encoding: None: without location; ``"frequency"`` or ``"hash"``: with it.
         bands: Bands of the frequency encoding.
         base: Angular frequency of its lowest band.
         band_limit: Whether bands too fine for a place are faded out.
-        hash: Options of the hash encoding; all places share one table.
+        hash: Options of the hash encoding.
+        shared_table: Whether all places share one hash table; the published code has one for each.
         zero_init: Whether the network starts as the one without location; what was published did not.
+        sampling: See :class:`~nnunet_locctx.blocks.GlobalPositionalEncoding`.
 
     Raises:
         ValueError: An option or the patch size is not allowed.
@@ -66,12 +100,15 @@ class SwinUNETR(WholeNetwork):
         dropout_path_rate: float = 0.0,
         use_checkpoint: bool = False,
         use_v2: bool = False,
+        duplicate_neighbours: bool = False,
         encoding: str | None = None,
         bands: int = 10,
         base: float = 1.0,
         band_limit: bool = True,
         hash: dict[str, Any] | None = None,  # noqa: A002 - the option's name in the plans
+        shared_table: bool = True,
         zero_init: bool = True,
+        sampling: str = "centres",
     ) -> None:
         super().__init__(
             image_channels,
@@ -90,22 +127,26 @@ class SwinUNETR(WholeNetwork):
         ):
             check_share(name, value)
         channels = image_channels + previous_channels
-        self.network = monai_swin_unetr.SwinUNETR(
-            channels,
-            classes,
-            feature_size=feature_size,
-            depths=depths,
-            num_heads=num_heads,
-            window_size=windows,
-            mlp_ratio=mlp_ratio,
-            qkv_bias=qkv_bias,
-            drop_rate=drop_rate,
-            attn_drop_rate=attn_drop_rate,
-            dropout_path_rate=dropout_path_rate,
-            use_checkpoint=use_checkpoint,
-            spatial_dims=self.rank,
-            use_v2=use_v2,
-        )
+        # Any: MONAI takes the class, and says a module
+        merging: Any = MergingWithDuplicates if duplicate_neighbours else monai_swin_unetr.PatchMerging
+        with _RatesWithValues():
+            self.network = monai_swin_unetr.SwinUNETR(
+                channels,
+                classes,
+                feature_size=feature_size,
+                depths=depths,
+                num_heads=num_heads,
+                window_size=windows,
+                mlp_ratio=mlp_ratio,
+                qkv_bias=qkv_bias,
+                drop_rate=drop_rate,
+                attn_drop_rate=attn_drop_rate,
+                dropout_path_rate=dropout_path_rate,
+                use_checkpoint=use_checkpoint,
+                spatial_dims=self.rank,
+                downsample=merging,
+                use_v2=use_v2,
+            )
         widths = [feature_size * factor for factor in (1, 2, 4, 16, 16, 8, 4, 2, 2)]
         self.positions = make_encodings(
             [channels, *widths],
@@ -115,8 +156,15 @@ class SwinUNETR(WholeNetwork):
             base=base,
             band_limit=band_limit,
             hash=hash,
+            shared_table=shared_table,
             zero_init=zero_init,
+            sampling=sampling,
         )
+
+    @classmethod
+    def published(cls, **options: Any) -> dict[str, Any]:
+        """As MONAI up to 1.4 and the code of Le and Le."""
+        return {"duplicate_neighbours": True, **published_encoding(options)}
 
     @classmethod
     def patch_multiple(cls, rank: int, **options: Any) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nnunet_locctx.blocks.checks import check_integer, check_share
 from nnunet_locctx.networks.inputs import LocationPyramid
-from nnunet_locctx.networks.positions import EncodedLocation, make_encodings
+from nnunet_locctx.networks.positions import EncodedLocation, make_encodings, published_encoding
 from nnunet_locctx.networks.whole import WholeNetwork
 
 TOKEN = 16
@@ -20,8 +20,8 @@ class UNETR(WholeNetwork):
 
     The encoding is added at eight places: to the input, to the three hidden states of the transformer that are skip
     connections, and in each of the four decoder stages to the upsampled features and the skip connection, before
-    their convolutions. Unlike the published one it is computed at the token centres of each place. MONAI's modules
-    lie under ``network.``, by the names that they have there. No deep supervision.
+    their convolutions; unless `sampling` is ``"published"`` it is computed at the token centres of each place. MONAI's
+    modules lie under ``network.``, by the names that they have there. No deep supervision.
 
     Args:
         feature_size: Channels at full resolution.
@@ -36,8 +36,10 @@ class UNETR(WholeNetwork):
         bands: Bands of the frequency encoding.
         base: Angular frequency of its lowest band.
         band_limit: Whether bands too fine for a place are faded out.
-        hash: Options of the hash encoding; all places share one table.
+        hash: Options of the hash encoding.
+        shared_table: Whether all places share one hash table; the published code has one for each.
         zero_init: Whether the network starts as the one without location; what was published did not.
+        sampling: See :class:`~nnunet_locctx.blocks.GlobalPositionalEncoding`.
 
     Raises:
         ValueError: An option or the patch size is not allowed.
@@ -63,7 +65,9 @@ class UNETR(WholeNetwork):
         base: float = 1.0,
         band_limit: bool = True,
         hash: dict[str, Any] | None = None,  # noqa: A002 - the option's name in the plans
+        shared_table: bool = True,
         zero_init: bool = True,
+        sampling: str = "centres",
     ) -> None:
         super().__init__(
             image_channels,
@@ -105,8 +109,18 @@ class UNETR(WholeNetwork):
             base=base,
             band_limit=band_limit,
             hash=hash,
+            shared_table=shared_table,
             zero_init=zero_init,
+            sampling=sampling,
         )
+
+    @classmethod
+    def published(cls, **options: Any) -> dict[str, Any]:
+        """As the code of Le and Le, which has no residual blocks in the skip paths; without location as UNETR's own
+        code for BTCV, which has them and is the default."""
+        if options.get("encoding") is None:
+            return options
+        return {"conv_block": False, **published_encoding(options)}
 
     @classmethod
     def patch_multiple(cls, rank: int, **options: Any) -> tuple[int, ...]:

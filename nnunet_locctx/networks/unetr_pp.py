@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from nnunet_locctx.blocks.checks import check_integer, check_share
 from nnunet_locctx.networks.inputs import LocationPyramid
 from nnunet_locctx.networks.paired_attention import PairedAttentionBlock
-from nnunet_locctx.networks.positions import EncodedLocation, make_encodings
+from nnunet_locctx.networks.positions import EncodedLocation, make_encodings, published_encoding
 from nnunet_locctx.networks.stem import CONVOLUTION, TRANSPOSED, check_stage_sizes, stem_stride
 from nnunet_locctx.networks.whole import WholeNetwork
 
 STAGES = 4
 HALVINGS = 2 ** (STAGES - 1)
-PLACES = ("paper", "all")
+PLACES = ("paper", "tokens", "all")
 PAPER_STAGES = (2, 3, 4)
 """Stages of place ``paper``, counted through encoder (0 to 3) and decoder (4 to 7)."""
 
@@ -31,13 +31,16 @@ class UNETRPP(WholeNetwork):
 
     The encoding is added to the learned position embedding of the published network, which stays: with and without
     location the network differs in the location alone. P-Network, as its paper draws it, is ``gpe_places="all"`` with
-    a hash encoding. Its code also has a PReLU (`attention_prelu`), a table for each place (`shared_table`), projections
-    drawn at random (`zero_init`), encodings decimated from full resolution, and a contrastive loss that nothing calls;
-    the last two are not offered.
+    a hash encoding.
 
-    Differs from the published code where that is wrong: a token's result of the attention between tokens stays with
-    the token (see :class:`~nnunet_locctx.networks.paired_attention.PairedAttention`), and the number of tokens follows
-    from the patch.
+    Each published code differs in its own way. The form ``published`` is, without location, UNETR++'s
+    (Amshaker/unetr_plus_plus): `scrambled_tokens`, where a token's result of the attention between tokens goes to
+    others; for ACDC with `twofold`, ``stem=(1, 4, 4)`` and ``attn_drop_rate=0.1`` besides. With location it is that of
+    Le and Le (QuyLe-Minh/P_network), which keeps tokens in order: with frequencies encodings instead of position
+    embeddings in the three deepest stages (`replace_positions`) and `gate`; with a hash encoding `attention_prelu` and
+    encodings in the seven stages with tokens, for P-Network in all eight; for both what
+    :data:`nnunet_locctx.blocks.gpe.PUBLISHED` says. Not offered: a contrastive loss of P-Network's code that nothing
+    calls, and tables and projections in it that nothing reads.
 
     Args:
         feature_size: Channels at full resolution.
@@ -51,6 +54,11 @@ class UNETRPP(WholeNetwork):
         drop_rate: Dropout of channels at the end of each block.
         stem: Stride of the first convolution along each axis; None: (2, 4, 4), in 2D (4, 4).
         attention_prelu: Whether a PReLU follows each attention.
+        scrambled_tokens: Whether the result of the attention between tokens is read in UNETR++'s code's order.
+        gate: Whether the skip connection and the last decoder stage at full resolution are ``x + x * sigmoid(mean of x
+            over the patch)``.
+        twofold: Blocks of UNETR++'s code for ACDC, see
+            :class:`~nnunet_locctx.networks.paired_attention.PairedAttentionBlock`.
         encoding: None: without location; ``"frequency"`` or ``"hash"``: with it.
         bands: Bands of the frequency encoding.
         base: Angular frequency of its lowest band.
@@ -60,9 +68,11 @@ class UNETRPP(WholeNetwork):
         zero_init: Whether the network starts as the one without location; what was published did not.
         gpe_places: ``"paper"``: before every block of the two deepest encoder stages and of the coarsest decoder stage,
             as the published variant with frequencies; ``"all"``: once before the blocks of each of the four encoder and
-            four decoder stages, full resolution included, as P-Network.
+            four decoder stages, full resolution included, as P-Network; ``"tokens"``: the same without full resolution,
+            as the published variant with a hash encoding.
         replace_positions: Whether blocks that an encoding stands right before lose their learned position embedding, as
             in the published variant with frequencies.
+        sampling: See :class:`~nnunet_locctx.blocks.GlobalPositionalEncoding`.
 
     Raises:
         ValueError: An option or the patch size is not allowed.
@@ -89,6 +99,9 @@ class UNETRPP(WholeNetwork):
         drop_rate: float = 0.1,
         stem: Sequence[int] | None = None,
         attention_prelu: bool = False,
+        scrambled_tokens: bool = False,
+        gate: bool = False,
+        twofold: bool = False,
         encoding: str | None = None,
         bands: int = 10,
         base: float = 1.0,
@@ -98,6 +111,7 @@ class UNETRPP(WholeNetwork):
         zero_init: bool = True,
         gpe_places: str = "paper",
         replace_positions: bool = False,
+        sampling: str = "centres",
     ) -> None:
         super().__init__(
             image_channels,
@@ -153,6 +167,8 @@ class UNETRPP(WholeNetwork):
                     dropout=drop_rate,
                     position=not (replace_positions and (stage, block) in self.places),
                     activation=attention_prelu,
+                    scrambled_tokens=scrambled_tokens,
+                    twofold=twofold,
                 )
                 for block in range(counts[stage])
             )
@@ -166,7 +182,7 @@ class UNETRPP(WholeNetwork):
         )
         self.heads = nn.ModuleList(CONVOLUTION[rank](width, classes, 1) for width in widths[:4:-1])
         self.stages[:STAGES].apply(_initialise)
-        self.shared = shared_table or encoding != "hash"
+        self.gate = gate
         self.positions = make_encodings(
             [widths[stage] for stage, _ in places],
             rank,
@@ -177,7 +193,19 @@ class UNETRPP(WholeNetwork):
             band_limit=band_limit,
             hash=hash,
             zero_init=zero_init,
+            sampling=sampling,
         )
+
+    @classmethod
+    def published(cls, **options: Any) -> dict[str, Any]:
+        """As UNETR++'s code; with location as that of Le and Le."""
+        if options.get("encoding") is None:
+            return {"scrambled_tokens": True, **options}
+        if options["encoding"] == "hash":
+            own = {"gpe_places": "tokens", "attention_prelu": True}
+        else:
+            own = {"gpe_places": "paper", "replace_positions": True, "gate": True}
+        return {**own, **published_encoding(options)}
 
     @classmethod
     def patch_multiple(cls, rank: int, **options: Any) -> tuple[int, ...]:
@@ -192,8 +220,8 @@ class UNETRPP(WholeNetwork):
 
     def segment(self, image: Tensor, location: LocationPyramid | None) -> Tensor | list[Tensor]:
         """(B, image + previous, *patch) -> logits, see ``forward``."""
-        positions = EncodedLocation(self.positions, location, self.shared)
-        x, skips = image, [self.full_resolution(image)]
+        positions = EncodedLocation(self.positions, location)
+        x, skips = image, [self._gated(self.full_resolution(image))]
         for stage, down in enumerate(self.down):
             x = self._stage(stage, down(x), positions)
             skips.append(x)
@@ -202,9 +230,17 @@ class UNETRPP(WholeNetwork):
         for stage, up in enumerate(self.up, start=STAGES):
             x = self._stage(stage, up(x) + skips.pop(), positions)
             outputs.append(x)
+        x = outputs[-1] = self._gated(x)
         if not self.deep_supervision:
             return cast(Tensor, self.heads[0](x))
         return [head(output) for head, output in zip(self.heads, reversed(outputs), strict=False)]
+
+    def _gated(self, x: Tensor) -> Tensor:
+        """With `gate`, features by their own mean over the patch; (B, C, *size) -> (B, C, *size)."""
+        if not self.gate:
+            return x
+        mean = x.mean(dim=tuple(range(2, x.dim())), keepdim=True)
+        return x + x * mean.sigmoid()
 
     def _stage(self, stage: int, x: Tensor, positions: EncodedLocation) -> Tensor:
         """The blocks of a stage, and the encodings before them."""
@@ -216,8 +252,8 @@ class UNETRPP(WholeNetwork):
 
 def _places(name: str, counts: list[int]) -> list[tuple[int, int]]:
     """Blocks (stage, number) that an encoding stands before."""
-    if name == "all":
-        return [(stage, 0) for stage in range(2 * STAGES)]
+    if name != "paper":
+        return [(stage, 0) for stage in range(2 * STAGES - (name == "tokens"))]
     return [(stage, block) for stage in PAPER_STAGES for block in range(counts[stage])]
 
 

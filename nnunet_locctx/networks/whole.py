@@ -78,6 +78,19 @@ class WholeNetwork(nn.Module):
         """
 
     @classmethod
+    def published(cls, **options: Any) -> dict[str, Any]:
+        """The options `options` with those of the published form filled in: with these the network computes what its
+        authors' code computes.
+
+        Args:
+            **options: The network's options that are asked for; they win.
+
+        Raises:
+            ValueError: If the network has no such form.
+        """
+        raise ValueError(f"{cls.__name__} has no form 'published'; leave the option 'form' out")
+
+    @classmethod
     def uses_location(cls, **options: Any) -> bool:
         """Whether a network with these options is a located one: here, whether it encodes location."""
         return options.get("encoding") is not None

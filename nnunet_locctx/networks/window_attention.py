@@ -22,18 +22,40 @@ class WindowGrid:
         size: Tokens along each axis.
         window: Tokens of a window along each axis.
         shift: Tokens by which the grid is moved along each axis.
+        ends_apart: Whether the two ends of an axis, which the move brings into one window, do not see each other.
+        filling_apart: Whether tokens do not see those that fill up their window.
     """
 
     size: tuple[int, ...]
     window: tuple[int, ...]
     shift: tuple[int, ...]
+    ends_apart: bool = True
+    filling_apart: bool = True
 
     @classmethod
-    def fit(cls, size: Sequence[int], window: int, shifted: bool) -> "WindowGrid":
+    def fit(cls, size: Sequence[int], window: int | Sequence[int], shifted: bool) -> "WindowGrid":
         """Windows of `window` tokens along each axis, moved by half their length if `shifted`; an axis that is no
         longer than a window is one window, and not moved."""
-        lengths, shift = get_window_size(size, (window,) * len(size), (window // 2,) * len(size))
+        asked = _each(window, len(size))
+        lengths, shift = get_window_size(size, asked, [n // 2 for n in asked])
         return cls(tuple(size), tuple(lengths), tuple(shift) if shifted else (0,) * len(size))
+
+    @classmethod
+    def published(cls, size: Sequence[int], window: int | Sequence[int], shifted: bool) -> "WindowGrid":
+        """The windows of nnFormer's code.
+
+        A number: if the shortest axis is no longer than it, all windows are cubes of that length and not moved.
+        One for each axis, as for ACDC: windows as they are asked for, moved unless one of them is the whole grid, and
+        everything in a window sees each other. Tokens that fill up a window are seen.
+        """
+        cubes = isinstance(window, int)
+        asked = _each(window, len(size))
+        if cubes and min(size) <= asked[0]:
+            asked, shifted = (min(size),) * len(size), False
+        elif asked == tuple(size):
+            shifted = False
+        shift = tuple(n // 2 for n in asked) if shifted and min(asked) > 1 else (0,) * len(size)
+        return cls(tuple(size), asked, shift, ends_apart=cubes, filling_apart=False)
 
     @property
     def padded(self) -> tuple[int, ...]:
@@ -69,7 +91,9 @@ class WindowGrid:
         None: all of them. The cyclic move brings both ends of an axis into one window, where they stay apart; tokens of
         the padding see each other only, so that no row of the attention is empty.
         """
-        if self.padded == self.size and not any(self.shift):
+        filled = self.filling_apart and self.padded != self.size
+        moved_apart = self.ends_apart and any(self.shift)
+        if not filled and not moved_apart:
             return None
         label = torch.zeros((), dtype=torch.int64)
         filling = torch.zeros((), dtype=torch.bool)
@@ -78,7 +102,8 @@ class WindowGrid:
             shape = [padded if other == axis else 1 for other in range(len(self.size))]
             label = 2 * label + (moved >= padded).long().view(shape)
             filling = filling | (moved % padded >= n).view(shape)
-        label = label.masked_fill(filling, -1)
+        if filled:
+            label = label.masked_fill(filling, -1)
         windows: Tensor = window_partition(label[None, ..., None], self.window)
         return windows.squeeze(2)
 
@@ -98,6 +123,7 @@ class WindowAttention(nn.Module):
         qkv_bias: Whether queries, keys and values have a bias.
         attention_dropout: Dropout of attention weights.
         dropout: Dropout after the last layer.
+        published_index: Whether relative positions are numbered as in nnFormer's code, see :func:`relative_positions`.
     """
 
     def __init__(
@@ -110,6 +136,7 @@ class WindowAttention(nn.Module):
         qkv_bias: bool,
         attention_dropout: float,
         dropout: float,
+        published_index: bool = False,
     ) -> None:
         super().__init__()
         self.heads, self.cross, self.attention_dropout = heads, cross, attention_dropout
@@ -119,7 +146,7 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.bias_table, std=0.02)
         self.output = nn.Sequential(nn.Linear(channels, channels), nn.Dropout(dropout))
         # not persistent: follows from the window
-        self.register_buffer("bias_index", relative_positions(window), persistent=False)
+        self.register_buffer("bias_index", relative_positions(window, published_index), persistent=False)
         self.bias_index: Tensor
 
     def forward(self, queries: Tensor, source: Tensor, labels: Tensor | None) -> Tensor:
@@ -155,15 +182,38 @@ class WindowAttention(nn.Module):
         return result
 
 
-def relative_positions(window: tuple[int, ...]) -> Tensor:
-    """For each pair of tokens of a window the number of their relative position, (N * N,), first token first."""
-    index = torch.zeros((), dtype=torch.int64)
+def relative_positions(window: tuple[int, ...], published: bool = False) -> Tensor:
+    """For each pair of tokens of a window the number of their relative position, (N * N,), first token first.
+
+    Args:
+        window: Tokens of a window along each axis.
+        published: In nnFormer's code a step along the first of three axes counts ``3 w - 1``, with the second axis'
+            ``w``, instead of ``(2 w - 1) (2 v - 1)`` with the second's and the third's, and one along the second ``2 w
+            - 1`` instead of ``2 v - 1``: distant positions share a number, and many numbers are not used.
+
+    Raises:
+        ValueError: If the published numbers exceed those that there are.
+    """
     rank = len(window)
-    for axis, n in enumerate(window):
+    ranges = [2 * n - 1 for n in window]
+    steps = [math.prod(ranges[axis + 1 :]) for axis in range(rank)]
+    if published:
+        steps[-2] = ranges[-2]
+        if rank == 3:
+            steps[0] = 3 * window[1] - 1
+        highest = sum((count - 1) * step for count, step in zip(ranges, steps, strict=True))
+        if highest >= math.prod(ranges):
+            raise ValueError(f"windows of {list(window)} tokens cannot have the published bias; use others")
+    index = torch.zeros((), dtype=torch.int64)
+    for axis, (n, step) in enumerate(zip(window, steps, strict=True)):
         difference = torch.arange(n)[:, None] - torch.arange(n) + n - 1
         shape = [n if other % rank == axis else 1 for other in range(2 * rank)]
-        index = index * (2 * n - 1) + difference.view(shape)
+        index = index + step * difference.view(shape)
     return index.flatten()
+
+
+def _each(window: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    return (window,) * rank if isinstance(window, int) else tuple(window)
 
 
 class WindowBlock(nn.Module):
@@ -179,6 +229,7 @@ class WindowBlock(nn.Module):
         attention_dropout: Dropout of attention weights.
         dropout: Dropout after linear layers.
         drop_path: Rate of stochastic depth.
+        published_index: See :class:`WindowAttention`.
     """
 
     def __init__(
@@ -193,6 +244,7 @@ class WindowBlock(nn.Module):
         attention_dropout: float,
         dropout: float,
         drop_path: float,
+        published_index: bool = False,
     ) -> None:
         super().__init__()
         self.grid = grid
@@ -205,6 +257,7 @@ class WindowBlock(nn.Module):
             qkv_bias=qkv_bias,
             attention_dropout=attention_dropout,
             dropout=dropout,
+            published_index=published_index,
         )
         self.drop_path = DropPath(drop_path)
         self.norm_mlp = nn.LayerNorm(channels)

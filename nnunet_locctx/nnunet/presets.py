@@ -32,7 +32,8 @@ class MadeFor:
         modality: ``"CT"`` or ``"MR"``.
         channels: Image channels.
         upsampling: How many times longer than the preset's voxels the data's may be along an axis.
-        trainers: Trainers with a network of their own that should take the configuration.
+        trainers: Trainers that should take the configuration: those with a network of their own, or of the block that
+            it has options for.
     """
 
     modality: str | None = None

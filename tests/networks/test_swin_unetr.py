@@ -56,11 +56,9 @@ def test_the_location_enters_at_ten_places() -> None:
     ("options", "millions", "giga_multiply_adds"),
     [({}, 62.19, 382.6), ({"encoding": "frequency"}, 62.36, 390.5)],
 )
-def test_published_size(
-    options: dict[str, Any], millions: float, giga_multiply_adds: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_published_size(options: dict[str, Any], millions: float, giga_multiply_adds: float) -> None:
     """Published: 62.19 and 62.36 M, 384.2 and 392.2 G with the normalisations."""
-    network = full_size("swin_unetr", monkeypatch, **options)
+    network = full_size("swin_unetr", **options)
     assert parameters(network) == pytest.approx(millions * 1e6, abs=0.005e6)
     assert multiply_adds(network) == pytest.approx(giga_multiply_adds * 1e9, abs=0.05e9)
 

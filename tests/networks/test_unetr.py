@@ -50,11 +50,9 @@ def test_the_location_enters_at_eight_places() -> None:
         ({"encoding": "frequency"}, 92.99, 89.9),
     ],
 )
-def test_published_size(
-    options: dict[str, Any], millions: float, giga_multiply_adds: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_published_size(options: dict[str, Any], millions: float, giga_multiply_adds: float) -> None:
     """Published (without `conv_block`): 92.48 and 92.66 M, 75.69 and 78.60 G with the normalisations."""
-    network = full_size("unetr", monkeypatch, **options)
+    network = full_size("unetr", **options)
     assert parameters(network) == pytest.approx(millions * 1e6, abs=0.005e6)
     assert multiply_adds(network) == pytest.approx(giga_multiply_adds * 1e9, abs=0.05e9)
 

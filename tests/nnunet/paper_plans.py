@@ -26,5 +26,12 @@ BRATS = planned([1.0, 1.0, 1.0], [140, 171, 137], "ZScoreNormalization", 4)
 ACDC = planned([5.0, 1.5625, 1.5625], [18, 237, 208], "ZScoreNormalization")
 HIPPOCAMPUS = planned([1.0, 1.0, 1.0], [36, 50, 35], "ZScoreNormalization")
 
-DATA = {"gpe_synapse": BTCV, "lightmedseg_brats": BRATS, "lightmedseg_acdc": ACDC}
+DATA = {
+    "gpe_synapse": BTCV,
+    "lightmedseg_brats": BRATS,
+    "lightmedseg_acdc": ACDC,
+    "nnformer_acdc_published": ACDC,
+    "nnformer_brats_published": BRATS,
+    "unetrpp_acdc_published": ACDC,
+}
 """Presets that are not LocBAM's -> what they were made for."""

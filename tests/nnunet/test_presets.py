@@ -2,11 +2,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from nnunet_locctx.blocks.gpe import PUBLISHED, PUBLISHED_HASH
+from nnunet_locctx.networks.registry import network_class
 from nnunet_locctx.nnunet.misfits import misfits
 from nnunet_locctx.nnunet.planning import add_configuration, coverage, resolve
 from nnunet_locctx.nnunet.presets import MadeFor, list_presets, load_preset, read_preset
 from nnunet_locctx.nnunet.suitability import suitable_trainers
+from nnunet_locctx.nnunet.trainers import PNetworkTrainer, UNETRPPTrainer, nnFormerTrainer
+from nnunet_locctx.nnunet.whole_network import WholeNetworkTrainer
 from tests.nnunet.paper_plans import BTCV, DATA, planned
 
 
@@ -21,7 +26,7 @@ def test_every_preset_can_be_planned_and_fits_the_data_it_is_for(name: str, tmp_
     full = resolve(made, "new")
     assert full["patch_size"] == preset.changes.get("patch_size", full["patch_size"])
     suitable = suitable_trainers(full)
-    of_one_block = "block" in preset.changes.get("location", {})
+    of_one_block = "block" in preset.changes.get("location", {}) or preset.changes.get("network")
     usual = () if of_one_block else ("LocCtxTrainer", "LocBAMTrainer", "CoordConvTrainer")
     wanted = {*usual, *preset.made_for.trainers}
     assert wanted
@@ -37,11 +42,41 @@ def test_small_patches_take_the_dice_of_the_batch() -> None:
 
 
 def test_the_published_presets_are_the_published_forms() -> None:
+    for name, options in (
+        ("gpe_published", {}),
+        ("gpe_hash_published", {"encoding": "hash", "hash": PUBLISHED_HASH}),
+    ):
+        location = read_preset(name)["location"]
+        assert location == {"place": "stages", "block": {**PUBLISHED, "stride": 1, **options}}
+    assert read_preset("gpe_synapse_published")["network"] == {"form": "published"}
     location = read_preset("coordconv_published")["location"]
     assert location == {"place": "input", "block": {"encoding": "identity", "zero_init": False}}
     # Hooft et al.: body part scores replace the axial coordinate only
     location = read_preset("locbam_iso_large_body_part")["location"]
     assert location == {"source": "body_part", "cross_section": "scan"}
+
+
+@pytest.mark.parametrize(
+    ("name", "trainer", "channels", "millions"),
+    [
+        ("unetrpp_acdc_published", UNETRPPTrainer, 1, 66.8),  # as the paper says
+        ("nnformer_acdc_published", nnFormerTrainer, 1, 37.2),
+        ("nnformer_brats_published", nnFormerTrainer, 4, 37.6),
+        ("gpe_synapse_published", PNetworkTrainer, 1, 59.0),
+    ],
+)
+def test_the_published_networks_have_their_size(
+    name: str, trainer: type[WholeNetworkTrainer], channels: int, millions: float
+) -> None:
+    preset = load_preset(name)
+    assert trainer.__name__ in preset.made_for.trainers
+    options = trainer.check_configuration(preset.changes)
+    classes = 14 if "synapse" in name else 4
+    with torch.device("meta"):
+        network = network_class(trainer.network_name)(
+            channels, classes, preset.changes["patch_size"], **options
+        )
+    assert sum(one.numel() for one in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
 
 
 def test_coverage_is_that_of_the_papers_table_2() -> None:

@@ -1,5 +1,6 @@
 """Trainers of networks that replace the planned one: options, refusals, deep supervision, recipe."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import nn
 
 from nnunet_locctx.nnunet import recipes, trainers
 from nnunet_locctx.nnunet.recipes import Recipe
+from nnunet_locctx.nnunet.signature import LocationSignature
 from nnunet_locctx.nnunet.trainers import TRAINERS
 from nnunet_locctx.nnunet.whole_network import WholeNetworkTrainer
 from tests.networks.small_networks import SMALL
@@ -110,6 +112,52 @@ def test_deep_supervision_is_not_switched_on_where_there_is_none(
     )
     trainer.set_deep_supervision_enabled(True)
     assert trainer.network.deep_supervision is False
+
+
+def test_a_network_without_its_deep_supervision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = {**small("nnFormerTrainer"), "form": "published", "supervision": False}
+    trainer = make("nnFormerTrainer", tmp_path, monkeypatch, network=network)
+    assert not trainer.enable_deep_supervision
+    assert trainer._get_deep_supervision_scales() is None
+    made = trainer.build_network_architecture(
+        trainer.plans_manager, trainer.configuration_manager, 1, 3, trainer.enable_deep_supervision
+    )
+    assert len(made.heads) == 1
+    output = made(torch.randn(2, 1, *PATCH))
+    assert output.shape == (2, 3, *PATCH)
+    assert trainer._build_loss()(output, torch.zeros(2, 1, *PATCH)).isfinite()
+    told = json.loads(made.location_signature.decoded())["options"]
+    assert told["published_windows"] is True  # spelt out: what the form stands for may change
+    assert "form" not in told
+
+
+ADDED = {
+    "GPEUNETRTrainer": {"sampling", "shared_table"},
+    "GPESwinUNETRTrainer": {"sampling", "shared_table", "duplicate_neighbours"},
+    "GPEnnFormerTrainer": {"sampling", "published_windows", "strides", "supervision", "decoder_num_heads"},
+    "GPEUNETRPPTrainer": {"sampling", "scrambled_tokens", "gate", "twofold"},
+}
+"""Options that came with the published forms."""
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_models_from_before_the_published_forms_load_and_only_as_what_they_are(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(**network: Any) -> Any:
+        trainer = make(name, tmp_path, monkeypatch, network={**small(name), **network})
+        return trainer.build_network_architecture(
+            trainer.plans_manager, trainer.configuration_manager, 1, 3, False
+        )
+
+    network = build()
+    told = json.loads(network.location_signature.decoded())
+    told["options"] = {key: value for key, value in told["options"].items() if key not in ADDED[name]}
+    before = network.state_dict()
+    before["location_signature.text"] = LocationSignature(json.dumps(told, sort_keys=True)).text
+    network.load_state_dict(before)
+    with pytest.raises(ValueError, match="the checkpoint was trained with the location options"):
+        build(form="published").load_state_dict(before)
 
 
 def test_recipe_of_the_authors_or_nnunets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
