@@ -112,7 +112,11 @@ class LocationOptions:
 
     def meaning(self) -> dict[str, Any]:
         """What a coordinate means, for the signature of a checkpoint."""
-        return {"source": self.source, "absolute": self.absolute, **self.source_options()}
+        meaning = {"source": self.source, "absolute": self.absolute, **self.source_options()}
+        if self.source == "voxel" or self.cross_section == "scan":
+            # models from before oblique scans were measured by their bounding box have no such entry and are refused
+            meaning["fraction_of"] = "bounding box"
+        return meaning
 
     def signature(self, block: str, also: Sequence[Fitting] = ()) -> str:
         """What a checkpoint's weights depend on, as JSON: source, place and block, not what is only used in
