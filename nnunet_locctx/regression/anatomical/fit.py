@@ -224,9 +224,8 @@ def _told(small: Mapping[str, npt.NDArray[np.bool_]], options: AnatomicalOptions
     reasons = "; ".join(f"{name}: {too_little_body(nodes)}" for name, nodes in list(small.items())[:3])
     reasons += f"; and {len(small) - 3} more" if len(small) > 3 else ""
     usual = float(np.median([nodes.sum() for nodes in small.values()]))
-    finer = options.spacing * (usual / SMALLEST_BODY_NODES) ** (1 / 3)
-    # rounded down, so that it is enough
-    finer = math.floor(10 * finer) / 10
+    # less than the volumes say, because nodes at the edge do not count
+    finer = math.floor(9 * options.spacing * (usual / SMALLEST_BODY_NODES) ** (1 / 3)) / 10
     return reasons + (
         f". With a smaller voxel size (--spacing {finer:g}) they have more" if finer >= 1 else ""
     )
