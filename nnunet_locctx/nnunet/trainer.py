@@ -133,7 +133,10 @@ class LocatedTrainer(DenormalsFlushed):
             patch_size=configuration_manager.patch_size,
         )
         carry_regressor(network, configuration_manager, options)
-        network.add_module("location_signature", LocationSignature(options.signature(cls.block, cls.also)))
+        signature = LocationSignature(
+            options.signature(cls.block, cls.also), options.default_signature(cls.block, cls.also)
+        )
+        network.add_module("location_signature", signature)
         return network
 
     def configure_optimizers(self) -> Any:
