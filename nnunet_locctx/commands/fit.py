@@ -3,9 +3,15 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nnunet_locctx.commands.common import CLEAN, add_command, add_processes, assignments
+from nnunet_locctx.commands.common import CLEAN, FINDINGS, add_command, add_processes, assignments
+
+if TYPE_CHECKING:
+    from nnunet_locctx.nnunet.fitting import FittedDataset
+
+FEW = 0.9
+"""Share of the scans that should be measured; with fewer there is a warning."""
 
 SOURCES = {"body-part": "body_part", "ape": "anatomical"}
 """What is given on the command line -> location source."""
@@ -21,7 +27,8 @@ def add(commands: Any) -> None:
         """Fits a small network on the unlabelled training scans of a dataset that tells where in the body a slice
         (body-part) or a voxel (ape) lies, whatever the field of view, and measures every training scan with it. Both
         are kept in nnUNet_preprocessed; the network travels in the checkpoints of models trained with the source, so
-        that prediction needs nothing else. Run again, an interrupted fit is taken up where it stopped.""",
+        that prediction needs nothing else. Run again, an interrupted fit is taken up where it stopped, and scans that
+        changed since are measured again. Exit status 1: no scan could be measured.""",
         """
         locctx fit body-part -d 3
         locctx fit body-part -d 3 --lowest femur_left --highest skull
@@ -105,13 +112,23 @@ def run(options: argparse.Namespace) -> int:
 
     report = report_fitted(fitted)
     write_atomically(fitted.folder / "report.json", (json.dumps(report, indent=2) + "\n").encode())
-    draw_fitted(fitted, fitted.folder / "report.png")
     print(f"{'fitted' if fitted.fitted_now else 'unchanged:'} {fitted.folder}")
-    for line in report["summary"]:
+    for line in [*report["summary"], *_about_changes(fitted)]:
         print(line)
     for name, problem in fitted.problems.items():
         print(f"warning: {name}: {problem}; it has voxel fractions instead")
-    print(f"picture: {fitted.folder / 'report.png'}")
+    picture, usable = fitted.folder / "report.png", len(fitted.measured) - len(fitted.problems)
+    if not usable:
+        picture.unlink(missing_ok=True)  # of an earlier fit
+        print("no scan could be measured: training with this source would be training with voxel fractions")
+        return FINDINGS
+    draw_fitted(fitted, picture)
+    if usable < FEW * len(fitted.measured):
+        print(
+            f"warning: only {usable} of {len(fitted.measured)} scans could be measured; for the others a coordinate "
+            "means another thing, which can make a model worse than without location"
+        )
+    print(f"picture: {picture}")
     dataset = int(dataset_folder("nnUNet_raw", options.dataset).name[7:10])
     print("next:")
     if options.configuration:
@@ -121,6 +138,27 @@ def run(options: argparse.Namespace) -> int:
         print(f"  locctx plan -d {dataset} --name 3d_fullres_{source} --source {source}")
         print(f"  nnUNetv2_train {dataset} 3d_fullres_{source} 0 -p nnUNetPlans_locctx -tr LocCtxTrainer")
     return CLEAN
+
+
+def _about_changes(fitted: "FittedDataset") -> list[str]:
+    """What there is to know about scans that are no longer what they were."""
+    from nnunet_locctx.nnunet.fitted import named
+
+    lines = []
+    if fitted.changed:
+        lines.append(f"measured again, because the scan changed: {named(fitted.changed)}")
+    if fitted.stale:
+        lines.append(
+            f"warning: the preprocessed data in {', '.join(folder.name for folder in fitted.stale)} is still that of "
+            "the scans before they changed; run nnUNetv2_preprocess (nnUNetv2_plan_and_preprocess if voxel sizes "
+            "changed) before training"
+        )
+    if fitted.fitted_on_others:
+        lines.append(
+            f"note: the regressor was fitted before these scans changed: {named(fitted.fitted_on_others)}. It is kept, "
+            "because models trained with it need it; --again fits anew"
+        )
+    return lines
 
 
 def _check_configuration(options: argparse.Namespace) -> None:

@@ -20,10 +20,14 @@ class Measurement(abc.ABC):
     Attributes:
         kind: Name of the source that uses it.
         problem: Why the scan could not be measured; empty if it was. Such a scan gets voxel fractions.
+        stamp: Of the files it was measured in; empty where nobody said, as in measurements of earlier versions.
+        scan: Frame of the scan as it was read; None as above.
     """
 
     kind: ClassVar[str]
     problem: str
+    stamp: str = ""
+    scan: Frame | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -57,6 +61,10 @@ class Measurement(abc.ABC):
         """As the content of an .npz file."""
         buffer = io.BytesIO()
         named: dict[str, Any] = {**self.arrays(), "kind": self.kind, "problem": self.problem}
+        if self.stamp:
+            named["stamp"] = self.stamp
+        if self.scan is not None:
+            named |= {"scan_shape": np.array(self.scan.shape), "scan_affine": self.scan.affine_lps}
         np.savez_compressed(buffer, **named)
         return buffer.getvalue()
 
@@ -72,6 +80,9 @@ class Measurement(abc.ABC):
                 arrays = dict(stored)
             found = KINDS[str(arrays.pop("kind"))].from_arrays(arrays)
             found.problem = str(arrays["problem"])
+            found.stamp = str(arrays.get("stamp", ""))
+            if "scan_affine" in arrays:
+                found.scan = Frame.from_affine(arrays["scan_shape"].tolist(), arrays["scan_affine"], "LPS")
         except Exception as error:  # zipfile, numpy and KeyError, all of which mean the same
             raise ValueError(f"not a measurement of a scan, or damaged: {error}") from error
         return found

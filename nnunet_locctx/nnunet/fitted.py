@@ -2,16 +2,22 @@
 
 nnUNet_preprocessed/Dataset003_Liver/locctx_body_part/
     regressor.pt            the fitted model, as it travels in checkpoints
-    measurements/CASE.npz   what it found in each training case, independent of plans
+    fit.json                what it was fitted with: options, and stamps of the scans
+    measurements_.../CASE.npz   what it found in each training case, independent of plans, with the scan's stamp
     report.json, report.png what `locctx fit` has to say about it
+
+Beside it, for all sources of a dataset: ``locctx_files.json`` (digests of the raw files), ``locctx_fit.lock``, and
+``locctx_scans_.../`` (the scans on the canonical grid).
 """
 
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nnunet_locctx.files import write_atomically
+from nnunet_locctx.geometry import Frame, corner_distance
 from nnunet_locctx.location import Measurement
 from nnunet_locctx.nnunet.paths import nnunet_folder
 from nnunet_locctx.regression.regressor import Regressor, load_regressor
@@ -22,7 +28,13 @@ MEASUREMENTS = "measurements_"
 COMMANDS = {"body_part": "body-part", "anatomical": "ape"}
 """Location source -> what to give to `locctx fit`."""
 
+DIGESTS = "locctx_files.json"
+LOCK = "locctx_fit.lock"
+
 CACHED_CASES = 64
+
+SAME_PLACE = 0.1
+"""Voxels by which the corners of the same scan may differ between two files or readers."""
 
 
 def fitted_folder(dataset_name: str, source: str) -> Path:
@@ -122,6 +134,42 @@ class CaseMeasurements:
             raise ValueError(summarise(unreadable))
         return found
 
+    def check_scan(
+        self, identifier: str, properties: Mapping[str, Any], transpose_forward: Sequence[int]
+    ) -> None:
+        """Compares the scan that a case was measured in with the one it was preprocessed from.
+
+        A measurement says where in the patient's millimetres what lies, so its scan must have had the same header.
+        Those of earlier versions, which say nothing about their scan, and those that cannot be read are not looked at.
+
+        Args:
+            identifier: The case.
+            properties: nnU-Net's, as stored with the preprocessed case.
+            transpose_forward: The plans'.
+
+        Raises:
+            ValueError: The two differ in size or place.
+        """
+        try:
+            measured = self.read(identifier).scan
+        except ValueError:
+            return  # named by `problems`
+        if measured is None:
+            return
+        before = properties["shape_before_cropping"]
+        shape = [int(before[list(transpose_forward).index(axis)]) for axis in range(3)]
+        preprocessed = Frame.as_read(properties, shape)
+        if measured.shape != preprocessed.shape:
+            what = f"{list(measured.shape)} voxels against {list(preprocessed.shape)}"
+        elif (distance := corner_distance(measured, preprocessed)) > SAME_PLACE:
+            what = f"their corners lie {distance:.1f} voxels apart"
+        else:
+            return
+        raise ValueError(
+            f"the scan was measured with another header than it was preprocessed with ({what}); run `locctx fit` "
+            "again, and nnUNetv2_preprocess if the scan changed since"
+        )
+
     def write(self, identifier: str, measurement: Measurement) -> None:
         """Stores a case's measurement."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -134,6 +182,12 @@ def _read(file: Path, changed: int) -> Measurement:
         return Measurement.from_bytes(file.read_bytes())
     except ValueError as error:
         raise ValueError(f"{file}: {error}. Delete the file and run `locctx fit` again") from error
+
+
+def named(cases: Sequence[str], shown: int = 10) -> str:
+    """The first names, and how many more there are."""
+    more = len(cases) - shown
+    return ", ".join(cases[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
 def summarise(lines: Sequence[str], shown: int = 10) -> str:

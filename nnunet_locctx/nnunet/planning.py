@@ -26,6 +26,7 @@ from nnunet_locctx.nnunet.topology import (
     fit_architecture,
     plan_topology,
 )
+from nnunet_locctx.nnunet.turns import one_at_a_time
 
 __all__ = [
     "Coverage",
@@ -234,7 +235,7 @@ def plan_configurations(
     own_plans_name: str | None = None,
     force: bool = False,
 ) -> tuple[Plans, bool]:
-    """Adds several configurations at once, all or none.
+    """Adds several configurations at once, all or none. Two calls for one file come one after the other.
 
     Args:
         configurations: Name -> changes, as for :func:`add_configuration`.
@@ -245,24 +246,35 @@ def plan_configurations(
     if own_plans_name is None:
         own_plans_name = plans_name if is_derived(source) else f"{plans_name}{OWN_PLANS_SUFFIX}"
     file = folder / f"{own_plans_name}.json"
-    if is_derived(source) and own_plans_name == plans_name:
-        plans = source
-    elif file.exists():
-        existing = read_plans(file)
-        if not is_derived(existing):
-            raise ValueError(
-                f"{file} was not written by locctx and is left alone; choose another name with --plans-name"
-            )
-        plans = renew(existing, source, force=force)
-    else:
-        plans = derive_plans(source, own_plans_name)
-    for name, changes in configurations.items():
-        if not is_derived(source) and name in source["configurations"]:
-            raise ValueError(
-                f"{name!r} is a configuration of {plans_name!r} itself; choose another name for the new one"
-            )
-        plans = add_configuration(plans, base, name, overwrite=force, **changes)
-    return plans, write_plans(plans, file)
+
+    def extended() -> Plans:
+        source = read_plans(folder / f"{plans_name}.json")
+        plans = source if file.stem == plans_name and is_derived(source) else _own_plans(source, file, force)
+        for name, changes in configurations.items():
+            if not is_derived(source) and name in source["configurations"]:
+                raise ValueError(
+                    f"{name!r} is a configuration of {plans_name!r} itself; choose another name for the new one"
+                )
+            plans = add_configuration(plans, base, name, overwrite=force, **changes)
+        return plans
+
+    extended()  # what cannot be used is refused before the lock's file is made
+    # read, extended and written by one at a time: what another one adds meanwhile must not be lost
+    with one_at_a_time(folder / f"{own_plans_name}.lock", file.name):
+        plans = extended()
+        return plans, write_plans(plans, file)
+
+
+def _own_plans(source: Plans, file: Path, force: bool) -> Plans:
+    """Our plans on top of a source, with what was added to them so far."""
+    if not file.exists():
+        return derive_plans(source, file.stem)
+    existing = read_plans(file)
+    if not is_derived(existing):
+        raise ValueError(
+            f"{file} was not written by locctx and is left alone; choose another name with --plans-name"
+        )
+    return renew(existing, source, force=force)
 
 
 def _whole(value: Any, name: str) -> int:

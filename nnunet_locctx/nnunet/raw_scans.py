@@ -1,7 +1,8 @@
 """The training scans of a raw dataset on the canonical grid, each read once and kept on disk."""
 
+import hashlib
 import io
-import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,10 @@ __all__ = [
 LEVELS = 65535
 """Intensities are kept as whole numbers from 0 to this, from a scan's least to its greatest."""
 
+READING = 1
+"""Changes when the same files are understood otherwise (another frame, other intensities): what was derived from scans
+is then derived again."""
+
 
 @dataclass(frozen=True)
 class RawCase:
@@ -47,9 +52,15 @@ class RawCase:
     label: Path
     reader: str
 
-    def stamp(self) -> str:
-        """Changes when an image file does."""
-        return json.dumps([[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in self.images])
+    def stamp(self, digests: Mapping[Path, str], *further: Path) -> str:
+        """Changes when the content of an image does, or the way it is read.
+
+        Args:
+            digests: Of the files' content (:func:`~nnunet_locctx.nnunet.digests.file_digests`).
+            further: Files on which what is derived from the images depends too.
+        """
+        parts = [str(READING), self.reader, *[digests[file] for file in (*self.images, *further)]]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def read(self) -> tuple[np.ndarray, Frame]:
         """The image (C, i, j, k) as stored, and its frame.
@@ -84,14 +95,16 @@ class RawCase:
 
 
 def training_cases(folder: Path) -> list[RawCase]:
-    """The training cases of a raw dataset, as nnU-Net finds them.
+    """The training cases of a raw dataset, as nnU-Net finds them: in imagesTr and labelsTr, or listed in dataset.json.
 
     Raises:
-        ValueError: There are none, or their files are not there.
+        ValueError: There are none, their files are not there, or imagesTr holds files whose names have no channel.
     """
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
     dataset = read_dataset_json(folder)
+    if "dataset" not in dataset:
+        _check_names(folder / "imagesTr", dataset["file_ending"], len(dataset["channel_names"]))
     try:
         files = get_filenames_of_train_images_and_targets(str(folder), dataset)
     except (OSError, AssertionError, KeyError) as error:
@@ -107,6 +120,40 @@ def training_cases(folder: Path) -> list[RawCase]:
         )
     reader = choose_reader(dataset, next(iter(found.values()))[0][0])
     return [RawCase(name, images, label, reader) for name, (images, label) in found.items()]
+
+
+def _check_names(images: Path, ending: str, count: int) -> None:
+    """Refuses images that nnU-Net takes for something else than they are.
+
+    Of a name without a channel it cuts off five characters all the same, and makes a case without an image of the
+    rest; where the first channel is missing, it takes the second one for the first.
+    """
+    names = [file.name for file in images.iterdir() if file.name.endswith(ending)] if images.is_dir() else []
+    matches = {name: re.fullmatch(r"(.+)_(\d{4})", name[: -len(ending)]) for name in sorted(names)}
+    ghosts = [name for name, match in matches.items() if match is None]
+    if ghosts:
+        raise ValueError(
+            f"{images} holds {len(ghosts)} files without a channel number, of which nnU-Net makes cases without an "
+            f"image; name them CASE_0000{ending} (the first channel) or take them away:\n{summarise(ghosts)}"
+        )
+    channels: dict[str, list[int]] = {}
+    for match in matches.values():
+        if match is not None:
+            channels.setdefault(match[1], []).append(int(match[2]))
+    many = [f"{name} has {len(there)}" for name, there in channels.items() if len(there) > count]
+    if many:
+        raise ValueError(
+            f"dataset.json names {count} channel(s), but by the names of the files in {images} cases have more "
+            f"(CASE_0000{ending} is the first channel of CASE):\n{summarise(many)}"
+        )
+    lacking = [
+        f"{name}_{number:04d}{ending}"
+        for name, there in channels.items()
+        for number in range(max(there))
+        if number not in there
+    ]
+    if lacking:
+        raise ValueError(f"channels are missing in {images}:\n{summarise(lacking)}")
 
 
 class CanonicalScans(Mapping[str, CanonicalScan]):
@@ -141,6 +188,7 @@ class CanonicalScans(Mapping[str, CanonicalScan]):
 
 def keep_scans(
     cases: Sequence[RawCase],
+    stamps: Mapping[str, str],
     folder: Path,
     channel: int,
     spacing: float,
@@ -152,6 +200,7 @@ def keep_scans(
 
     Args:
         cases: The training cases.
+        stamps: :meth:`RawCase.stamp` of each.
         folder: Where to keep them; made if absent.
         channel: Image channel.
         spacing: Voxel size of the canonical grid in mm.
@@ -162,8 +211,8 @@ def keep_scans(
         ValueError: Scans that cannot be read, all of them named; the others are kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    due = [case for case in cases if not _is_kept(case, folder)]
-    jobs = [(case, folder, channel, spacing) for case in due]
+    due = [case for case in cases if not _is_kept(case, stamps[case.identifier], folder)]
+    jobs = [(case, stamps[case.identifier], folder, channel, spacing) for case in due]
     answers = map_in_workers(_keep, jobs, processes)
     hidden = not progress or not due
     bar = tqdm(answers, total=len(due), desc="reading scans", unit="scan", disable=hidden)
@@ -173,22 +222,21 @@ def keep_scans(
     return CanonicalScans(folder, [case.identifier for case in cases])
 
 
-def _is_kept(case: RawCase, folder: Path) -> bool:
+def _is_kept(case: RawCase, stamp: str, folder: Path) -> bool:
     file = folder / f"{case.identifier}.npz"
     if not file.is_file():
         return False
     try:
         with np.load(file) as stored:
-            return bool(str(stored["stamp"]) == case.stamp())
+            return bool(str(stored["stamp"]) == stamp)
     except Exception:  # damaged: is written again
         return False
 
 
-def _keep(job: tuple[RawCase, Path, int, float]) -> str:
+def _keep(job: tuple[RawCase, str, Path, int, float]) -> str:
     """Keeps one scan; returns what is wrong with it."""
-    case, folder, channel, spacing = job
+    case, stamp, folder, channel, spacing = job
     try:
-        stamp = case.stamp()
         data, frame = case.read()
         if not 0 <= channel < data.shape[0]:
             raise ValueError(

@@ -164,6 +164,8 @@ class LocatedTrainer(DenormalsFlushed):
             shape = properties["shape_after_cropping_and_before_resampling"]
             try:
                 frame = Frame.from_properties(properties, shape, self.plans_manager.transpose_forward)
+                if self.measurements is not None:
+                    self.measurements.check_scan(identifier, properties, self.plans_manager.transpose_forward)
             except ValueError as error:
                 broken.append(f"{identifier}: {error}")
             else:

@@ -3,6 +3,7 @@
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 Job = TypeVar("Job")
@@ -18,11 +19,19 @@ def map_in_workers(
         function: Can be pickled, and its answers too.
         jobs: Can be pickled.
         processes: At most this many; one job, or one process, is worked on here.
+
+    Raises:
+        MemoryError: A process was ended from outside, as systems do that run out of memory.
     """
     if min(processes, len(jobs)) <= 1:
         yield from map(function, jobs)
         return
     # spawn: forking after ITK has started its threads can hang
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=context) as pool:
-        yield from pool.map(function, jobs)
+    try:
+        with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=context) as pool:
+            yield from pool.map(function, jobs)
+    except BrokenProcessPool as error:
+        raise MemoryError(
+            f"one of {processes} worker processes was ended from outside, most likely because memory ran out; use fewer"
+        ) from error

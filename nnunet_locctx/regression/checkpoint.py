@@ -1,14 +1,36 @@
 """The state of an interrupted fit."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import torch
 
 from nnunet_locctx.files import replacing
 
 CHECKPOINT = "checkpoint.pt"
+
+
+def content(*arrays: npt.NDArray[Any] | None) -> str:
+    """Tells what scans hold, for the identity of a fit: equal for equal arrays alone."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        if array is None:
+            digest.update(b"none;")
+            continue
+        digest.update(f"{array.dtype.str}{array.shape};".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def diverged(loss: float, step: int, learning_rate: float) -> ValueError:
+    """The error of a fit whose loss is not finite."""
+    return ValueError(
+        f"the loss is {loss} at step {step}: the learning rate {learning_rate:g} is too high; fit again with a lower "
+        "learning rate"
+    )
 
 
 def save_checkpoint(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:

@@ -56,10 +56,16 @@ def _figures(found: Any) -> dict[str, Any]:
 
 
 def draw_fitted(fitted: FittedDataset, output: Path) -> None:
-    """Writes a picture (.png): the curves of all scans, or slices through the maps of a few."""
+    """Writes a picture (.png): the curves of all scans, or slices through the maps of a few.
+
+    Raises:
+        ValueError: No scan could be measured.
+    """
     usable = {name: found for name, found in fitted.measured.items() if not found.problem}
     curves = {name: found for name, found in usable.items() if isinstance(found, BodyPartCurve)}
     maps = {name: found for name, found in usable.items() if isinstance(found, AnatomicalMap)}
+    if not usable:
+        raise ValueError("no scan could be measured, so there is nothing to draw")
     figure = _draw_maps(dict(list(maps.items())[:DRAWN_MAPS])) if maps else _draw_curves(curves)
     with replacing(output) as draft:
         figure.savefig(draft, dpi=120)
@@ -89,8 +95,6 @@ def _draw_curves(curves: dict[str, BodyPartCurve]) -> Figure:
         right.set_yticks(range(len(names)), names, fontsize=7)
     else:
         right.set_ylabel("scans, by their lowest score")
-    if not names:
-        left.text(0.5, 0.5, "no scan could be scored", ha="center", transform=left.transAxes)
     return figure
 
 

@@ -246,6 +246,22 @@ def test_an_added_case_is_measured_with_the_regressor_there_is(bodies: Workspace
         np.testing.assert_array_equal(added[name], original[name])
 
 
+def test_a_header_repaired_after_preprocessing_stops_the_training(bodies: Workspace, tmp_path: Path) -> None:
+    """The measurement is then that of the repaired scan, nnU-Net's data that of the scan before."""
+    space = bodies.copy(tmp_path)
+    file = space.raw / space.dataset / "imagesTr" / "whole_body_001_0000.nii.gz"
+    image = SimpleITK.ReadImage(str(file))
+    origin = image.GetOrigin()
+    image.SetOrigin((origin[0], origin[1], origin[2] + 90.0))
+    SimpleITK.WriteImage(image, str(file))
+    assert fit(space, "body_part") == 0
+    with pytest.raises(
+        ValueError,
+        match=r"whole_body_001: the scan was measured with another header than it was preprocessed",
+    ):
+        space.train(TRAINER, "body_part")
+
+
 def test_scores_of_bpreg_are_taken_over(bodies: Workspace, tmp_path: Path) -> None:
     """Training cases get the files' scores; the regressor for new scans is fitted to them."""
     space = bodies.copy(tmp_path)
@@ -277,3 +293,15 @@ def test_scores_of_bpreg_are_taken_over(bodies: Workspace, tmp_path: Path) -> No
         assert found.slope == pytest.approx(0.118, rel=0.02)
         assert found.cross_section is not None
         assert found.scores[0] == pytest.approx(20, abs=2.5)
+    # scores that changed are taken over again, those of the other cases are left alone
+    file = tmp_path / "json" / "whole_body_003.json"
+    content = json.loads(file.read_text())
+    content["cleaned slice scores"] = [score + 7 for score in content["cleaned slice scores"]]
+    file.write_text(json.dumps(content))
+    before = {path.name: path.stat().st_mtime_ns for path in measurements.folder.iterdir()}
+    assert fit(space, "body_part", f"--from-json {tmp_path / 'json'}") == 0
+    after = {path.name: path.stat().st_mtime_ns for path in measurements.folder.iterdir()}
+    assert [name for name in before if after[name] != before[name]] == ["whole_body_003.npz"]
+    found = measurements.read("whole_body_003")
+    assert isinstance(found, BodyPartCurve)
+    assert found.scores[0] == pytest.approx(27, abs=2.5)

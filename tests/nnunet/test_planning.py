@@ -1,4 +1,6 @@
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_locctx.nnunet import planning
 from nnunet_locctx.nnunet.planning import (
     add_configuration,
     check_location,
@@ -434,3 +437,30 @@ def test_dice_of_the_batch(planned: dict[str, Any]) -> None:
     assert "batch_dice" not in add_configuration(planned, "3d_fullres", "same")["configurations"]["same"]
     with pytest.raises(ValueError, match="batch_dice must be true or false, got 'yes'"):
         add_configuration(planned, "3d_fullres", "small", batch_dice="yes")  # type: ignore[arg-type]
+
+
+def test_what_two_add_at_once_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nnUNetPlans.json").write_text(json.dumps(plans({"3d_fullres": configuration()})))
+    write = planning.write_plans
+
+    def slow(*arguments: Any) -> bool:
+        time.sleep(0.1)  # long enough for the others to have read
+        return write(*arguments)
+
+    monkeypatch.setattr(planning, "write_plans", slow)
+    names = [f"added_{number}" for number in range(4)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        for answer in [
+            pool.submit(plan_configuration, tmp_path, "nnUNetPlans", "3d_fullres", name, batch_size=1)
+            for name in names
+        ]:
+            assert answer.result()[1]
+    found = read_plans(tmp_path / "nnUNetPlans_locctx.json")
+    assert sorted(found["configurations"]) == ["3d_fullres", *names]
+
+
+def test_what_is_refused_leaves_no_file(tmp_path: Path) -> None:
+    (tmp_path / "nnUNetPlans.json").write_text(json.dumps(plans({"3d_fullres": configuration()})))
+    with pytest.raises(ValueError, match="batch_size"):
+        plan_configuration(tmp_path, "nnUNetPlans", "3d_fullres", "added", batch_size=0)
+    assert [file.name for file in tmp_path.iterdir()] == ["nnUNetPlans.json"]

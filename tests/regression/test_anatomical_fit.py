@@ -103,6 +103,11 @@ def test_a_checkpoint_of_other_options_or_scans_or_none_at_all_restarts(
     assert "other options or scans" in capsys.readouterr().out
     fit_anatomical(scans(4), TINY, tmp_path, progress=False)
     assert "other options or scans" in capsys.readouterr().out
+    fit_anatomical(cases, TINY, tmp_path, progress=False)
+    assert "other options or scans" in capsys.readouterr().out
+    changed = {**cases, "case_0": dataclasses.replace(cases["case_0"], image=cases["case_0"].image + 50)}
+    fit_anatomical(changed, TINY, tmp_path, progress=False)
+    assert "other options or scans" in capsys.readouterr().out
     (tmp_path / "checkpoint.pt").write_bytes(b"half a file")
     again = fit_anatomical(cases, TINY, tmp_path, progress=False)
     assert "cannot be read" in capsys.readouterr().out
@@ -114,14 +119,19 @@ def test_too_few_scans_and_scans_without_body(tmp_path: Path) -> None:
     air = dataclasses.replace(cases["case_0"], image=np.full_like(cases["case_0"].image, -1000))
     with pytest.raises(ValueError, match="2 or more scans, got 1"):
         fit_anatomical({"one": cases["case_0"]}, TINY, tmp_path, progress=False)
-    with (
-        pytest.warns(UserWarning, match="scan air: no body found"),
-        pytest.raises(ValueError, match="with a body, got 1 of 2"),
-    ):
+    with pytest.raises(ValueError, match=r"enough of a body, got 1 of 2; air: 0 nodes of body were found"):
         fit_anatomical({"air": air, "one": cases["case_0"]}, TINY, tmp_path, progress=False)
     assert not list(tmp_path.iterdir())
-    with pytest.warns(UserWarning, match="scan air: no body found"):
+    with pytest.warns(UserWarning, match="scan air is left out of the fit: 0 nodes"):
         fit_anatomical({"air": air, **cases}, TINY, tmp_path, progress=False)
+
+
+def test_scans_too_small_to_be_measured_are_refused_before_the_fit(tmp_path: Path) -> None:
+    """A hippocampus at 8 mm: as many nodes as it has, and the voxel size at which there would be enough."""
+    small = {name: scan((-16, -16, first), (6, 6, 8)) for name, first in [("a", -100.0), ("b", 20.0)]}
+    with pytest.raises(ValueError, match=r"got 0 of 2; a: 36 nodes of body were found.*--spacing 5\.9\)"):
+        fit_anatomical(small, TINY, tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_scan_on_another_grid_is_refused(tmp_path: Path) -> None:
@@ -157,7 +167,7 @@ def test_fewer_than_five_scans_are_all_trained_on(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_ends_the_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "equality_term", lambda first, second: (first - second).sum() * math.nan)
-    with pytest.raises(RuntimeError, match="lower learning rate"):
+    with pytest.raises(ValueError, match=r"learning rate \S+ is too high"):
         fit_anatomical(scans(2), TINY, tmp_path, progress=False)
 
 

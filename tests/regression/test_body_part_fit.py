@@ -197,7 +197,7 @@ def test_finished_fit_is_not_repeated(tmp_path: Path, monkeypatch: pytest.Monkey
     assert fit_body_part(small_scans(3), QUICK, tmp_path, progress=False).to_bytes() == first.to_bytes()
 
 
-@pytest.mark.parametrize("what", ["options", "scans", "damage"])
+@pytest.mark.parametrize("what", ["options", "scans", "content", "damage"])
 def test_checkpoint_of_something_else_is_not_continued(
     tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,6 +207,8 @@ def test_checkpoint_of_something_else_is_not_continued(
         options = dataclasses.replace(QUICK, alpha=2.0)
     elif what == "scans":
         scans.pop("scan_0")
+    elif what == "content":  # another scan of the same name
+        scans["scan_0"] = dataclasses.replace(scans["scan_0"], image=scans["scan_0"].image + 50)
     else:
         path = tmp_path / "a" / CHECKPOINT
         path.write_bytes(path.read_bytes()[:1000])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,15 +21,26 @@ from nnunet_locctx.regression.anatomical.gauge import Gauge, fit_gauge
 from nnunet_locctx.regression.anatomical.losses import distance_term, equality_term, scan_scale, signed_term
 from nnunet_locctx.regression.anatomical.network import EmbeddingNetwork
 from nnunet_locctx.regression.anatomical.options import AnatomicalOptions
-from nnunet_locctx.regression.anatomical.regressor import AnatomicalRegressor, node_positions
+from nnunet_locctx.regression.anatomical.regressor import (
+    SMALLEST_BODY_NODES,
+    AnatomicalRegressor,
+    node_positions,
+    too_little_body,
+)
 from nnunet_locctx.regression.anatomical.sampling import ScanSample, TrainingScan, sample_pairs
 from nnunet_locctx.regression.anatomical.views import body_nodes, embed_views
 from nnunet_locctx.regression.canonical import CanonicalScan
-from nnunet_locctx.regression.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
+from nnunet_locctx.regression.checkpoint import (
+    CHECKPOINT,
+    content,
+    diverged,
+    load_checkpoint,
+    save_checkpoint,
+)
 from nnunet_locctx.regression.intensity import body_mask
 
 FEWEST_SCANS = 2
-"""With a body; one scan alone cannot tell anatomy from the scan's own looks."""
+"""With enough of a body; one scan alone cannot tell anatomy from the scan's own looks."""
 
 FEWEST_TO_HOLD_OUT = 5
 """Of fewer scans none is held out."""
@@ -61,15 +73,15 @@ def fit_anatomical(
     is there to be looked at (:attr:`AnatomicalRegressor.history`).
 
     Args:
-        scans: By name, on a grid of `options.spacing`. Scans without a body are left out with a warning.
+        scans: By name, on a grid of `options.spacing`. Scans with too little of a body to be measured are left out
+            with a warning.
         options: How to fit.
         folder: Where the checkpoint goes (``checkpoint.pt``); one that fits the options and the scans is resumed,
             another one is restarted with a printed line. It stays there at the end.
         progress: Show a progress bar.
 
     Raises:
-        ValueError: Fewer than 2 scans with a body, or a scan on another grid.
-        RuntimeError: The loss is not finite.
+        ValueError: Fewer than 2 scans with enough of a body, a scan on another grid, or a loss that is not finite.
     """
     held = _training_scans(scans, options)
     names = sorted(held)
@@ -79,7 +91,8 @@ def fit_anatomical(
         network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
     )
     path = Path(folder) / CHECKPOINT
-    identity = {"options": dataclasses.asdict(options), "names": names}
+    scans_of = {name: content(held[name].image, held[name].body, held[name].spacing) for name in names}
+    identity = {"options": dataclasses.asdict(options), "scans": scans_of}
     history: dict[str, list[float]] = {"step": [], "train": [], "validation": []}
     done = 0
     stored = load_checkpoint(path, identity)
@@ -104,10 +117,7 @@ def fit_anatomical(
         network.train()
         loss = _loss(network, [sample_pairs(held[trained[i]], options, generator) for i in chosen], options)
         if not torch.isfinite(loss):
-            raise RuntimeError(
-                f"the loss is {loss.item()} at step {step + 1}; fit again with a lower learning rate "
-                f"than {options.learning_rate:g}"
-            )
+            raise diverged(loss.item(), step + 1, options.learning_rate)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)
@@ -182,10 +192,11 @@ def _validate(network: torch.nn.Module, fixed: list[ScanSample], options: Anatom
 def _training_scans(
     scans: Mapping[str, CanonicalScan], options: AnatomicalOptions
 ) -> dict[str, TrainingScan]:
-    """Those with a body, in the form the training holds."""
+    """Those with as much of a body as measuring needs, in the form the training holds."""
     if len(scans) < FEWEST_SCANS:
         raise ValueError(f"an anatomical fit needs {FEWEST_SCANS} or more scans, got {len(scans)}")
-    held = {}
+    held: dict[str, TrainingScan] = {}
+    small: dict[str, npt.NDArray[np.bool_]] = {}
     for name in scans:
         scan = scans[name]
         if not np.allclose(scan.spacing, options.spacing, rtol=1e-3):
@@ -193,15 +204,31 @@ def _training_scans(
                 f"scan {name} has voxels of {scan.spacing.tolist()} mm, the options say {options.spacing:g} mm"
             )
         found = TrainingScan.from_canonical(scan, options)
-        if found.body.any():
-            held[name] = found
+        nodes = body_nodes(found.body)
+        if too_little_body(nodes):
+            small[name] = nodes
         else:
-            warnings.warn(f"scan {name}: no body found, left out of the fit", stacklevel=3)
+            held[name] = found
     if len(held) < FEWEST_SCANS:
         raise ValueError(
-            f"an anatomical fit needs {FEWEST_SCANS} or more scans with a body, got {len(held)} of {len(scans)}"
+            f"an anatomical fit needs {FEWEST_SCANS} or more scans with enough of a body, got {len(held)} of "
+            f"{len(scans)}; {_told(small, options)}"
         )
+    for name, nodes in small.items():
+        warnings.warn(f"scan {name} is left out of the fit: {too_little_body(nodes)}", stacklevel=3)
     return held
+
+
+def _told(small: Mapping[str, npt.NDArray[np.bool_]], options: AnatomicalOptions) -> str:
+    """Why scans are too small, and the voxel size at which half of them would not be."""
+    reasons = "; ".join(f"{name}: {too_little_body(nodes)}" for name, nodes in list(small.items())[:3])
+    reasons += f"; and {len(small) - 3} more" if len(small) > 3 else ""
+    usual = float(np.median([nodes.sum() for nodes in small.values()]))
+    # less than the volumes say, because nodes at the edge do not count
+    finer = math.floor(9 * options.spacing * (usual / SMALLEST_BODY_NODES) ** (1 / 3)) / 10
+    return reasons + (
+        f". With a smaller voxel size (--spacing {finer:g}) they have more" if finer >= 1 else ""
+    )
 
 
 def _held_out(names: list[str], options: AnatomicalOptions) -> list[str]:

@@ -87,14 +87,18 @@ class AnatomicalOptions:
     def __post_init__(self) -> None:
         check_modality(self.modality)
         for name in ("window", "crop", "zoom", "visible", "widths", "depths"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # lists of a stored state
+            value = getattr(self, name)  # a list in a stored state
+            self._check(name, isinstance(value, (list, tuple)), "a list of numbers")
+            object.__setattr__(self, name, tuple(value))
         for name in ("steps", "scans_per_step", "pairs_per_scan", "paired_points", "checkpoint_every"):
             self._check(
                 name, _is_whole(getattr(self, name)) and getattr(self, name) >= 1, "a whole number above 0"
             )
         for name in ("channel", "seed", "body_points", "background_points"):
             self._check(
-                name, _is_whole(getattr(self, name)) and getattr(self, name) >= 0, "a whole number, 0 or more"
+                name,
+                _is_whole(getattr(self, name)) and 0 <= getattr(self, name) < 2**63,
+                "a whole number, 0 or more",
             )
         for name in ("spacing", "length", "learning_rate"):
             self._check(name, _is_number(getattr(self, name)) and getattr(self, name) > 0, "a number above 0")

@@ -77,10 +77,9 @@ class AnatomicalRegressor(Regressor):
         except ValueError as error:
             return AnatomicalMap.unusable(str(error))
         body = body_nodes(body_mask(scan, self.options.modality))
-        if body.sum() < SMALLEST_BODY_NODES:
-            return AnatomicalMap.unusable(
-                f"{int(body.sum())} nodes of body were found, at least {SMALLEST_BODY_NODES} are needed"
-            )
+        problem = too_little_body(body)
+        if problem:
+            return AnatomicalMap.unusable(problem)
         embeddings, affine = embed_views(self.network, scan, self.options)
         values = np.moveaxis(self.gauge.apply(np.moveaxis(embeddings, 0, -1)), -1, 0)
         if not np.isfinite(values).all():
@@ -132,6 +131,13 @@ class AnatomicalRegressor(Regressor):
         network.load_state_dict(state["network"])
         gauge = Gauge.from_state(state["gauge"])
         return cls(options, network, gauge, state["typical"].numpy(), state["history"])
+
+
+def too_little_body(nodes: npt.NDArray[np.bool_]) -> str:
+    """Why a scan with these nodes of body (a, b, c) cannot be measured; empty if it can."""
+    if nodes.sum() >= SMALLEST_BODY_NODES:
+        return ""
+    return f"{int(nodes.sum())} nodes of body were found, at least {SMALLEST_BODY_NODES} are needed"
 
 
 def node_positions(affine: Array, nodes: tuple[int, ...]) -> Array:

@@ -10,14 +10,14 @@ import numpy.typing as npt
 from nnunet_locctx.geometry import Array
 from nnunet_locctx.location import BodyPartCurve
 from nnunet_locctx.location.body_part import HIGHEST_SCORE
-from nnunet_locctx.regression.body_part.curve import SHORT_MM, Line
+from nnunet_locctx.regression.body_part.curve import LEAST_SLICES, SHORT_MM, Line
 from nnunet_locctx.regression.body_part.network import SliceRegressor
 from nnunet_locctx.regression.body_part.options import BodyPartOptions
 from nnunet_locctx.regression.body_part.regressor import BodyPartRegressor, score_images
 from nnunet_locctx.regression.body_part.slices import take_slices
 from nnunet_locctx.regression.body_part.training import TrainingScan, train
 from nnunet_locctx.regression.canonical import CanonicalScan
-from nnunet_locctx.regression.checkpoint import CHECKPOINT
+from nnunet_locctx.regression.checkpoint import CHECKPOINT, content
 
 Target = BodyPartCurve | Callable[[Array], npt.ArrayLike]
 """Known scores of a scan: a curve, or a function of positions (K,) in mm along S."""
@@ -67,7 +67,8 @@ def fit_body_part(
         warnings.warn(f"{name} is left out: {reason}", stacklevel=2)
     names = sorted(prepared)
     training, validation = split(names, options)
-    identity = {"options": options.as_dict(), "scans": names, "targets": targets is not None}
+    scans_of = {name: content(scan.images, scan.positions, scan.wanted) for name, scan in prepared.items()}
+    identity = {"options": options.as_dict(), "scans": scans_of}
     network = train(
         [prepared[name] for name in training],
         [prepared[name] for name in validation],
@@ -109,8 +110,9 @@ def _prepare(
                 continue
             wanted = (_known(found, scan, slices.positions) - HIGHEST_SCORE / 2) / POINTS_PER_RAW
             kept = kept & np.isfinite(wanted)
-        if kept.sum() < options.slices:
-            left_out[name] = f"{kept.sum()} of {len(kept)} slices show a body, {options.slices} are needed"
+        needed = max(options.slices, LEAST_SLICES)  # with fewer it could not be measured either
+        if kept.sum() < needed:
+            left_out[name] = f"{kept.sum()} of {len(kept)} slices show a body, {needed} are needed"
             continue
         prepared[name] = TrainingScan(
             slices.images[kept], slices.positions[kept], None if wanted is None else wanted[kept]

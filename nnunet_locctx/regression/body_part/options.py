@@ -58,8 +58,8 @@ class BodyPartOptions:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
         for name in ("spacing", "alpha", "beta", "learning_rate"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a finite number above 0, got {value}")
+            if not (_is_number(value) and value > 0):
+                raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
         for name, least in (
             ("channel", 0),
             ("side", SMALLEST_SIDE),
@@ -71,15 +71,24 @@ class BodyPartOptions:
             ("seed", 0),
         ):
             value = getattr(self, name)
-            if not (isinstance(value, int) and value >= least):
-                raise ValueError(f"{name} must be a whole number, {least} or more, got {value}")
-        window = tuple(float(value) for value in self.window)
-        if len(window) != 2 or not (all(map(math.isfinite, window)) and window[0] < window[1]):
-            raise ValueError(f"the window must be two rising numbers, got {self.window}")
-        object.__setattr__(self, "window", window)
-        if not 0 < self.validation_share < 1:
-            raise ValueError(f"validation_share must lie between 0 and 1, got {self.validation_share}")
+            if not (_is_whole(value) and least <= value < 2**63):
+                raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}")
+        window: Any = self.window  # callers are not type checked
+        rising = isinstance(window, (list, tuple)) and len(window) == 2 and all(map(_is_number, window))
+        if not rising or not window[0] < window[1]:
+            raise ValueError(f"the window must be two rising numbers, got {window!r}")
+        object.__setattr__(self, "window", tuple(float(value) for value in window))
+        if not (_is_number(self.validation_share) and 0 < self.validation_share < 1):
+            raise ValueError(f"validation_share must lie between 0 and 1, got {self.validation_share!r}")
 
     def as_dict(self) -> dict[str, Any]:
         """For a file; ``BodyPartOptions(**options.as_dict())`` is equal."""
         return asdict(self)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -20,7 +20,7 @@ from nnunet_locctx.regression.body_part.network import SliceRegressor, new_netwo
 from nnunet_locctx.regression.body_part.options import BodyPartOptions
 from nnunet_locctx.regression.body_part.sampling import SliceBatch, SliceSampler, gather
 from nnunet_locctx.regression.body_part.slices import as_input
-from nnunet_locctx.regression.checkpoint import load_checkpoint, save_checkpoint
+from nnunet_locctx.regression.checkpoint import diverged, load_checkpoint, save_checkpoint
 
 VALIDATION_VOLUMES = 64
 """Draws of the validation scans, always the same."""
@@ -106,6 +106,9 @@ def train(
         path: Of the checkpoint; continued if it is of the same `identity`.
         identity: What the result depends on, as plain values.
         progress: Shows a bar.
+
+    Raises:
+        ValueError: The loss is not finite.
     """
     state = Progress.begin(options)
     _resume(state, path, identity)
@@ -136,6 +139,8 @@ def _train_step(
     state.network.train()
     slices = augment(_unpack(scans, batch), state.generator)
     loss = _loss(state.network(slices), scans, batch, options)
+    if not torch.isfinite(loss):
+        raise diverged(loss.item(), state.step + 1, options.learning_rate)
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(state.network.parameters(), GRADIENT_NORM)
@@ -148,6 +153,8 @@ def _evaluate(
 ) -> None:
     state.network.eval()
     loss = float(_loss(state.network(_unpack(scans, batch)), scans, batch, options))
+    if not math.isfinite(loss):
+        raise diverged(loss, state.step, options.learning_rate)
     if loss < state.best or not state.best_weights:
         state.best, state.best_step = loss, state.step
         state.best_weights = {name: value.clone() for name, value in state.network.state_dict().items()}
