@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_locctx.geometry import PATIENT_FROM_LPS, Frame, corner_distance
-from nnunet_locctx.nnunet.reading import BrokenFileError, explain, read_quietly
+from nnunet_locctx.nnunet.reading import explain, read_quietly
 
 LETTERS = (("R", "L"), ("A", "P"), ("S", "I"))
 """Per patient axis (R, A, S): the letter of an axis that grows along it and of one that grows against it."""
@@ -73,8 +73,7 @@ def read_scan(file: Path, reader: str, *, segmentation: bool) -> Scan:
         data, properties = read_quietly([file], reader, segmentation=segmentation)
     except Exception as error:  # readers raise anything from AssertionError to ITK's RuntimeError
         scan.readable = False
-        says = "" if isinstance(error, BrokenFileError) else f"{reader} says: "
-        reason = header_problem or says + explain(error)
+        reason = header_problem or f"{reader} says: {explain(error)}"
         scan.report("error", "unreadable", f"the {what} cannot be read: {reason}")
         return scan
     scan.channels = data.shape[0]

@@ -1,12 +1,13 @@
 """The state of an interrupted fit."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nnunet_locctx.files import replacing
+from nnunet_locctx.files import write_atomically
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -20,8 +21,9 @@ def save_checkpoint(path: Path, identity: Mapping[str, Any], state: Mapping[str,
         state: Tensors and plain values.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as draft:
-        torch.save({"identity": dict(identity), **state}, draft)
+    buffer = io.BytesIO()  # to a file, torch does not say that the disk is full
+    torch.save({"identity": dict(identity), **state}, buffer)
+    write_atomically(path, buffer.getvalue())
 
 
 def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
