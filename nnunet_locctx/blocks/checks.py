@@ -54,6 +54,12 @@ def check_positive(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a positive number, got {value!r}")
 
 
+def check_flag(name: str, value: object) -> None:
+    """Raises ValueError unless `value` is true or false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {value!r}")
+
+
 def check_share(name: str, value: object) -> None:
     """Raises ValueError unless `value` is a number from 0 up to, but not including, 1."""
     if not is_number(value) or not 0 <= value < 1:  # type: ignore[operator] # it is a number

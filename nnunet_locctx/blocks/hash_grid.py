@@ -5,10 +5,12 @@ Memory is bounded: a chunk of points and one level at a time, and for the gradie
 indices and weights are computed again.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,8 +40,14 @@ class HashGrid:
 
     @property
     def scales(self) -> tuple[float, ...]:
-        """Cells per unit of length of each level."""
-        return tuple(self.base_resolution * self.scale**level - 1 for level in range(self.levels))
+        """Cells per unit of length of each level.
+
+        ``exp2(level * log2(scale)) * base_resolution - 1``, every step rounded to float32: at fine levels another
+        rounding is another place in the table. exp2 and log2 are rounded once, from float64.
+        """
+        log2_scale = np.float32(math.log2(np.float32(self.scale)))
+        growth = [np.float32(2.0 ** float(np.float32(level) * log2_scale)) for level in range(self.levels)]
+        return tuple(float(one * np.float32(self.base_resolution) - np.float32(1)) for one in growth)
 
     @property
     def resolutions(self) -> tuple[int, ...]:
@@ -86,7 +94,10 @@ class HashGrid:
             (2, 2, 2, ..., points), by upper or lower vertex along the third, second and first coordinate; and the
             point's place between them, (..., 3, points), 0 to 1.
         """
-        scaled = position * self.scales[level] + 0.5
+        wide = position if position.device.type == "mps" else position.double()  # mps has no float64
+        scaled = (wide * self.scales[level] + 0.5).to(
+            position.dtype
+        )  # rounded once, as by a fused multiply-add
         cell = scaled.floor()
         between = scaled - cell
         size, resolution = self.sizes[level], self.resolutions[level]

@@ -14,6 +14,7 @@ OWN_OPTIONS = {
     "split": ("amos22", "acdc", "brats"),
     "keep_excluded": ("kits23",),
     "regions": ("kits23",),
+    "window": ("acdc",),
 }
 """Options that only some releases have."""
 
@@ -75,6 +76,11 @@ def add(commands: Any) -> None:
     )
     own.add_argument(
         "--regions", action="store_true", help="kits23: nested regions (default: kidney, tumor, cyst)"
+    )
+    own.add_argument(
+        "--window",
+        action="store_true",
+        help="acdc: each scan clipped to its percentiles 0.5 to 99.5 and scaled to 0..1, as the LightMedSeg paper",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 

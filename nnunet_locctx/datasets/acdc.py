@@ -34,6 +34,7 @@ from nnunet_locctx.datasets.release import (
     superfluous,
     training_names,
 )
+from nnunet_locctx.datasets.release_files import clip_to_percentiles
 
 PATIENTS = {"training": range(1, 101), "testing": range(101, 151)}
 
@@ -44,6 +45,9 @@ case lists in nnFormer's change_plan_swin.py."""
 
 CONVERTER = ("Dataset027_ACDC", "convert_acdc")
 
+WINDOW = (0.5, 99.5)
+"""Percentiles between which LightMedSeg clips a scan."""
+
 
 @dataclass(frozen=True)
 class Acdc(Release):
@@ -53,9 +57,13 @@ class Acdc(Release):
         split: ``folds``: nnU-Net's five folds, in which the two frames of a patient stay together; the release's test
             patients are the test cases. ``nnformer``: one fold with 70 training and 10 validation patients; nnFormer's
             20 test patients become the test cases, the release's own test patients are left out.
+        window: Clip each scan to its own 0.5th and 99.5th percentile, and name the channel so that nnU-Net then scales
+            each scan to 0..1, as LightMedSeg (Tyagi, Rathi and Goyal, arXiv 2603.07228, 2026). A model trained so wants
+            scans that were clipped likewise.
     """
 
     split: str = "folds"
+    window: bool = False
 
     key = "acdc"
     title = "ACDC"
@@ -107,14 +115,25 @@ class Acdc(Release):
             move_files(convert_view(*CONVERTER, Path(work) / "view", Path(work) / "raw", copy), folder)
         if case.test and case.label is not None:
             copy(case.label, folder / case.outputs(1)[-1])
+        if self.window:
+            image = folder / case.outputs(1)[0]
+            image.unlink()  # may be a link to the release
+            clip_to_percentiles(case.images[0], image, *WINDOW)
 
     def description(self, root: Path, training: int) -> dict[str, Any]:
         """See :class:`Release`."""
         with TemporaryDirectory() as work:
             _view(Path(work), "training")
             content = converted_description(*CONVERTER, Path(work) / "view")
+        if self.window:
+            content["channel_names"] = {"0": "rescale_to_0_1"}
         reference = "https://humanheart-project.creatis.insa-lyon.fr/database"
         return describe(content, training, name=self.title, reference=reference, licence="see reference")
+
+    def settings(self) -> dict[str, Any]:
+        """See :class:`Release`; without the window as before there was one."""
+        found = super().settings()
+        return found if self.window else {key: value for key, value in found.items() if key != "window"}
 
     def splits(self, cases: Sequence[SourceCase]) -> list[Split]:
         """See :class:`Release`. nnU-Net's own function for ACDC keeps a patient's frames in one fold."""

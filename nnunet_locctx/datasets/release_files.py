@@ -103,6 +103,16 @@ def relabel(source: Path, target: Path, mapping: dict[int, int]) -> None:
     nibabel.save(nibabel.Nifti1Image(result, image.affine, header), target)
 
 
+def clip_to_percentiles(source: Path, target: Path, lower: float, upper: float) -> None:
+    """Writes a scan clipped to two percentiles (0 to 100) of its own voxels, as float32; the geometry stays."""
+    image: Any = nibabel.load(source)
+    values = np.asanyarray(image.dataobj).astype(np.float32)
+    low, high = np.percentile(values, (lower, upper))
+    header = image.header.copy()
+    header.set_data_dtype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(values.clip(low, high), image.affine, header), target)
+
+
 def _voxels(image: Any, *, label: bool) -> npt.NDArray[Any]:
     # an image's scaling to float64 is not needed to see that its data are whole
     return np.asanyarray(image.dataobj) if label else np.asanyarray(image.dataobj.get_unscaled())

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from scipy.ndimage import map_coordinates
 
 from nnunet_locctx.geometry import Array, Frame
-from nnunet_locctx.location.field import NEVER_ZERO, LocationField, SampledField, add_ramps
+from nnunet_locctx.location.field import NEVER_ZERO, LocationField, add_ramps
 from nnunet_locctx.location.measurement import Measurement
 from nnunet_locctx.location.source import FittedSource, register
 
@@ -73,7 +73,7 @@ class AnatomicalMap(Measurement):
         return AnatomicalField(frame, self)
 
 
-class AnatomicalField(SampledField):
+class AnatomicalField(LocationField):
     """Anatomical coordinates looked up in a scan's map.
 
     Args:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_locctx.geometry import Array, Frame
-from nnunet_locctx.location.field import NEVER_ZERO, LocationField, SampledField, ramps
+from nnunet_locctx.location.field import NEVER_ZERO, LocationField, ramps
 from nnunet_locctx.location.measurement import Measurement
 from nnunet_locctx.location.source import FittedSource, register
 
@@ -95,7 +95,7 @@ class BodyPartCurve(Measurement):
         return BodyPartField(frame, self, **options)
 
 
-class BodyPartField(SampledField):
+class BodyPartField(LocationField):
     """Fractions of the cross-section along R and A, and ``score / 100 - 0.5`` along S.
 
     Args:

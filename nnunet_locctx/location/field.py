@@ -2,7 +2,6 @@
 
 import abc
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,25 +22,19 @@ class LocationField(abc.ABC):
 
     Attributes:
         shape: Voxels of the preprocessed array.
-        affine: Whether the location is affine in the index, so that the corners of a box say everything about it.
     """
-
-    affine: ClassVar[bool] = False
 
     def __init__(self, shape: Sequence[int]) -> None:
         self.shape = tuple(int(n) for n in shape)
 
-    @abc.abstractmethod
-    def fill(
-        self, lower: Sequence[int], out: npt.NDArray[np.float32], step: Sequence[int] = (1, 1, 1)
-    ) -> None:
+    def fill(self, lower: Sequence[int], out: npt.NDArray[np.float32]) -> None:
         """Writes the location of the box of ``out.shape[1:]`` voxels whose first voxel has index ``lower``.
 
         Args:
             lower: (3,) index of the first voxel, array axis order; it and the box may lie outside the volume.
             out: (3, *box) float32, written in place.
-            step: Voxels from one written voxel to the next, along each axis.
         """
+        self.sample(np.asarray(lower, dtype=np.float64), np.eye(3), out)
 
     @abc.abstractmethod
     def at(self, index: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -74,8 +67,6 @@ class AffineField(LocationField):
         shape: Voxels of the preprocessed array.
     """
 
-    affine = True
-
     def __init__(self, matrix: npt.ArrayLike, shape: Sequence[int]) -> None:
         super().__init__(shape)
         self.matrix = np.asarray(matrix, dtype=np.float64)
@@ -87,11 +78,6 @@ class AffineField(LocationField):
         found[..., 0] += NEVER_ZERO
         return np.asarray(found)
 
-    def fill(
-        self, lower: Sequence[int], out: npt.NDArray[np.float32], step: Sequence[int] = (1, 1, 1)
-    ) -> None:
-        self.sample(np.asarray(lower, dtype=np.float64), np.diag(np.asarray(step, dtype=np.float64)), out)
-
     def sample(
         self, origin: npt.NDArray[np.float64], steps: npt.NDArray[np.float64], out: npt.NDArray[np.float32]
     ) -> None:
@@ -102,17 +88,6 @@ class AffineField(LocationField):
         slopes = np.where(np.abs(matrix) * max(self.shape) > FLOAT32_RESOLUTION, matrix, 0) @ steps
         for channel, first, changes in zip(out, start, slopes, strict=True):
             add_ramps(first, changes, channel)
-
-
-class SampledField(LocationField):
-    """A location that is not affine."""
-
-    affine = False
-
-    def fill(
-        self, lower: Sequence[int], out: npt.NDArray[np.float32], step: Sequence[int] = (1, 1, 1)
-    ) -> None:
-        self.sample(np.asarray(lower, dtype=np.float64), np.diag(np.asarray(step, dtype=np.float64)), out)
 
 
 def ramps(

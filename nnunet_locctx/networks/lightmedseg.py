@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_locctx.blocks.anchors import AnchorPoints, anchor_values, check_choice
+from nnunet_locctx.blocks.anchors import ANCHORS_FROM, BIASES, AnchorPoints, anchor_values, check_choice
 from nnunet_locctx.blocks.checks import check_integer
 from nnunet_locctx.blocks.coordconv import CONV
 from nnunet_locctx.blocks.resolution import coarser
@@ -96,7 +96,8 @@ class LightMedSeg(WholeNetwork):
     Args:
         image_channels: As for :class:`~nnunet_locctx.networks.whole.WholeNetwork`, like those up to
             `deep_supervision`, which has no effect: the network has one output.
-        anchors: Number of anchors K; published with 8, 16 and 32.
+        anchors: Number of anchors K; published with 8, 16 and 32. 0: without, no position bias, and FiLM for the
+            `box` only.
         anchors_from: ``"soft_argmax"`` or ``"paper"``, see :class:`~nnunet_locctx.blocks.anchors.AnchorPoints`.
         bias: ``"gauss"`` or ``"paper"``, see :class:`~nnunet_locctx.blocks.anchors.PositionMaps`.
         coordinates: ``"scan"``: the location; ``"patch"``: relative to the patch, no location is needed.
@@ -110,7 +111,11 @@ class LightMedSeg(WholeNetwork):
             logits are upsampled by a transposed convolution (the other reading; less memory).
         reduction: Of squeeze and excite.
         shared_controller: Whether the router weighs for both its levels by one network.
-        bottleneck: Whether a 1x1 convolution follows the encoder.
+        bottleneck: Whether a 1x1 convolution follows the encoder. The paper's text has one that seeds the decoder, but
+            with it the network has 492,717 parameters, 0.49 M where the paper says 0.48 M.
+        structure_prior: False: without the structure prior (LSPM); the encoder gets the stem's output, and its paths
+            for detail and for the rest count half each.
+        router: False: without the router; each coarse decoder level gets the encoder stage of its own resolution.
 
     Raises:
         ValueError: An option or the patch size is not allowed.
@@ -137,8 +142,12 @@ class LightMedSeg(WholeNetwork):
         reduction: int = 16,
         shared_controller: bool = True,
         bottleneck: bool = False,
+        structure_prior: bool = True,
+        router: bool = True,
     ) -> None:
-        check_integer("anchors", anchors, 1)
+        check_integer("anchors", anchors, 0)
+        check_choice("anchors_from", anchors_from, ANCHORS_FROM)
+        check_choice("bias", bias, BIASES)
         check_choice("coordinates", coordinates, COORDINATES)
         check_choice("resolution", resolution, RESOLUTIONS)
         for name, kernel in (("encoder_kernel", encoder_kernel), ("decoder_kernel", decoder_kernel)):
@@ -148,7 +157,7 @@ class LightMedSeg(WholeNetwork):
         check_integer("reduction", reduction, 1)
         check_integer("stride", stride, 1)
         self.check_patch(patch_size)
-        located = coordinates == "scan"
+        located = self.uses_location(coordinates=coordinates, anchors=anchors, box=box)
         super().__init__(
             image_channels, classes, patch_size, previous_channels, deep_supervision, located=located
         )
@@ -157,17 +166,19 @@ class LightMedSeg(WholeNetwork):
         self.box = box and located
         self.stride = stride if bias == "gauss" else 1
         values = anchors * dimensions + (2 * dimensions if self.box else 0)
-        self.detector = AnchorDetector(channels, rank, anchors, anchors_from, dimensions)
+        self.anchors, self.dimensions = anchors, dimensions
+        self.detector = AnchorDetector(channels, rank, anchors, anchors_from, dimensions) if anchors else None
         self.stem = GhostConv(channels, STEM, rank, stride=2, ghost=ghost)
-        self.prior = StructurePrior(STEM, rank)
+        self.prior = StructurePrior(STEM, rank) if structure_prior else None
         widths = (STEM, *ENCODER)
         self.encoder = nn.ModuleList(
             EncoderStage(a, b, rank, values, encoder_kernel, reduction, ghost) for a, b in pairwise(widths)
         )
         self.bottleneck = CONV[rank](ENCODER[-1], ENCODER[-1], 1) if bottleneck else None
-        self.router = Router(STEM, ENCODER, DECODER, rank, shared_controller)
-        widths = (ENCODER[-1], *DECODER)
         half = resolution == "half"
+        direct = None if router else (3, 2) if half else (2, 1)
+        self.router = Router(STEM, ENCODER, DECODER, rank, shared_controller, direct)
+        widths = (ENCODER[-1], *DECODER)
         self.stages = nn.ModuleList(
             DecoderStage(
                 a, b, rank, anchors, bias, decoder_kernel, reduction, ghost, upsample=level > 0 or not half
@@ -179,8 +190,8 @@ class LightMedSeg(WholeNetwork):
 
     @classmethod
     def uses_location(cls, **options: Any) -> bool:
-        """Whether coordinates are those of the scan."""
-        return options["coordinates"] == "scan"
+        """Whether coordinates are those of the scan, and anchors or the patch's extent bring them in."""
+        return options["coordinates"] == "scan" and bool(options["anchors"] or options["box"])
 
     @classmethod
     def patch_multiple(cls, rank: int, **options: Any) -> tuple[int, ...]:
@@ -190,10 +201,14 @@ class LightMedSeg(WholeNetwork):
     def segment(self, image: Tensor, location: LocationPyramid | None) -> Tensor:
         """As in the base: (B, image + previous, *patch) -> (B, classes, *patch)."""
         coordinates = PatchCoordinates(image) if location is None else location
-        points, coarse = self.detector(image, coordinates)
+        if self.detector is not None:
+            points, coarse = self.detector(image, coordinates)
+        else:
+            points = image.new_zeros(image.shape[0], 0, self.dimensions)
+            coarse = coordinates.at(coarser(image.shape[2:], 8))
         s = anchor_values(points, coarse if self.box else None)
         stem = self.stem(image)
-        texture, features = self.prior(stem)
+        texture, features = (None, stem) if self.prior is None else self.prior(stem)
         encoded: list[Tensor] = []
         for stage in self.encoder:
             features = stage(halve(features) if encoded else features, texture, s)

@@ -146,7 +146,7 @@ class EncoderStage(nn.Module):
         channels: In.
         out: Out.
         rank: Spatial axes.
-        values: What FiLM sees.
+        values: What FiLM sees; 0: no FiLM.
         kernel: Of the path for detail.
         reduction: Of squeeze and excite.
         ghost: Whether the convolution is a ghost convolution.
@@ -157,17 +157,22 @@ class EncoderStage(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = GhostConv(channels, out, rank, ghost=ghost)
-        self.film = FiLM(values, out)
+        self.film = FiLM(values, out) if values else None
         self.detail = depthwise(out, rank, kernel)
         self.smooth = pointwise(out, out, rank)
         self.excite = SqueezeExcite(out, reduction)
 
-    def forward(self, x: Tensor, texture: Tensor, s: Tensor) -> Tensor:
-        """(B, channels, *spatial), (B, 1, *any), (B, values) -> (B, out, *spatial)."""
-        x = self.film(self.conv(x), s)
+    def forward(self, x: Tensor, texture: Tensor | None, s: Tensor) -> Tensor:
+        """(B, channels, *spatial), (B, 1, *any), (B, values) -> (B, out, *spatial).
+
+        Without a texture both paths count half.
+        """
+        x = self.conv(x)
+        if self.film is not None:
+            x = self.film(x, s)
         smooth = self.smooth(x)
-        mixed = smooth + spread(texture, x.shape[2:]) * (self.detail(x) - smooth)
-        return self.excite(mixed)
+        share = 0.5 if texture is None else spread(texture, x.shape[2:])
+        return self.excite(smooth + share * (self.detail(x) - smooth))
 
 
 class Router(nn.Module):
@@ -182,13 +187,27 @@ class Router(nn.Module):
         decoder: Channels of the four decoder levels.
         rank: Spatial axes.
         shared: Whether both coarse levels weigh by the same network.
+        direct: Without a mixture: which encoder stage each of the coarse levels gets, as in a U-Net. None: the mixture.
     """
 
     def __init__(
-        self, stem: int, encoder: tuple[int, ...], decoder: tuple[int, ...], rank: int, shared: bool
+        self,
+        stem: int,
+        encoder: tuple[int, ...],
+        decoder: tuple[int, ...],
+        rank: int,
+        shared: bool,
+        direct: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         conv = CONV[rank]
+        self.direct = direct
+        self.fine, self.finest = conv(encoder[0], decoder[2], 1), conv(stem, decoder[3], 1)
+        if direct is not None:
+            self.give = nn.ModuleList(
+                conv(encoder[stage], channels, 1) for stage, channels in zip(direct, decoder[:2], strict=True)
+            )
+            return
         self.align = nn.ModuleList(conv(channels, ROUTED, 1) for channels in encoder)
         self.controllers = nn.ModuleList(
             nn.Sequential(
@@ -199,14 +218,18 @@ class Router(nn.Module):
             for _ in range(1 if shared else 2)
         )
         self.give = nn.ModuleList(conv(ROUTED, channels, 1) for channels in decoder[:2])
-        self.fine = conv(encoder[0], decoder[2], 1)
-        self.finest = conv(stem, decoder[3], 1)
 
     def forward(self, stem: Tensor, encoded: list[Tensor], sizes: list[torch.Size]) -> list[Tensor]:
         """The stem's output, those of the encoder's stages and the size of each decoder level -> skip per level."""
+        coarse = self._mixed(encoded, sizes) if self.direct is None else [encoded[i] for i in self.direct]
+        skips = [spread(give(one), n) for give, one, n in zip(self.give, coarse, sizes[:2], strict=True)]
+        return [*skips, spread(self.fine(encoded[0]), sizes[2]), spread(self.finest(stem), sizes[3])]
+
+    def _mixed(self, encoded: list[Tensor], sizes: list[torch.Size]) -> list[Tensor]:
+        """Mixtures of all encoder stages for the coarse levels."""
         aligned = [align(stage) for align, stage in zip(self.align, encoded, strict=True)]
-        skips = []
-        for level, give in enumerate(self.give):
+        mixtures = []
+        for level in range(len(self.give)):
             sources = [spread(one, sizes[level]) for one in aligned]
             weights = self.controllers[level % len(self.controllers)](torch.cat(sources, dim=1)).softmax(
                 dim=1
@@ -214,8 +237,8 @@ class Router(nn.Module):
             mixed = weights[:, :1] * sources[0]
             for index in range(1, len(sources)):
                 mixed = mixed + weights[:, index : index + 1] * sources[index]
-            skips.append(give(mixed))
-        return [*skips, spread(self.fine(encoded[0]), sizes[2]), spread(self.finest(stem), sizes[3])]
+            mixtures.append(mixed)
+        return mixtures
 
 
 class DecoderStage(nn.Module):
@@ -225,7 +248,7 @@ class DecoderStage(nn.Module):
         channels: In.
         out: Out.
         rank: Spatial axes.
-        anchors: Number of anchors.
+        anchors: Number of anchors; 0: no position bias.
         bias: Form of the position maps, see :class:`~nnunet_locctx.blocks.anchors.PositionMaps`.
         kernel: Of the depthwise branch.
         reduction: Of squeeze and excite.
@@ -248,8 +271,8 @@ class DecoderStage(nn.Module):
         super().__init__()
         conv = CONV[rank]
         self.up = TRANSPOSED[rank](channels, out, 2, stride=2) if upsample else conv(channels, out, 1)
-        self.maps = PositionMaps(anchors, bias)
-        self.position = conv(anchors, out, 1)
+        self.maps = PositionMaps(anchors, bias) if anchors else None
+        self.position = conv(anchors, out, 1) if anchors else None
         self.fuse = pointwise(2 * out, out, rank)
         self.weigh = conv(out, 3, 1)
         self.detail = depthwise(out, rank, kernel)
@@ -259,8 +282,10 @@ class DecoderStage(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor, location: Tensor, points: Tensor) -> Tensor:
         """(B, channels, *coarse), (B, out, *spatial), (B, D, *any), (B, K, D) -> (B, out, *spatial)."""
-        position = spread(self.position(self.maps(location, points)), skip.shape[2:])
-        x = self.fuse(torch.cat([self.up(x) + position, skip], dim=1))
+        x = self.up(x)
+        if self.maps is not None and self.position is not None:
+            x = x + spread(self.position(self.maps(location, points)), skip.shape[2:])
+        x = self.fuse(torch.cat([x, skip], dim=1))
         weights = self.weigh(x).softmax(dim=1)
         mixed = weights[:, :1] * self.detail(x)
         mixed = mixed + weights[:, 1:2] * self.conv(x)

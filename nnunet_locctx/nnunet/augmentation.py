@@ -4,13 +4,11 @@ nnU-Net's list of transforms stays as it is. In front, the location moves from t
 batchgeneratorsv2's regression target, which spatial transforms move and intensity transforms leave alone;
 behind, it returns to the image, before the one-hot channels of a cascade are added.
 
-Location is affine in the index and stays so under rotation, scaling, mirroring and cropping. On the way it is
-therefore held by the corner voxels of the patch alone, (3, 2, 2, 2), one corner along an axis of one voxel:
-nothing is interpolated, and outside the scan it is as true as inside. A location that is not affine travels as the
-index into its field instead, which is (:mod:`.keyed_fields`).
+What travels is the index in the preprocessed volume at the patch's corners, (3, 2, 2, 2), one corner along an axis of
+one voxel, and the field that gives an index its location (:mod:`.keyed_fields`). The index is affine and stays so under
+rotation, scaling, mirroring and cropping: nothing is interpolated, and outside the scan it is as true as inside.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,36 +20,24 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from torch import Tensor
 
 from nnunet_locctx.location import LOCATION_CHANNELS
-from nnunet_locctx.nnunet.keyed_fields import read_key, sample_at_corners
+from nnunet_locctx.nnunet.keyed_fields import affine_of, read_key, sample_at_corners
 
 Sample = dict[str, Any]
 
 
 class SplitLocation(BasicTransform):
-    """``image`` (C + 3, *s) -> ``image`` (C, *s) and ``regression_target`` (3, 2, 2, 2), the corners' location.
-
-    Args:
-        keyed: The location channels hold an index and its field (:mod:`.keyed_fields`): the regression target is the
-            corners' index, and the field is put beside it as ``location_field``.
-    """
-
-    def __init__(self, keyed: bool = False) -> None:
-        super().__init__()
-        self.keyed = keyed
+    """``image`` (C + 3, *s) as loaded -> ``image`` (C, *s), ``location_field`` and, as ``regression_target``, the index
+    (3, 2, 2, 2) at the corners."""
 
     def apply(self, data_dict: Sample, **params: Any) -> Sample:
         image = data_dict["image"]
-        location = image[-LOCATION_CHANNELS:]
         data_dict["image"] = image[:-LOCATION_CHANNELS]
-        if self.keyed:
-            data_dict["location_field"], data_dict["regression_target"] = read_key(location)
-        else:
-            data_dict["regression_target"] = corners_of(location)
+        data_dict["location_field"], data_dict["regression_target"] = read_key(image[-LOCATION_CHANNELS:])
         return data_dict
 
 
 class JoinLocation(BasicTransform):
-    """``image`` (C, *s) and ``regression_target`` (3, 2, 2, 2) -> ``image`` (C + 3, *s).
+    """``image`` (C, *s), ``location_field`` and ``regression_target`` (3, 2, 2, 2) -> ``image`` (C + 3, *s).
 
     Args:
         perturb: Location augmentation, None for none.
@@ -62,19 +48,13 @@ class JoinLocation(BasicTransform):
         self.perturb = perturb
 
     def apply(self, data_dict: Sample, **params: Any) -> Sample:
-        image, corners = data_dict["image"], data_dict.pop("regression_target")
-        field = data_dict.pop("location_field", None)
+        image = data_dict["image"]
         joined = image.new_empty((image.shape[0] + LOCATION_CHANNELS, *image.shape[1:]))
         joined[:-LOCATION_CHANNELS] = image
         location = joined[-LOCATION_CHANNELS:]
-        if field is not None:
-            sample_at_corners(field, corners, location)
-            if self.perturb is not None:
-                location.copy_(self.perturb(regression_target=location)["regression_target"])
-        else:
-            if self.perturb is not None:
-                corners = self.perturb(regression_target=corners)["regression_target"]
-            fill_from_corners(corners, location)
+        sample_at_corners(data_dict.pop("location_field"), data_dict.pop("regression_target"), location)
+        if self.perturb is not None:
+            self.perturb(regression_target=location)
         data_dict["image"] = joined
         return data_dict
 
@@ -109,44 +89,8 @@ class LocatedSpatialTransform(SpatialTransform):
         return (index @ slopes + origin).movedim(-1, 0).contiguous()
 
 
-def corners_of(location: Tensor) -> Tensor:
-    """The corner voxels (K, 2, ...) of an affine map (K, *s); one along an axis of one voxel."""
-    return location[(slice(None), *[slice(None, None, max(n - 1, 1)) for n in location.shape[1:]])].clone()
-
-
-def affine_of(corners: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Value (K,) at index 0 and change (rank, K) per voxel along each axis of the map (K, *size) with these corners."""
-    rank = len(size)
-    values = corners.movedim(0, -1)
-    origin = values[(0,) * rank]
-    slopes = [
-        (values[tuple(-1 if a == axis else 0 for a in range(rank))] - origin) / max(n - 1, 1)
-        for axis, n in enumerate(size)
-    ]
-    return origin, torch.stack(slopes)
-
-
-def fill_from_corners(corners: Tensor, out: Tensor) -> None:
-    """Writes the affine map with these corners (K, 2, ...) to ``out`` (K, *s)."""
-    size = out.shape[1:]
-    origin, slopes = affine_of(corners, size)
-    for channel, start, changes in zip(out, origin, slopes.T, strict=True):
-        ramps = [
-            (torch.arange(n, dtype=out.dtype) * change).reshape(
-                [n if a == axis else 1 for a in range(len(size))]
-            )
-            for axis, (n, change) in enumerate(zip(size, changes, strict=True))
-            if change != 0
-        ]
-        # adding the short ones first leaves one pass over the patch
-        total = start.reshape([1] * len(size))
-        for ramp in sorted(ramps, key=Tensor.numel):
-            total = total + ramp
-        channel.copy_(total.expand(size))
-
-
 class PerturbLocation(BasicTransform):
-    """Location augmentation: jitter and dropout of a whole patch's location, given by its corners or in full.
+    """Location augmentation: jitter and dropout of a patch's location (3, *s), in place.
 
     Random numbers come from a generator of its own, seeded by numpy's global state without advancing it:
     runs with and without location see the same patches and the same augmentation.
@@ -173,14 +117,13 @@ class PerturbLocation(BasicTransform):
         return {"dropped": dropped, "shift": shift, "scale": 1 + scale}
 
     def _apply_to_regr_target(self, regression_target: Tensor, **params: Any) -> Tensor:
-        shape = (-1, *[1] * (regression_target.ndim - 1))
+        def per_channel(values: Any) -> Tensor:
+            tensor = torch.as_tensor(values, dtype=regression_target.dtype)
+            return tensor.reshape(-1, *[1] * (regression_target.ndim - 1))
+
         if params["dropped"]:
-            neutral = torch.tensor(self.neutral, dtype=regression_target.dtype)
-            return neutral.reshape(shape).expand_as(regression_target).clone()
-        scale, shift = (
-            torch.tensor(params[k], dtype=regression_target.dtype).reshape(shape) for k in ("scale", "shift")
-        )
-        return regression_target * scale + shift
+            return regression_target.copy_(per_channel(self.neutral).expand_as(regression_target))
+        return regression_target.mul_(per_channel(params["scale"])).add_(per_channel(params["shift"]))
 
     def _apply_to_image(self, img: Tensor, **params: Any) -> Tensor:
         return img
@@ -190,21 +133,20 @@ class PerturbLocation(BasicTransform):
 
 
 def locate_transforms(
-    transforms: BasicTransform, perturb: PerturbLocation | None = None, keyed: bool = False
+    transforms: BasicTransform, perturb: PerturbLocation | None = None
 ) -> ComposeTransforms:
     """nnU-Net's transforms of a training or validation batch, fitted to carry location.
 
     Args:
         transforms: What nnU-Net made; changed in place.
         perturb: Location augmentation, None for none.
-        keyed: Whether patches are loaded with the index into their field (:mod:`.keyed_fields`).
 
     Returns:
-        Transforms of ``image`` (C + 3, *loaded), of whose location only the corner voxels are read, to ``image``
+        Transforms of ``image`` (C + 3, *loaded), which carries its key (:func:`~.keyed_fields.write_key`), to ``image``
         (C + 3 + previous stage, *patch).
 
     Raises:
-        ValueError: Elastic deformation, under which location is no longer affine.
+        ValueError: Elastic deformation, under which the index is no longer affine, or aligned corners.
     """
     steps = list(transforms.transforms) if isinstance(transforms, ComposeTransforms) else [transforms]
     for step in steps:
@@ -214,7 +156,11 @@ def locate_transforms(
                     "location cannot follow elastic deformation: p_elastic_deform must be 0, as in nnU-Net's "
                     f"augmentation, got {step.p_elastic_deform}"
                 )
+            if step.align_corners:
+                raise ValueError(
+                    "location needs a spatial transform with align_corners=False, as in nnU-Net, got True"
+                )
             step.__class__ = LocatedSpatialTransform
     cascade = [i for i, step in enumerate(steps) if isinstance(step, MoveSegAsOneHotToDataTransform)]
     end = cascade[0] if cascade else len(steps)
-    return ComposeTransforms([SplitLocation(keyed), *steps[:end], JoinLocation(perturb), *steps[end:]])
+    return ComposeTransforms([SplitLocation(), *steps[:end], JoinLocation(perturb), *steps[end:]])

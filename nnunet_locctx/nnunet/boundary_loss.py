@@ -1,7 +1,7 @@
 """A boundary term beside nnU-Net's losses, as LightMedSeg trains with (Tyagi, Rathi and Goyal, arXiv 2603.07228, 2026).
 
-The paper's radius is lost; 2 voxels are this project's. Its inverse-frequency class weights are an option, since they
-are unstable where a class is absent from a batch.
+The paper's radius is lost; 2 voxels are this project's. Its weights by inverse voxel frequency, in all three terms, are
+an option (suffix ``_weightedClasses`` of a trainer's name), since they change with every batch's classes.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
@@ -87,6 +87,16 @@ class BoundaryTerm(nn.Module):
         share = entropy.shape[1] if band.shape[1] == 1 else 1
         return torch.where(band, entropy, 0.0).sum() / (band.sum() * share).clamp(min=1)
 
+    def voxels_per_class(self, target: Tensor, classes: int) -> Tensor:
+        """Number of each class's or region's voxels in a target, those that are ignored left out: (classes,) int64."""
+        with torch.no_grad():
+            if not self.regions:  # an ignored label is not among the classes
+                return torch.stack([(target == index).sum() for index in range(classes)])
+            truth = target > 0.5
+            if self.region_ignore:
+                truth = truth[:, :-1] & ~truth[:, -1:]
+            return truth.sum(dim=(0, *range(2, target.dim())))
+
 
 def boundary_band(labels: Tensor, valid: Tensor | None, radius: int) -> Tensor:
     """Whether another label is within `radius` voxels along each axis: (B, C, *spatial) -> the same, bool.
@@ -118,58 +128,107 @@ def one_against_rest(logits: Tensor, truth: Tensor) -> Tensor:
     return -torch.where(truth, log_probability, other.log())
 
 
+class ClassWeightedDice(nn.Module):
+    """nnU-Net's soft Dice loss with weighted classes: ``-sum(w_c Dice_c) / sum(w_c)``; with equal weights nnU-Net's.
+
+    Calls nnU-Net's loss for one class at a time.
+
+    Args:
+        dice: nnU-Net's soft Dice loss, compiled or not.
+
+    Attributes:
+        weight: (C,), all classes or regions; to be set before each call. The background's has no effect where nnU-Net's
+            loss leaves the background out.
+    """
+
+    weight: Tensor
+
+    def __init__(self, dice: Any) -> None:
+        super().__init__()
+        dice = getattr(dice, "_orig_mod", dice)  # a compiled one
+        self.nonlinearity, self.first = dice.apply_nonlin, 0 if dice.do_bg else 1
+        self.one_class = type(dice)(
+            apply_nonlin=None, batch_dice=dice.batch_dice, do_bg=True, smooth=dice.smooth, ddp=dice.ddp
+        )
+
+    def forward(self, logits: Tensor, target: Tensor, loss_mask: Tensor | None = None) -> Tensor:
+        """As nnU-Net's: (B, C, *spatial), (B, 1, *spatial) labels or (B, C, *spatial) regions -> a number."""
+        probability = self.nonlinearity(logits)
+        classes = range(self.first, logits.shape[1])
+        regions = logits.shape == target.shape
+        losses = [
+            self.one_class(
+                probability[:, index : index + 1],
+                (target[:, index : index + 1] if regions else target == index).float(),
+                loss_mask,
+            )
+            for index in classes
+        ]
+        weight = self.weight[self.first :]
+        return (weight * torch.stack(losses)).sum() / weight.sum()
+
+
 class BoundaryLoss(nn.Module):
     """nnU-Net's Dice and cross entropy (or binary cross entropy, with regions) and the boundary term.
 
     Args:
-        base: nnU-Net's loss of one resolution.
+        base: nnU-Net's loss of one resolution; changed in place if classes are to be weighted.
         term: The boundary term.
         weight: Of the term; the other two have theirs.
-        inverse_frequency: Whether classes weigh as the inverse of their share of the batch, in the cross entropy and
-            the boundary term; nnU-Net's Dice means over the classes anyway. Not with regions.
+        inverse_frequency: Whether classes weigh as the inverse of their share of the batch, in all three terms
+            (:func:`inverse_frequencies`).
 
     Raises:
-        ValueError: If classes are to be weighted but the target has regions.
+        ValueError: If classes are to be weighted in a loss that is not nnU-Net's usual one.
     """
 
     def __init__(
         self, base: nn.Module, term: BoundaryTerm, weight: float = WEIGHT, inverse_frequency: bool = False
     ) -> None:
         super().__init__()
-        if inverse_frequency and not isinstance(base, DC_and_CE_loss):
+        self.base, self.term, self.weight, self.inverse_frequency = base, term, weight, inverse_frequency
+        if not inverse_frequency:
+            return
+        if not isinstance(base, DC_and_CE_loss | DC_and_BCE_loss):
             raise ValueError(
-                "inverse_frequency needs labels and their cross entropy, DC_and_CE_loss; "
+                "inverse_frequency needs Dice with cross entropy, DC_and_CE_loss or DC_and_BCE_loss; "
                 f"got {type(base).__name__}"
             )
-        self.base, self.term, self.weight, self.inverse_frequency = base, term, weight, inverse_frequency
+        base.dc = ClassWeightedDice(base.dc)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Loss of one resolution, see :class:`BoundaryTerm`."""
         weights = None
         if self.inverse_frequency:
-            weights = inverse_frequencies(target, logits.shape[1])
-            self.base.ce.weight = weights  # type: ignore[union-attr] # its cross entropy
+            weights = self._set_weights(logits, target)
         return self.base(logits, target) + self.weight * self.term(logits, target, weights)
+
+    def _set_weights(self, logits: Tensor, target: Tensor) -> Tensor:
+        base: Any = self.base
+        weights = inverse_frequencies(self.term.voxels_per_class(target, logits.shape[1]))
+        base.dc.weight = weights
+        flat = [1] * (logits.dim() - 2)
+        base.ce.weight = weights.view(-1, *flat) if self.term.regions else weights
+        return weights
 
 
 HIGHEST_WEIGHT = 10.0
 
 
-def inverse_frequencies(labels: Tensor, classes: int) -> Tensor:
-    """Weight of each class, inverse to its share of the labels; mean 1 over the classes present: (classes,) float32.
+def inverse_frequencies(voxels: Tensor) -> Tensor:
+    """Weight of each class, inverse to its number of voxels; mean 1 over the classes present: (C,) -> (C,) float32.
 
-    No class weighs more than 10 times the lightest; an absent one as much as the heaviest.
+    No class weighs more than 10 times the lightest; an absent one as much as the heaviest. (The paper says neither.)
 
     Args:
-        labels: (B, 1, *spatial); others than 0 to ``classes - 1``, such as an ignored one, are not counted.
-        classes: Number of classes.
+        voxels: Number of each class's or region's voxels.
     """
-    with torch.no_grad():
-        counts = torch.stack([(labels == index).sum() for index in range(classes)]).float()
-        inverse = counts.sum().clamp(min=1) / counts.clamp(min=1)
-        weights = (inverse / inverse.min()).clamp(max=HIGHEST_WEIGHT)
-        present = counts > 0
-        return weights / ((weights * present).sum() / present.sum().clamp(min=1)).clamp(min=1)
+    counts = voxels.float()
+    present = counts > 0
+    inverse = counts.max().clamp(min=1) / counts.clamp(min=1)
+    weights = torch.where(present, inverse.clamp(max=HIGHEST_WEIGHT), 0.0)
+    weights = torch.where(present, weights, weights.max().clamp(min=1))
+    return weights / ((weights * present).sum() / present.sum().clamp(min=1)).clamp(min=1)
 
 
 def add_boundary_term(

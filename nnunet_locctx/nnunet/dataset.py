@@ -5,8 +5,8 @@ case answers the crop with the stored image channels and, behind them, the locat
 continues the location when the crop is padded. Nothing is stored on disk and no whole volume of coordinates
 is held in memory.
 
-For the loader even the box is too much: augmentation needs the location of its corners only
-(:mod:`nnunet_locctx.nnunet.augmentation`), so a case can be asked to write no more than these.
+For the loader even the box is too much: augmentation asks for the location when the patch is final, so a case can be
+told to write no more than what it takes to ask (:mod:`.keyed_fields`).
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import LOCATION_CHANNELS, LocationField, LocationSource
 from nnunet_locctx.nnunet.fitted import CaseMeasurements
-from nnunet_locctx.nnunet.keyed_fields import KeyedField
+from nnunet_locctx.nnunet.keyed_fields import write_key
 
 
 class LocatedCrop(np.ndarray):
@@ -29,11 +29,11 @@ class LocatedCrop(np.ndarray):
 
     location: LocationField | None
     lower: tuple[int, ...]
-    corners_only: bool
+    keyed: bool
 
     def __array_finalize__(self, parent: Any) -> None:
         # only LocatedArray knows where an array lies: views and results of arithmetic do not
-        self.location, self.lower, self.corners_only = None, (), False
+        self.location, self.lower, self.keyed = None, (), False
 
     def __array_function__(self, func: Callable[..., Any], types: Any, args: Any, kwargs: Any) -> Any:
         plain = [a.view(np.ndarray) if isinstance(a, LocatedCrop) else a for a in args]
@@ -62,7 +62,7 @@ class LocatedCrop(np.ndarray):
         else:
             padded[:channels] = np.pad(data[:channels], widths, mode=mode, **kwargs)
         lower = [at - int(below) for at, (below, _) in zip(self.lower, widths[1:], strict=True)]
-        fill(self.location, lower, padded[channels:], self.corners_only)
+        _write(self.location, lower, padded[channels:], self.keyed)
         return padded
 
 
@@ -72,27 +72,20 @@ class LocatedArray:
     Args:
         stored: The preprocessed image, anything that can be sliced (numpy memory map, blosc2 array).
         location: The scan's location field.
-        corners_only: Crops (slices along all spatial axes) carry the location at their corner voxels only; the rest of
-            their location channels holds anything. Where the location is not affine they carry the index into its
-            field instead (:mod:`.keyed_fields`).
-        keyed: Treat the location as not affine, whatever it is.
+        keyed: Crops (slices along all spatial axes) carry the key to their location (:func:`~.keyed_fields.write_key`)
+            instead of the location.
     """
 
     dtype = np.dtype(np.float32)
 
-    def __init__(
-        self, stored: Any, location: LocationField, corners_only: bool = False, keyed: bool = False
-    ) -> None:
+    def __init__(self, stored: Any, location: LocationField, keyed: bool = False) -> None:
         if tuple(stored.shape[1:]) != location.shape:
             raise ValueError(
                 f"the image has {tuple(stored.shape[1:])} voxels, its location field {location.shape}"
             )
         self.stored = stored
         self.location = location
-        self.corners_only = corners_only
-        self.at_corners = (
-            KeyedField(location) if corners_only and (keyed or not location.affine) else location
-        )
+        self.keyed = keyed
         self.shape = (stored.shape[0] + LOCATION_CHANNELS, *stored.shape[1:])
         self.ndim = len(self.shape)
 
@@ -118,21 +111,23 @@ class LocatedArray:
         squeezed = tuple(0 if isinstance(k, int | np.integer) else slice(None) for k in spatial)
         is_box = channels == slice(None) and 0 not in squeezed
         if not is_box:
-            fill(self.location, lower, crop[count:], False)
+            self.location.fill(lower, crop[count:])
             return np.asarray(crop[(channels, *squeezed)])
-        fill(self.at_corners, lower, crop[count:], self.corners_only)
+        _write(self.location, lower, crop[count:], self.keyed)
         located = crop.view(LocatedCrop)
-        located.location, located.lower, located.corners_only = self.at_corners, lower, self.corners_only
+        located.location, located.lower, located.keyed = self.location, lower, self.keyed
         return located
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:].view(np.ndarray).astype(dtype or self.dtype, copy=False)
 
 
-def fill(location: LocationField, lower: Sequence[int], out: np.ndarray, corners_only: bool) -> None:
-    """Writes the location of a box (3, *box) whose first voxel has index `lower`, or of its corner voxels alone."""
-    step = [max(n - 1, 1) if corners_only else 1 for n in out.shape[1:]]
-    location.fill(lower, out[(slice(None), *[slice(None, None, s) for s in step])], step)
+def _write(location: LocationField, lower: Sequence[int], out: np.ndarray, keyed: bool) -> None:
+    """Writes the location of the box (3, *box) whose first voxel has the index `lower`, or the key to it."""
+    if keyed:
+        write_key(location, lower, out)
+    else:
+        location.fill(lower, out)
 
 
 def _bounds(key: Any, n: int) -> tuple[int, int]:
@@ -206,7 +201,7 @@ class _LoadLocatedCase:
         self.source = source
         self.transpose = transpose
         self.measurements = measurements
-        self.corners_only = False
+        self.keyed = False
 
     def __call__(self, identifier: str) -> tuple[Any, ...]:
         data, *rest = self.load_case(identifier)
@@ -217,4 +212,4 @@ class _LoadLocatedCase:
             raise ValueError(f"case {identifier}: {error}") from error
         measured = None if self.measurements is None else self.measurements.read(identifier)
         field = self.source.field(frame, measured)
-        return (LocatedArray(data, field, self.corners_only, keyed=self.source.fitted), *rest)
+        return (LocatedArray(data, field, self.keyed), *rest)

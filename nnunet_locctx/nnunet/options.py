@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nnunet_locctx.blocks import DEFAULTS, check_block, complete_options
+from nnunet_locctx.blocks.hash_encoding import hash_arithmetic
 from nnunet_locctx.location import SOURCES, LocationSource, make_source
 from nnunet_locctx.networks.located_unet import Fitting
 
@@ -112,7 +113,11 @@ class LocationOptions:
 
     def meaning(self) -> dict[str, Any]:
         """What a coordinate means, for the signature of a checkpoint."""
-        return {"source": self.source, "absolute": self.absolute, **self.source_options()}
+        meaning = {"source": self.source, "absolute": self.absolute, **self.source_options()}
+        if self.source == "voxel" or self.cross_section == "scan":
+            # models from before oblique scans were measured by their bounding box have no such entry and are refused
+            meaning["fraction_of"] = "bounding box"
+        return meaning
 
     def signature(self, block: str, also: Sequence[Fitting] = ()) -> str:
         """What a checkpoint's weights depend on, as JSON: source, place and block, not what is only used in
@@ -122,14 +127,24 @@ class LocationOptions:
             block: The trainer's block.
             also: Further blocks of its network.
         """
+
+        def weighed(name: str, place: str, options: Mapping[str, Any]) -> dict[str, Any]:
+            complete = complete_options(name, place, options)
+            return {**complete, **hash_arithmetic(complete)}
+
         weighs = {
             **self.meaning(),
             "method": block,
             "place": self.place,
-            "block": complete_options(block, str(self.place), self.block),
+            "block": weighed(block, str(self.place), self.block),
         }
         if also:
             weighs["also"] = [
-                [one.block, one.place, complete_options(one.block, one.place, one.options)] for one in also
+                [one.block, one.place, weighed(one.block, one.place, one.options)] for one in also
             ]
         return json.dumps(weighs, sort_keys=True)
+
+    def default_signature(self, block: str, also: Sequence[Fitting] = ()) -> str:
+        """The same with all options of the blocks at their defaults."""
+        plain = dataclasses.replace(self, block={})
+        return plain.signature(block, [dataclasses.replace(one, options={}) for one in also])

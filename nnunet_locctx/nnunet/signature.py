@@ -1,11 +1,15 @@
 """What a network's weights were trained with, kept among the weights."""
 
+import json
 from typing import Any
 
 import torch
 from torch import nn
 
 LENGTH = 2048
+
+CHANGED = frozenset({"bound", "fraction_of", "stride"})
+"""Options whose default is not what was computed before they existed."""
 
 
 class LocationSignature(nn.Module):
@@ -14,14 +18,19 @@ class LocationSignature(nn.Module):
     Without it a plans file edited after training (another source, say) would change what the coordinates
     mean without a word.
 
+    A checkpoint from before an option existed does not name it. It is read as if it named the default: that of a new
+    option must be what was computed before, or its name belongs to :data:`CHANGED`, and the checkpoint is refused.
+
     Args:
-        text: The options that the weights depend on.
+        text: The options that the weights depend on, JSON.
+        defaults: The same, with all options of block or network at their defaults.
     """
 
     text: torch.Tensor
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, defaults: str = "{}") -> None:
         super().__init__()
+        self.defaults: dict[str, Any] = json.loads(defaults)
         data = text.encode()
         if len(data) > LENGTH:
             raise ValueError(f"the location options take {len(data)} characters, {LENGTH} are allowed")
@@ -41,10 +50,26 @@ class LocationSignature(nn.Module):
                 "To start from a plain nnU-Net checkpoint, train with -pretrained_weights."
             )
         trained = bytes(stored.tolist()).rstrip(b"\0").decode()
-        if trained != self.decoded():
+        if self._completed(trained) != self._completed(self.decoded()):
             raise ValueError(
                 f"the checkpoint was trained with the location options {trained}, the plans say "
                 f"{self.decoded()}. Use the plans.json of the model folder as training wrote it; an option that only "
                 "one of them names belongs to another version of nnunet_locctx."
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _completed(self, text: str) -> Any:
+        """The options of a text, those that it does not name at their defaults; a text that is not JSON as it is."""
+        try:
+            return _completed(json.loads(text), self.defaults)
+        except ValueError:
+            return text
+
+
+def _completed(value: Any, default: Any) -> Any:
+    if isinstance(value, dict) and isinstance(default, dict):
+        before = {key: one for key, one in default.items() if key not in CHANGED}
+        return {**before, **{key: _completed(one, default.get(key)) for key, one in value.items()}}
+    if isinstance(value, list) and isinstance(default, list) and len(value) == len(default):
+        return [_completed(one, other) for one, other in zip(value, default, strict=True)]
+    return value

@@ -13,7 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 from tqdm import tqdm
 
-from nnunet_locctx.geometry import Frame
+from nnunet_locctx.geometry import OBLIQUE, Frame
 from nnunet_locctx.networks.located_unet import Fitting, LocatedUNet
 from nnunet_locctx.nnunet import pretraining
 from nnunet_locctx.nnunet.augmentation import PerturbLocation, locate_transforms
@@ -133,7 +133,10 @@ class LocatedTrainer(DenormalsFlushed):
             patch_size=configuration_manager.patch_size,
         )
         carry_regressor(network, configuration_manager, options)
-        network.add_module("location_signature", LocationSignature(options.signature(cls.block, cls.also)))
+        signature = LocationSignature(
+            options.signature(cls.block, cls.also), options.default_signature(cls.block, cls.also)
+        )
+        network.add_module("location_signature", signature)
         return network
 
     def configure_optimizers(self) -> Any:
@@ -153,17 +156,29 @@ class LocatedTrainer(DenormalsFlushed):
         return super().get_dataloaders()
 
     def _check_cases(self) -> None:
-        broken = []
+        broken: list[str] = []
+        oblique: dict[str, float] = {}
         identifiers = sorted({key for keys in self.do_split() for key in keys})
         for identifier in tqdm(identifiers, desc="checking the place of each case", leave=False):
             properties = load_pickle(join(self.preprocessed_dataset_folder, identifier + ".pkl"))
             shape = properties["shape_after_cropping_and_before_resampling"]
             try:
-                Frame.from_properties(properties, shape, self.plans_manager.transpose_forward)
+                frame = Frame.from_properties(properties, shape, self.plans_manager.transpose_forward)
             except ValueError as error:
                 broken.append(f"{identifier}: {error}")
+            else:
+                if frame.obliquity > OBLIQUE:
+                    oblique[identifier] = frame.obliquity
         if broken:
             raise ValueError("cases without a usable place in the patient:\n" + "\n".join(broken))
+        if oblique:
+            worst = sorted(oblique, key=lambda identifier: -oblique[identifier])
+            named = ", ".join(f"{identifier} ({oblique[identifier]:.0f})" for identifier in worst[:10])
+            self.print_to_log_file(
+                f"WARNING: {len(oblique)} of {len(identifiers)} cases are stored more than {OBLIQUE:g} degrees off the "
+                f"patient's axes; fractions of their volume are those of its bounding box. Degrees: {named}"
+                + (" ..." if len(worst) > 10 else "")
+            )
         if self.measurements is not None:
             for identifier, problem in self.measurements.problems(identifiers).items():
                 self.print_to_log_file(
@@ -178,18 +193,18 @@ class LocatedTrainer(DenormalsFlushed):
             perturb = PerturbLocation(
                 self.location.jitter, self.location.dropout, self.location.make_source().neutral
             )
-        return locate_transforms(transforms, perturb, keyed=self.location.make_source().fitted)
+        return locate_transforms(transforms, perturb)
 
     def get_validation_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
         """nnU-Net's transforms, carrying location; arguments as in nnU-Net's method of this name."""
         transforms = super().get_validation_transforms(*args, **kwargs)
-        return locate_transforms(transforms, keyed=self.location.make_source().fitted)
+        return locate_transforms(transforms)
 
     def get_tr_and_val_datasets(self) -> Any:
-        """nnU-Net's datasets; the transforms rebuild location from its corners, so no more of it is loaded."""
+        """nnU-Net's datasets; the transforms ask for the location, so patches are loaded with the key to it."""
         datasets = super().get_tr_and_val_datasets()
         for dataset in datasets:
-            dataset.load_case.corners_only = True
+            dataset.load_case.keyed = True
         return datasets
 
 

@@ -4,6 +4,7 @@
 ``_<N>epochs``, ``_noDA`` and ``_noMirroring`` is made when its name is asked for. The class carries the full
 name, which nnU-Net writes into result folders and checkpoints. Trainers of whole networks also take
 ``_nnUNetSchedule``: nnU-Net's optimiser, learning rates and length of training instead of the method's own.
+LightMedSeg's take ``_weightedClasses``: classes weigh as the inverse of their voxels in all terms of the loss.
 """
 
 import functools
@@ -191,7 +192,7 @@ TRAINERS: dict[str, Trainer] = {trainer.__name__: trainer for trainer in _ALL}
 RECOMMENDED = "LocCtxTrainer"
 """The trainer that `locctx` proposes."""
 
-SUFFIXES = ("_<N>epochs", "_noDA", "_noMirroring", "_nnUNetSchedule")
+SUFFIXES = ("_<N>epochs", "_noDA", "_noMirroring", "_nnUNetSchedule", "_weightedClasses")
 
 
 @functools.cache
@@ -220,8 +221,11 @@ def find_trainer(name: str) -> Trainer | None:
             variants.append(nnUNetTrainerNoMirroring)
         elif part == "nnUNetSchedule" and parts.count(part) == 1 and getattr(base, "recipe", None):
             own["recipe"] = None
+        elif part == "weightedClasses" and parts.count(part) == 1 and issubclass(base, BoundaryLossTrainer):
+            own["boundary_options"] = {**base.boundary_options, "inverse_frequency": True}
         else:
-            allowed = SUFFIXES if getattr(base, "recipe", None) else SUFFIXES[:-1]
+            weighted = issubclass(base, BoundaryLossTrainer)
+            allowed = SUFFIXES[: 5 if weighted else 4 if getattr(base, "recipe", None) else 3]
             raise ValueError(
                 f"trainer {name!r}: suffix '_{part}' is unknown or repeated; allowed: {', '.join(allowed)}, each once"
             )

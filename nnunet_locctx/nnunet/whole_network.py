@@ -9,6 +9,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnunet_locctx.blocks.hash_encoding import hash_arithmetic
 from nnunet_locctx.networks.registry import complete_network_options, network_class
 from nnunet_locctx.networks.whole import WholeNetwork
 from nnunet_locctx.nnunet.configuration import carry_regressor, locate
@@ -130,12 +131,17 @@ class WholeNetworkTrainer(DenormalsFlushed):
             enable_deep_supervision,
             **options,
         )
-        weighs: dict[str, Any] = {"network": cls.network_name, "options": options}
+        weighs: dict[str, Any] = {
+            "network": cls.network_name,
+            "options": {**options, **hash_arithmetic(options)},
+        }
         if cls.located:
             location = LocationOptions.from_configuration(configuration)
             weighs |= location.meaning()
             carry_regressor(network, configuration_manager, location)
-        network.add_module("location_signature", LocationSignature(json.dumps(weighs, sort_keys=True)))
+        defaults = {"options": complete_network_options(cls.network_name, {})}
+        signature = LocationSignature(json.dumps(weighs, sort_keys=True), json.dumps(defaults))
+        network.add_module("location_signature", signature)
         return network
 
     def configure_optimizers(self) -> Any:

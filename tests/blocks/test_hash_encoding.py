@@ -2,9 +2,11 @@
 
 import math
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -35,7 +37,7 @@ def written_out(encoding: HashEncoding, location: Tensor) -> Tensor:
     for point, place in enumerate(location.T.tolist()):
         first = 0
         for level in range(grid.levels):
-            cells = grid.base_resolution * grid.scale**level - 1
+            cells = grid.scales[level]
             resolution = math.ceil(cells) + 1
             size = min(8 * math.ceil(resolution**3 / 8), most)
             at = [min(max(c / encoding.extent + 0.5, 0.0), 1.0) * cells + 0.5 for c in place]
@@ -109,6 +111,24 @@ def test_indices_are_those_of_32_bit_arithmetic(cells: list[int], level: int, lo
         hashed = x ^ (y * 2654435761) % 2**32 ^ (z * 805459861) % 2**32
         expected = (x + n * y + n * n * z if n**3 <= grid.sizes[level] else hashed) % grid.sizes[level]
         assert entries[corner].item() == expected
+
+
+REFERENCE = np.load(Path(__file__).parents[1] / "fixtures" / "hash_grid.npz")
+
+
+@pytest.mark.parametrize("name", REFERENCE["names"].tolist())
+def test_equals_the_authors_functions(name: str) -> None:
+    """tiny-cuda-nn's own functions, compiled; see tests/fixtures/README.md."""
+    *integers, scale = REFERENCE[f"{name}_options"].tolist()
+    grid = HashGrid.of([int(one) for one in integers], scale)
+    assert np.float32(grid.scales).tolist() == REFERENCE[f"{name}_scales"].tolist()
+    entries = REFERENCE[f"{name}_offsets"].tolist()
+    assert [*grid.offsets, grid.parameters // grid.features] == entries
+    index = np.arange(1, grid.parameters + 1, dtype=np.uint64)
+    table = torch.from_numpy((index * 2654435761 % 2**32 // 256) / 2.0**23 - 1).float()
+    location = torch.from_numpy(REFERENCE[f"{name}_position"].T)[None] - 0.5
+    found = look_up(grid, table, location, torch.ones(1, grid.levels), 1.0)[0].T
+    np.testing.assert_allclose(found.numpy(), REFERENCE[f"{name}_features"], rtol=0, atol=2.5e-7)
 
 
 @pytest.mark.parametrize("size", [(7,), (5, 6), (3, 4, 5), (1, 1, 1)])

@@ -34,7 +34,7 @@ def test_every_block_fits_every_place(name: str) -> None:
             "coordconv",
             "input",
             {"stride": 2},
-            "unknown option 'stride' for block 'coordconv' at place 'input'; allowed are encoding, .*band_limit$",
+            "unknown option 'stride' for block 'coordconv' at place 'input'; allowed are encoding, .*zero_init$",
         ),
         ("locbam", "logits", {"bands": 99}, "bands must be an integer from 1 to 16, got 99"),
     ],
@@ -56,4 +56,4 @@ def test_checking_draws_no_random_numbers() -> None:
 
 
 def test_options_are_those_of_the_class() -> None:
-    assert options_of("coordconv") == ("encoding", "bands", "base", "band_limit", "stride")
+    assert options_of("coordconv") == ("encoding", "bands", "base", "band_limit", "stride", "zero_init")

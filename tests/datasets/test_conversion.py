@@ -9,6 +9,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
 from nnunet_locctx.datasets import btcv as btcv_module
 from nnunet_locctx.datasets import conversion
@@ -225,6 +226,33 @@ def test_acdc_nnformer_split(home: Path, tmp_path: Path) -> None:
     (fold,) = read(result.splits)
     assert {name[:10] for name in fold["val"]} == {"patient089", "patient090", "patient100"}
     assert {name[:10] for name in fold["train"]} == {"patient001", "patient005"}
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_acdc_clipped_and_scaled_as_lightmedseg(home: Path, tmp_path: Path, link: bool) -> None:
+    source = fake.acdc(tmp_path / "acdc")
+    release = source / "database/training/patient001/patient001_frame01.nii.gz"
+    before = release.read_bytes()
+    result = run(Acdc(partial=True, window=True), source, link=link)
+    scheme = get_normalization_scheme(whole(result)["channel_names"]["0"])
+    written = result.folder / "imagesTr/patient001_frame01_0000.nii.gz"
+    assert not written.is_symlink()
+    assert release.read_bytes() == before
+    assert np.allclose(load(written).affine, load(release).affine, atol=1e-4)
+    voxels = load(release).get_fdata()
+    low, high = np.percentile(voxels, [0.5, 99.5])
+    assert voxels.min() < low < high < voxels.max()
+    scaled = scheme(intensityproperties={}).run(load(written).get_fdata(dtype=np.float32)[None])[0]
+    assert np.allclose(scaled, (voxels.clip(low, high) - low) / (high - low), atol=1e-5)
+    with pytest.raises(ValueError, match="other settings"):
+        run(Acdc(partial=True), source, link=link)
+
+
+def test_acdc_converted_before_there_was_a_window_is_still_whole(home: Path, tmp_path: Path) -> None:
+    source = fake.acdc(tmp_path / "acdc")
+    result = run(Acdc(partial=True), source)
+    assert "window" not in read(result.folder / "conversion.json")["options"]
+    assert run(Acdc(partial=True), source).existed
 
 
 def test_brats_2021(home: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nnunet_locctx.networks.located_unet import LocatedUNet
 from nnunet_locctx.nnunet.trainer import LocatedTrainer
-from nnunet_locctx.nnunet.trainers import TRAINERS, CoordConvTrainer, LocBAMTrainer, PriorHeadTrainer
+from nnunet_locctx.nnunet.trainers import CoordConvTrainer, LocBAMTrainer, PriorHeadTrainer, find_trainer
 
 EPOCHS = "SHORT_EPOCHS"
 """Environment variable: epochs of a short training, 1 if not set."""
@@ -118,13 +118,15 @@ class EchoTrainer(Short, LocatedTrainer):
 
 
 @functools.cache
-def _short(name: str) -> type[nnUNetTrainer]:
+def _short(trainer: type[nnUNetTrainer]) -> type[nnUNetTrainer]:
+    name = trainer.__name__
     body = {"__module__": __name__, "__doc__": f"{name}, two iterations an epoch."}
-    return type(f"Short{name}", (Short, TRAINERS[name]), body)
+    return type(f"Short{name}", (Short, trainer), body)
 
 
 def __getattr__(name: str) -> type[nnUNetTrainer]:
-    """``ShortUNETRTrainer`` and so on: every trainer of the package by its full name."""
-    if name.removeprefix("Short") in TRAINERS and name.startswith("Short"):
-        return _short(name.removeprefix("Short"))
+    """``ShortUNETRTrainer`` and so on: every trainer of the package by its full name, suffixes included."""
+    trainer = find_trainer(name.removeprefix("Short")) if name.startswith("Short") else None
+    if trainer is not None:
+        return _short(trainer)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

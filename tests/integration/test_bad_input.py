@@ -18,6 +18,7 @@ import torch
 
 from nnunet_locctx import geometry
 from nnunet_locctx.blocks import DEFAULTS
+from tests import geometry_cases
 from tests.integration.short_trainers import EPOCHS, ShortPriorHead
 from tests.integration.workspace import Workspace, images
 
@@ -345,6 +346,18 @@ def test_a_training_case_with_a_broken_direction_is_named(
     ):
         fresh.train(TRAINER)
     assert not [path for path in written(fresh) if path.suffix in (".pth", ".json")]
+
+
+def test_the_training_log_names_oblique_cases(fresh: Workspace) -> None:
+    turned = geometry_cases.rotation((0.0, np.radians(30), 0.0)).ravel()
+    name = break_case(fresh, lambda properties: properties["sitk_stuff"].update(direction=tuple(turned)))
+    with fresh.entered():
+        trainer = fresh.trainer(ShortPriorHead)
+        trainer.initialize()
+        trainer._check_cases()
+    log = next(Path(trainer.output_folder).glob("training_log_*.txt")).read_text()
+    assert "cases are stored more than 20 degrees off the patient's axes" in log
+    assert f"Degrees: {name} (30)" in log
 
 
 def test_without_a_header_the_array_axes_stand_in(fresh: Workspace) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from nnunet_locctx.nnunet.trainers import TRAINERS
+from nnunet_locctx.nnunet.trainers import TRAINERS, Trainer, find_trainer
 from nnunet_locctx.nnunet.whole_network import WholeNetworkTrainer
 from tests.integration.test_matrix import check_predictions
 from tests.integration.workspace import Workspace, images
@@ -18,9 +18,8 @@ PATCHES = {"swin_unetr": [64, 32, 32]}
 HASH = {"levels": 4, "log2_entries": 8}
 
 
-def options(name: str) -> dict[str, Any]:
+def options(trainer: Trainer) -> dict[str, Any]:
     """Options that make a trainer's network small; for a hash table too."""
-    trainer = TRAINERS[name]
     if not issubclass(trainer, WholeNetworkTrainer):
         return (
             {"location": {"block": {"hash": HASH}}} if trainer.block_options.get("encoding") == "hash" else {}
@@ -31,16 +30,17 @@ def options(name: str) -> dict[str, Any]:
     return {"network": small}
 
 
-@pytest.mark.parametrize("name", sorted(TRAINERS))
+@pytest.mark.parametrize("name", sorted([*TRAINERS, "LightMedSegPaperTrainer_weightedClasses"]))
 def test_trains_and_predicts(name: str, phantom: Workspace, tmp_path: Path) -> None:
     space = phantom.copy(tmp_path)
-    trainer = TRAINERS[name]
+    trainer = find_trainer(name)
+    assert trainer is not None
     size: dict[str, Any] = {}
     if issubclass(trainer, WholeNetworkTrainer):
         size["patch_size"] = PATCHES.get(trainer.network_name, [32] * 3)
 
     def small(plans: dict[str, Any]) -> None:
-        plans["configurations"]["small"] = {"inherits_from": "3d_fullres", **size, **options(name)}
+        plans["configurations"]["small"] = {"inherits_from": "3d_fullres", **size, **options(trainer)}
 
     space.change_plans(small)
     space.train(f"Short{name}", "small")

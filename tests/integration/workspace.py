@@ -60,7 +60,7 @@ class _Process(threading.Thread):
         )
 
 
-class _ThreadsForProcesses:
+class ThreadsForProcesses:
     """Stands in for multiprocessing's spawn context: importing torch and nnU-Net anew takes 8 seconds per worker.
 
     The commands' real processes are run by scripts/record_commands.py and the tests marked slow.
@@ -121,7 +121,7 @@ class Workspace:
         # planning asks for a worker of its own where training can do without
         with self.entered(0 if "train" in name else 1, **(environment or {})) as patch:
             patch.setattr(sys, "argv", [name, *arguments])
-            patch.setattr(multiprocessing, "get_context", lambda method=None: _ThreadsForProcesses)
+            patch.setattr(multiprocessing, "get_context", lambda method=None: ThreadsForProcesses)
             patch.setattr(torch, "set_num_threads", lambda number: None)
             try:
                 with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):

@@ -1,10 +1,14 @@
 """LightMedSeg: the published counts, and where its location enters."""
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_locctx.networks.lightmedseg import LightMedSeg, PatchCoordinates
 from nnunet_locctx.networks.lightmedseg_parts import FiLM, GhostConv, StructurePrior
@@ -41,10 +45,28 @@ OTHER: dict[str, Any] = {
 }
 
 
+LEFT_OUT: dict[str, dict[str, Any]] = {
+    "structural prior": {"structure_prior": False},
+    "anchors": {"anchors": 0},
+    "router": {"router": False},
+}
+"""The paper's ablations."""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        OTHER,
+        *({**PAPER, **options} for options in LEFT_OUT.values()),
+        {"anchors": 0, "structure_prior": False, "router": False, "resolution": "half"},
+    ],
+    ids=["readings", *LEFT_OUT, "all"],
+)
 @pytest.mark.parametrize("size", [(32, 16, 16), (32, 16)])
-def test_the_other_readings(size: tuple[int, ...]) -> None:
-    network = stir(LightMedSeg(1, 3, size, **OTHER)).train()
-    output = network(feed(size, located=True))
+def test_the_other_readings_and_parts_left_out(size: tuple[int, ...], options: dict[str, Any]) -> None:
+    network = stir(LightMedSeg(1, 3, size, **options)).train()
+    assert network.located == (options.get("coordinates") != "patch")
+    output = network(feed(size, network.located))
     assert output.shape == (2, 3, *size)
     output.square().mean().backward()
     for name, parameter in network.named_parameters():
@@ -61,24 +83,16 @@ def parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def multiply_adds(network: LightMedSeg) -> int:
-    """Of convolutions and linear layers, for one patch."""
-    total = 0
-
-    def count(module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> None:
-        nonlocal total
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        # a transposed convolution uses its weights once per voxel of the input, the others once per voxel of the output
-        voxels = arguments[0] if isinstance(module, nn.ConvTranspose3d) else output
-        total += weight.numel() * (voxels.numel() // voxels.shape[1])
-
-    for module in network.modules():
-        if isinstance(module, nn.Linear | nn.Conv3d | nn.ConvTranspose3d):
-            module.register_forward_hook(count)
+def multiply_adds(network: LightMedSeg) -> dict[str, float]:
+    """10^9 for one patch by torch's counter: of convolutions and linear layers, and of all that it counts."""
     channels = network.image_channels + 3 * network.located
-    network.train()(torch.empty(1, channels, *network.patch_size, device="meta"))
-    return total
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.empty(1, channels, *network.patch_size, device="meta"))
+    counts = {str(one): number / 2e9 for one, number in counter.get_flop_counts()["Global"].items()}
+    return {
+        "convolutions": counts["aten.convolution"] + counts.get("aten.addmm", 0),
+        "all": sum(counts.values()),
+    }
 
 
 @pytest.mark.parametrize(
@@ -89,6 +103,9 @@ def multiply_adds(network: LightMedSeg) -> int:
         ({"anchors": 32}, 522_933),
         ({"classes": 4}, 476_214),
         ({"ghost": False}, 691_989),
+        ({"bottleneck": True}, 492_717),
+        ({"structure_prior": False}, 476_205 - 11_662),
+        ({"router": False}, 476_205 - 38_908 + (64 * 64 + 64 + 32 * 32 + 32) + 344),
         (
             {
                 "encoder_kernel": 3,
@@ -106,6 +123,58 @@ def test_published_parameters(options: dict[str, Any], expected: int) -> None:
     assert parameters(build(**PAPER, **options)) == expected
 
 
+def test_parameters_without_anchors() -> None:
+    """Neither detector, nor FiLM (two linear layers from K points), nor position bias (1x1 from K maps)."""
+    film = sum(2 * (8 * 3 + 1) * width for width in (16, 32, 64, 128))
+    bias = sum((8 + 1) * width for width in (64, 32, 16, 8))
+    assert parameters(build(**{**PAPER, "anchors": 0})) == 476_205 - 8_640 - film - bias
+
+
+@pytest.mark.parametrize(("resolution", "stages"), [("full", (2, 1)), ("half", (3, 2))])
+def test_without_the_router_a_level_gets_the_encoder_stage_of_its_resolution(
+    resolution: str, stages: tuple[int, int]
+) -> None:
+    network = LightMedSeg(1, 2, (32, 32), **PAPER, router=False, resolution=resolution)
+    seen: list[Tensor] = []
+    for stage in network.encoder:
+        stage.register_forward_hook(lambda _, __, output: seen.append(output))
+    given: list[Tensor] = []
+    for stage in network.stages:
+        stage.register_forward_pre_hook(lambda _, arguments: given.append(arguments[1]))
+    network(torch.randn(1, 1, 32, 32))
+    for level, number in enumerate(stages):
+        expected = network.router.give[level](seen[number])
+        assert given[level].shape == expected.shape
+        torch.testing.assert_close(given[level], expected)
+
+
+def test_without_the_prior_both_paths_of_a_stage_count_half() -> None:
+    network = LightMedSeg(1, 2, (16, 16), **PAPER, structure_prior=False)
+    stage, x, s = network.encoder[0], torch.randn(1, 8, 6, 6), torch.randn(1, 16)
+    assert stage.film is not None
+    seen = stage.film(stage.conv(x), s)
+    torch.testing.assert_close(stage(x, None, s), stage.excite((stage.detail(seen) + stage.smooth(seen)) / 2))
+
+
+def test_parameters_of_the_page() -> None:
+    """docs/lightmedseg.md, parts left out."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "lightmedseg.md").read_text()
+    rows = re.findall(r"^\| `(\{.*?\})` \| ([\d,]+) \|", page, re.MULTILINE)
+    assert len(rows) == 7
+    for options, told in rows:
+        assert parameters(build(**{**PAPER, **json.loads(options)})) == int(told.replace(",", "")), options
+
+
+def test_without_anchors_the_extent_alone_brings_location() -> None:
+    network = stir(LightMedSeg(1, 2, (16, 16, 16), anchors=0)).eval()
+    x = feed((16, 16, 16), located=True)
+    moved = x.clone()
+    moved[:, 1] += 0.2
+    assert (network(moved) - network(x)).abs().max() > 1e-3
+    assert not LightMedSeg(1, 2, (16, 16, 16), anchors=0, box=False).located
+    assert not LightMedSeg.uses_location(coordinates="scan", anchors=0, box=False)
+
+
 def test_published_parameters_per_part() -> None:
     network = build(**PAPER)
     counts = {name: parameters(part) for name, part in network.named_children()}
@@ -121,14 +190,21 @@ def test_published_parameters_per_part() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "giga"),
+    ("options", "convolutions", "counted"),
     [
-        ({}, 14.37),
-        ({"encoder_kernel": 3, "decoder_kernel": 3, "shared_controller": False, "bottleneck": True}, 11.65),
+        ({}, 14.37, 17.71),
+        (
+            {"encoder_kernel": 3, "decoder_kernel": 3, "shared_controller": False, "bottleneck": True},
+            11.65,
+            14.99,
+        ),
     ],
 )
-def test_published_multiply_adds(options: dict[str, Any], giga: float) -> None:
-    assert multiply_adds(build(**PAPER, **options)) / 1e9 == pytest.approx(giga, abs=0.005)
+def test_published_multiply_adds(options: dict[str, Any], convolutions: float, counted: float) -> None:
+    """Torch's counter also counts the matrix products by which texture, skips and position bias are interpolated."""
+    found = multiply_adds(build(**PAPER, **options))
+    assert found["convolutions"] == pytest.approx(convolutions, abs=0.005)
+    assert found["all"] == pytest.approx(counted, abs=0.005)
 
 
 def test_the_default_keeps_the_budget() -> None:
@@ -136,8 +212,8 @@ def test_the_default_keeps_the_budget() -> None:
     assert default.located
     assert not build(**PAPER).located
     assert parameters(default) == 476_549  # 0.07% more
-    assert multiply_adds(default) / 1e9 == pytest.approx(14.26, abs=0.005)
-    assert multiply_adds(build(stride=1)) / 1e9 == pytest.approx(14.37, abs=0.005)
+    assert multiply_adds(default)["convolutions"] == pytest.approx(14.26, abs=0.005)
+    assert multiply_adds(build(stride=1))["convolutions"] == pytest.approx(14.37, abs=0.005)
 
 
 def test_the_published_form_sees_the_same_wherever_the_patch_lies() -> None:
@@ -198,8 +274,8 @@ def test_the_structure_prior_mixes_two_projections() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"anchors": 0}, "anchors must be an integer >= 1, got 0"),
-        ({"anchors": "8"}, "anchors must be an integer >= 1, got '8'"),
+        ({"anchors": -1}, "anchors must be an integer >= 0, got -1"),
+        ({"anchors": "8"}, "anchors must be an integer >= 0, got '8'"),
         ({"anchors_from": "image"}, "anchors_from must be one of soft_argmax, paper; got 'image'"),
         ({"bias": "cube"}, "bias must be one of gauss, paper; got 'cube'"),
         ({"coordinates": "voxel"}, "coordinates must be one of scan, patch; got 'voxel'"),

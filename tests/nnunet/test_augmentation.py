@@ -1,7 +1,8 @@
 """After nnU-Net's augmentation a voxel's coordinate is the place its intensity came from.
 
 The image is made of its own coordinates (a ramp that goes on outside the volume), so that interpolation is
-exact and any error of the location shows as a difference of image and location.
+exact and any error of the location shows as a difference of image and location. It goes through the list that nnU-Net's
+trainer really makes: these tests are the contract with batchgeneratorsv2, whose spatial transform is subclassed.
 """
 
 import numpy as np
@@ -18,7 +19,6 @@ from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_p
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_locctx.location import AffineField, LocationField
-from nnunet_locctx.location.field import SampledField
 from nnunet_locctx.nnunet.augmentation import (
     JoinLocation,
     LocatedSpatialTransform,
@@ -27,6 +27,7 @@ from nnunet_locctx.nnunet.augmentation import (
     locate_transforms,
 )
 from nnunet_locctx.nnunet.dataset import LocatedArray
+from nnunet_locctx.nnunet.keyed_fields import write_key
 
 VOLUME = (40, 44, 48)
 INDEX = AffineField(np.eye(3, 4), VOLUME)
@@ -77,7 +78,7 @@ def load(
     box = [[at, at + n] for at, n in zip(lower, size, strict=True)]
     ramp = INDEX.box(lower, size)
     located = crop_and_pad_nd(
-        LocatedArray(np.zeros((1, *VOLUME), np.float32), field or INDEX, corners_only=True), box, 0
+        LocatedArray(np.zeros((1, *VOLUME), np.float32), field or INDEX, keyed=True), box, 0
     )
     image = torch.from_numpy(np.concatenate([ramp, located[-3:]]))
     seg = torch.ones((2, *size), dtype=torch.int16)
@@ -125,7 +126,7 @@ def test_bent_location_is_where_the_intensity_came_from(
     torch.manual_seed(seed)
     sample = load(patch, list(lower), dummy_2d, Bent(VOLUME))
     sample["image"] = torch.cat([torch.ones_like(sample["image"][:1]), sample["image"]])
-    result = locate_transforms(nnunet_transforms(patch, dummy_2d), keyed=True)(**sample)["image"]
+    result = locate_transforms(nnunet_transforms(patch, dummy_2d))(**sample)["image"]
     assert result.shape == (7, *patch)
     inside, index, location = result[0] > 1 - 1e-6, result[1:4], result[4:]
     assert inside.float().mean() > 0.2
@@ -140,7 +141,7 @@ def test_jitter_and_dropout_reach_a_bent_location() -> None:
         np.random.seed(0)  # noqa: NPY002
         torch.manual_seed(0)
         perturb = PerturbLocation(jitter, dropout, (0.1, 0.2, 0.3))
-        transforms = locate_transforms(nnunet_transforms((12, 16, 14), False), perturb, keyed=True)
+        transforms = locate_transforms(nnunet_transforms((12, 16, 14), False), perturb)
         results.append(transforms(**load((12, 16, 14), [3, 4, 5], False, Bent(VOLUME)))["image"][-3:])
     plain, jittered, dropped = results
     for before, after in zip(plain, jittered, strict=True):
@@ -152,7 +153,7 @@ def test_jitter_and_dropout_reach_a_bent_location() -> None:
         torch.testing.assert_close(channel, torch.full_like(channel, neutral))
 
 
-class Bent(SampledField):
+class Bent(LocationField):
     """A smooth location that is not affine in the index."""
 
     def at(self, index: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -244,7 +245,8 @@ def test_without_rotation_the_crop_is_nnunets_own() -> None:
 def test_a_patch_larger_than_what_was_loaded() -> None:
     """The crop pads the image with zeros; the location goes on."""
     spatial = LocatedSpatialTransform((10, 10, 10), 0, False)
-    image = torch.cat([torch.ones(1, 6, 10, 7), torch.from_numpy(INDEX.box([2, 3, 4], [6, 10, 7]))])
+    image = torch.ones(4, 6, 10, 7)
+    write_key(INDEX, [2, 3, 4], image[1:].numpy())
     result = ComposeTransforms([SplitLocation(), spatial, JoinLocation()])(image=image)["image"]
     lower = [at + c - 5 for at, c in zip([2, 3, 4], [6 // 2, 10 // 2, 7 // 2], strict=True)]
     torch.testing.assert_close(result[1:], torch.from_numpy(INDEX.box(lower, [10, 10, 10])))
@@ -260,20 +262,29 @@ def test_elastic_deformation_is_refused() -> None:
         locate_transforms(transforms)
 
 
-@pytest.mark.parametrize("size", [(4, 5, 6), (1, 5, 6), (4, 1, 1), (5, 6), (1, 1)])
-def test_split_and_join_are_inverse(size: tuple[int, ...]) -> None:
-    """Also for axes of one voxel, and with nothing but the corners of the location written."""
-    index = torch.stack(torch.meshgrid(*[torch.arange(float(n)) for n in size], indexing="ij"))
-    weights = torch.tensor([[1.0, 0.3, -2.0], [0.0, 0.5, 0.0], [4.0, 0.0, 0.1]])[:, : len(size)]
-    location = torch.einsum("ka,a...->k...", weights, index) + 7
-    image = torch.cat([torch.rand(2, *size), location])
-    corners = torch.cat([image[:2], torch.full_like(location, torch.nan)])
-    ends = (slice(2, None), *[slice(None, None, max(n - 1, 1)) for n in size])
-    corners[ends] = image[ends]
-    for given_image in (image, corners):
-        sample = SplitLocation()(image=given_image.clone())
-        assert sample["image"].shape[0] == 2
-        torch.testing.assert_close(JoinLocation()(**sample)["image"], image)
+def test_aligned_corners_are_refused() -> None:
+    transforms = nnunet_transforms((8, 8, 8))
+    for t in transforms.transforms:
+        if isinstance(t, SpatialTransform):
+            t.align_corners = True
+    with pytest.raises(ValueError, match="align_corners=False, as in nnU-Net, got True"):
+        locate_transforms(transforms)
+
+
+@pytest.mark.parametrize("size", [(4, 5, 6), (1, 5, 6), (4, 1, 1), (5, 6), (5, 1)])
+def test_split_and_join_give_the_location_of_the_patch(size: tuple[int, ...]) -> None:
+    """Also for axes of one voxel, and with nothing but the key written."""
+    weights = np.array([[1.0, 0.3, -2.0, 7.0], [0.0, 0.5, 0.0, 7.0], [4.0, 0.0, 0.1, 7.0]])
+    field = AffineField(weights, VOLUME)
+    image = torch.cat([torch.rand(2, *size), torch.full((3, *size), torch.nan)])
+    lower = [3, -4, 5]
+    box = (1,) * (3 - len(size)) + size
+    write_key(field, lower, image[2:].reshape(3, *box).numpy())
+    sample = SplitLocation()(image=image.clone())
+    assert sample["image"].shape[0] == 2
+    joined = JoinLocation()(**sample)["image"]
+    torch.testing.assert_close(joined[:2], image[:2])
+    torch.testing.assert_close(joined[2:], torch.from_numpy(field.box(lower, box)).reshape(3, *size))
 
 
 def test_the_cascade_comes_last() -> None:
@@ -320,7 +331,7 @@ def perturbed() -> torch.Tensor:
     for _ in range(400):
         np.random.random()  # noqa: NPY002 - the loader draws between patches
         samples.append(
-            transform(regression_target=location, image=torch.zeros(1, 2, 2, 2))["regression_target"]
+            transform(regression_target=location.clone(), image=torch.zeros(1, 2, 2, 2))["regression_target"]
         )
     return torch.stack(samples)
 

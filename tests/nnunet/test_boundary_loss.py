@@ -17,6 +17,7 @@ from nnunet_locctx.nnunet.boundary_loss import (
     LEAST_PROBABILITY,
     BoundaryLoss,
     BoundaryTerm,
+    ClassWeightedDice,
     add_boundary_term,
     boundary_band,
     inverse_frequencies,
@@ -196,26 +197,125 @@ def test_beside_nnunets_loss_at_every_resolution(has_regions: bool, ignore_label
 
 
 def test_inverse_frequencies() -> None:
-    labels = torch.tensor([0.0] * 60 + [1.0] * 30 + [2.0] * 10 + [9.0] * 5).view(1, 1, 105)
-    weights = inverse_frequencies(labels, 3)
+    weights = inverse_frequencies(torch.tensor([60, 30, 10]))
     torch.testing.assert_close(weights, torch.tensor([1.0, 2.0, 6.0]) / 3)
-    absent = inverse_frequencies(labels, 4)
-    torch.testing.assert_close(absent, torch.tensor([1.0, 2.0, 6.0, 10.0]) / 3)
-    assert inverse_frequencies(torch.full((1, 1, 3), 9.0), 2).isfinite().all()
+    absent = inverse_frequencies(torch.tensor([60, 30, 10, 0]))
+    torch.testing.assert_close(absent, torch.tensor([1.0, 2.0, 6.0, 6.0]) / 3)
+    rare = inverse_frequencies(torch.tensor([1000, 1]))
+    torch.testing.assert_close(rare, torch.tensor([1.0, 10.0]) / 5.5)
+    assert torch.equal(inverse_frequencies(torch.zeros(2, dtype=torch.int64)), torch.ones(2))
 
 
-def test_rare_classes_can_weigh_more() -> None:
-    labels, logits = halves(), torch.randn(2, 2, 12, 4, 5)
-    plain, weighted = cross_and_dice(), BoundaryLoss(cross_and_dice(), BoundaryTerm(), 0.0, True)
-    torch.testing.assert_close(
-        weighted(logits, labels), plain(logits, labels)
-    )  # two classes of the same size
-    labels = halves(at=10)
-    weights = inverse_frequencies(labels, 2)
-    expected = plain.dc(logits, labels) + F.cross_entropy(logits, labels[:, 0].long(), weight=weights)
-    torch.testing.assert_close(weighted(logits, labels), expected)
-    with pytest.raises(ValueError, match=r"inverse_frequency needs labels .*got DC_and_BCE_loss"):
-        BoundaryLoss(DC_and_BCE_loss({}, {}), BoundaryTerm(), inverse_frequency=True)
+def test_voxels_per_class_without_those_that_are_ignored() -> None:
+    labels = torch.tensor([0.0] * 60 + [1.0] * 30 + [2.0] * 10 + [9.0] * 5).view(1, 1, 105)
+    assert BoundaryTerm(ignore_label=9).voxels_per_class(labels, 3).tolist() == [60, 30, 10]
+    truth = regions(ignored=True)
+    truth[:, 2, :6] = 1
+    term = BoundaryTerm(regions=True, region_ignore=True)
+    plane = 2 * 4 * 5
+    assert term.voxels_per_class(truth, 2).tolist() == [10 * plane, 6 * plane]
+    assert term.voxels_per_class(truth.bool(), 2).tolist() == [10 * plane, 6 * plane]
+
+
+def base_loss(has_regions: bool, ignored: bool, batch_dice: bool = False) -> nn.Module:
+    """nnU-Net's, as its trainer builds them."""
+    options: dict[str, Any] = {"batch_dice": batch_dice, "smooth": 1e-5, "ddp": False, "do_bg": has_regions}
+    if has_regions:
+        return DC_and_BCE_loss({}, options, use_ignore_label=ignored, dice_class=MemoryEfficientSoftDiceLoss)
+    return DC_and_CE_loss(
+        options, {}, ignore_label=3 if ignored else None, dice_class=MemoryEfficientSoftDiceLoss
+    )
+
+
+def some_target(has_regions: bool, ignored: bool) -> Tensor:
+    """Three classes or regions of very different sizes, and ignored voxels."""
+    torch.manual_seed(3)
+    place = torch.rand(2, 1, 8, 7, 6)
+    if not has_regions:
+        labels = (place > 0.6).float() + (place > 0.9).float()
+        return torch.where(torch.rand_like(place) > 0.8, 3.0, labels) if ignored else labels
+    truth = torch.cat([place > 0.3, place > 0.6, place > 0.9], dim=1).float()
+    return torch.cat([truth, (torch.rand_like(place) > 0.8).float()], dim=1) if ignored else truth
+
+
+CASES = [(False, False), (False, True), (True, False), (True, True)]
+
+
+@pytest.mark.parametrize("batch_dice", [False, True])
+@pytest.mark.parametrize(("has_regions", "ignored"), CASES)
+def test_equal_weights_give_nnunets_dice(has_regions: bool, ignored: bool, batch_dice: bool) -> None:
+    """Within nnU-Net's whole loss, labels, regions and ignored voxels as it hands them over."""
+    plain, weighted = (base_loss(has_regions, ignored, batch_dice) for _ in range(2))
+    weighted.dc = ClassWeightedDice(weighted.dc)
+    weighted.dc.weight = torch.full((3,), 0.7)
+    logits, target = torch.randn(2, 3, 8, 7, 6), some_target(has_regions, ignored)
+    torch.testing.assert_close(weighted(logits, target), plain(logits, target))
+
+
+def test_takes_a_compiled_dice_loss() -> None:
+    dice = base_loss(False, False, True).dc
+    found = ClassWeightedDice(torch.compile(dice))  # as on a GPU
+    assert isinstance(found.one_class, MemoryEfficientSoftDiceLoss)
+    assert (found.first, found.one_class.batch_dice, found.one_class.smooth) == (1, True, 1e-5)
+
+
+@pytest.mark.parametrize(("has_regions", "ignored"), CASES)
+def test_rare_classes_weigh_more_in_every_term(has_regions: bool, ignored: bool) -> None:
+    """By the definitions, written out."""
+    logits, target = torch.randn(2, 3, 8, 7, 6), some_target(has_regions, ignored)
+    kind = {"ignore_label": None if has_regions or not ignored else 3}
+    term = BoundaryTerm(regions=has_regions, region_ignore=has_regions and ignored, **kind)
+    loss = BoundaryLoss(base_loss(has_regions, ignored), term, 0.5, True)
+    if has_regions:
+        truth = target[:, :3]
+        valid = 1 - target[:, 3:] if ignored else torch.ones_like(target[:, :1])
+        probability, first = logits.sigmoid(), 0
+    else:
+        truth = torch.stack([(target[:, 0] == index).float() for index in range(3)], dim=1)
+        valid = (target != 3).float()
+        probability, first = logits.softmax(dim=1), 1
+    counts = (truth * valid).sum(dim=(0, 2, 3, 4))
+    assert counts.max() > 2 * counts.min()
+    weights = inverse_frequencies(counts)
+    axes = (2, 3, 4)
+    overlap = 2 * (probability * truth * valid).sum(axes)
+    dice = (overlap + 1e-5) / (((probability + truth) * valid).sum(axes) + 1e-5)
+    shares = weights[first:] / weights[first:].sum()
+    expected = -(dice[:, first:].mean(dim=0) * shares).sum()
+    if has_regions:
+        entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+        entropy = (entropy * weights.view(-1, 1, 1, 1) * valid).sum()
+        # nnU-Net divides by the voxels, not by voxels and regions, where some are ignored
+        expected = expected + entropy / (valid.sum() if ignored else truth.numel())
+    else:
+        ignore = {"ignore_index": 3} if ignored else {}
+        expected = expected + F.cross_entropy(logits, target[:, 0].long(), weight=weights, **ignore)
+    expected = expected + 0.5 * term(logits, target, weights)
+    torch.testing.assert_close(loss(logits, target), expected)
+    assert not torch.allclose(term(logits, target, weights), term(logits, target))
+
+
+@pytest.mark.parametrize(("has_regions", "ignored"), CASES)
+def test_weighted_classes_in_half_precision(has_regions: bool, ignored: bool) -> None:
+    """As on a GPU: the logits are half precision, the loss is computed under autocast."""
+    target = some_target(has_regions, ignored)
+    kind = {"ignore_label": None if has_regions or not ignored else 3}
+    term = BoundaryTerm(regions=has_regions, region_ignore=has_regions and ignored, **kind)
+    loss = BoundaryLoss(base_loss(has_regions, ignored, True), term, 0.5, True)
+    logits = torch.randn(2, 3, 8, 7, 6)
+    expected = loss(logits, target)
+    half = logits.bfloat16().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = loss(half, target)
+    found.backward()
+    assert float(found.detach()) == pytest.approx(float(expected), abs=0.02)
+    assert half.grad is not None
+    assert half.grad.isfinite().all()
+
+
+def test_weights_are_for_nnunets_usual_losses() -> None:
+    with pytest.raises(ValueError, match=r"inverse_frequency needs Dice with cross entropy.*got Linear"):
+        BoundaryLoss(nn.Linear(1, 1), BoundaryTerm(), inverse_frequency=True)
 
 
 @pytest.mark.parametrize("radius", [0, 1.5, True])

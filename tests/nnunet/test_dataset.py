@@ -1,6 +1,8 @@
 """Cases come with their location, whatever nnU-Net's loader cuts out of them."""
 
+import itertools
 import pickle
+from collections import OrderedDict
 from pathlib import Path
 
 import blosc2
@@ -14,6 +16,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nn
 
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import AffineField, make_source
+from nnunet_locctx.nnunet import keyed_fields
 from nnunet_locctx.nnunet.dataset import LocatedArray, LocatedDataset
 from nnunet_locctx.nnunet.keyed_fields import read_key
 from tests.geometry_cases import sitk_properties
@@ -51,40 +54,53 @@ def test_crop_and_pad_of_the_loader(boxes: list[tuple[int, int]]) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(-9, 5), st.integers(1, 20)), min_size=3, max_size=3))
-def test_corners_alone(boxes: list[tuple[int, int]]) -> None:
-    """The loader's crops: the image as ever, the location at the corner voxels."""
-    array = LocatedArray(located().stored, INDEX, corners_only=True)
+def test_the_loader_gets_the_key_to_the_location(boxes: list[tuple[int, int]]) -> None:
+    """The loader's crops: the image as ever, and what it takes to ask for the location of its corners."""
+    array = LocatedArray(located().stored, INDEX, keyed=True)
     lower, size = [b[0] for b in boxes], [max(b[1], 1 - b[0]) for b in boxes]
+    if max(size) == 1:
+        size[0] = 2
     crop = np.asarray(crop_and_pad_nd(array, [[at, at + n] for at, n in zip(lower, size, strict=True)], 0))
     expected = truth(array, lower, size)
     np.testing.assert_array_equal(crop[:2], expected[:2])
+    field, corners = read_key(torch.from_numpy(crop)[-3:])
+    assert field is INDEX
     ends = (slice(2, None), *[slice(None, None, max(n - 1, 1)) for n in size])
-    np.testing.assert_allclose(crop[ends], expected[ends], atol=1e-5)
+    np.testing.assert_allclose(
+        field.at(corners.movedim(0, -1)), np.moveaxis(expected[ends], 0, -1), atol=1e-5
+    )
 
 
-def test_a_field_that_is_not_affine_is_carried_by_its_index() -> None:
-    """Crops that are about to be augmented hold index and field; whatever else is sliced holds the location."""
+def test_what_is_no_crop_holds_the_location() -> None:
     field = AffineField(np.eye(3, 4), SHAPE)
-    array = LocatedArray(located().stored, field, corners_only=True, keyed=True)
-    crop = array[:, 1:4, 2:5, 3:7]
-    found, corners = read_key(torch.from_numpy(np.asarray(crop))[-3:])
-    assert found is field
-    np.testing.assert_array_equal(corners[:, 0, 0, 0], [1, 2, 3])
-    np.testing.assert_array_equal(corners[:, -1, -1, -1], [3, 4, 6])
-    padded = np.pad(crop, ((0, 0), (2, 0), (0, 3), (1, 1)))
-    found, corners = read_key(torch.from_numpy(np.asarray(padded))[-3:])
-    assert found is field
-    np.testing.assert_array_equal(corners[:, 0, 0, 0], [-1, 2, 2])
-    np.testing.assert_array_equal(corners[:, -1, 0, -1], [3, 2, 7])
+    array = LocatedArray(located().stored, field, keyed=True)
     np.testing.assert_allclose(array[-1, 2], field.box((2, 0, 0), (1, *SHAPE[1:]))[-1, 0])
-    whole = LocatedArray(located().stored, field, keyed=True)[:]
+    whole = LocatedArray(located().stored, field)[:]
     np.testing.assert_allclose(whole[-3:], field.box((0, 0, 0), SHAPE))
 
 
+@pytest.mark.parametrize("loads_before", [2**24 - 5, 2**24 - 1, 2**25 - 3, 10**12])
+def test_the_key_of_a_long_training_does_not_overflow(
+    loads_before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A float32 holds whole numbers up to 2^24; a worker of a small-patch training loads more cases than that."""
+    monkeypatch.setattr(keyed_fields, "_loads", itertools.count(loads_before))
+    monkeypatch.setattr(keyed_fields, "_fields", OrderedDict())
+    for load in range(3 * keyed_fields.REMEMBERED):
+        field = AffineField(np.eye(3, 4) * (load + 1), SHAPE)
+        crop = LocatedArray(located().stored, field, keyed=True)[:, 1:4, 2:5, 3:7]
+        assert read_key(torch.from_numpy(np.asarray(crop))[-3:])[0] is field
+    assert len(keyed_fields._fields) == keyed_fields.REMEMBERED
+
+
 def test_a_patch_of_one_voxel_cannot_carry_index_and_field() -> None:
-    array = LocatedArray(located().stored, AffineField(np.eye(3, 4), SHAPE), corners_only=True, keyed=True)
+    array = LocatedArray(located().stored, AffineField(np.eye(3, 4), SHAPE), keyed=True)
+    crop = array[:, 1:2, 2:3, 3:4]
     with pytest.raises(ValueError, match="a patch of a single voxel cannot carry"):
-        array[:, 1:2, 2:3, 3:4]
+        read_key(torch.from_numpy(np.asarray(crop))[-3:])
+    padded = np.pad(crop, ((0, 0), (2, 0), (0, 3), (1, 1)))
+    _, corners = read_key(torch.from_numpy(np.asarray(padded))[-3:])
+    np.testing.assert_array_equal(corners[:, 0, 0, 0], [-1, 2, 2])
 
 
 def test_fields_of_other_processes_are_not_found() -> None:

@@ -1,5 +1,10 @@
 """A trained model, taken apart: what the steps of a prediction give."""
 
+import json
+import multiprocessing
+import re
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +14,10 @@ import SimpleITK as sitk
 from nnunet_locctx.location import BodyPartCurve, Measurement, VoxelSource
 from nnunet_locctx.nnunet.prediction import load_located_model
 from nnunet_locctx.nnunet.preprocessing import LocationMixin
+from tests.integration.workspace import ThreadsForProcesses, Workspace
 from tests.nnunet.small_models import make_model
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -49,6 +57,24 @@ def test_export_is_on_the_grid_of_the_scan(image: Path, folder: Path, tmp_path: 
     assert written.GetSize() == (6, 7, 8)
     assert written.GetSpacing() == (1.0, 2.0, 3.0)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(written).sum(axis=(1, 2)), [0] * 4 + [42] * 4)
+
+
+def test_the_guides_script_for_windows_as_locbams(image: Path, folder: Path, tmp_path: Path) -> None:
+    """docs/guides/locbam.md: runs, predicts the validation cases of the fold and those only."""
+    page = (REPOSITORY / "docs" / "guides" / "locbam.md").read_text()
+    (script,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "windows.py").write_text(script.replace('"cuda"', '"cpu"'))
+    (tmp_path / "imagesTr").mkdir()
+    image.rename(tmp_path / "imagesTr" / image.name)
+    splits = tmp_path / "splits_final.json"
+    splits.write_text(json.dumps([{"train": ["other"], "val": ["scan"]}]))
+    output = tmp_path / "windows"
+    with Workspace(tmp_path / "nnunet").entered(1) as patch:
+        patch.setattr(sys, "argv", ["windows.py", *map(str, (folder, tmp_path, splits, 0, output))])
+        patch.setattr(multiprocessing, "get_context", lambda method=None: ThreadsForProcesses)
+        runpy.run_path(str(tmp_path / "windows.py"), run_name="__main__")
+    written = sitk.GetArrayFromImage(sitk.ReadImage(str(output / "scan.nii.gz")))
+    np.testing.assert_array_equal(written.sum(axis=(1, 2)), [0] * 4 + [42] * 4)
 
 
 def test_fitted_source(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ import SimpleITK as sitk
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_locctx.location import MILLIMETRES_PER_UNIT
+from nnunet_locctx.geometry import Frame
+from nnunet_locctx.location import MILLIMETRES_PER_UNIT, AnatomicalMap
 from nnunet_locctx.nnunet.configuration import LocatedConfiguration, locate
 from nnunet_locctx.nnunet.preprocessing import LocatedPreprocessor, located_preprocessor
 from tests.broken_files import BROKEN
@@ -70,6 +71,20 @@ def test_intensities_that_are_coordinates(
     inside = (slice(None), *[slice(2, -2)] * 3)
     expected = data[:3][inside] - LIFT
     np.testing.assert_allclose(data[3:][inside] * MILLIMETRES_PER_UNIT, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("ending", ["nii.gz", "nrrd", "mha"])
+@pytest.mark.parametrize("flip", [np.diag([1.0, 1, 1]), np.diag([-1.0, -1, 1])], ids=["LPS", "RAS"])
+def test_channels_in_one_file_of_four_dimensions(tmp_path: Path, flip: np.ndarray, ending: str) -> None:
+    """The direction of such a file is 4 x 4; its spatial part says where the patient's sides are."""
+    direction = rotation((0.1, -0.05, 0.2)) @ flip
+    files = write_scan(tmp_path, direction, (1.5, 2.0, 3.0))
+    joined = str(tmp_path / f"joined_0000.{ending}")
+    sitk.WriteImage(sitk.JoinSeries([sitk.ReadImage(file) for file in files]), joined)
+    data, _, _ = preprocess([joined], (0, 1, 2), [2.2, 1.7, 2.6], source="scanner", absolute=True)
+    assert data.shape[0] == 6
+    inside = (slice(None), *[slice(2, -2)] * 3)
+    np.testing.assert_allclose(data[3:][inside] * MILLIMETRES_PER_UNIT, data[:3][inside] - LIFT, atol=2e-3)
 
 
 def test_voxel_fractions_follow_the_cropped_volume(tmp_path: Path) -> None:
@@ -161,3 +176,42 @@ def test_a_scan_that_is_not_whole(tmp_path: Path, kind: str) -> None:
         located.preprocessor_class(verbose=False).run_case(
             [files[0]], files[1], manager, located, {"labels": {"background": 0, "a": 1}}
         )
+
+
+class MillimetreRegressor:
+    """Measures a scan by where its frame says that it lies."""
+
+    channel = 0
+
+    def open(self) -> "MillimetreRegressor":
+        return self
+
+    def measure(self, image: np.ndarray, frame: Frame) -> AnatomicalMap:
+        corners = np.stack(np.meshgrid(*[(0, n - 1) for n in image.shape], indexing="ij"), axis=-1)
+        places = frame.millimetres(corners) / 100
+        steps = np.diag([*(np.array(image.shape, dtype=np.float64) - 1), 1])
+        slopes = np.eye(3) / 100
+        return AnatomicalMap(np.moveaxis(places, -1, 0).astype(np.float32), frame.affine_lps @ steps, slopes)
+
+
+def test_properties_may_be_used_twice() -> None:
+    """Several models are given one properties dict: what the first one's preprocessing left in it moves nothing."""
+    data = np.zeros((1, 9, 12, 15), np.float32)
+    data[0, 3:8, 2:6, 5:14] = 1 + np.arange(5 * 4 * 9).reshape(5, 4, 9)
+    properties = sitk_properties((9, 12, 15), (1.0, 2.0, 3.0), (-20.0, 30.0, 5.0))
+    manager = PlansManager(plans({"3d": configuration(location={"source": "anatomical"})}))
+    runs = []
+    for _ in range(3):
+        located = locate(
+            ConfigurationManager(configuration(location={"source": "anatomical"}, spacing=[1.5, 1.0, 2.0]))
+        )
+        located.carried = MillimetreRegressor()  # type: ignore[assignment]
+        found, _, properties = LocatedPreprocessor(verbose=False).run_case_npy(
+            data, None, properties, manager, located, {"labels": {"a": 1}}
+        )
+        runs.append(found)
+        # the voxels in front of which nnU-Net cut: the place of the first voxel that is left
+        frame = Frame.from_properties(properties, found.shape[1:])
+        np.testing.assert_allclose(found[1:, 0, 0, 0] * 100, frame.millimetres([0, 0, 0]), atol=1e-2)
+    for again in runs[1:]:
+        np.testing.assert_array_equal(again, runs[0])

@@ -19,19 +19,29 @@ def test_every_preset_can_be_planned_and_fits_the_data_it_is_for(name: str, tmp_
     base = DATA.get(name, BTCV)
     made = add_configuration(base, "3d_fullres", "new", **preset.changes)
     full = resolve(made, "new")
-    assert full["patch_size"] == preset.changes["patch_size"]
+    assert full["patch_size"] == preset.changes.get("patch_size", full["patch_size"])
     suitable = suitable_trainers(full)
-    assert {"LocCtxTrainer", "LocBAMTrainer", "CoordConvTrainer", *preset.made_for.trainers} <= set(
-        suitable.names
-    )
+    of_one_block = "block" in preset.changes.get("location", {})
+    usual = () if of_one_block else ("LocCtxTrainer", "LocBAMTrainer", "CoordConvTrainer")
+    wanted = {*usual, *preset.made_for.trainers}
+    assert wanted
+    assert wanted <= set(suitable.names)
     assert misfits(tmp_path, made, full, suitable, preset.made_for) == []
 
 
 def test_small_patches_take_the_dice_of_the_batch() -> None:
     """Dice per patch rewards calling everything background where a patch holds few of the classes."""
-    small = [name for name in list_presets() if max(read_preset(name)["patch_size"]) <= 64]
+    small = [name for name in list_presets() if max(read_preset(name).get("patch_size", [128])) <= 64]
     assert len(small) == 8
     assert all(read_preset(name)["batch_dice"] is True for name in small)
+
+
+def test_the_published_presets_are_the_published_forms() -> None:
+    location = read_preset("coordconv_published")["location"]
+    assert location == {"place": "input", "block": {"encoding": "identity", "zero_init": False}}
+    # Hooft et al.: body part scores replace the axial coordinate only
+    location = read_preset("locbam_iso_large_body_part")["location"]
+    assert location == {"source": "body_part", "cross_section": "scan"}
 
 
 def test_coverage_is_that_of_the_papers_table_2() -> None:

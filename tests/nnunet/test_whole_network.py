@@ -62,6 +62,7 @@ def test_refuses_before_anything_is_written(
         ("GPEUNETRTrainer", {"encoding": None}),
         ("UNETRTrainer", {"encoding": "frequency"}),
         ("LightMedSegTrainer", {"coordinates": "patch"}),
+        ("LightMedSegTrainer", {"anchors": 0, "box": False}),
     ],
 )
 def test_the_trainers_name_decides_about_location(
@@ -141,6 +142,26 @@ def test_the_schedules_suffix_is_for_networks_of_their_own() -> None:
         ValueError, match="'_nnUNetSchedule' is unknown or repeated; allowed: _<N>epochs, _noDA, _noM"
     ):
         trainers.find_trainer("LocCtxTrainer_nnUNetSchedule")
+
+
+@pytest.mark.parametrize("name", ["LightMedSegPaperTrainer", "LightMedSegTrainer_5epochs"])
+def test_classes_weighted_by_the_suffix(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = []
+    for full in (name, f"{name}_weightedClasses"):
+        trainer = make(full, tmp_path, monkeypatch)
+        losses.append(trainer._build_loss())
+    plain, weighted = losses
+    assert not plain.inverse_frequency
+    assert weighted.inverse_frequency
+    labels = torch.zeros(1, 1, 8, 8, 8)
+    labels[..., 4:] = 1
+    labels[..., 7, 7] = 2
+    logits = torch.randn(1, 3, 8, 8, 8)
+    assert abs(float(weighted(logits, labels) - plain(logits, labels))) > 1e-3
+    with pytest.raises(
+        ValueError, match=r"'_weightedClasses' is unknown or repeated; allowed: .*Schedule, each"
+    ):
+        trainers.find_trainer("UNETRTrainer_weightedClasses")
 
 
 def test_a_resumed_schedule_goes_on_where_it_was() -> None:

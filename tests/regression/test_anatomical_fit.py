@@ -205,7 +205,7 @@ def test_the_loss_of_perfect_embeddings_is_zero(loss: str, normalise: str) -> No
     crop = np.stack(np.meshgrid(centres, centres, centres, indexing="ij")).astype(np.float32)
     mean, scale = 0.0, 100.0
     if normalise == "scan":
-        mean, scale = positions[0].mean(0), positions[0].std(0)
+        mean, scale = positions[0].mean(0), positions[0].std(0, ddof=1)
         mean, scale = mean[:, None, None, None], scale[:, None, None, None]
     crops = np.stack([(crop - mean) / scale] * 2).astype(np.float32)
     sample = ScanSample(crops, places, positions, 20)

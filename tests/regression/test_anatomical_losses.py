@@ -1,15 +1,20 @@
-"""The loss of the anatomical embeddings against its formulas in numpy."""
+"""The loss of the anatomical embeddings against its formulas in numpy, and against its authors' code."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from nnunet_locctx.regression.anatomical.fit import sample_loss
 from nnunet_locctx.regression.anatomical.losses import (
     distance_term,
     equality_term,
     scan_scale,
     signed_term,
 )
+from nnunet_locctx.regression.anatomical.options import AnatomicalOptions
+from nnunet_locctx.regression.anatomical.sampling import ScanSample
 
 
 @pytest.fixture
@@ -32,7 +37,7 @@ def test_distance_term(sets: list[np.ndarray]) -> None:
             for j in range(11)
         ]
     )
-    assert distance_term(*tensors(sets)).item() == pytest.approx(wanted, rel=1e-4)
+    assert distance_term(*tensors(sets)).item() == pytest.approx(wanted, rel=1e-10)
 
 
 def test_signed_term(sets: list[np.ndarray]) -> None:
@@ -68,4 +73,32 @@ def test_scan_scale_is_per_axis_and_never_zero() -> None:
     position = torch.tensor([[0.0, 0.0, 5.0], [2.0, 20.0, 5.0]])
     mean, scale = scan_scale(position)
     assert mean.tolist() == [1.0, 10.0, 5.0]
-    assert scale.tolist() == pytest.approx([1.0, 10.0, 1e-3])
+    assert scale.tolist() == pytest.approx([2**0.5, 10 * 2**0.5, 1e-3])
+    assert scan_scale(position[:1])[1].tolist() == pytest.approx([1e-3] * 3)
+
+
+class Given(torch.nn.Module):
+    """Gives the same embeddings, whatever the crops."""
+
+    def __init__(self, embeddings: np.ndarray) -> None:
+        super().__init__()
+        self.embeddings = torch.nn.Parameter(torch.from_numpy(embeddings))
+
+    def forward(self, crops: torch.Tensor) -> torch.Tensor:
+        return self.embeddings
+
+
+def test_equals_the_authors_loss_and_its_gradient() -> None:
+    """What their training step gave for embeddings, places and positions; see tests/fixtures/README.md."""
+    with np.load(Path(__file__).parents[1] / "fixtures" / "ape_loss.npz") as reference:
+        given = dict(reference)
+    places = ((given["voxels"] + 0.5) / given["crop"] * 2 - 1).astype(np.float32)
+    crops = np.zeros((len(places), 2, 1, 1, 1), dtype=np.float32)  # not looked at
+    sample = ScanSample(crops, places, given["positions_mm"], int(given["paired"]))
+    network = Given(given["embeddings"])
+    loss = sample_loss(network, sample, AnatomicalOptions(loss="paper", normalise="scan"))
+    loss.backward()
+    assert loss.item() == pytest.approx(given["loss"].item(), rel=1e-6)
+    assert network.embeddings.grad is not None
+    scale = np.abs(given["gradient"]).max()
+    np.testing.assert_allclose(network.embeddings.grad.numpy(), given["gradient"], rtol=0, atol=1e-6 * scale)

@@ -22,6 +22,7 @@ STUDIES = sorted(file.stem for file in studies_folder().glob("*.yaml"))
 PLANS = {
     "lightmedseg_brats": BRATS,
     "lightmedseg_acdc": ACDC,
+    "l2gnet_acdc": ACDC,
     "hippocampus": HIPPOCAMPUS,
     "phantom": HIPPOCAMPUS,
 }
@@ -66,6 +67,8 @@ def test_there_is_one_for_each_table() -> None:
         "gpe_synapse",
         "lightmedseg_brats",
         "lightmedseg_acdc",
+        "l2gnet_acdc",
+        "l2gnet_synapse",
     )
     assert sorted([*papers, "hippocampus", "phantom"]) == STUDIES
 
@@ -90,7 +93,6 @@ def test_methods_and_presets_are_those_of_the_papers_tables(
     from nnunet_locctx.study import study_file
 
     tables = Path(study_file.__file__).parent / "papers"
-    others = "without|standard convolutions|(16|32) anchors"  # the paper's ablations
     for name in STUDIES:
         study = read(name, tmp_path / name, monkeypatch)
         ours = {(run.method.name, run.preset.name) for run in runs_of(study)}
@@ -99,10 +101,29 @@ def test_methods_and_presets_are_those_of_the_papers_tables(
             theirs = {
                 (row["method"], row["preset"])
                 for row in rows
-                if not re.search(others, row["method"]) and row["preset"] in {preset for _, preset in ours}
+                if row["preset"] in {preset for _, preset in ours}
             }
             assert theirs, (name, table)
             assert theirs <= ours, (name, table, theirs - ours)
+
+
+def test_lightmedsegs_ablations_leave_out_what_they_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = read("lightmedseg_brats", tmp_path, monkeypatch)
+    changed = {
+        "structural prior": {"structure_prior": False},
+        "anchors": {"anchors": 0},
+        "router": {"router": False},
+    }
+    expected: dict[str, Any] = {f"LightMedSeg without {part}": options for part, options in changed.items()}
+    expected |= {f"LightMedSeg {number} anchors": {"anchors": number} for number in (16, 32)}
+    expected["LightMedSeg standard convolutions"] = {"ghost": False}
+    found = {method.name: method for method in study.methods if method.network}
+    assert {name: method.network for name, method in found.items()} == expected
+    assert {method.against for method in found.values()} == {"LightMedSeg"}
+    whole = next(method for method in study.methods if method.name == "LightMedSeg")
+    assert {method.trainer for method in found.values()} == {whole.trainer}
 
 
 def test_the_study_of_the_guide_to_ones_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +146,7 @@ def test_equal_voxels_are_preprocessed_once(tmp_path: Path, monkeypatch: pytest.
 
 def test_trainings_and_hours_of_the_guides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
-    for page in GUIDES.glob("*.md"):
+    for page in (*GUIDES.glob("*.md"), GUIDES.parent / "l2gnet.md"):
         for name, trainings, hours in re.findall(
             r"^\| `(\w+)` \| (\d+) \| (\d+) \|", page.read_text(), re.MULTILINE
         ):

@@ -10,9 +10,6 @@ stands for. The first and the second set are read from different crops of one sc
 import torch
 from torch import Tensor
 
-SMALLEST_SQUARE = 1e-6
-"""Added inside the root: its gradient at distance 0 is then 0 and not undefined."""
-
 
 def equality_term(first: Tensor, second: Tensor) -> Tensor:
     """Mean square of the difference between two embeddings (N, 3) of the same places, over places and axes."""
@@ -42,12 +39,12 @@ def signed_term(first: Tensor, second: Tensor, first_position: Tensor, second_po
 def scan_scale(position: Tensor) -> tuple[Tensor, Tensor]:
     """(3,) mean and (3,) standard deviation along each axis of positions (N, 3), the paper's normalisation.
 
-    What one unit of the embedding stands for then depends on the field of view, and differs between the axes.
+    What one unit of the embedding stands for then depends on the field of view, and differs between the axes. The
+    deviation is the unbiased one (divided by N - 1), as in the authors' code, and at least 1e-3.
     """
-    return position.mean(0), position.std(0, correction=0).clamp_min(1e-3)
+    return position.mean(0), position.std(0, correction=min(1, len(position) - 1)).clamp_min(1e-3)
 
 
 def _distances(first: Tensor, second: Tensor) -> Tensor:
-    """(N, M) from (N, 3) and (M, 3)."""
-    difference = first[:, None] - second[None]
-    return torch.sqrt(difference.square().sum(-1) + SMALLEST_SQUARE)
+    """(N, M) from (N, 3) and (M, 3); torch gives a distance of 0 the gradient 0."""
+    return torch.linalg.vector_norm(first[:, None] - second[None], dim=-1)

@@ -149,6 +149,23 @@ def test_classes_stand_across_and_only_the_papers_count(tmp_path: Path) -> None:
     assert table.rows[3][-1] == "not in the study"
 
 
+def test_gains_of_an_ablation_count_from_the_whole_network(tmp_path: Path) -> None:
+    one = Synthetic(
+        gains={"Baseline": (0,), "LightMedSeg": (0.02,), "LightMedSeg without router": (0.01,)},
+        presets=("lightmedseg_brats",),
+        classes=("whole tumor", "enhancing tumor", "tumor core"),
+        pairs=(),
+        dataset="Dataset137_BraTS",
+    )
+    study = load_study(one.write(tmp_path))
+    records = {record["method"]: record for record in paper_table(study, "lightmedseg_ablation").records}
+    whole, left_out = records["LightMedSeg"], records["LightMedSeg without router"]
+    assert left_out["paper_gain"] == pytest.approx(82.27 - 83.43)
+    assert left_out["our_gain"] == pytest.approx(left_out["our_value"] - whole["our_value"])
+    assert left_out["our_gain"] < 0
+    assert records["LightMedSeg 16 anchors"]["why_not"] == "not in the study"
+
+
 def test_shifts_and_postprocessing_are_found(tmp_path: Path) -> None:
     one = Synthetic(presets=(SMALL,))
     work = one.write(tmp_path)
