@@ -1,6 +1,7 @@
 """Files that are written in one step: a reader sees the old file or the new one, never a part."""
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -11,6 +12,9 @@ from pathlib import Path
 
 HOST = re.sub(r"[^A-Za-z0-9_-]", "_", socket.gethostname())[:32]
 """Of this machine, as it stands in the names of drafts."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a write says where there is no space."""
 
 ABANDONED_SECONDS = 86400.0
 """A draft whose process cannot be asked (another machine's) is abandoned if nothing touched it for this long."""
@@ -29,6 +33,10 @@ def drafting(target: Path) -> Iterator[Path]:
     _remove(draft)  # an earlier process may have had this one's number
     try:
         yield draft
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:  # a write does not say to where
+            error.filename = str(target)
+        raise
     finally:
         _remove(draft)
 

@@ -1,6 +1,7 @@
 """`nnunet_locctx.show`: what is drawn lies where it lies in the patient."""
 
 import dataclasses
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -176,9 +177,13 @@ def test_files_that_cannot_be_shown(tmp_path: Path, array: np.ndarray) -> None:
     voxel = make_source("voxel")
     with pytest.raises(ValueError, match="no file"):
         read_scan([tmp_path / "none.nii.gz"], voxel)
-    (tmp_path / "torn.nii.gz").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"nnU-Net cannot read .*torn\.nii\.gz.*SimpleITKIO: .*NibabelIO: "):
-        read_scan([tmp_path / "torn.nii.gz"], voxel)
+    odd = write(tmp_path / "odd.nii", array)
+    odd.write_bytes(
+        odd.read_bytes()[:70] + b"\x0f\x27" + odd.read_bytes()[72:]
+    )  # a type of voxels that is none
+    odd.with_suffix(".nii.gz").write_bytes(gzip.compress(odd.read_bytes()))
+    with pytest.raises(ValueError, match=r"nnU-Net cannot read .*odd\.nii\.gz.*SimpleITKIO: .*NibabelIO: "):
+        read_scan([odd.with_suffix(".nii.gz")], voxel)
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ValueError, match=r"no reader for files ending in '\.txt'"):
         read_scan([tmp_path / "notes.txt"], voxel)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_locctx.image_files import check_whole
+
 
 @dataclass(frozen=True)
 class DiceScores:
@@ -76,9 +78,14 @@ def file_dice(reference: Path, prediction: Path, labels: Mapping[str, Any], read
         prediction: The predicted one, on the same grid.
         labels: The ``labels`` of the data set's ``dataset.json``.
         reader: nnU-Net's reader of the files.
+
+    Raises:
+        BrokenFileError: A file is not whole.
     """
     from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 
+    for file in (reference, prediction):
+        check_whole(file)
     classes = foreground(labels)
     ignore = labels.get("ignore")
     found = compute_metrics(

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from nnunet_locctx.evaluation.dice import file_dice, foreground
 from nnunet_locctx.evaluation.records import Records
 from nnunet_locctx.evaluation.wrong_location import Change, Design, axis_lengths, wrong_location
+from nnunet_locctx.image_files import check_whole
 from nnunet_locctx.nnunet.prediction import LocatedModel, PreparedScan, load_located_model
 
 RECORDS = "robustness.jsonl"
@@ -231,6 +232,7 @@ def _check_label(case: Case, reader: Any, scan: PreparedScan, model: LocatedMode
     """Refuses a label of another size before its scan is predicted."""
     backward = model.predictor.plans_manager.transpose_backward
     image = tuple(int(scan.properties["shape_before_cropping"][axis]) for axis in backward)
+    check_whole(case.label)
     shape = reader.read_seg(str(case.label))[0].shape[1:]
     if shape != image:
         raise ValueError(f"the label {case.label} has {shape} voxels (z, y, x), its image {image}")

@@ -1,6 +1,7 @@
 """The state of an interrupted fit."""
 
 import hashlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
-from nnunet_locctx.files import replacing
+from nnunet_locctx.files import write_atomically
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -42,8 +43,9 @@ def save_checkpoint(path: Path, identity: Mapping[str, Any], state: Mapping[str,
         state: Tensors and plain values.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as draft:
-        torch.save({"identity": dict(identity), **state}, draft)
+    buffer = io.BytesIO()  # to a file, torch does not say that the disk is full
+    torch.save({"identity": dict(identity), **state}, buffer)
+    write_atomically(path, buffer.getvalue())
 
 
 def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:

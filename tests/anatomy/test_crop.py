@@ -3,6 +3,9 @@
 import dataclasses
 import functools
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from nnunet_locctx.anatomy.region import Example
 from nnunet_locctx.cli import main
 from nnunet_locctx.geometry import Frame
 from tests.anatomy.warped_scans import KnowingRegressor, Patient, cut, save, save_scan, whole_frame
+from tests.broken_files import full_disk
 
 VALUES = {"liver": (1,), "kidney": (2,)}
 
@@ -331,6 +335,65 @@ class TestCommand:
         assert main(line) == 2
         assert "case_1 could not: no body was found" in capsys.readouterr().err
         assert not out.exists()
+
+    def command(self, regressor: Path, out: Path) -> list[str]:
+        return [
+            *("crop", "-d", "7", "--regressor", str(regressor)),
+            *("--labels", "liver", "-o", str(out), "--quiet"),
+        ]
+
+    def test_a_full_disk(
+        self, raw: Path, regressor_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        random = np.random.default_rng(0)
+        noisy = raw / "imagesTr" / "case_2_0001.nii.gz"
+        image = sitk.ReadImage(str(noisy))
+        noise = sitk.GetImageFromArray(
+            random.integers(0, 1000, sitk.GetArrayViewFromImage(image).shape).astype(np.int16)
+        )
+        noise.CopyInformation(image)
+        sitk.WriteImage(noise, str(noisy))
+        out = tmp_path / "cropped" / "out"
+        out.mkdir(parents=True)
+        with full_disk(1000):
+            assert main(self.command(regressor_file, out)) == 2
+        said = capsys.readouterr().err
+        assert "case_2_0001.nii.gz was not written whole" in said
+        assert "Traceback" not in said
+        assert [*out.parent.iterdir(), *out.iterdir()] == [out]
+        assert main(self.command(regressor_file, out)) == 0
+        assert (out / "imagesTr" / "case_2_0001.nii.gz").stat().st_size > 1000
+        assert list(out.parent.iterdir()) == [out]
+
+    def test_killed_and_started_again(
+        self, raw: Path, regressor_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = tmp_path / "cropped" / "out"
+        line = self.command(regressor_file, out)
+        code = (
+            "import os, signal, sys\n"
+            "import nnunet_locctx.regression.anatomical\n"
+            "from nnunet_locctx.anatomy import crop\n"
+            "from nnunet_locctx.cli import main\n"
+            "from nnunet_locctx.regression.regressor import REGRESSORS\n"
+            "from tests.anatomy.warped_scans import KnowingRegressor\n"
+            "REGRESSORS['anatomical'] = KnowingRegressor\n"
+            "crop_file = crop.crop_file\n"
+            "def killed(file, *rest):\n"
+            "    crop_file(file, *rest)\n"
+            "    if file.name == 'case_2_0000.nii.gz': os.kill(os.getpid(), signal.SIGKILL)\n"
+            "crop.crop_file = killed\n"
+            "main(sys.argv[1:])\n"
+        )
+        ended = subprocess.run([sys.executable, "-c", code, *line], check=False)
+        assert ended.returncode == -signal.SIGKILL
+        (left,) = out.parent.iterdir()
+        assert (left / "imagesTr" / "case_2_0000.nii.gz").exists()
+        assert main(line) == 0
+        assert list(out.parent.iterdir()) == [out]
+        assert sorted(file.name for file in out.glob("labelsTr/*")) == [f"case_{n}.nii.gz" for n in (1, 2, 3)]
+        assert sum(1 for _ in out.rglob("*.nii.gz")) == 11
+        assert {file.name for file in out.glob("*.*")} == {"crop.json", "dataset.json", "region.npz"}
 
     def test_only_an_empty_folder_is_written_to(
         self, raw: Path, regressor_file: Path, capsys: pytest.CaptureFixture[str]

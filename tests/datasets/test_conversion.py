@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from nnunet_locctx.datasets.conversion import convert
 from nnunet_locctx.datasets.conversion_record import Converted
 from nnunet_locctx.datasets.kits23 import Kits23
 from nnunet_locctx.datasets.release import Release
+from nnunet_locctx.image_files import check_whole
+from tests.broken_files import full_disk
 from tests.datasets import fake_releases as fake
 
 
@@ -474,6 +477,40 @@ def test_resumes_after_a_stop(home: Path, abdomen: Path, monkeypatch: pytest.Mon
     whole(result)
     assert [path.name for path in raw.iterdir()] == ["Dataset007_Synapse"]
     assert run(Synapse(), abdomen).existed
+
+
+def large_label(source: Path) -> str:
+    """Makes the label of a case of BraTS 2021 the only file that does not fit; returns its name in the data set."""
+    fake.brats2021(source)
+    name = "BraTS2021_00003"
+    for image in (source / name).glob("*"):
+        nibabel.save(nibabel.Nifti1Image(np.zeros((30, 20, 20), dtype=np.int16), fake.affine()), image)
+    fake.volume(source / name / f"{name}_seg.nii.gz", (0, 1, 2, 4), shape=(30, 20, 20))
+    return f"labelsTr/{name}.nii.gz"
+
+
+def large_image(source: Path) -> str:
+    """The same of an image of the Decathlon."""
+    task = fake.brain_tumour(source) / "Task01_BrainTumour"
+    fake.volume(task / "imagesTr" / "BRATS_012.nii.gz", shape=(16, 15, 14, 4))
+    fake.volume(task / "labelsTr" / "BRATS_012.nii.gz", range(4), shape=(16, 15, 14))
+    return "imagesTr/BRATS_012_0000.nii.gz"
+
+
+@pytest.mark.parametrize("make", [large_label, large_image])
+def test_a_full_disk(home: Path, tmp_path: Path, make: Callable[[Path], str]) -> None:
+    """SimpleITK, by which nnU-Net's functions write these files, does not say so."""
+    file = make(tmp_path / "source")
+    with full_disk(2500), pytest.raises(OSError, match=f"{file} was not written whole .* is cut off"):
+        run(Brats(partial=True), tmp_path / "source")
+    (staging,) = (home / "nnUNet_raw").iterdir()
+    assert staging.name == ".Dataset007_BraTS.converting"
+    assert not (staging / file).exists()
+    result = run(Brats(partial=True), tmp_path / "source")
+    assert result.resumed > 0
+    whole(result)
+    assert (result.folder / file).stat().st_size > 2500
+    check_whole(result.folder / file)
 
 
 def test_a_changed_release_is_not_resumed(

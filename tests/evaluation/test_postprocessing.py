@@ -12,7 +12,9 @@ import SimpleITK as sitk
 from nnunet_locctx.cli import main
 from nnunet_locctx.evaluation import postprocessing
 from nnunet_locctx.evaluation.folders import evaluate_folders
+from nnunet_locctx.evaluation.label_files import fingerprint
 from nnunet_locctx.evaluation.postprocessing import largest_component
+from tests.broken_files import full_disk
 from tests.evaluation.label_scans import STORAGES, box, describe, write
 
 SHAPE = (12, 13, 14)
@@ -96,6 +98,42 @@ def test_is_not_done_again(pred: Path, tmp_path: Path, monkeypatch: pytest.Monke
     largest_component(pred, out, classes=["liver"], progress=False)
     assert changed[3:] == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
     assert not [file for file in out.iterdir() if file.name.startswith(".")]
+
+
+def test_a_full_disk_is_said_and_nothing_broken_is_kept(
+    pred: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 2, (40, 40, 40), dtype=np.uint8)
+    write(pred / "b.nii.gz", noise)
+    out = tmp_path / "out"
+    line = ["postprocess", "largest-component", str(pred), "-o", str(out), "--quiet", "-np", "1"]
+    with full_disk(3000):
+        assert main(line) == 2
+    said = capsys.readouterr().err
+    assert f"{out / 'b.nii.gz'} was not written whole" in said
+    assert "Traceback" not in said
+    assert sorted(file.name for file in out.iterdir()) == ["a.nii.gz", "postprocessing.jsonl"]
+    cases = [json.loads(line)["case"] for line in (out / "postprocessing.jsonl").read_text().splitlines()]
+    assert cases == ["a"]
+    assert main(line) == 0
+    largest_component(pred, tmp_path / "at once", progress=False)
+    for case in "abc":
+        assert np.array_equal(read(out / f"{case}.nii.gz"), read(tmp_path / "at once" / f"{case}.nii.gz"))
+
+
+def test_what_an_earlier_version_recorded_is_done_again(pred: Path, tmp_path: Path) -> None:
+    """It recorded files that the disk had no space for."""
+    out = tmp_path / "out"
+    largest_component(pred, out, progress=False)
+    whole = read(out / "a.nii.gz")
+    (out / "a.nii.gz").write_bytes((out / "a.nii.gz").read_bytes()[:100])
+    records = [json.loads(line) for line in (out / "postprocessing.jsonl").read_text().splitlines()]
+    for record in records:
+        del record["whole"]
+        record["result"]["output"] = fingerprint(out / f"{record['case']}.nii.gz")
+    (out / "postprocessing.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    largest_component(pred, out, progress=False)
+    assert np.array_equal(read(out / "a.nii.gz"), whole)
 
 
 def test_bad_input(pred: Path, tmp_path: Path) -> None:

@@ -341,6 +341,14 @@ class TestCommand:
         assert main([*self.line(scans, by_height), "--amounts", "0"]) == 2
         assert "b.nii.gz has (8, 7, 5) voxels (z, y, x), its image (8, 7, 6)" in capsys.readouterr().err
 
+    @pytest.mark.parametrize("file", ["labels/a.nii.gz", "images/a_0000.nii.gz"])
+    def test_a_file_that_is_cut_off(
+        self, scans: Path, by_height: Path, file: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (scans / file).write_bytes((scans / file).read_bytes()[:-10])
+        assert main([*self.line(scans, by_height), "--amounts", "0"]) == 2
+        assert f"{scans / file} is cut off" in capsys.readouterr().err
+
     def test_too_many_files_of_a_case(self, scans: Path) -> None:
         image = scans / "images" / "a_0000.nii.gz"
         (scans / "images" / "a_0001.nii.gz").write_bytes(image.read_bytes())

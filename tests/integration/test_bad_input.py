@@ -111,6 +111,19 @@ def test_plans_without_the_key_mean_voxel_and_the_blocks_own_place(model: Worksp
     assert images(tmp_path / "predicted")["scan.nii.gz"].shape == (18, 20, 17)
 
 
+def test_a_scan_that_is_cut_off(model: Workspace, tmp_path: Path) -> None:
+    """ITK would fill it with zeros, and a prediction of them would be written."""
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for name in ("a", "b"):
+        SimpleITK.WriteImage(as_image(noise(18, 20, 17)), str(scans / f"{name}_0000.nii.gz"))
+    cut = scans / "b_0000.nii.gz"
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    with pytest.raises(ValueError, match=f"{cut} is cut off: it ends after {cut.stat().st_size} bytes"):
+        model.predict(tmp_path / "predicted", TRAINER, options="-f 0 -npp 0 -nps 0", source=scans)
+    assert not (tmp_path / "predicted" / "b.nii.gz").exists()
+
+
 # -- trainers' names
 
 

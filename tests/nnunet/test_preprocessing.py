@@ -5,6 +5,7 @@ and resampling carry the truth along.
 """
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import MILLIMETRES_PER_UNIT, AnatomicalMap
 from nnunet_locctx.nnunet.configuration import LocatedConfiguration, locate
 from nnunet_locctx.nnunet.preprocessing import LocatedPreprocessor, located_preprocessor
+from tests.broken_files import BROKEN
 from tests.geometry_cases import PERMUTATIONS, rotation, sitk_properties
 from tests.nnunet.small_plans import configuration, plans
 
@@ -157,6 +159,23 @@ def with_voxel(value: float) -> np.ndarray:
 def test_scans_that_are_refused(data: np.ndarray, properties: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run_npy(data, sitk_properties((6, 6, 6)) | properties)
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_scan_that_is_not_whole(tmp_path: Path, kind: str) -> None:
+    """ITK would predict from zeros where voxels are missing."""
+    files = write_scan(tmp_path, np.eye(3), (1.5, 2.0, 3.0))
+    make, words = BROKEN[kind]
+    Path(files[1]).write_bytes(make(Path(files[1]).read_bytes()))
+    with pytest.raises(ValueError, match=re.escape(f"{files[1]} {words}")):
+        preprocess(files, (0, 1, 2), [2.2, 1.7, 2.6], source="voxel")
+    # nor from the previous stage's prediction
+    manager = PlansManager(plans({"3d": configuration(channels=1, spacing=[2.2, 1.7, 2.6])}))
+    located = locate(manager.get_configuration("3d"))
+    with pytest.raises(ValueError, match=re.escape(f"{files[1]} {words}")):
+        located.preprocessor_class(verbose=False).run_case(
+            [files[0]], files[1], manager, located, {"labels": {"background": 0, "a": 1}}
+        )
 
 
 class MillimetreRegressor:
