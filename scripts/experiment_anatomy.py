@@ -42,7 +42,8 @@ from anatomy_report import BEGIN, END, draw, section
 from benchmark_tools import REPOSITORY, Record, describe_machine, replace_section, say
 
 from nnunet_locctx.demo.steps import write_text
-from nnunet_locctx.regression.regressor import Regressor, load_regressor
+from nnunet_locctx.regression.registry import load_regressor
+from nnunet_locctx.regression.regressor import Regressor
 
 FITTED = ("body_part", "anatomical")
 UNFITTED = ("voxel", "scanner")

@@ -17,7 +17,8 @@ from nnunet_locctx.anatomy.blocks import Blocks
 from nnunet_locctx.anatomy.region import Example
 from nnunet_locctx.datasets.whole_body import ORGANS, WholeBodyCase, whole_body_case
 from nnunet_locctx.location import AnatomicalMap
-from nnunet_locctx.regression.regressor import Regressor, load_regressor
+from nnunet_locctx.regression.registry import load_regressor
+from nnunet_locctx.regression.regressor import Regressor
 
 LABELLED, UNSEEN = range(8), range(30, 38)
 PLACES = 300

@@ -500,7 +500,7 @@ def given_location(work: Work, source: Path, image: Path) -> Record:
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunet_locctx.nnunet.configuration import locate
+    from nnunet_locctx.nnunet.preprocessing import locate
 
     labels = json.loads((source / "dataset.json").read_text())["labels"]
     segmentation = source / "labelsTr" / image.name.replace("_0000.nii.gz", ".nii.gz")

@@ -9,7 +9,7 @@ import pytest
 
 import nnunet_locctx.regression.anatomical  # noqa: F401 - registers itself before it is replaced
 from nnunet_locctx.cli import main
-from nnunet_locctx.regression.regressor import REGRESSORS
+from nnunet_locctx.regression.registry import REGRESSORS
 from tests.anatomy.warped_scans import KnowingRegressor, Patient, save, save_scan, whole_frame
 from tests.broken_files import BROKEN
 from tests.datasets import fake_releases

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from nnunet_locctx.regression.regressor import Regressor, load_regressor
+from nnunet_locctx.regression.registry import load_regressor
+from nnunet_locctx.regression.regressor import Regressor
 
 
 class CarriedRegressor:

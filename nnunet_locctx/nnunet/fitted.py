@@ -20,7 +20,8 @@ from nnunet_locctx.files import write_atomically
 from nnunet_locctx.geometry import Frame, corner_distance
 from nnunet_locctx.location import Measurement
 from nnunet_locctx.nnunet.paths import nnunet_folder
-from nnunet_locctx.regression.regressor import Regressor, load_regressor
+from nnunet_locctx.regression.registry import load_regressor
+from nnunet_locctx.regression.regressor import Regressor
 
 PREFIX = "locctx_"
 REGRESSOR = "regressor.pt"

@@ -38,7 +38,8 @@ from nnunet_locctx.nnunet.raw_scans import (
 from nnunet_locctx.nnunet.turns import one_at_a_time
 from nnunet_locctx.nnunet.workers import map_in_workers
 from nnunet_locctx.regression.bpreg import curve_from_bpreg, file_frame, find_files, read_scores
-from nnunet_locctx.regression.regressor import Regressor, load_regressor
+from nnunet_locctx.regression.registry import load_regressor
+from nnunet_locctx.regression.regressor import Regressor
 
 DESCRIPTION = "fit.json"
 """What the regressor was fitted with, and its hash: an unfinished fit is told by the hash of another one."""

@@ -187,7 +187,7 @@ def load_located_model(
     os.environ.setdefault("nnUNet_extTrainer", str(trainers_folder()))
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    from nnunet_locctx.nnunet.configuration import LocatedConfiguration
+    from nnunet_locctx.nnunet.preprocessing import LocatedConfiguration
 
     with contextlib.redirect_stdout(io.StringIO()):
         predictor: Any = nnUNetPredictor(

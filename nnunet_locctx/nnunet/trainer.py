@@ -18,11 +18,11 @@ from nnunet_locctx.networks.located_unet import Fitting, LocatedUNet
 from nnunet_locctx.nnunet import pretraining
 from nnunet_locctx.nnunet.augmentation import PerturbLocation, locate_transforms
 from nnunet_locctx.nnunet.carried import CarriedRegressor
-from nnunet_locctx.nnunet.configuration import carry_regressor, locate
 from nnunet_locctx.nnunet.dataset import LocatedDataset
 from nnunet_locctx.nnunet.denormals import DenormalsFlushed
 from nnunet_locctx.nnunet.fitted import CaseMeasurements, fitted_folder, read_regressor
 from nnunet_locctx.nnunet.options import LocationOptions
+from nnunet_locctx.nnunet.preprocessing import carry_regressor, locate
 from nnunet_locctx.nnunet.recipes import split_tables
 from nnunet_locctx.nnunet.signature import LocationSignature
 

@@ -12,9 +12,9 @@ from torch import nn
 from nnunet_locctx.blocks.hash_encoding import hash_arithmetic
 from nnunet_locctx.networks.registry import complete_network_options, network_class
 from nnunet_locctx.networks.whole import WholeNetwork
-from nnunet_locctx.nnunet.configuration import carry_regressor, locate
 from nnunet_locctx.nnunet.denormals import DenormalsFlushed
 from nnunet_locctx.nnunet.options import KEY, LocationOptions
+from nnunet_locctx.nnunet.preprocessing import carry_regressor, locate
 from nnunet_locctx.nnunet.recipes import Recipe
 from nnunet_locctx.nnunet.signature import LocationSignature
 from nnunet_locctx.nnunet.trainer import LocatedTrainer, resolve_configuration

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import nnunet_locctx.regression.anatomical  # noqa: F401 - registers itself before it is replaced
-from nnunet_locctx.regression.regressor import REGRESSORS
+from nnunet_locctx.regression.registry import REGRESSORS
 from tests.anatomy.warped_scans import KnowingRegressor
 
 

@@ -375,7 +375,7 @@ class TestCommand:
             "import nnunet_locctx.regression.anatomical\n"
             "from nnunet_locctx.anatomy import crop\n"
             "from nnunet_locctx.cli import main\n"
-            "from nnunet_locctx.regression.regressor import REGRESSORS\n"
+            "from nnunet_locctx.regression.registry import REGRESSORS\n"
             "from tests.anatomy.warped_scans import KnowingRegressor\n"
             "REGRESSORS['anatomical'] = KnowingRegressor\n"
             "crop_file = crop.crop_file\n"

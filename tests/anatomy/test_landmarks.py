@@ -9,7 +9,7 @@ import pytest
 from nnunet_locctx.anatomy import PlaceFinder, find_landmarks
 from nnunet_locctx.cli import main
 from nnunet_locctx.location import AnatomicalMap
-from nnunet_locctx.regression.regressor import REGRESSORS
+from nnunet_locctx.regression.registry import REGRESSORS
 from tests.anatomy.warped_scans import CELL, KnowingRegressor, Patient, cut, save_scan, whole_frame
 
 

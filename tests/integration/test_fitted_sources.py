@@ -19,7 +19,7 @@ from nnunet_locctx.nnunet.fitted import REGRESSOR, CaseMeasurements
 from nnunet_locctx.nnunet.keyed_fields import read_key
 from nnunet_locctx.nnunet.reading import read_quietly
 from nnunet_locctx.regression.bpreg import file_frame, stack_order
-from nnunet_locctx.regression.regressor import load_regressor
+from nnunet_locctx.regression.registry import load_regressor
 from tests.integration.short_trainers import EchoTrainer, EchoUNet
 from tests.integration.workspace import Workspace
 

@@ -17,8 +17,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import MILLIMETRES_PER_UNIT, AnatomicalMap
-from nnunet_locctx.nnunet.configuration import LocatedConfiguration, locate
-from nnunet_locctx.nnunet.preprocessing import LocatedPreprocessor, located_preprocessor
+from nnunet_locctx.nnunet.preprocessing import (
+    LocatedConfiguration,
+    LocatedPreprocessor,
+    locate,
+    located_preprocessor,
+)
 from tests.broken_files import BROKEN
 from tests.geometry_cases import PERMUTATIONS, rotation, sitk_properties
 from tests.nnunet.small_plans import configuration, plans

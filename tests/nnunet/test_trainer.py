@@ -19,7 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_locctx.networks.located_unet import LocatedUNet
 from nnunet_locctx.nnunet import pretraining, trainers
-from nnunet_locctx.nnunet.configuration import LocatedConfiguration
+from nnunet_locctx.nnunet.preprocessing import LocatedConfiguration
 from nnunet_locctx.nnunet.trainers import TRAINERS
 from nnunet_locctx.nnunet.whole_network import WholeNetworkTrainer
 from tests.nnunet.small_plans import architecture, configuration, plans

@@ -14,7 +14,7 @@ from nnunet_locctx.location import AnatomicalMap
 from nnunet_locctx.regression.anatomical import AnatomicalOptions, AnatomicalRegressor, fit, fit_anatomical
 from nnunet_locctx.regression.anatomical.sampling import ScanSample
 from nnunet_locctx.regression.canonical import CanonicalScan
-from nnunet_locctx.regression.regressor import load_regressor
+from nnunet_locctx.regression.registry import load_regressor
 from tests.anatomical_cases import SPACING, anatomy, scan, scans
 
 TINY = AnatomicalOptions(

@@ -16,7 +16,7 @@ from nnunet_locctx.regression.anatomical.inference import cell_affine, embed
 from nnunet_locctx.regression.anatomical.network import EmbeddingNetwork
 from nnunet_locctx.regression.anatomical.views import body_nodes, node_affine, zoomed
 from nnunet_locctx.regression.canonical import CanonicalScan
-from nnunet_locctx.regression.regressor import load_regressor
+from nnunet_locctx.regression.registry import load_regressor
 from tests.geometry_cases import rotation, stored
 
 GRADIENT = np.array([1.0, 0.7, 0.5])
