@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nnunet_locctx.study.report.comparison import compare
-from nnunet_locctx.study.report.document import MINUS, NOTHING, number
-from nnunet_locctx.study.report.error_tables import error_table, postprocessing_table
-from nnunet_locctx.study.report.load import load_study
-from nnunet_locctx.study.report.result_tables import (
+from nnunet_locctx.report.comparison import compare
+from nnunet_locctx.report.document import MINUS, NOTHING, number
+from nnunet_locctx.report.error_tables import error_table, postprocessing_table
+from nnunet_locctx.report.load import load_study
+from nnunet_locctx.report.result_tables import (
     class_table,
     comparison_table,
     overview,
 )
-from nnunet_locctx.study.report.sections import build_document
-from nnunet_locctx.study.report.study_tables import training_table
-from tests.study.report.synthetic_study import Synthetic, edit_json, write_json
+from nnunet_locctx.report.sections import build_document
+from nnunet_locctx.report.study_tables import training_table
+from tests.report.synthetic_study import Synthetic, edit_json, write_json
 
 SMALL = "locbam_lowres_small"
 

@@ -8,16 +8,16 @@ import nibabel
 import numpy as np
 import pytest
 
-from nnunet_locctx.study.report.case_images import read_case
-from nnunet_locctx.study.report.comparison import compare
-from nnunet_locctx.study.report.figures.classes import by_size, class_gain, class_sizes
-from nnunet_locctx.study.report.figures.coverage import _printed, draw_coverage
-from nnunet_locctx.study.report.figures.curves import fold_table
-from nnunet_locctx.study.report.figures.location import baseline_dice, location_points
-from nnunet_locctx.study.report.figures.overlays import choose_cases, draw_overlays, label_colours
-from nnunet_locctx.study.report.figures.style import looks
-from nnunet_locctx.study.report.load import load_study
-from tests.study.report.synthetic_study import (
+from nnunet_locctx.report.case_images import read_case
+from nnunet_locctx.report.comparison import compare
+from nnunet_locctx.report.figures.classes import by_size, class_gain, class_sizes
+from nnunet_locctx.report.figures.coverage import _printed, draw_coverage
+from nnunet_locctx.report.figures.curves import fold_table
+from nnunet_locctx.report.figures.location import baseline_dice, location_points
+from nnunet_locctx.report.figures.overlays import choose_cases, draw_overlays, label_colours
+from nnunet_locctx.report.figures.style import looks
+from nnunet_locctx.report.load import load_study
+from tests.report.synthetic_study import (
     CLASSES,
     Synthetic,
     edit_json,

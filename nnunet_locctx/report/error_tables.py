@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nnunet_locctx.study.report.comparison import Comparison
-from nnunet_locctx.study.report.document import Table, number, percent
-from nnunet_locctx.study.report.load import POSTPROCESSINGS
-from nnunet_locctx.study.report.model import Study
-from nnunet_locctx.study.report.scores import Scores, foreground
+from nnunet_locctx.report.comparison import Comparison
+from nnunet_locctx.report.document import Table, number, percent
+from nnunet_locctx.report.load import POSTPROCESSINGS
+from nnunet_locctx.report.model import Study
+from nnunet_locctx.report.scores import Scores, foreground
 
 ERRORS = ("hd95_mm", "nsd", "volume_error_percent", "swap_rate", "off_region_ml")
 POSTPROCESSING_WORDS = {"largest_component": "largest component", "atlas": "atlas mask"}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.study.report.scores import Scores
+from nnunet_locctx.report.scores import Scores
 
 
 @dataclass(frozen=True)

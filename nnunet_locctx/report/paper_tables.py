@@ -5,9 +5,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnunet_locctx.study.report.document import NOTHING, Table, number
-from nnunet_locctx.study.report.model import Study
-from nnunet_locctx.study.report.papers import METRICS, Ours, find_ours, read_paper, same_dataset
+from nnunet_locctx.report.document import NOTHING, Table, number
+from nnunet_locctx.report.model import Study
+from nnunet_locctx.report.papers import METRICS, Ours, find_ours, read_paper, same_dataset
 
 
 def paper_table(study: Study, name: str) -> Table:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from nnunet_locctx.cli import main
-from nnunet_locctx.study.report import write_report
-from tests.study.report.synthetic_study import Synthetic, edit_json, robustness, write_json
+from nnunet_locctx.report import write_report
+from tests.report.synthetic_study import Synthetic, edit_json, robustness, write_json
 
 SMALL = "locbam_lowres_small"
 EVIL = "<script>alert('x')</script> & | `co`"
@@ -52,7 +52,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def written(work: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nnunet_locctx.study.report.statistics.RESAMPLES", 99)
+        patch.setattr("nnunet_locctx.report.statistics.RESAMPLES", 99)
         return write_report(work).parent
 
 
@@ -117,7 +117,7 @@ def _start(name: str) -> str:
 
 def test_the_same_study_gives_the_same_bytes(work: Path, written: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nnunet_locctx.study.report.statistics.RESAMPLES", 99)
+        patch.setattr("nnunet_locctx.report.statistics.RESAMPLES", 99)
         again = write_report(work, tmp_path / "again").parent
     names = sorted(str(file.relative_to(written)) for file in written.rglob("*") if file.is_file())
     assert names == sorted(str(file.relative_to(again)) for file in again.rglob("*") if file.is_file())

@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from nnunet_locctx.study.report.comparison import Comparison
-from nnunet_locctx.study.report.document import Figure, count
-from nnunet_locctx.study.report.figures.style import WIDTH, legend_below, looks, new_figure, to_png
-from nnunet_locctx.study.report.model import Study
-from nnunet_locctx.study.report.papers import paper_names, read_paper, same_dataset
+from nnunet_locctx.report.comparison import Comparison
+from nnunet_locctx.report.document import Figure, count
+from nnunet_locctx.report.figures.style import WIDTH, legend_below, looks, new_figure, to_png
+from nnunet_locctx.report.model import Study
+from nnunet_locctx.report.papers import paper_names, read_paper, same_dataset
 
 SQUEEZE_FROM = 3
 """A paper's gains beyond so many times the study's own would leave no room for the latter on a linear axis."""

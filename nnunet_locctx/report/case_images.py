@@ -12,7 +12,7 @@ import numpy.typing as npt
 from nnunet_locctx.geometry import PATIENT_FROM_LPS, Frame
 from nnunet_locctx.nnunet.raw_scans import read_dataset_json
 from nnunet_locctx.nnunet.reading import read_any
-from nnunet_locctx.study.report.model import Run, Study
+from nnunet_locctx.report.model import Run, Study
 
 LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
 """Per patient axis (R, A, S): where it begins and where it ends."""

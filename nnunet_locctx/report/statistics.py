@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnunet_locctx.study.report.scores import Array, foreground
+from nnunet_locctx.report.scores import Array, foreground
 
 LEVEL = 0.95
 RESAMPLES = 9999

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from nnunet_locctx.study.report.document import NOTHING, Table, percent
-from nnunet_locctx.study.report.model import Study
-from nnunet_locctx.study.report.training import epoch_series
+from nnunet_locctx.report.document import NOTHING, Table, percent
+from nnunet_locctx.report.model import Study
+from nnunet_locctx.report.training import epoch_series
 
 LONGEST_MESSAGE = 600
 """Characters of a failed job's last lines that the table shows."""

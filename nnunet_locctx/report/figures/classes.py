@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnunet_locctx.study.report.comparison import Comparison, aligned
-from nnunet_locctx.study.report.document import Figure, count, slug
-from nnunet_locctx.study.report.figures.style import WIDTH, legend_below, looks, new_figure, to_png
-from nnunet_locctx.study.report.model import Study
-from nnunet_locctx.study.report.scores import Scores, foreground
-from nnunet_locctx.study.report.statistics import NO_INTERVAL, Interval, gain_interval
+from nnunet_locctx.report.comparison import Comparison, aligned
+from nnunet_locctx.report.document import Figure, count, slug
+from nnunet_locctx.report.figures.style import WIDTH, legend_below, looks, new_figure, to_png
+from nnunet_locctx.report.model import Study
+from nnunet_locctx.report.scores import Scores, foreground
+from nnunet_locctx.report.statistics import NO_INTERVAL, Interval, gain_interval
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from nnunet_locctx.study.report.comparison import Comparison, aligned
-from nnunet_locctx.study.report.document import NOTHING, Table, count, p_value, percent, span
-from nnunet_locctx.study.report.model import Study
-from nnunet_locctx.study.report.scores import Scores, foreground
-from nnunet_locctx.study.report.statistics import FEWEST_CASES, RESAMPLES, SEED
+from nnunet_locctx.report.comparison import Comparison, aligned
+from nnunet_locctx.report.document import NOTHING, Table, count, p_value, percent, span
+from nnunet_locctx.report.model import Study
+from nnunet_locctx.report.scores import Scores, foreground
+from nnunet_locctx.report.statistics import FEWEST_CASES, RESAMPLES, SEED
 
 
 def overview(study: Study, rows: Sequence[Comparison], key: str, cases: str) -> Table:

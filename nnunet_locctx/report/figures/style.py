@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from nnunet_locctx.evaluation.robustness_figure import COLOURS
-from nnunet_locctx.study.report.model import Study
+from nnunet_locctx.report.model import Study
 
 WIDTH = 7.6
 """Inches of a figure as wide as the page."""

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_locctx.study.report.document import Figure, count
-from nnunet_locctx.study.report.figures.style import (
+from nnunet_locctx.report.document import Figure, count
+from nnunet_locctx.report.figures.style import (
     WIDTH,
     legend_below,
     line_style,
@@ -14,9 +14,9 @@ from nnunet_locctx.study.report.figures.style import (
     new_figure,
     to_png,
 )
-from nnunet_locctx.study.report.model import Study
-from nnunet_locctx.study.report.scores import Array, mean_known
-from nnunet_locctx.study.report.training import SERIES, epoch_series
+from nnunet_locctx.report.model import Study
+from nnunet_locctx.report.scores import Array, mean_known
+from nnunet_locctx.report.training import SERIES, epoch_series
 
 LABELS = {"train_loss": "training loss", "val_loss": "validation loss", "pseudo_dice": "pseudo Dice, %"}
 PER_FIGURE = 3

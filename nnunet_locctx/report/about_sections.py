@@ -4,10 +4,10 @@ import json
 import math
 import shlex
 
-from nnunet_locctx.study.report.document import Block, Code, Listing, Text, count
-from nnunet_locctx.study.report.model import Study
-from nnunet_locctx.study.report.statistics import FEWEST_CASES, FEWEST_DIFFERENCES, RESAMPLES, SEED
-from nnunet_locctx.study.report.study_tables import duration, method_table, preset_table
+from nnunet_locctx.report.document import Block, Code, Listing, Text, count
+from nnunet_locctx.report.model import Study
+from nnunet_locctx.report.statistics import FEWEST_CASES, FEWEST_DIFFERENCES, RESAMPLES, SEED
+from nnunet_locctx.report.study_tables import duration, method_table, preset_table
 
 
 def settings(study: Study) -> list[Block]:

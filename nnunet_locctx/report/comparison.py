@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnunet_locctx.study.report.model import Study
-from nnunet_locctx.study.report.scores import Array, Scores, foreground, mean_known, shared_keys
-from nnunet_locctx.study.report.statistics import (
+from nnunet_locctx.report.model import Study
+from nnunet_locctx.report.scores import Array, Scores, foreground, mean_known, shared_keys
+from nnunet_locctx.report.statistics import (
     NO_INTERVAL,
     Interval,
     SignedRank,

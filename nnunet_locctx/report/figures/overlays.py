@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_locctx.evaluation.robustness_figure import COLOURS
-from nnunet_locctx.study.report.case_images import CaseSlice, read_case
-from nnunet_locctx.study.report.comparison import Comparison
-from nnunet_locctx.study.report.document import Figure, percent, slug
-from nnunet_locctx.study.report.figures.style import WIDTH, new_figure, to_png
-from nnunet_locctx.study.report.model import Study
-from nnunet_locctx.study.report.scores import Key, mean_known, shared_keys
+from nnunet_locctx.report.case_images import CaseSlice, read_case
+from nnunet_locctx.report.comparison import Comparison
+from nnunet_locctx.report.document import Figure, percent, slug
+from nnunet_locctx.report.figures.style import WIDTH, new_figure, to_png
+from nnunet_locctx.report.model import Study
+from nnunet_locctx.report.scores import Key, mean_known, shared_keys
 
 OPACITY = 0.45
 SMALLEST_PANEL, MOST_COLUMNS = 1.5, 7

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from nnunet_locctx.study.report.document import Document, to_csv
-from nnunet_locctx.study.report.load import load_study
-from nnunet_locctx.study.report.markdown import to_markdown
-from nnunet_locctx.study.report.page import to_html
-from nnunet_locctx.study.report.result_tables import case_records
-from nnunet_locctx.study.report.sections import build_document
+from nnunet_locctx.report.document import Document, to_csv
+from nnunet_locctx.report.load import load_study
+from nnunet_locctx.report.markdown import to_markdown
+from nnunet_locctx.report.page import to_html
+from nnunet_locctx.report.result_tables import case_records
+from nnunet_locctx.report.sections import build_document
 
 PAGE, TWIN, FIGURES = "index.html", "report.md", "figures"
 

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.study.report.model import Run, Study
-from nnunet_locctx.study.report.scores import Scores, foreground
+import nnunet_locctx.study
+from nnunet_locctx.report.model import Run, Study
+from nnunet_locctx.report.scores import Scores, foreground
 
-FOLDER = Path(__file__).resolve().parents[1] / "papers"
+FOLDER = Path(nnunet_locctx.study.__file__).parent / "papers"
 METRICS = {
     "dice": "foreground Dice, %",
     "paper_dice": "the paper's Dice, %",

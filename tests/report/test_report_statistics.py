@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nnunet_locctx.study.report import statistics
-from nnunet_locctx.study.report.scores import foreground
-from nnunet_locctx.study.report.statistics import gain_interval, holm, mean_interval, signed_rank
+from nnunet_locctx.report import statistics
+from nnunet_locctx.report.scores import foreground
+from nnunet_locctx.report.statistics import gain_interval, holm, mean_interval, signed_rank
 
 
 def test_holm_on_a_worked_example() -> None:

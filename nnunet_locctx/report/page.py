@@ -4,7 +4,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.study.report.document import Document
+from nnunet_locctx.report.document import Document
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 

@@ -1,6 +1,6 @@
 """The report as Markdown: the same sections, tables and captions as the page, pictures as links."""
 
-from nnunet_locctx.study.report.document import Block, Code, Document, Figure, Listing, Table, Text
+from nnunet_locctx.report.document import Block, Code, Document, Figure, Listing, Table, Text
 
 SPECIAL = "\\`*_[]<>|#"
 

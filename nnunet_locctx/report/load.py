@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.study.report.model import Failure, Method, Missing, Preset, Run, Study
-from nnunet_locctx.study.report.scores import NO_FOLD, Scores, from_rows
+from nnunet_locctx.report.model import Failure, Method, Missing, Preset, Run, Study
+from nnunet_locctx.report.scores import NO_FOLD, Scores, from_rows
 
 POSTPROCESSINGS = ("largest_component", "atlas")
 NEEDED = ("name", "dataset", "baseline", "methods", "presets", "folds", "runs")

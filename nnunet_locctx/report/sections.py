@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable, Sequence
 
-from nnunet_locctx.study.report.about_sections import computed, repeat, settings
-from nnunet_locctx.study.report.comparison import Comparison, compare
-from nnunet_locctx.study.report.document import (
+from nnunet_locctx.report.about_sections import computed, repeat, settings
+from nnunet_locctx.report.comparison import Comparison, compare
+from nnunet_locctx.report.document import (
     Block,
     Document,
     Listing,
@@ -16,21 +16,21 @@ from nnunet_locctx.study.report.document import (
     percent,
     slug,
 )
-from nnunet_locctx.study.report.error_tables import error_table, postprocessing_table
-from nnunet_locctx.study.report.figures.classes import draw_classes
-from nnunet_locctx.study.report.figures.coverage import draw_coverage
-from nnunet_locctx.study.report.figures.curves import draw_training
-from nnunet_locctx.study.report.figures.location import draw_location, location_points
-from nnunet_locctx.study.report.figures.overlays import draw_overlays
-from nnunet_locctx.study.report.model import Study
-from nnunet_locctx.study.report.paper_tables import paper_table
-from nnunet_locctx.study.report.papers import paper_names
-from nnunet_locctx.study.report.result_tables import (
+from nnunet_locctx.report.error_tables import error_table, postprocessing_table
+from nnunet_locctx.report.figures.classes import draw_classes
+from nnunet_locctx.report.figures.coverage import draw_coverage
+from nnunet_locctx.report.figures.curves import draw_training
+from nnunet_locctx.report.figures.location import draw_location, location_points
+from nnunet_locctx.report.figures.overlays import draw_overlays
+from nnunet_locctx.report.model import Study
+from nnunet_locctx.report.paper_tables import paper_table
+from nnunet_locctx.report.papers import paper_names
+from nnunet_locctx.report.result_tables import (
     class_table,
     comparison_table,
     overview,
 )
-from nnunet_locctx.study.report.study_tables import (
+from nnunet_locctx.report.study_tables import (
     failure_table,
     fairness_table,
     location_table,

@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnunet_locctx.study.report.document import Figure, count
-from nnunet_locctx.study.report.figures.style import WIDTH, legend_below, looks, new_figure, to_png
-from nnunet_locctx.study.report.model import Study
-from nnunet_locctx.study.report.scores import foreground
+from nnunet_locctx.report.document import Figure, count
+from nnunet_locctx.report.figures.style import WIDTH, legend_below, looks, new_figure, to_png
+from nnunet_locctx.report.model import Study
+from nnunet_locctx.report.scores import foreground
 
 KIND_WORDS = {"shift": "constant shift", "noise": "noise per slice (SD)"}
 AXES_WORDS = {"axial": "along the body", "all": "all axes"}
