@@ -1,47 +1,50 @@
 """The report's sections, in their order."""
 
-import math
+import json
+import shlex
 from collections.abc import Callable, Sequence
 
-from nnunet_locctx.report.about_sections import computed, repeat, settings
-from nnunet_locctx.report.comparison import Comparison, compare
+import pandas as pd
+
+from nnunet_locctx.report.cases import draw_overlays
 from nnunet_locctx.report.document import (
     Block,
+    Code,
     Document,
     Listing,
     Section,
     Text,
     count,
+    duration,
     p_value,
     percent,
     slug,
 )
-from nnunet_locctx.report.error_tables import error_table, postprocessing_table
-from nnunet_locctx.report.figures.classes import draw_classes
-from nnunet_locctx.report.figures.coverage import draw_coverage
-from nnunet_locctx.report.figures.curves import draw_training
-from nnunet_locctx.report.figures.location import draw_location, location_points
-from nnunet_locctx.report.figures.overlays import draw_overlays
-from nnunet_locctx.report.model import Study
+from nnunet_locctx.report.figures import draw_classes, draw_coverage, draw_location, draw_training
 from nnunet_locctx.report.paper_tables import paper_table
 from nnunet_locctx.report.papers import paper_names
-from nnunet_locctx.report.result_tables import (
+from nnunet_locctx.report.results import TEST, VALIDATION, Results
+from nnunet_locctx.report.statistics import FEWEST_CASES, FEWEST_DIFFERENCES, RESAMPLES, SEED, compare
+from nnunet_locctx.report.tables import (
     class_table,
     comparison_table,
-    overview,
-)
-from nnunet_locctx.report.study_tables import (
+    error_table,
     failure_table,
     fairness_table,
+    location_points,
     location_table,
+    method_table,
     missing_table,
+    overview,
+    postprocessing_table,
+    preset_table,
     training_table,
 )
 
 Step = Callable[[str], object]
 
 
-def build_document(study: Study, step: Step = lambda name: None) -> Document:
+def build_document(study: Results, step: Step = lambda name: None) -> Document:
     """Computes everything that the report shows.
 
     Args:
@@ -49,100 +52,84 @@ def build_document(study: Study, step: Step = lambda name: None) -> Document:
         step: Called with the name of each part before it is made.
     """
     step("cross-validation")
-    rows = compare(study, study.validation)
+    rows = compare(study, VALIDATION)
     step("test cases")
-    test = compare(study, study.test)
-    makers: list[tuple[str, str, Callable[[], Sequence[Block]]]] = [
+    test = compare(study, TEST)
+    # a block that there is nothing for is None
+    makers: list[tuple[str, str, Callable[[], Sequence[Block | None]]]] = [
         ("summary", "Summary", lambda: summary(study, rows)),
         ("validation", "Cross-validation", lambda: validation(study, rows)),
         ("test", "Test cases", lambda: test_cases(study, test)),
-        ("postprocessing", "Postprocessing", lambda: _some(postprocessing_table(study))),
+        ("postprocessing", "Postprocessing", lambda: [postprocessing_table(study)]),
         ("papers", "Beside the papers", lambda: beside_papers(study)),
         ("location", "Wrong locations", lambda: wrong_locations(study)),
-        ("training", "Training", lambda: [*draw_training(study), *_some(training_table(study))]),
+        ("training", "Training", lambda: [*draw_training(study), training_table(study)]),
         ("cases", "Cases", lambda: cases(study, rows)),
-        ("fairness", "Fairness", lambda: _some(fairness_table(study))),
+        ("fairness", "Fairness", lambda: [fairness_table(study)]),
         ("settings", "Settings", lambda: settings(study)),
         ("computed", "How it was computed", lambda: computed(study)),
-        (
-            "missing",
-            "Failed and missing",
-            lambda: [*_some(failure_table(study)), *_some(missing_table(study))],
-        ),
+        ("missing", "Failed and missing", lambda: [failure_table(study), missing_table(study)]),
         ("repeat", "To repeat it", lambda: repeat(study)),
     ]
     sections = []
     for key, title, make in makers:
         step(title.lower())
-        blocks = list(make())
+        blocks = [block for block in make() if block is not None]
         if blocks:
             sections.append(Section(key, title, blocks))
     title = str(study.settings.get("title") or study.settings["name"])
     return Document(title, f"Study {study.settings['name']} on {study.dataset}", sections)
 
 
-def summary(study: Study, rows: Sequence[Comparison]) -> list[Block]:
+def summary(study: Results, rows: pd.DataFrame) -> list[Block]:
     """What was compared, what came out, what is missing."""
-    cases = len({key[1] for scores in study.validation.values() for key in scores.keys})
-    blocks: list[Block] = [
-        Text(
-            f"{count(len(study.methods), 'method')} at {count(len(study.presets), 'preset')}, "
-            f"{count(len(study.folds), 'fold')}, {count(cases, 'validation case')} with results"
-            + (
-                f", {count(int(study.settings['epochs']), 'epoch')} of "
-                f"{study.settings.get('iterations_per_epoch', 250)} iterations"
-                if study.settings.get("epochs")
-                else ""
-            )
-            + f". Baseline: {study.baselines}."
+    validated = study.scores.loc[study.scores["part"] == VALIDATION, "case"].nunique()
+    text = (
+        f"{count(len(study.methods), 'method')} at {count(len(study.presets), 'preset')}, "
+        f"{count(len(study.folds), 'fold')}, {count(validated, 'validation case')} with results"
+    )
+    if study.settings.get("epochs"):
+        iterations = study.settings.get("iterations_per_epoch", 250)
+        text += f", {count(int(study.settings['epochs']), 'epoch')} of {iterations} iterations"
+    blocks: list[Block] = [Text(f"{text}. Baseline: {study.baselines}.")]
+    if len(study.failures) or len(study.missing):
+        text = (
+            f"The study is not complete: {count(len(study.failures), 'failed job')}, "
+            f"{count(len(study.missing), 'missing result')} (section “Failed and missing”). "
+            "The tables below hold what there is."
         )
-    ]
-    if study.failures or study.missing:
-        blocks.append(
-            Text(
-                f"The study is not complete: {count(len(study.failures), 'failed job')}, "
-                f"{count(len(study.missing), 'missing result')} (section “Failed and missing”). "
-                "The tables below hold what there is.",
-                warning=True,
-            )
-        )
-    broken = [entry for entry in study.settings.get("fairness") or () if not entry.get("holds")]
+        blocks.append(Text(text, warning=True))
+    broken = [str(one.get("what")) for one in study.settings.get("fairness") or () if not one.get("holds")]
     if broken:
-        blocks.append(
-            Text(
-                "Not the same for all methods: " + "; ".join(str(entry.get("what")) for entry in broken),
-                warning=True,
-            )
-        )
-    points = [_best_words(study, rows, preset.name) for preset in study.presets]
-    points = [point for point in points if point]
+        blocks.append(Text(f"Not the same for all methods: {'; '.join(broken)}", warning=True))
+    if rows.empty:
+        return blocks
+    known = rows[rows["dice"].notna()]
+    points = [_best_words(study, known[known["preset"] == preset]) for preset in known["preset"].unique()]
     return [*blocks, Listing(points)] if points else blocks
 
 
-def validation(study: Study, rows: Sequence[Comparison]) -> list[Block]:
+def validation(study: Results, rows: pd.DataFrame) -> list[Block | None]:
     """The cross-validated results."""
-    if not rows:
+    if rows.empty:
         return []
-    cases = (
-        f"validation cases of {count(len(study.folds), 'fold')} pooled"
-        if len(study.folds) > 1
-        else (f"validation cases of fold {study.folds[0]}")
-    )
-    blocks: list[Block] = [
+    folds = f"{count(len(study.folds), 'fold')} pooled" if len(study.folds) > 1 else f"fold {study.folds[0]}"
+    cases = f"validation cases of {folds}"
+    blocks: list[Block | None] = [
         overview(study, rows, "overview", cases),
         comparison_table(study, rows, "comparison", cases),
-        *_some(draw_coverage(study, rows)),
+        draw_coverage(study, rows),
         error_table(study, rows, "errors", cases),
     ]
-    for preset in dict.fromkeys(row.preset for row in rows):
-        blocks += _some(draw_classes(study, rows, preset))
+    for preset in rows["preset"].unique():
+        blocks.append(draw_classes(study, rows, preset))
         blocks.append(class_table(study, rows, preset, f"classes_{slug(preset)}", cases))
     return blocks
 
 
-def test_cases(study: Study, rows: Sequence[Comparison]) -> list[Block]:
+def test_cases(study: Results, rows: pd.DataFrame) -> list[Block]:
     """The results on the test cases."""
-    if not rows:
+    if rows.empty:
         return []
     cases = "test cases, ensemble of the folds"
     return [
@@ -151,63 +138,120 @@ def test_cases(study: Study, rows: Sequence[Comparison]) -> list[Block]:
         error_table(study, rows, "test_errors", cases),
         *(
             class_table(study, rows, preset, f"test_classes_{slug(preset)}", cases)
-            for preset in dict.fromkeys(row.preset for row in rows)
+            for preset in rows["preset"].unique()
         ),
     ]
 
 
-def beside_papers(study: Study) -> list[Block]:
+def beside_papers(study: Results) -> list[Block]:
     """The tables of the papers that the study names."""
-    blocks: list[Block] = []
-    for name in study.settings.get("papers") or ():
-        if name in paper_names():
-            blocks.append(paper_table(study, name))
-        else:
-            known = ", ".join(paper_names())
-            blocks.append(Text(f"There is no paper's table {name!r}; known are {known}.", warning=True))
-    return blocks
+    known = f"known are {', '.join(paper_names())}"
+    return [
+        paper_table(study, name)
+        if name in paper_names()
+        else Text(f"There is no paper's table {name!r}; {known}.", warning=True)
+        for name in study.settings.get("papers") or ()
+    ]
 
 
-def wrong_locations(study: Study) -> list[Block]:
+def wrong_locations(study: Results) -> list[Block | None]:
     """Dice under a wrong location."""
     points = location_points(study)
-    return [*_some(draw_location(study, points)), *_some(location_table(points))]
+    return [draw_location(study, points), location_table(points)]
 
 
-def cases(study: Study, rows: Sequence[Comparison]) -> list[Block]:
+def cases(study: Results, rows: pd.DataFrame) -> list[Block | None]:
     """Best and worst cases."""
-    blocks: list[Block] = []
+    if rows.empty:
+        return []
+    blocks: list[Block | None] = []
     problems: list[str] = []
-    for preset in dict.fromkeys(row.preset for row in rows):
+    for preset in rows["preset"].unique():
         figure, found = draw_overlays(study, rows, preset)
-        blocks += _some(figure)
+        blocks.append(figure)
         problems += found
     if problems:
         blocks += [Text("Could not be drawn:", warning=True), Listing(list(dict.fromkeys(problems)))]
     return blocks
 
 
-def _best_words(study: Study, rows: Sequence[Comparison], preset: str) -> str:
-    chosen = [row for row in rows if row.preset == preset and math.isfinite(row.mean)]
-    if not chosen:
-        return ""
-    best = max(chosen, key=lambda row: row.mean)
-    named = study.baseline_of(best.method)
-    base = next((row for row in chosen if row.method == named), None)
-    text = f"{preset}: highest mean foreground Dice {percent(best.mean)}% ({best.method}, {count(best.cases, 'case')})"
-    if base is None:
-        return text + f"; {named} is missing"
-    if best is base:
-        return text + "; no method is above the baseline" if len(chosen) > 1 else text
-    text += f", {percent(best.gain, sign=True)} points over {named}"
-    if best.test is not None and best.test.reason:
-        return f"{text}, {best.test.reason}"
-    return f"{text}, p {_equals(p_value(best.corrected))} (Holm)"
+def settings(study: Results) -> list[Block]:
+    """What was set, and on what it ran."""
+    chosen = study.settings
+    facts = [
+        f"data set: {study.dataset}",
+        f"channels: {_words(chosen.get('channels'))}",
+        f"labels: {_words(chosen.get('labels'))}",
+        f"folds: {', '.join(map(str, study.folds))}",
+        f"epochs: {chosen.get('epochs', 'unknown')} of {chosen.get('iterations_per_epoch', 250)} iterations",
+        f"seed: {chosen.get('seed', 'unknown')}",
+        f"device: {chosen.get('device', 'unknown')}, GPUs per training: {chosen.get('gpus', 'unknown')}",
+    ]
+    facts += [f"{name} {version}" for name, version in (chosen.get("versions") or {}).items()]
+    facts += [f"machine, {name}: {value}" for name, value in (chosen.get("machine") or {}).items()]
+    seconds = study.trainings["seconds"].dropna()
+    if len(seconds):
+        total = duration(float(seconds.sum()))
+        facts.append(f"training, all together: {total} ({count(len(seconds), 'training')})")
+    return [preset_table(study), method_table(study), Listing(facts)]
 
 
-def _equals(text: str) -> str:
-    return text if text.startswith("<") else f"= {text}"
+def computed(study: Results) -> list[Block]:
+    """Definitions of the measures and the statistics."""
+    points = [
+        (
+            "Mean foreground Dice: mean over the foreground classes of the class means over the cases (nnU-Net's "
+            "foreground_mean). A class that is not defined in a case is left out there. The background does not "
+            "count."
+        ),
+        (
+            f"95% interval: bootstrap over cases with all their classes, {RESAMPLES} resamples, seed {SEED}, BCa "
+            f"(percentile where BCa is not defined), scipy.stats.bootstrap; none below {FEWEST_CASES} cases. For "
+            "a gain both methods keep the same resampled cases. It says how the result may vary with the cases, "
+            "not with the random numbers of the training."
+        ),
+        (
+            "p: Wilcoxon signed-rank test, two-sided, scipy.stats.wilcoxon, on the difference of each case's "
+            f"mean over the classes; differences of 0 are left out, and fewer than {FEWEST_DIFFERENCES} others "
+            "are not tested, as no p below 0.05 could come out. Holm's correction over all comparisons of one "
+            "table."
+        ),
+    ]
+    return [Listing([*points, *(f"{name}: {text}" for name, text in study.definitions.items())])]
 
 
-def _some(block: Block | None) -> list[Block]:
-    return [] if block is None else [block]
+def repeat(study: Results) -> list[Block]:
+    """Commands."""
+    file = study.settings.get("file") or "STUDY.yaml"
+    commands = Code(f"locctx study {shlex.quote(str(file))}\nlocctx report {shlex.quote(str(study.folder))}")
+    if study.runs.empty:
+        return [commands]
+    number = str(study.settings["dataset"].get("id", "DATASET"))
+    lines = [
+        shlex.join(["nnUNetv2_train", number, run.configuration, "FOLD", "-tr", run.trainer, "-p", run.plans])
+        for run in study.runs.itertuples()
+    ]
+    return [
+        commands,
+        Text("A single training by hand, without the study's seed:"),
+        Code("\n".join(['export nnUNet_extTrainer="$(locctx trainers)"', *lines])),
+    ]
+
+
+def _best_words(study: Results, rows: pd.DataFrame) -> str:
+    """The best of one preset's methods and its gain."""
+    best = rows.loc[rows["dice"].idxmax()]
+    named = study.baseline_of(best["method"])
+    text = f"{best['preset']}: highest mean foreground Dice {percent(best['dice'])}% ({best['method']}, "
+    text += f"{count(best['cases'], 'case')})"
+    if named not in rows["method"].to_numpy():
+        return f"{text}; {named} is missing"
+    if best["method"] == named:
+        return text + "; no method is above the baseline" if len(rows) > 1 else text
+    text += f", {percent(best['gain'], sign=True)} points over {named}"
+    p = p_value(best["p_holm"])
+    return f"{text}, {best['test'] or ('p ' + (p if p.startswith('<') else f'= {p}') + ' (Holm)')}"
+
+
+def _words(value: object) -> str:
+    return "unknown" if value is None else json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""The report's statistics: bootstrap intervals over cases, Wilcoxon signed-rank tests, Holm's correction.
+"""The report's statistics: means, bootstrap intervals over cases, Wilcoxon signed-rank tests, Holm's correction.
 
 - Interval: 95%, bootstrap over cases (Efron 1987: bias-corrected and accelerated, BCa; the plain percentile interval
   where BCa is not defined, as when all cases are equal), 9999 resamples, seed 0, ``scipy.stats.bootstrap``.
@@ -8,12 +8,16 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 
-from nnunet_locctx.report.scores import Array, foreground
+from nnunet_locctx.report.results import BACKGROUND, CASE_KEYS, VALIDATION, Results
+
+Array = npt.NDArray[np.float64]
 
 LEVEL = 0.95
 RESAMPLES = 9999
@@ -28,24 +32,14 @@ BATCH_NUMBERS = 20_000_000
 """Numbers that one batch of resamples may hold: 160 MB."""
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """An interval; NaN at both ends if there are too few cases."""
 
-    low: float
-    high: float
-
-    @property
-    def known(self) -> bool:
-        """Whether there is one."""
-        return math.isfinite(self.low) and math.isfinite(self.high)
+    low: float = math.nan
+    high: float = math.nan
 
 
-NO_INTERVAL = Interval(math.nan, math.nan)
-
-
-@dataclass(frozen=True)
-class SignedRank:
+class SignedRank(NamedTuple):
     """A test's result.
 
     Attributes:
@@ -59,26 +53,127 @@ class SignedRank:
     reason: str = ""
 
 
-def mean_interval(values: Array) -> Interval:
+def by_case(scores: pd.DataFrame, metric: str = "dice", *, background: bool = False) -> pd.DataFrame:
+    """One run's values of a metric: a row per case (fold, case), a column per class in the classes' order.
+
+    Args:
+        scores: Rows of :attr:`Results.scores`, of one run.
+        metric: Its column.
+        background: With the background as the last class.
+    """
+    if not background:
+        scores = scores[scores["class"] != BACKGROUND]
+    table = scores.pivot(index=["fold", "case"], columns="class", values=metric)
+    return table[scores["class"].unique()]
+
+
+def mean_known(values: npt.ArrayLike, axis: int) -> Array:
+    """Mean over an axis of what is not NaN; NaN where nothing is left."""
+    values = _array(values)
+    known = np.isfinite(values)
+    count = known.sum(axis=axis)
+    total = np.where(known, values, 0.0).sum(axis=axis)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+def foreground(values: npt.ArrayLike) -> Array:
+    """(..., cases, classes) -> (...): mean over the classes of the class means, as nnU-Net's foreground_mean."""
+    return mean_known(mean_known(values, axis=-2), axis=-1)
+
+
+def paper_dice(scores: pd.DataFrame, convention: object) -> float:
+    """Mean ``paper_dice`` of one run, NaN if there is none.
+
+    Args:
+        scores: Rows of :attr:`Results.scores`.
+        convention: ``gpe``: over the cases of a class, then over the classes. Otherwise as LocBAM's evaluation: over
+            the classes of a case, background included, then over the cases.
+    """
+    if convention == "gpe":
+        return float(foreground(by_case(scores, "paper_dice")))
+    return float(mean_known(mean_known(by_case(scores, "paper_dice", background=True), axis=1), axis=0))
+
+
+def compare(study: Results, part: str = VALIDATION) -> pd.DataFrame:
+    """Each run that has scores against its baseline at the same preset, in the order of presets and methods.
+
+    Args:
+        study: The study.
+        part: Of the scores.
+
+    Returns:
+        A row per run, with Dice as fractions and NaN where something is not defined: preset, method, cases (with any
+        Dice), dice (mean over the classes of the class means) with its interval, gain (difference to the baseline over
+        the cases and classes that both have) with its interval and relative to the baseline's mean, pairs (cases that
+        both have), p, p_holm (after Holm's correction over all rows) and test (why it was not tested). part, run and
+        base say where the two are among the scores; base is missing for a baseline and where it has no scores.
+    """
+    tables = {run: by_case(rows) for run, rows in study.scores[study.scores["part"] == part].groupby("run")}
+    rows = []
+    for run in study.runs.itertuples():
+        if run.Index not in tables:
+            continue
+        base = study.find(study.baseline_of(run.method), run.preset)
+        dice = tables[run.Index]
+        low, high = mean_interval(dice)
+        row = {"part": part, "run": run.Index, "base": None, "preset": run.preset, "method": run.method}
+        row |= {"cases": int(dice.notna().any(axis=1).sum())}
+        row |= {"dice": float(foreground(dice)), "dice_low": low, "dice_high": high}
+        row |= dict.fromkeys(("gain", "gain_low", "gain_high", "gain_relative"), math.nan)
+        row |= {"pairs": 0, "p": math.nan, "p_holm": math.nan, "test": ""}
+        if base in tables and base != run.Index:
+            mine, theirs = dice.align(tables[base], join="inner")
+            start = float(foreground(theirs))
+            gain = float(foreground(mine)) - start
+            low, high = gain_interval(mine, theirs)
+            test = signed_rank(mean_known(mine, axis=1), mean_known(theirs, axis=1))
+            row |= {"base": base, "gain": gain, "gain_low": low, "gain_high": high, "pairs": len(mine)}
+            row |= {"gain_relative": gain / start if start else math.nan, "p": test.p, "test": test.reason}
+        rows.append(row)
+    compared = pd.DataFrame(rows)
+    return compared.assign(p_holm=holm(compared["p"])) if rows else compared
+
+
+def with_base(study: Results, rows: pd.DataFrame) -> pd.DataFrame:
+    """The runs' scores, and the Dice of the baseline in the same case and class beside (dice_base, NaN without one).
+
+    Args:
+        study: The study.
+        rows: As :func:`compare` returns them, of one part.
+
+    Returns:
+        Rows of :attr:`Results.scores` without the background, with base, dice_base and paired (whether the baseline has
+        the case and the class).
+    """
+    scores = study.scores[study.scores["part"].isin(rows["part"]) & (study.scores["class"] != BACKGROUND)]
+    theirs = scores[["run", *CASE_KEYS, "dice"]].rename(columns={"run": "base", "dice": "dice_base"})
+    mine = scores.merge(rows[["run", "base"]], on="run")
+    both = mine.merge(theirs, how="left", on=["base", *CASE_KEYS], indicator="paired")
+    return both.assign(paired=both["paired"] == "both")
+
+
+def mean_interval(values: npt.ArrayLike) -> Interval:
     """Of the foreground mean.
 
     Args:
         values: (cases, classes), NaN where undefined.
     """
-    return _bootstrap(values, lambda chosen: foreground(values[chosen]))
+    table = _array(values)
+    return _bootstrap(table, lambda chosen: foreground(table[chosen]))
 
 
-def gain_interval(values: Array, baseline: Array) -> Interval:
+def gain_interval(values: npt.ArrayLike, baseline: npt.ArrayLike) -> Interval:
     """Of the difference of two foreground means over the same cases, which are drawn together.
 
     Args:
         values: (cases, classes) of a method.
         baseline: The same of the baseline, cases in the same order.
     """
-    return _bootstrap(values, lambda chosen: foreground(values[chosen]) - foreground(baseline[chosen]))
+    mine, theirs = _array(values), _array(baseline)
+    return _bootstrap(mine, lambda chosen: foreground(mine[chosen]) - foreground(theirs[chosen]))
 
 
-def signed_rank(values: Array, baseline: Array) -> SignedRank:
+def signed_rank(values: npt.ArrayLike, baseline: npt.ArrayLike) -> SignedRank:
     """Tests the paired differences of two methods.
 
     Args:
@@ -87,7 +182,7 @@ def signed_rank(values: Array, baseline: Array) -> SignedRank:
     """
     from scipy.stats import wilcoxon
 
-    differences = values - baseline
+    differences = _array(values) - _array(baseline)
     differences = differences[np.isfinite(differences)]
     changed = differences[differences != 0]
     n = len(changed)
@@ -98,22 +193,22 @@ def signed_rank(values: Array, baseline: Array) -> SignedRank:
     return SignedRank(n, float(wilcoxon(changed).pvalue))
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction.
+def holm(values: pd.Series) -> pd.Series:
+    """Holm's step-down correction of p values.
 
     Args:
-        values: p values; NaN ones were not tested and do not count.
+        values: NaN ones were not tested and do not count.
 
     Returns:
-        Corrected ones in the same order, at most 1; NaN stays NaN.
+        Corrected ones, at most 1; NaN stays NaN.
     """
-    tested = sorted((value, place) for place, value in enumerate(values) if not math.isnan(value))
-    corrected = [math.nan] * len(values)
-    least = 0.0
-    for rank, (value, place) in enumerate(tested):
-        least = max(least, min(1.0, value * (len(tested) - rank)))
-        corrected[place] = least
-    return corrected
+    tested = values.dropna().sort_values()
+    return (tested * np.arange(len(tested), 0, -1)).clip(upper=1).cummax().reindex(values.index)
+
+
+def _array(values: npt.ArrayLike) -> Array:
+    # one order in memory: equal numbers have equal sums, to the last bit
+    return np.ascontiguousarray(values, dtype=np.float64)
 
 
 def _bootstrap(values: Array, statistic: Callable[[np.ndarray], Array]) -> Interval:
@@ -121,7 +216,7 @@ def _bootstrap(values: Array, statistic: Callable[[np.ndarray], Array]) -> Inter
 
     known = np.flatnonzero(np.isfinite(values).any(axis=1))
     if len(known) < FEWEST_CASES:
-        return NO_INTERVAL
+        return Interval()
     batch = max(1, BATCH_NUMBERS // max(1, values.size))
     for method in ("BCa", "percentile"):
         with warnings.catch_warnings():
@@ -137,6 +232,6 @@ def _bootstrap(values: Array, statistic: Callable[[np.ndarray], Array]) -> Inter
                 random_state=SEED,
             ).confidence_interval
         interval = Interval(float(found.low), float(found.high))
-        if interval.known:
+        if np.isfinite(interval).all():
             return interval
-    return NO_INTERVAL
+    return Interval()

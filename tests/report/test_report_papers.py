@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_locctx.report.load import load_study
 from nnunet_locctx.report.paper_tables import paper_table
 from nnunet_locctx.report.papers import (
     METRICS,
@@ -14,6 +13,7 @@ from nnunet_locctx.report.papers import (
     read_paper,
     same_dataset,
 )
+from nnunet_locctx.report.results import load_study
 from nnunet_locctx.resources import plans_folder
 from tests.report.synthetic_study import Synthetic, edit_json, robustness, write_json
 

@@ -4,16 +4,23 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgba
+from matplotlib.patches import Patch
 
 from nnunet_locctx.evaluation.robustness_figure import COLOURS
 from nnunet_locctx.report.case_images import CaseSlice, read_case
-from nnunet_locctx.report.comparison import Comparison
 from nnunet_locctx.report.document import Figure, percent, slug
-from nnunet_locctx.report.figures.style import WIDTH, new_figure, to_png
-from nnunet_locctx.report.model import Study
-from nnunet_locctx.report.scores import Key, mean_known, shared_keys
+from nnunet_locctx.report.figures import WIDTH, new_figure, to_png
+from nnunet_locctx.report.results import Results
+from nnunet_locctx.report.statistics import by_case
+
+Key = tuple[int, str]
+"""Fold and name of a case."""
 
 OPACITY = 0.45
 SMALLEST_PANEL, MOST_COLUMNS = 1.5, 7
@@ -22,37 +29,33 @@ DISTINCT = 20
 """Colours, if there are more labels than Okabe and Ito's."""
 
 
-def choose_cases(leader: Comparison, base: Comparison | None) -> dict[Key, str]:
+def choose_cases(dice: pd.DataFrame, leader: str, base: str | None) -> dict[Key, str]:
     """Cases to show, and why: the leading method's best and worst, and its largest gain and loss.
 
     Args:
+        dice: The cases' means over the classes: a row per case (fold, case), a column per method.
         leader: The method that leads.
-        base: The baseline at the same preset, if the leader is another.
+        base: The baseline, if the leader is another.
     """
-    dice = mean_known(leader.scores.values["dice"], axis=1)
     found: dict[Key, str] = {}
 
     def add(key: Key, why: str) -> None:
         found[key] = f"{found[key]}, {why}" if key in found else why
 
-    known = np.flatnonzero(np.isfinite(dice))
-    if not len(known):
+    known = dice[leader].dropna()
+    if known.empty:
         return {}
-    add(leader.scores.keys[known[np.argmax(dice[known])]], f"best of {leader.method}")
-    add(leader.scores.keys[known[np.argmin(dice[known])]], f"worst of {leader.method}")
+    add(known.idxmax(), f"best of {leader}")
+    add(known.idxmin(), f"worst of {leader}")
     if base is not None:
-        keys = shared_keys(leader.scores, base.scores)
-        mine, theirs = (mean_known(one.scores.chosen(keys).values["dice"], axis=1) for one in (leader, base))
-        gain = np.asarray(mine - theirs)
-        known = np.flatnonzero(np.isfinite(gain))
-        if len(known):
-            most, least = known[np.argmax(gain[known])], known[np.argmin(gain[known])]
-            add(keys[most], "largest gain")
-            add(keys[least], "largest loss" if gain[least] < 0 else "smallest gain")
+        gain = (dice[leader] - dice[base]).dropna()
+        if len(gain):
+            add(gain.idxmax(), "largest gain")
+            add(gain.idxmin(), "largest loss" if gain.min() < 0 else "smallest gain")
     return found
 
 
-def draw_overlays(study: Study, rows: Sequence[Comparison], preset: str) -> tuple[Figure | None, list[str]]:
+def draw_overlays(study: Results, rows: pd.DataFrame, preset: str) -> tuple[Figure | None, list[str]]:
     """The figure of one preset, and what could not be drawn.
 
     Args:
@@ -60,36 +63,35 @@ def draw_overlays(study: Study, rows: Sequence[Comparison], preset: str) -> tupl
         rows: The comparisons of the validation cases.
         preset: Which one.
     """
-    chosen = [row for row in rows if row.preset == preset and np.isfinite(row.mean)]
-    if not chosen:
+    chosen = rows[(rows["preset"] == preset) & rows["dice"].notna()]
+    if chosen.empty:
         return None, []
-    base = next((row for row in chosen if row.method == study.baseline), None)
-    others = [row for row in chosen if row is not base]
-    leader = max(others, key=lambda row: row.mean) if others else chosen[0]
-    wanted = choose_cases(leader, base if leader is not base else None)
-    methods = [row.method for row in chosen]
-    if len(methods) > MOST_COLUMNS:  # the baseline, the leader and the next best
-        ranked = sorted(others, key=lambda row: -row.mean)[: MOST_COLUMNS - (base is not None)]
-        methods = [
-            name for name in methods if name == study.baseline or name in {row.method for row in ranked}
-        ]
-    runs = [run for run in study.at(preset) if run.method in methods]
+    others = chosen[chosen["method"] != study.baseline].sort_values("dice", ascending=False, kind="stable")
+    has_base = len(others) < len(chosen)
+    leader = (others if len(others) else chosen)["method"].iloc[0]
+    base = study.baseline if has_base and leader != study.baseline else None
+    dice = pd.DataFrame(
+        {one.method: by_case(study.scores_of(one.run)).mean(axis=1) for one in chosen.itertuples()}
+    )
+    # the baseline, the leader and the next best
+    best = [study.baseline, *others["method"].head(MOST_COLUMNS - has_base)]
+    methods = [name for name in chosen["method"] if name in best]
+    runs = study.runs_at(preset)
+    runs = runs[runs["method"].isin(methods)]
     slices: list[tuple[Key, CaseSlice, str]] = []
     problems: list[str] = []
-    for key, why in wanted.items():
+    for (fold, case), why in choose_cases(dice, leader, base).items():
         try:
-            piece = read_case(study, key[1], key[0], runs)
+            piece = read_case(study, case, fold, runs)
         except (ValueError, KeyError, OSError) as error:
-            problems.append(f"{preset}, {key[1]}: {error}")
+            problems.append(f"{preset}, {case}: {error}")
             continue
-        problems += [f"{preset}, {key[1]}, {problem}" for problem in piece.problems]
-        slices.append((key, piece, why))
-    slices = [one for one in slices if any(plane is not None for plane in one[1].predictions.values())]
+        problems += [f"{preset}, {case}, {problem}" for problem in piece.problems]
+        if any(plane is not None for plane in piece.predictions.values()):
+            slices.append(((fold, case), piece, why))
     if not slices:
         return None, problems
-    dice = {row.method: _case_dice(row) for row in chosen}
-    png = _draw(study, methods, slices, dice)
-    order = "; ".join(f"{key[1]} ({why})" for key, _, why in slices)
+    order = "; ".join(f"{piece.case} ({why})" for _, piece, why in slices)
     caption = (
         f"{preset}: validation cases chosen by Dice, from the top: {order}. Each in the slice with the most "
         "true foreground, cropped to what is labelled or predicted there. Filled: truth (left) and "
@@ -99,15 +101,13 @@ def draw_overlays(study: Study, rows: Sequence[Comparison], preset: str) -> tupl
         caption += " Colours repeat: there are more labels than colours."
     if slices[0][1].letters:
         caption += " Seen as radiologists do: the patient's right is at the left."
-    return Figure(
-        f"cases_{slug(preset)}", png, caption, f"Truth and predictions in {len(slices)} cases at {preset}"
-    ), problems
+    png = _draw(study, methods, slices, dice)
+    alternative = f"Truth and predictions in {len(slices)} cases at {preset}"
+    return Figure(f"cases_{slug(preset)}", png, caption, alternative), problems
 
 
-def label_colours(study: Study) -> dict[int, tuple[str, Any]]:
+def label_colours(study: Results) -> dict[int, tuple[str, Any]]:
     """Label -> its name and colour; the label of a region that overlaps others is named by its number."""
-    import matplotlib as mpl
-
     names: dict[int, str] = {}
     for name, label in (study.settings.get("labels") or {}).items():
         if name == "ignore":
@@ -122,19 +122,12 @@ def label_colours(study: Study) -> dict[int, tuple[str, Any]]:
     return {number: (names[number], palette[place % len(palette)]) for place, number in enumerate(numbers)}
 
 
-def _case_dice(row: Comparison) -> dict[Key, float]:
-    values = mean_known(row.scores.values["dice"], axis=1)
-    return {key: float(value) for key, value in zip(row.scores.keys, values, strict=True)}
-
-
 def _draw(
-    study: Study,
+    study: Results,
     methods: Sequence[str],
     slices: Sequence[tuple[Key, CaseSlice, str]],
-    dice: Mapping[str, Mapping[Key, float]],
+    dice: pd.DataFrame,
 ) -> bytes:
-    from matplotlib.patches import Patch
-
     colours = label_colours(study)
     columns = len(methods) + 1
     side = max(SMALLEST_PANEL, WIDTH / columns)
@@ -190,8 +183,6 @@ def _shown(
 def _paint(
     panel: Any, piece: CaseSlice, labels: npt.NDArray[np.int64] | None, colours: Mapping[int, tuple[str, Any]]
 ) -> None:
-    from matplotlib.colors import to_rgba
-
     rows, columns = piece.truth.shape
     extent = (0, columns * piece.spacing[1], rows * piece.spacing[0], 0)
     panel.imshow(piece.image, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="nearest")
@@ -226,8 +217,6 @@ def _paint(
 
 def _outline(panel: Any, piece: CaseSlice, extent: tuple[float, float, float, float]) -> None:
     """The true classes' borders, along the edges of voxels."""
-    from matplotlib.collections import LineCollection
-
     height, width = piece.spacing
     segments = []
     inner = np.pad(piece.truth, 1)
