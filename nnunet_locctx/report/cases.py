@@ -1,6 +1,5 @@
 """The best and the worst cases: truth and the methods' predictions on the image, side by side."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -110,12 +109,9 @@ def label_colours(study: Results) -> dict[int, tuple[str, Any]]:
     """Label -> its name and colour; the label of a region that overlaps others is named by its number."""
     names: dict[int, str] = {}
     for name, label in (study.settings.get("labels") or {}).items():
-        if name == "ignore":
-            continue
-        for one in label if isinstance(label, list | tuple) else [label]:
-            names[int(one)] = (
-                name if not isinstance(label, list | tuple) or len(label) == 1 else f"label {one}"
-            )
+        parts = label if isinstance(label, list | tuple) else [label]
+        if name != "ignore":
+            names |= {int(one): name if len(parts) == 1 else f"label {one}" for one in parts}
     numbers = sorted(number for number in names if number > 0)
     many = mpl.colormaps["tab20"].colors  # type: ignore[attr-defined]
     palette = COLOURS[:-1] if len(numbers) < len(COLOURS) else many
@@ -123,40 +119,31 @@ def label_colours(study: Results) -> dict[int, tuple[str, Any]]:
 
 
 def _draw(
-    study: Results,
-    methods: Sequence[str],
-    slices: Sequence[tuple[Key, CaseSlice, str]],
-    dice: pd.DataFrame,
+    study: Results, methods: Sequence[str], slices: Sequence[tuple[Key, CaseSlice, str]], dice: pd.DataFrame
 ) -> bytes:
     colours = label_colours(study)
     columns = len(methods) + 1
     side = max(SMALLEST_PANEL, WIDTH / columns)
-    ratios = [
-        min(
-            1.5, max(0.5, piece.truth.shape[0] * piece.spacing[0] / (piece.truth.shape[1] * piece.spacing[1]))
-        )
-        for _, piece, _ in slices
-    ]
+    sizes = [np.multiply(piece.truth.shape, piece.spacing) for _, piece, _ in slices]
+    ratios = [min(1.5, max(0.5, height / width)) for height, width in sizes]
     legend = [Patch(color=colour, label=name) for name, colour in _shown(slices, colours)]
     in_row = max(1, int(side * columns / 1.6))
-    height = 0.5 + 0.17 * -(-len(legend) // in_row)
-    with new_figure(side * columns, sum(0.9 * side * ratio + 0.25 for ratio in ratios) + height) as figure:
+    below = 0.5 + 0.17 * -(-len(legend) // in_row)
+    with new_figure(side * columns, sum(0.9 * side * ratio + 0.25 for ratio in ratios) + below) as figure:
         panels = figure.subplots(len(slices), columns, squeeze=False, height_ratios=ratios)
         for row, (key, piece, why) in zip(panels, slices, strict=True):
             _paint(row[0], piece, piece.truth, colours)
             row[0].set_xlabel(piece.name, fontsize=7)
-            row[0].set_ylabel(
-                "\n".join([piece.case, *(part.split(" of ")[0] for part in why.split(", "))]), fontsize=7
-            )
+            reasons = [part.split(" of ")[0] for part in why.split(", ")]
+            row[0].set_ylabel("\n".join([piece.case, *reasons]), fontsize=7)
             for panel, method in zip(row[1:], methods, strict=True):
                 _paint(panel, piece, piece.predictions.get(method), colours)
                 panel.set_xlabel(f"Dice {percent(dice[method].get(key, np.nan), 1)}%", fontsize=7.5)
         for panel, name in zip(panels[0], ["truth", *methods], strict=True):
             panel.set_title(name, fontsize=8.5)
         if legend:
-            figure.legend(
-                handles=legend, loc="outside lower center", ncols=min(in_row, len(legend)), fontsize=7.5
-            )
+            in_row = min(in_row, len(legend))
+            figure.legend(handles=legend, loc="outside lower center", ncols=in_row, fontsize=7.5)
         return to_png(figure)
 
 
@@ -164,19 +151,11 @@ def _shown(
     slices: Sequence[tuple[Key, CaseSlice, str]], colours: Mapping[int, tuple[str, Any]]
 ) -> list[tuple[str, Any]]:
     """Names and colours of the labels in the pictures; of very many, those with the most voxels."""
-    found: Counter[int] = Counter()
-    for _, piece, _ in slices:
-        for plane in (piece.truth, *piece.predictions.values()):
-            if plane is not None:
-                found.update(
-                    dict(zip(*(part.tolist() for part in np.unique(plane, return_counts=True)), strict=True))
-                )
-    kept = {
-        label
-        for label, _ in Counter({one: found[one] for one in colours if found[one]}).most_common(
-            LONGEST_LEGEND
-        )
-    }
+    planes = [plane for _, piece, _ in slices for plane in (piece.truth, *piece.predictions.values())]
+    voxels = pd.Series(
+        np.concatenate([plane.ravel() for plane in planes if plane is not None])
+    ).value_counts()
+    kept = voxels[voxels.index.isin(list(colours))].nlargest(LONGEST_LEGEND).index
     return [value for label, value in colours.items() if label in kept]
 
 
@@ -191,16 +170,8 @@ def _paint(
     for edge in panel.spines.values():
         edge.set_visible(False)
     if labels is None:
-        panel.text(
-            0.5,
-            0.5,
-            "no prediction",
-            transform=panel.transAxes,
-            ha="center",
-            va="center",
-            color="white",
-            fontsize=8,
-        )
+        style = {"transform": panel.transAxes, "va": "center", "color": "white", "fontsize": 8}
+        panel.text(0.5, 0.5, "no prediction", ha="center", **style)
     else:
         overlay = np.zeros((rows, columns, 4))
         for label, (_, colour) in colours.items():
@@ -209,10 +180,9 @@ def _paint(
     _outline(panel, piece, extent)
     if piece.letters:
         left, right, *_ = piece.letters
-        for x, letter, align in ((0.03, left, "left"), (0.97, right, "right")):
-            panel.text(
-                x, 0.5, letter, transform=panel.transAxes, color="#ffe680", ha=align, va="center", fontsize=7
-            )
+        style = {"transform": panel.transAxes, "va": "center", "color": "#ffe680", "fontsize": 7}
+        panel.text(0.03, 0.5, left, ha="left", **style)
+        panel.text(0.97, 0.5, right, ha="right", **style)
 
 
 def _outline(panel: Any, piece: CaseSlice, extent: tuple[float, float, float, float]) -> None:

@@ -28,7 +28,7 @@ from nnunet_locctx.evaluation.robustness_figure import COLOURS
 from nnunet_locctx.report.document import Figure, count, slug
 from nnunet_locctx.report.papers import paper_names, read_paper, same_dataset
 from nnunet_locctx.report.results import SERIES, Results
-from nnunet_locctx.report.statistics import by_case, foreground, gain_interval, with_base
+from nnunet_locctx.report.statistics import by_case, class_gains, class_sizes, foreground, with_base
 
 WIDTH = 7.6
 """Inches of a figure as wide as the page."""
@@ -166,30 +166,6 @@ def printed_gains(study: Results) -> pd.DataFrame:
     rows["gain"] = rows["value"] - rows["value_base"]
     rows = rows.dropna(subset="coverage").drop_duplicates(["method", "coverage"], keep="last")
     return rows[["method", "coverage", "gain"]].sort_values("coverage")
-
-
-def class_sizes(scores: pd.DataFrame) -> pd.Series:
-    """Class -> median volume in ml over the cases of one run that have it; from the smallest, unknown ones last."""
-    volumes = by_case(scores, "reference_ml")
-    return volumes.where(volumes > 0).median().sort_values(kind="stable")
-
-
-def class_gains(scores: pd.DataFrame) -> pd.DataFrame:
-    """Gain of each method in each class, of the cases in which both methods have a Dice of it.
-
-    Args:
-        scores: As :func:`~nnunet_locctx.report.statistics.with_base` gives them, of one preset.
-
-    Returns:
-        method, class, gain (points of Dice as a fraction), gain_low, gain_high, pairs (cases).
-    """
-    columns = ["method", "class", "gain", "gain_low", "gain_high", "pairs"]
-    rows = []
-    for names, pairs in scores.dropna(subset=["dice", "dice_base"]).groupby(["method", "class"], sort=False):
-        mine, theirs = pairs[["dice"]], pairs[["dice_base"]]
-        gain = float(foreground(mine)) - float(foreground(theirs))
-        rows.append((*names, gain, *gain_interval(mine, theirs), len(pairs)))
-    return pd.DataFrame(rows, columns=columns)
 
 
 def draw_classes(study: Results, rows: pd.DataFrame, preset: str) -> Figure | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
+from nnunet_locctx.report import tables
 from nnunet_locctx.report.cases import draw_overlays
 from nnunet_locctx.report.document import (
     Block,
@@ -25,21 +26,6 @@ from nnunet_locctx.report.paper_tables import paper_table
 from nnunet_locctx.report.papers import paper_names
 from nnunet_locctx.report.results import TEST, VALIDATION, Results
 from nnunet_locctx.report.statistics import FEWEST_CASES, FEWEST_DIFFERENCES, RESAMPLES, SEED, compare
-from nnunet_locctx.report.tables import (
-    class_table,
-    comparison_table,
-    error_table,
-    failure_table,
-    fairness_table,
-    location_points,
-    location_table,
-    method_table,
-    missing_table,
-    overview,
-    postprocessing_table,
-    preset_table,
-    training_table,
-)
 
 Step = Callable[[str], object]
 
@@ -60,15 +46,15 @@ def build_document(study: Results, step: Step = lambda name: None) -> Document:
         ("summary", "Summary", lambda: summary(study, rows)),
         ("validation", "Cross-validation", lambda: validation(study, rows)),
         ("test", "Test cases", lambda: test_cases(study, test)),
-        ("postprocessing", "Postprocessing", lambda: [postprocessing_table(study)]),
+        ("postprocessing", "Postprocessing", lambda: [tables.postprocessing_table(study)]),
         ("papers", "Beside the papers", lambda: beside_papers(study)),
         ("location", "Wrong locations", lambda: wrong_locations(study)),
-        ("training", "Training", lambda: [*draw_training(study), training_table(study)]),
+        ("training", "Training", lambda: [*draw_training(study), tables.training_table(study)]),
         ("cases", "Cases", lambda: cases(study, rows)),
-        ("fairness", "Fairness", lambda: [fairness_table(study)]),
+        ("fairness", "Fairness", lambda: [tables.fairness_table(study)]),
         ("settings", "Settings", lambda: settings(study)),
         ("computed", "How it was computed", lambda: computed(study)),
-        ("missing", "Failed and missing", lambda: [failure_table(study), missing_table(study)]),
+        ("missing", "Failed and missing", lambda: [tables.failure_table(study), tables.missing_table(study)]),
         ("repeat", "To repeat it", lambda: repeat(study)),
     ]
     sections = []
@@ -116,14 +102,14 @@ def validation(study: Results, rows: pd.DataFrame) -> list[Block | None]:
     folds = f"{count(len(study.folds), 'fold')} pooled" if len(study.folds) > 1 else f"fold {study.folds[0]}"
     cases = f"validation cases of {folds}"
     blocks: list[Block | None] = [
-        overview(study, rows, "overview", cases),
-        comparison_table(study, rows, "comparison", cases),
+        tables.overview(study, rows, "overview", cases),
+        tables.comparison_table(study, rows, "comparison", cases),
         draw_coverage(study, rows),
-        error_table(study, rows, "errors", cases),
+        tables.error_table(study, rows, "errors", cases),
     ]
     for preset in rows["preset"].unique():
         blocks.append(draw_classes(study, rows, preset))
-        blocks.append(class_table(study, rows, preset, f"classes_{slug(preset)}", cases))
+        blocks.append(tables.class_table(study, rows, preset, f"classes_{slug(preset)}", cases))
     return blocks
 
 
@@ -133,11 +119,11 @@ def test_cases(study: Results, rows: pd.DataFrame) -> list[Block]:
         return []
     cases = "test cases, ensemble of the folds"
     return [
-        overview(study, rows, "test_overview", cases),
-        comparison_table(study, rows, "test_comparison", cases),
-        error_table(study, rows, "test_errors", cases),
+        tables.overview(study, rows, "test_overview", cases),
+        tables.comparison_table(study, rows, "test_comparison", cases),
+        tables.error_table(study, rows, "test_errors", cases),
         *(
-            class_table(study, rows, preset, f"test_classes_{slug(preset)}", cases)
+            tables.class_table(study, rows, preset, f"test_classes_{slug(preset)}", cases)
             for preset in rows["preset"].unique()
         ),
     ]
@@ -156,8 +142,8 @@ def beside_papers(study: Results) -> list[Block]:
 
 def wrong_locations(study: Results) -> list[Block | None]:
     """Dice under a wrong location."""
-    points = location_points(study)
-    return [draw_location(study, points), location_table(points)]
+    points = tables.location_points(study)
+    return [draw_location(study, points), tables.location_table(points)]
 
 
 def cases(study: Results, rows: pd.DataFrame) -> list[Block | None]:
@@ -193,7 +179,7 @@ def settings(study: Results) -> list[Block]:
     if len(seconds):
         total = duration(float(seconds.sum()))
         facts.append(f"training, all together: {total} ({count(len(seconds), 'training')})")
-    return [preset_table(study), method_table(study), Listing(facts)]
+    return [tables.preset_table(study), tables.method_table(study), Listing(facts)]
 
 
 def computed(study: Results) -> list[Block]:

@@ -32,11 +32,8 @@ BATCH_NUMBERS = 20_000_000
 """Numbers that one batch of resamples may hold: 160 MB."""
 
 
-class Interval(NamedTuple):
-    """An interval; NaN at both ends if there are too few cases."""
-
-    low: float = math.nan
-    high: float = math.nan
+Interval = tuple[float, float]
+"""Its ends, NaN if there are too few cases."""
 
 
 class SignedRank(NamedTuple):
@@ -152,6 +149,30 @@ def with_base(study: Results, rows: pd.DataFrame) -> pd.DataFrame:
     return both.assign(paired=both["paired"] == "both")
 
 
+def class_sizes(scores: pd.DataFrame) -> pd.Series:
+    """Class -> median volume in ml over the cases of one run that have it; from the smallest, unknown ones last."""
+    volumes = by_case(scores, "reference_ml")
+    return volumes.where(volumes > 0).median().sort_values(kind="stable")
+
+
+def class_gains(scores: pd.DataFrame) -> pd.DataFrame:
+    """Gain of each method in each class, of the cases in which both methods have a Dice of it.
+
+    Args:
+        scores: As :func:`with_base` gives them, of one preset.
+
+    Returns:
+        method, class, gain (points of Dice as a fraction), gain_low, gain_high, pairs (cases).
+    """
+    columns = ["method", "class", "gain", "gain_low", "gain_high", "pairs"]
+    rows = []
+    for names, pairs in scores.dropna(subset=["dice", "dice_base"]).groupby(["method", "class"], sort=False):
+        mine, theirs = pairs[["dice"]], pairs[["dice_base"]]
+        gain = float(foreground(mine)) - float(foreground(theirs))
+        rows.append((*names, gain, *gain_interval(mine, theirs), len(pairs)))
+    return pd.DataFrame(rows, columns=columns)
+
+
 def mean_interval(values: npt.ArrayLike) -> Interval:
     """Of the foreground mean.
 
@@ -216,7 +237,7 @@ def _bootstrap(values: Array, statistic: Callable[[np.ndarray], Array]) -> Inter
 
     known = np.flatnonzero(np.isfinite(values).any(axis=1))
     if len(known) < FEWEST_CASES:
-        return Interval()
+        return math.nan, math.nan
     batch = max(1, BATCH_NUMBERS // max(1, values.size))
     for method in ("BCa", "percentile"):
         with warnings.catch_warnings():
@@ -231,7 +252,6 @@ def _bootstrap(values: Array, statistic: Callable[[np.ndarray], Array]) -> Inter
                 batch=batch,
                 random_state=SEED,
             ).confidence_interval
-        interval = Interval(float(found.low), float(found.high))
-        if np.isfinite(interval).all():
-            return interval
-    return Interval()
+        if np.isfinite([found.low, found.high]).all():
+            return float(found.low), float(found.high)
+    return math.nan, math.nan

@@ -102,7 +102,8 @@ def class_table(study: Results, rows: pd.DataFrame, preset: str, key: str, cases
 
 def error_table(study: Results, rows: pd.DataFrame, key: str, cases: str) -> Table:
     """A row per preset and method: distances, surfaces, laterality, false positives far off."""
-    tolerance, off = study.evaluation.get("tolerance_mm"), study.evaluation.get("off_region_mm")
+    tolerance, off = (study.evaluation.get(name) for name in ("tolerance_mm", "off_region_mm"))
+    at, far = _words(" at {:g} mm", tolerance), _words(" (more than {:g} mm)", off)
     convention = study.evaluation.get("paper")
     scores = with_base(study, rows)
     frame = scores.groupby(["run", "class"])[ERRORS].mean().groupby("run").mean().reindex(rows["run"])
@@ -126,8 +127,8 @@ def error_table(study: Results, rows: pd.DataFrame, key: str, cases: str) -> Tab
     caption = (
         f"Further measures, mean over the classes of the class means; {cases}. HD95 is not defined where a class "
         "is not predicted at all: its mean leaves such entries out, and the next column counts them among the entries "
-        f"with the class in the truth. NSD{_at(tolerance)}. Swaps: share of the true voxels of left and right classes "
-        f"that are predicted as the other side. Off region: volume predicted far from the true class{_beyond(off)}."
+        f"with the class in the truth. NSD{at}. Swaps: share of the true voxels of left and right classes "
+        f"that are predicted as the other side. Off region: volume predicted far from the true class{far}."
     )
     if convention:
         caption += f" Paper Dice: as the paper ({convention}) counts."
@@ -341,9 +342,5 @@ def _sizes(sizes: Sequence[float] | None) -> str:
     return " x ".join(f"{size:g}" for size in sizes or ()) or NOTHING
 
 
-def _at(tolerance: object) -> str:
-    return f" at {tolerance:g} mm" if isinstance(tolerance, int | float) else ""
-
-
-def _beyond(distance: object) -> str:
-    return f" (more than {distance:g} mm)" if isinstance(distance, int | float) else ""
+def _words(text: str, size: object) -> str:
+    return text.format(size) if isinstance(size, int | float) else ""

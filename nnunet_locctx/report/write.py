@@ -4,7 +4,6 @@ import base64
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -77,13 +76,9 @@ def render(document: Document, template: str) -> str:
     environment = Environment(
         autoescape=".html" in template, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"kind": _kind, "embedded": _embedded, "plain": _plain}
+    environment.filters |= {"embedded": _embedded, "plain": _plain}
     text = (TEMPLATES / template).read_text(encoding="utf-8")
     return environment.from_string(text).render(document=document).strip() + "\n"
-
-
-def _kind(block: Any) -> str:
-    return type(block).__name__.lower()
 
 
 def _embedded(png: bytes) -> str:

@@ -10,26 +10,11 @@ import pytest
 
 from nnunet_locctx.report.case_images import read_case
 from nnunet_locctx.report.cases import choose_cases, draw_overlays, label_colours
-from nnunet_locctx.report.figures import (
-    baseline_dice,
-    class_gains,
-    class_sizes,
-    draw_coverage,
-    draw_training,
-    looks,
-    printed_gains,
-)
+from nnunet_locctx.report.figures import baseline_dice, draw_coverage, draw_training, looks, printed_gains
 from nnunet_locctx.report.results import Results, load_study
-from nnunet_locctx.report.statistics import by_case, compare, with_base
+from nnunet_locctx.report.statistics import by_case, class_gains, class_sizes, compare, with_base
 from nnunet_locctx.report.tables import location_points
-from tests.report.synthetic_study import (
-    CLASSES,
-    Synthetic,
-    edit_json,
-    robustness,
-    true_labels,
-    write_json,
-)
+from tests.report.synthetic_study import CLASSES, Synthetic, edit_json, robustness, true_labels, write_json
 
 SMALL = "locbam_lowres_small"
 

@@ -6,13 +6,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_locctx.report.paper_tables import paper_table
-from nnunet_locctx.report.papers import (
-    METRICS,
-    find_ours,
-    paper_names,
-    read_paper,
-    same_dataset,
-)
+from nnunet_locctx.report.papers import METRICS, find_ours, paper_names, read_paper, same_dataset
 from nnunet_locctx.report.results import load_study
 from nnunet_locctx.resources import plans_folder
 from tests.report.synthetic_study import Synthetic, edit_json, robustness, write_json

@@ -120,6 +120,46 @@ def test_class_table_gives_each_class_its_mean(work: Path) -> None:
     assert table.rows[2][column] == shown
 
 
+def test_a_class_that_a_run_lacks_is_a_dash(tmp_path: Path) -> None:
+    work = Synthetic(presets=(SMALL,), folds=1).write(tmp_path)
+    file = work / "runs" / f"LocBAM__{SMALL}" / "fold_0" / "evaluation" / "evaluation.json"
+    content = json.loads(file.read_text())
+    del content["classes"]["liver"]
+    write_json(file, {**content, "cases": [row for row in content["cases"] if row["class"] != "liver"]})
+    study = load_study(work)
+    table = class_table(study, compare(study), SMALL, "classes", "all")
+    assert table.columns[-1] == "liver"
+    assert [row[-1] == NOTHING for row in table.rows] == [False, False, True]
+    # the others' gain is over the classes that both have
+    assert compare(study)["gain"][2] == pytest.approx(0.05, abs=0.01)
+
+
+def test_a_missing_value_is_left_out_of_its_class(tmp_path: Path) -> None:
+    work = Synthetic(gains={"Baseline": (0,)}, presets=(SMALL,), folds=1, cases_per_fold=2).write(tmp_path)
+    file = work / "runs" / f"Baseline__{SMALL}" / "fold_0" / "evaluation" / "evaluation.json"
+    content = json.loads(file.read_text())
+    rows = [
+        {"case": case, "class": name, "dice": dice}
+        for case, name, dice in (
+            ("a", "spleen", 0.4),
+            ("b", "spleen", 0.6),
+            ("a", "liver", None),
+            ("b", "liver", 0.9),
+            ("c", "liver", 0.7),
+        )
+    ]
+    write_json(file, {**content, "classes": {"spleen": 1, "liver": 2}, "cases": rows})
+    study = load_study(work)
+    # class means 0.5 and 0.8, by hand
+    assert compare(study)["dice"].to_list() == pytest.approx([0.65])
+    table = class_table(study, compare(study), SMALL, "classes", "all")
+    assert table.rows == [["Baseline", "65.0", "50.0", "80.0"]]
+    assert table.to_csv().splitlines()[1:] == [
+        f"{SMALL},Baseline,spleen,2,0.5,",
+        f"{SMALL},Baseline,liver,2,0.8,",
+    ]
+
+
 def test_lost_distances_are_counted_not_hidden(tmp_path: Path) -> None:
     work = Synthetic(gains={"Baseline": (0,)}, presets=(SMALL,), folds=1).write(tmp_path)
     file = work / "runs" / f"Baseline__{SMALL}" / "fold_0" / "evaluation" / "evaluation.json"
