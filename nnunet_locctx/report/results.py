@@ -111,6 +111,10 @@ class Results:
         """The rows of one run; none if they are not there (yet)."""
         return self.scores[(self.scores["run"] == run) & (self.scores["part"] == part)]
 
+    def foreground_scores(self, *parts: str) -> pd.DataFrame:
+        """The rows of these parts, without the background."""
+        return self.scores[self.scores["part"].isin(parts) & (self.scores["class"] != BACKGROUND)]
+
 
 def load_study(work: Path) -> Results:
     """Reads what there is.

@@ -142,7 +142,7 @@ def with_base(study: Results, rows: pd.DataFrame) -> pd.DataFrame:
         Rows of :attr:`Results.scores` without the background, with base, dice_base and paired (whether the baseline has
         the case and the class).
     """
-    scores = study.scores[study.scores["part"].isin(rows["part"]) & (study.scores["class"] != BACKGROUND)]
+    scores = study.foreground_scores(*rows["part"].unique())
     theirs = scores[["run", *CASE_KEYS, "dice"]].rename(columns={"run": "base", "dice": "dice_base"})
     mine = scores.merge(rows[["run", "base"]], on="run")
     both = mine.merge(theirs, how="left", on=["base", *CASE_KEYS], indicator="paired")

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from nnunet_locctx.report.document import NOTHING, Table, count, duration, number, p_value, percent, span
-from nnunet_locctx.report.results import BACKGROUND, POSTPROCESSINGS, VALIDATION, Results
+from nnunet_locctx.report.results import METRICS, POSTPROCESSINGS, VALIDATION, Results
 from nnunet_locctx.report.statistics import FEWEST_CASES, RESAMPLES, SEED, paper_dice, with_base
 
 ERRORS = ["hd95_mm", "nsd", "volume_error_percent", "swap_rate", "off_region_ml"]
@@ -105,8 +105,8 @@ def error_table(study: Results, rows: pd.DataFrame, key: str, cases: str) -> Tab
     tolerance, off = (study.evaluation.get(name) for name in ("tolerance_mm", "off_region_mm"))
     at, far = _words(" at {:g} mm", tolerance), _words(" (more than {:g} mm)", off)
     convention = study.evaluation.get("paper")
-    scores = with_base(study, rows)
-    frame = scores.groupby(["run", "class"])[ERRORS].mean().groupby("run").mean().reindex(rows["run"])
+    scores = study.foreground_scores(*rows["part"].unique())
+    frame = _mean_of_classes(scores, ["run"])[ERRORS].reindex(rows["run"])
     frame["paper_dice"] = [
         paper_dice(study.scores_of(row.run, row.part), convention) for row in rows.itertuples()
     ]
@@ -142,19 +142,11 @@ def error_table(study: Results, rows: pd.DataFrame, key: str, cases: str) -> Tab
 def postprocessing_table(study: Results) -> Table | None:
     """A row per preset and method: Dice before and after each postprocessing; None if there was none."""
     kinds = [kind for kind in POSTPROCESSINGS if kind in study.scores["part"].to_numpy()]
-    scores = study.scores[study.scores["class"] != BACKGROUND]
-    scores = scores[scores["part"].isin([VALIDATION, *kinds])]
     if not kinds:
         return None
+    scores = study.foreground_scores(VALIDATION, *kinds)
     names = ["run", "part"]
-    means = (
-        scores.groupby([*names, "class"])["dice"]
-        .mean()
-        .groupby(names)
-        .mean()
-        .unstack()
-        .reindex(columns=[VALIDATION, *kinds])
-    )
+    means = _mean_of_classes(scores, names)["dice"].unstack().reindex(columns=[VALIDATION, *kinds])
     means = means.rename(columns={VALIDATION: "none"})
     cases = scores.drop_duplicates([*names, "fold", "case"]).groupby(names).size().groupby("run").max()
     runs = study.runs[study.runs.index.isin(scores.loc[scores["part"] != VALIDATION, "run"])]
@@ -329,6 +321,11 @@ def _gains(gains: pd.Series, digits: int, star: Any = "") -> pd.Series:
 def _present(frame: pd.DataFrame, names: pd.Index) -> pd.Index:
     """Those of a frame's names that are among `names`, in the frame's order."""
     return frame.index[frame.index.isin(names)]
+
+
+def _mean_of_classes(scores: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """Every metric by `names`: mean over the classes of the class means over the cases."""
+    return scores.groupby([*names, "class"])[METRICS].mean().groupby(names).mean()
 
 
 def _beside_names(rows: pd.DataFrame, columns: pd.DataFrame) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from nnunet_locctx.report.document import Document, to_csv
-from nnunet_locctx.report.results import BACKGROUND, CASE_KEYS, METRICS, NO_FOLD, TEST, VALIDATION, load_study
+from nnunet_locctx.report.results import CASE_KEYS, METRICS, NO_FOLD, TEST, VALIDATION, load_study
 from nnunet_locctx.report.sections import build_document
 
 PAGE, TWIN, FIGURES = "index.html", "report.md", "figures"
@@ -49,12 +49,11 @@ def write_report(work: Path, output: Path | None = None, *, progress: bool = Fal
     files[TWIN] = render(document, "report.md.jinja").encode()
     files |= {f"{table.key}.csv": table.to_csv().encode() for table in document.tables()}
     files |= {figure.file: figure.png for figure in document.figures()}
-    scores = study.scores[study.scores["class"] != BACKGROUND].astype({"fold": "Int64"})
-    scores["fold"] = scores["fold"].mask(scores["fold"] == NO_FOLD)
     for part, name in ((VALIDATION, "cases.csv"), (TEST, "test_cases.csv")):
-        cases = scores.loc[scores["part"] == part, ["preset", "method", *CASE_KEYS, *METRICS]]
+        cases = study.foreground_scores(part)[["preset", "method", *CASE_KEYS, *METRICS]]
         if len(cases):
-            files[name] = to_csv(cases).encode()
+            fold = cases["fold"].where(cases["fold"] != NO_FOLD).astype("Int64")
+            files[name] = to_csv(cases.assign(fold=fold)).encode()
     _replace(target, files)
     return target / PAGE
 
