@@ -10,7 +10,7 @@ import pytest
 
 from nnunet_locctx.cli import main
 from nnunet_locctx.report import write_report
-from tests.report.synthetic_study import Synthetic, edit_json, robustness, write_json
+from tests.report.synthetic_study import PRESETS, Synthetic, edit_json, robustness, write_json
 
 SMALL = "locbam_lowres_small"
 EVIL = "<script>alert('x')</script> & | `co`"
@@ -71,15 +71,8 @@ def test_the_page_needs_nothing_else(written: Path) -> None:
 
 def test_every_figure_and_table_is_there(written: Path) -> None:
     figures = {file.stem for file in (written / "figures").iterdir()}
-    assert figures == {
-        "coverage_gain",
-        f"class_gain_{SMALL}",
-        "class_gain_locbam_lowres_large",
-        f"cases_{SMALL}",
-        "cases_locbam_lowres_large",
-        "training",
-        "wrong_location",
-    }
+    each = {f"{kind}_{preset}" for kind in ("class_gain", "cases") for preset in PRESETS}
+    assert figures == {"coverage_gain", "training", "wrong_location", *each}
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in (written / "figures").iterdir())
     page, twin = (written / "index.html").read_text(), (written / "report.md").read_text()
     tables = re.findall(r'id="table-([^"]+)"', page)
@@ -114,15 +107,8 @@ def test_names_are_text_never_markup(tmp_path: Path) -> None:
         gains={"Baseline": (0,), EVIL.replace("/", ""): (0.02,)}, presets=(SMALL,), folds=1, title=EVIL
     )
     work = one.write(tmp_path)
-    failure = {
-        "job": "train",
-        "run": "r",
-        "fold": 0,
-        "exit_status": 1,
-        "log": "l",
-        "message": f"{EVIL}\nlast | line",
-    }
-    write_json(work / "failures" / "train.json", failure)
+    failure = {"job": "train", "run": "r", "fold": 0, "exit_status": 1, "log": "l"}
+    write_json(work / "failures" / "train.json", {**failure, "message": f"{EVIL}\nlast | line"})
     folder = write_report(work).parent
     page = Page((folder / "index.html").read_text())
     assert "script" not in page.tags
@@ -181,12 +167,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_settings_and_commands_are_told(written: Path, work: Path) -> None:
     text = Page((written / "index.html").read_text()).text
-    for told in (
-        "nnunetv2 2.8.1",
-        "machine, cpu: test",
-        "seed: 0",
-        f"locctx report {work}",
-        "-tr LocBAMTrainer",
-    ):
-        assert told in text
+    commands = (f"locctx report {work}", "-tr LocBAMTrainer")
+    for words in ("nnunetv2 2.8.1", "machine, cpu: test", "seed: 0", *commands):
+        assert words in text
     assert json.loads((work / "study.json").read_text())["fairness"][0]["what"] in text

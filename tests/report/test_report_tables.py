@@ -22,7 +22,7 @@ from nnunet_locctx.report.tables import (
     postprocessing_table,
     training_table,
 )
-from tests.report.synthetic_study import Synthetic, edit_json, write_json
+from tests.report.synthetic_study import Synthetic, edit_json, evaluation_file, write_json
 
 SMALL = "locbam_lowres_small"
 
@@ -122,7 +122,7 @@ def test_class_table_gives_each_class_its_mean(work: Path) -> None:
 
 def test_a_class_that_a_run_lacks_is_a_dash(tmp_path: Path) -> None:
     work = Synthetic(presets=(SMALL,), folds=1).write(tmp_path)
-    file = work / "runs" / f"LocBAM__{SMALL}" / "fold_0" / "evaluation" / "evaluation.json"
+    file = evaluation_file(work, "LocBAM", SMALL)
     content = json.loads(file.read_text())
     del content["classes"]["liver"]
     write_json(file, {**content, "cases": [row for row in content["cases"] if row["class"] != "liver"]})
@@ -136,7 +136,7 @@ def test_a_class_that_a_run_lacks_is_a_dash(tmp_path: Path) -> None:
 
 def test_a_missing_value_is_left_out_of_its_class(tmp_path: Path) -> None:
     work = Synthetic(gains={"Baseline": (0,)}, presets=(SMALL,), folds=1, cases_per_fold=2).write(tmp_path)
-    file = work / "runs" / f"Baseline__{SMALL}" / "fold_0" / "evaluation" / "evaluation.json"
+    file = evaluation_file(work, "Baseline", SMALL)
     content = json.loads(file.read_text())
     rows = [
         {"case": case, "class": name, "dice": dice}
@@ -162,7 +162,7 @@ def test_a_missing_value_is_left_out_of_its_class(tmp_path: Path) -> None:
 
 def test_lost_distances_are_counted_not_hidden(tmp_path: Path) -> None:
     work = Synthetic(gains={"Baseline": (0,)}, presets=(SMALL,), folds=1).write(tmp_path)
-    file = work / "runs" / f"Baseline__{SMALL}" / "fold_0" / "evaluation" / "evaluation.json"
+    file = evaluation_file(work, "Baseline", SMALL)
     content = json.loads(file.read_text())
     content["cases"][0].update(dice=0.0, hd95_mm=None)  # not predicted
     content["cases"][1].update(reference_ml=0.0, dice=None, hd95_mm=None)  # not in the case
@@ -178,17 +178,8 @@ def test_missing_runs_folds_and_broken_files_are_named(tmp_path: Path) -> None:
     lost = work / "runs" / f"LocBAM__{SMALL}" / "fold_1"
     (lost / "evaluation" / "evaluation.json").unlink()
     (lost / "training.json").write_text("{")
-    write_json(
-        work / "failures" / "train.json",
-        {
-            "job": "train x",
-            "run": f"LocBAM__{SMALL}",
-            "fold": 1,
-            "exit_status": 137,
-            "log": "logs/x",
-            "message": "killed",
-        },
-    )
+    failure = {"job": "train x", "run": f"LocBAM__{SMALL}", "fold": 1, "exit_status": 137}
+    write_json(work / "failures" / "train.json", {**failure, "log": "logs/x", "message": "killed"})
     study = load_study(work)
     assert list(study.missing[["what", "fold"]].itertuples(index=False, name=None)) == [
         ("training", "1"),
@@ -210,7 +201,7 @@ def dice_by_case_of_fold(work: Path, method: str) -> list[float]:
 
 def test_cases_that_only_the_method_has_are_left_out_of_the_gain(tmp_path: Path) -> None:
     work = Synthetic().write(tmp_path)
-    (work / "runs" / f"Baseline__{SMALL}" / "fold_1" / "evaluation" / "evaluation.json").unlink()
+    evaluation_file(work, "Baseline", SMALL, 1).unlink()
     study = load_study(work)
     rows = compare(study)
     table = comparison_table(study, rows, "comparison", "all")
@@ -222,7 +213,7 @@ def test_postprocessed_cases_are_paired_by_fold(tmp_path: Path) -> None:
     work = Synthetic(presets=(SMALL,)).write(tmp_path)
     run = f"Baseline__{SMALL}"
     rows = [{**row, "dice": min(1.0, float(str(row["dice"])) + 0.01)} for row in rows_of(work, run)]
-    source = json.loads((work / "runs" / run / "fold_0" / "evaluation" / "evaluation.json").read_text())
+    source = json.loads(evaluation_file(work, "Baseline", SMALL).read_text())
     folder = work / "runs" / run / "postprocessing" / "largest_component" / "evaluation"
     write_json(folder / "evaluation.json", {**source, "cases": rows})
     study = load_study(work)
