@@ -24,6 +24,7 @@ NO_FOLD = -1
 """The fold of test cases, which belong to none."""
 
 NEEDED = ("name", "dataset", "baseline", "methods", "presets", "folds", "runs")
+RUN_KEYS = ["part", "run", "preset", "method"]
 CASE_KEYS = ["fold", "case", "class"]
 
 
@@ -132,20 +133,17 @@ def load_study(work: Path) -> Results:
     methods = methods.sort_values("name", key=lambda name: name != settings["baseline"], kind="stable")
     methods = methods.set_index("name")
     runs = _frame(settings["runs"], ["run", "method", "preset", "trainer", "plans", "configuration", "model"])
-    place = {
-        column: {name: place for place, name in enumerate(frame.index)}
-        for column, frame in (("preset", presets), ("method", methods))
-    }
-    runs = runs.sort_values(
-        ["preset", "method"], key=lambda names: names.map(place[names.name]), kind="stable"
-    ).set_index("run")
+    order = {"preset": presets.index, "method": methods.index}
+    runs = runs.set_index("run").sort_values(
+        [*order], key=lambda names: names.map(pd.Series(range(len(order[names.name])), order[names.name]))
+    )
     folds = tuple(int(fold) for fold in settings["folds"])
     reader = _Reader(work, settings)
     for run in runs.itertuples():
         reader.read_run(run, folds, located=methods["source"].get(run.method) is not None)
     failures = reader.read_failures()
     evaluation = next(iter(reader.evaluations), {})
-    columns = ["part", "run", "preset", "method", *CASE_KEYS, *METRICS]
+    training = ["run", "fold", "seconds", "parameters", "epochs", "device"]
     return Results(
         folder=work,
         settings=settings,
@@ -153,12 +151,8 @@ def load_study(work: Path) -> Results:
         presets=presets,
         runs=runs,
         folds=folds,
-        scores=pd.concat(reader.scores, ignore_index=True)
-        if reader.scores
-        else pd.DataFrame(columns=columns),
-        trainings=pd.DataFrame(
-            reader.trainings, columns=["run", "fold", "seconds", "parameters", "epochs", "device"]
-        ),
+        scores=pd.concat(reader.scores[1:] or reader.scores, ignore_index=True),
+        trainings=pd.DataFrame(reader.trainings, columns=training),
         epochs=pd.DataFrame(reader.epochs, columns=["run", "preset", "method", "fold", "epoch", *SERIES]),
         robustness=reader.robustness,
         definitions=evaluation.get("definitions", {}),
@@ -176,7 +170,7 @@ class _Reader:
         self.folder = folder
         self.missing: list[tuple[str, str, str, str]] = []
         self.evaluations: list[Mapping[str, Any]] = []
-        self.scores: list[pd.DataFrame] = []
+        self.scores = [pd.DataFrame(columns=[*RUN_KEYS, *CASE_KEYS, *METRICS])]
         self.trainings: list[dict[str, Any]] = []
         self.epochs: list[dict[str, Any]] = []
         self.robustness: dict[str, Mapping[str, Any]] = {}
@@ -207,11 +201,11 @@ class _Reader:
         found = self._read(f"{place}/test/evaluation/evaluation.json", name, "", what, needed=self._tested)
         self._add_scores(run, TEST, {None: found} if found else {})
         for kind in POSTPROCESSINGS:
-            file, needed = (
+            file, what = (
                 f"{place}/postprocessing/{kind}/evaluation/evaluation.json",
-                kind in self._postprocessed,
+                f"evaluation after {kind}",
             )
-            found = self._read(file, name, "", f"evaluation after {kind}", needed=needed)
+            found = self._read(file, name, "", what, needed=kind in self._postprocessed)
             self._add_scores(run, kind, {None: found} if found else {})
         # a plain network takes no location
         needed = located and run.preset in self._shifted
@@ -232,7 +226,10 @@ class _Reader:
     def _read(self, name: str, run: str, fold: object, what: str, *, needed: bool = True) -> dict[str, Any]:
         """A file's object; empty if there is none."""
         try:
-            return _read_object(self.folder / name)
+            content = _read_object(self.folder / name)
+            if not content:
+                raise ValueError("it holds nothing")
+            return content
         except FileNotFoundError:
             if needed:
                 self.missing.append((run, str(fold), what, f"no file {name}"))
@@ -259,7 +256,7 @@ class _Reader:
         )
         frame[METRICS] = frame[METRICS].apply(_finite)
         names = {"part": part, "run": run.Index, "preset": run.preset, "method": run.method}
-        self.scores.append(frame.assign(**names)[[*names, *CASE_KEYS, *METRICS]])
+        self.scores.append(frame.assign(**names)[[*RUN_KEYS, *CASE_KEYS, *METRICS]])
 
     def _add_training(self, run: Any, fold: int, content: Mapping[str, Any]) -> None:
         epochs = content.get("epochs") or ()

@@ -178,10 +178,12 @@ def test_missing_runs_folds_and_broken_files_are_named(tmp_path: Path) -> None:
     lost = work / "runs" / f"LocBAM__{SMALL}" / "fold_1"
     (lost / "evaluation" / "evaluation.json").unlink()
     (lost / "training.json").write_text("{")
+    (lost.parent / "fold_0" / "training.json").write_text("{}")
     failure = {"job": "train x", "run": f"LocBAM__{SMALL}", "fold": 1, "exit_status": 137}
     write_json(work / "failures" / "train.json", {**failure, "log": "logs/x", "message": "killed"})
     study = load_study(work)
     assert list(study.missing[["what", "fold"]].itertuples(index=False, name=None)) == [
+        ("training", "0"),
         ("training", "1"),
         ("evaluation of the validation cases", "1"),
     ]
