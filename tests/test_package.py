@@ -85,10 +85,11 @@ def test_wheel_carries_types_licence_and_every_module(wheel: zipfile.Path) -> No
     assert {path.relative_to(REPOSITORY).as_posix() for path in PACKAGE.rglob("*.py")} <= names
     data = {
         path
-        for path in (PACKAGE / "study").rglob("*")
+        for room in ("study", "report")
+        for path in (PACKAGE / room).rglob("*")
         if path.suffix in (".json", ".jinja", ".yaml") or path.name == "Snakefile"
     }
-    assert {"page.html.jinja", "locbam_table2.json", "Snakefile", "config.yaml"} <= {
+    assert {"page.html.jinja", "report.md.jinja", "locbam_table2.json", "Snakefile", "config.yaml"} <= {
         path.name for path in data
     }
     assert {path.relative_to(REPOSITORY).as_posix() for path in data} <= names

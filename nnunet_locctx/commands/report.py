@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
-    from nnunet_locctx.study.report import write_report
+    from nnunet_locctx.report import write_report
 
     page = write_report(options.work, options.output, progress=not options.quiet)
     print(f"wrote {page}")

@@ -5,12 +5,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnunet_locctx.study.report.document import NOTHING, Table, number
-from nnunet_locctx.study.report.model import Study
-from nnunet_locctx.study.report.papers import METRICS, Ours, find_ours, read_paper, same_dataset
+import pandas as pd
+
+from nnunet_locctx.report.document import NOTHING, Table, number
+from nnunet_locctx.report.papers import METRICS, Ours, find_ours, read_paper, same_dataset
+from nnunet_locctx.report.results import Results
 
 
-def paper_table(study: Study, name: str) -> Table:
+def paper_table(study: Results, name: str) -> Table:
     """A paper's table with the study's values beside; classes across, if the paper has them.
 
     Raises:
@@ -36,11 +38,12 @@ def paper_table(study: Study, name: str) -> Table:
             columns.insert(3, "coverage, %: paper / here")
             for line, row in zip(lines, rows, strict=True):
                 line.insert(3, _coverage(study, row))
-    return Table(f"paper_{name}", caption, columns, lines, labels=3, notes=notes, records=records)
+    shown = pd.DataFrame(lines, columns=columns)
+    return Table(f"paper_{name}", caption, shown, labels=3, notes=notes, records=records)
 
 
 def _records(
-    study: Study, name: str, rows: Sequence[Mapping[str, Any]], found: Sequence[Ours]
+    study: Results, name: str, rows: Sequence[Mapping[str, Any]], found: Sequence[Ours]
 ) -> list[dict[str, Any]]:
     ours = dict(zip(map(_identity, rows), found, strict=True))
     printed = {_identity(row): float(row["value"]) for row in rows}
@@ -89,9 +92,9 @@ def _down(
     return columns, lines
 
 
-def _coverage(study: Study, row: Mapping[str, Any]) -> str:
+def _coverage(study: Results, row: Mapping[str, Any]) -> str:
     printed = row.get("parts", {}).get("coverage_percent", math.nan)
-    own = next((one.coverage for one in study.presets if one.name == row["preset"]), None)
+    own = study.presets["coverage"].get(row["preset"])
     if own is None or not same_dataset(row["dataset"], study.dataset):
         own = math.nan
     return f"{number(printed)} / {number(100 * own)}"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nnunet_locctx.study.report import statistics
+from nnunet_locctx.report import statistics
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,8 @@ from typing import Any
 import nibabel
 import numpy as np
 
+from nnunet_locctx.evaluation.measures import MEASURES
+
 CLASSES = {"spleen": 1, "right kidney": 2, "left kidney": 3, "gallbladder": 4, "liver": 5}
 VOLUMES = {"spleen": 220.0, "right kidney": 150.0, "left kidney": 155.0, "gallbladder": 30.0, "liver": 1500.0}
 PAIRS = [["left kidney", "right kidney"]]
@@ -17,16 +19,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "locbam_lowres_small": {"patch_size": [32, 32, 32], "batch_size": 128, "coverage": 0.0026},
     "locbam_lowres_large": {"patch_size": [128, 128, 128], "batch_size": 2, "coverage": 0.1667},
 }
-METRICS = (
-    "reference_ml",
-    "prediction_ml",
-    "dice",
-    "hd95_mm",
-    "nsd",
-    "volume_error_ml",
-    "volume_error_percent",
-)
-METRICS += ("swap_rate", "off_region_ml")
+ANY_PRESET: dict[str, Any] = {"patch_size": [32, 32, 32], "batch_size": 2, "coverage": 0.01}
+ANY_PRESET |= {"spacing": [2.0, 1.5, 1.5], "median_size": [200, 250, 250]}
 SHAPE, SPACING = (12, 20, 24), (5.0, 3.0, 3.0)
 """Of the scans: z, y, x and mm."""
 
@@ -72,27 +66,16 @@ class Synthetic:
             for method, gains in self.gains.items():
                 run = f"{method.replace(' ', '_')}__{preset}"
                 model = folder / "results" / run
-                runs.append(
-                    {
-                        "run": run,
-                        "method": method,
-                        "preset": preset,
-                        "trainer": f"{method}Trainer",
-                        "plans": "studyPlans",
-                        "configuration": f"3d_{preset}",
-                        "model": str(model),
-                    }
-                )
+                names = {"run": run, "method": method, "preset": preset, "trainer": f"{method}Trainer"}
+                plans = {"plans": "studyPlans", "configuration": f"3d_{preset}"}
+                runs.append({**names, **plans, "model": str(model)})
                 for fold in range(self.folds):
                     place = work / "runs" / run / f"fold_{fold}"
                     rows = self._rows(fold, difficulty, gains[p], rng)
                     write_json(place / "evaluation" / "evaluation.json", self._evaluation(rows))
                     write_json(place / "training.json", self._training(gains[p], rng))
-                    if self.images:
-                        for case in self.case_names(fold):
-                            _write_prediction(
-                                folder, model / f"fold_{fold}" / "validation", case, gains[p], rng
-                            )
+                    for case in self.case_names(fold) if self.images else ():
+                        _write_prediction(model / f"fold_{fold}" / "validation", case, gains[p], rng)
         write_json(work / "study.json", self._settings(folder, runs))
         return work
 
@@ -102,14 +85,8 @@ class Synthetic:
             for fold in range(self.folds):
                 for number, case in enumerate(self.case_names(fold)):
                     _write_scan(raw, case, number)
-            labels = {"background": 0, **CLASSES}
-            content = {
-                "channel_names": {"0": "CT"},
-                "labels": labels,
-                "file_ending": ".nii.gz",
-                "numTraining": 1,
-            }
-            write_json(raw / "dataset.json", content)
+            content = {"channel_names": {"0": "CT"}, "labels": {"background": 0, **CLASSES}, "numTraining": 1}
+            write_json(raw / "dataset.json", {**content, "file_ending": ".nii.gz"})
         return {
             "version": 1,
             "name": self.name,
@@ -128,16 +105,7 @@ class Synthetic:
                 for place, name in enumerate(self.gains)
             ],
             "presets": [
-                {
-                    "name": name,
-                    "description": "",
-                    "patch_size": [32, 32, 32],
-                    "batch_size": 2,
-                    "spacing": [2.0, 1.5, 1.5],
-                    "median_size": [200, 250, 250],
-                    "coverage": 0.01,
-                    **PRESETS.get(name, {}),
-                }
+                {"name": name, "description": "", **ANY_PRESET, **PRESETS.get(name, {})}
                 for name in self.presets
             ],
             "folds": list(range(self.folds)),
@@ -167,7 +135,7 @@ class Synthetic:
                 side = any(name in pair for pair in self.pairs)
                 numbers = (volume, 0.95 * volume, dice, 30 * (1 - dice), dice, -0.05 * volume, -5.0)
                 numbers += (0.02 * (1 - dice) if side else None, 20 * (1 - dice))
-                rows.append({"case": case, "class": name, **dict(zip(METRICS, numbers, strict=True))})
+                rows.append({"case": case, "class": name, **dict(zip(MEASURES, numbers, strict=True))})
         return rows
 
     def _evaluation(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -188,36 +156,17 @@ class Synthetic:
             progress = 1 - math.exp(-4 * (epoch + 1) / self.epochs)
             dice = [float(np.clip((0.8 + gain) * progress + rng.normal(0, 0.03), 0, 1)) for _ in self.classes]
             loss = 0.2 - (0.8 + gain) * progress + float(rng.normal(0, 0.02))
-            entry = {
-                "epoch": epoch,
-                "train_loss": loss,
-                "val_loss": loss + 0.05,
-                "pseudo_dice": dice,
-                "seconds": 60.0,
-            }
-            epochs.append(entry)
-        numbers = {
-            "seconds": 60.0 * self.epochs,
-            "iterations": 250 * self.epochs,
-            "seed": 0,
-            "parameters": 31_000_000,
-        }
-        return {**numbers, "device": "cpu", "gpu": None, "epochs": epochs}
+            losses = {"train_loss": loss, "val_loss": loss + 0.05}
+            epochs.append({"epoch": epoch, **losses, "pseudo_dice": dice, "seconds": 60.0})
+        numbers = {"seconds": 60.0 * self.epochs, "iterations": 250 * self.epochs, "parameters": 31_000_000}
+        return {**numbers, "seed": 0, "device": "cpu", "gpu": None, "epochs": epochs}
 
 
 def robustness(method: str, cases: Sequence[str], fall: float) -> dict[str, Any]:
     """robustness.json whose Dice falls by `fall` for 100%."""
+    shared = {"model": method, "axes": "axial", "deviation": 0.02, "cases": len(cases), "per_class": {}}
     points = [
-        {
-            "model": method,
-            "kind": kind,
-            "axes": "axial",
-            "percent": amount,
-            "dice": 0.85 - fall * amount / 100,
-            "deviation": 0.02,
-            "cases": len(cases),
-            "per_class": {},
-        }
+        {**shared, "kind": kind, "percent": amount, "dice": 0.85 - fall * amount / 100}
         for kind in ("shift", "noise")
         for amount in (0.0, 1.0, 5.0, 25.0, 100.0)
     ]
@@ -228,6 +177,11 @@ def write_json(file: Path, content: Any) -> None:
     """Writes JSON and the folders above it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content))
+
+
+def evaluation_file(work: Path, method: str, preset: str, fold: int = 0) -> Path:
+    """Where the validation cases of a fold are evaluated."""
+    return work / "runs" / f"{method}__{preset}" / f"fold_{fold}" / "evaluation" / "evaluation.json"
 
 
 def edit_json(file: Path, **changes: Any) -> None:
@@ -261,7 +215,7 @@ def _write_scan(raw: Path, case: str, number: int) -> None:
     _save(raw / "labelsTr" / f"{case}.nii.gz", labels)
 
 
-def _write_prediction(folder: Path, place: Path, case: str, gain: float, rng: Any) -> None:
+def _write_prediction(place: Path, case: str, gain: float, rng: Any) -> None:
     labels = true_labels(int(case[-3:]) % 6)
     wrong = rng.random(SHAPE) < 0.06 - gain
     predicted = np.where(wrong, np.roll(labels, 2, axis=2), labels)

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from nnunet_locctx.geometry import PATIENT_FROM_LPS, Frame
 from nnunet_locctx.nnunet.raw_scans import read_dataset_json
 from nnunet_locctx.nnunet.reading import read_any
-from nnunet_locctx.study.report.model import Run, Study
+from nnunet_locctx.report.results import Results
 
 LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
 """Per patient axis (R, A, S): where it begins and where it ends."""
@@ -52,14 +53,14 @@ class CaseSlice:
     problems: tuple[str, ...]
 
 
-def read_case(study: Study, case: str, fold: int, runs: list[Run]) -> CaseSlice:
+def read_case(study: Results, case: str, fold: int, runs: pd.DataFrame) -> CaseSlice:
     """The slice of a validation case with the most true foreground, cropped to what is labelled or predicted.
 
     Args:
         study: The study.
         case: Name of the case.
         fold: In which it was validated.
-        runs: Whose predictions to read.
+        runs: Whose predictions to read: rows of :attr:`Results.runs`.
 
     Raises:
         ValueError: Image or truth cannot be read, or do not fit together.
@@ -74,8 +75,8 @@ def read_case(study: Study, case: str, fold: int, runs: list[Run]) -> CaseSlice:
     turn = _Turn(properties, image.shape, truth)
     problems: list[str] = []
     planes: dict[str, npt.NDArray[np.int64] | None] = {}
-    for run in runs:
-        file = run.model / f"fold_{fold}" / "validation" / f"{case}{ending}"
+    for run in runs.itertuples():
+        file = Path(run.model) / f"fold_{fold}" / "validation" / f"{case}{ending}"
         try:
             found = _read_labels(file)
             if found.shape != truth.shape:
@@ -153,7 +154,7 @@ def _read_labels(file: Path) -> npt.NDArray[np.int64]:
     return np.asarray(np.rint(data[0]), dtype=np.int64)
 
 
-def _is_ct(study: Study) -> bool:
+def _is_ct(study: Results) -> bool:
     channels = study.settings.get("channels") or {}
     first = channels.get("0") if isinstance(channels, Mapping) else next(iter(channels), "")
     return str(first).upper() == "CT"

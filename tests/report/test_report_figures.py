@@ -1,30 +1,20 @@
 """What the figures are made of; that they can be read was checked by eye."""
 
 import json
-import math
 from pathlib import Path
 
 import nibabel
 import numpy as np
+import pandas as pd
 import pytest
 
-from nnunet_locctx.study.report.case_images import read_case
-from nnunet_locctx.study.report.comparison import compare
-from nnunet_locctx.study.report.figures.classes import by_size, class_gain, class_sizes
-from nnunet_locctx.study.report.figures.coverage import _printed, draw_coverage
-from nnunet_locctx.study.report.figures.curves import fold_table
-from nnunet_locctx.study.report.figures.location import baseline_dice, location_points
-from nnunet_locctx.study.report.figures.overlays import choose_cases, draw_overlays, label_colours
-from nnunet_locctx.study.report.figures.style import looks
-from nnunet_locctx.study.report.load import load_study
-from tests.study.report.synthetic_study import (
-    CLASSES,
-    Synthetic,
-    edit_json,
-    robustness,
-    true_labels,
-    write_json,
-)
+from nnunet_locctx.report.case_images import read_case
+from nnunet_locctx.report.cases import choose_cases, draw_overlays, label_colours
+from nnunet_locctx.report.figures import baseline_dice, draw_coverage, draw_training, looks, printed_gains
+from nnunet_locctx.report.results import Results, load_study
+from nnunet_locctx.report.statistics import by_case, class_gains, class_sizes, compare, with_base
+from nnunet_locctx.report.tables import location_points
+from tests.report.synthetic_study import CLASSES, Synthetic, edit_json, robustness, true_labels, write_json
 
 SMALL = "locbam_lowres_small"
 
@@ -38,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_slices_are_seen_from_the_feet_with_the_patients_right_at_the_left(folder: Path) -> None:
     study = load_study(folder / "work")
-    piece = read_case(study, "case_000", 0, study.at(SMALL))
+    piece = read_case(study, "case_000", 0, study.runs_at(SMALL))
     columns = piece.truth.shape[1]
     right = np.argwhere(piece.truth == CLASSES["right kidney"]).mean(axis=0)
     left = np.argwhere(piece.truth == CLASSES["left kidney"]).mean(axis=0)
@@ -66,7 +56,7 @@ def test_a_flipped_and_permuted_scan_gives_the_same_picture(folder: Path, tmp_pa
     pieces = []
     for place in (folder, tmp_path):
         study = load_study(place / "work")
-        pieces.append(read_case(study, "case_001", 0, study.at(SMALL)))
+        pieces.append(read_case(study, "case_001", 0, study.runs_at(SMALL)))
     one, other = pieces
     assert one.letters == other.letters
     assert np.array_equal(one.truth, other.truth)
@@ -78,12 +68,10 @@ def test_a_flipped_and_permuted_scan_gives_the_same_picture(folder: Path, tmp_pa
 def test_missing_files_are_named_and_the_rest_is_drawn(tmp_path: Path) -> None:
     work = Synthetic(images=True, cases_per_fold=3, presets=(SMALL,)).write(tmp_path)
     study = load_study(work)
-    rows = compare(study, study.validation)
-    (lost,) = [run for run in study.runs if run.method == "CoordConv"]
-    for file in lost.model.rglob("*.nii.gz"):
+    rows = compare(study)
+    for file in Path(study.runs.loc[f"CoordConv__{SMALL}", "model"]).rglob("*.nii.gz"):
         file.unlink()
-    leader = max(rows[1:], key=lambda row: row.mean)
-    gone = sorted(choose_cases(leader, rows[0]))[0][1]
+    gone = min(choose_cases(case_dice(study), "LocBAM", "Baseline"))[1]
     (tmp_path / "raw" / "Dataset007_BTCV" / "imagesTr" / f"{gone}_0000.nii.gz").unlink()
     figure, problems = draw_overlays(study, rows, SMALL)
     assert figure is not None
@@ -95,7 +83,7 @@ def test_missing_files_are_named_and_the_rest_is_drawn(tmp_path: Path) -> None:
 def test_without_raw_data_there_is_no_figure_but_a_reason(tmp_path: Path) -> None:
     work = Synthetic(presets=(SMALL,), folds=1).write(tmp_path)
     study = load_study(work)
-    figure, problems = draw_overlays(study, compare(study, study.validation), SMALL)
+    figure, problems = draw_overlays(study, compare(study), SMALL)
     assert figure is None
     assert problems
     assert all("dataset.json" in problem for problem in problems)
@@ -111,67 +99,69 @@ def test_two_dimensional_images_are_drawn_as_stored(tmp_path: Path) -> None:
     truth = np.zeros((10, 16), np.uint8)
     truth[2:5, 3:12] = 1
     places = [raw / "imagesTr" / "case_000_0000.png", raw / "labelsTr" / "case_000.png"]
-    places += [run.model / "fold_0" / "validation" / "case_000.png" for run in study.runs]
+    places += [Path(run.model) / "fold_0" / "validation" / "case_000.png" for run in study.runs.itertuples()]
     for place in places:
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(truth * (100 if place == places[0] else 1)).save(place)
-    piece = read_case(study, "case_000", 0, list(study.runs))
+    piece = read_case(study, "case_000", 0, study.runs)
     assert (piece.letters, piece.name) == ((), "2D, as stored")
     assert np.array_equal(piece.truth, truth)
     assert all(np.array_equal(plane, truth) for plane in piece.predictions.values())
 
 
+def case_dice(study: Results) -> pd.DataFrame:
+    """Mean over the classes: (fold, case) x methods."""
+    runs = study.runs_at(SMALL).itertuples()
+    return pd.DataFrame({run.method: by_case(study.scores_of(run.Index)).mean(axis=1) for run in runs})
+
+
 def test_cases_are_chosen_by_dice_and_gain(folder: Path) -> None:
-    study = load_study(folder / "work")
-    base, _, leader = compare(study, study.validation)[:3]
-    dice = leader.scores.values["dice"].mean(axis=1)
-    gain = dice - base.scores.values["dice"].mean(axis=1)
-    chosen = choose_cases(leader, base)
-    keys = leader.scores.keys
-    assert "best of LocBAM" in chosen[keys[int(np.argmax(dice))]]
-    assert "worst of LocBAM" in chosen[keys[int(np.argmin(dice))]]
-    assert "largest gain" in chosen[keys[int(np.argmax(gain))]]
+    dice = case_dice(load_study(folder / "work"))
+    gain = dice["LocBAM"] - dice["Baseline"]
+    chosen = choose_cases(dice, "LocBAM", "Baseline")
+    assert "best of LocBAM" in chosen[dice["LocBAM"].idxmax()]
+    assert "worst of LocBAM" in chosen[dice["LocBAM"].idxmin()]
+    assert "largest gain" in chosen[gain.idxmax()]
     assert sum(len(why.split(", ")) for why in chosen.values()) == 4
 
 
 def test_classes_are_ordered_by_their_size_where_they_are(folder: Path) -> None:
-    study = load_study(folder / "work")
-    scores = study.validation[f"Baseline__{SMALL}"]
-    scores.values["reference_ml"][0, scores.classes.index("liver")] = 0.0  # a case without it does not count
+    scores = load_study(folder / "work").scores_of(f"Baseline__{SMALL}").reset_index(drop=True)
+    liver, spleen = (scores.index[scores["class"] == name] for name in ("liver", "spleen"))
+    scores.loc[liver[0], "reference_ml"] = 0.0  # a case without it does not count
+    scores.loc[spleen, "reference_ml"] = np.nan
     sizes = class_sizes(scores)
     assert sizes["liver"] > 1000
-    assert by_size({**sizes, "unknown": math.nan}) == [
-        "gallbladder",
-        "right kidney",
-        "left kidney",
-        "spleen",
-        "liver",
-        "unknown",
-    ]
+    assert list(sizes.index) == ["gallbladder", "right kidney", "left kidney", "liver", "spleen"]
 
 
 def test_class_gain_counts_the_cases_that_both_have(folder: Path) -> None:
     study = load_study(folder / "work")
-    base, located = study.validation[f"Baseline__{SMALL}"], study.validation[f"LocBAM__{SMALL}"]
-    column = base.classes.index("spleen")
-    base.values["dice"][0, column] = np.nan
-    found = class_gain(located, base, "spleen")
-    expected = (located.values["dice"] - base.values["dice"])[1:, column].mean()
-    assert (found.pairs, found.gain) == (7, pytest.approx(expected))
+    spleen = study.scores[study.scores["class"] == "spleen"].set_index("run")["dice"]
+    mine, theirs = spleen[f"LocBAM__{SMALL}"], spleen[f"Baseline__{SMALL}"]
+    first = study.scores.index[
+        (study.scores["class"] == "spleen") & (study.scores["run"] == f"Baseline__{SMALL}")
+    ][0]
+    study.scores.loc[first, "dice"] = np.nan
+    rows = compare(study)
+    gains = class_gains(with_base(study, rows[rows["preset"] == SMALL])).set_index(["method", "class"])
+    found = gains.loc[("LocBAM", "spleen")]
+    assert found["pairs"] == 7
+    assert found["gain"] == pytest.approx((mine.to_numpy() - theirs.to_numpy())[1:].mean())
 
 
 def test_coverage_shows_the_papers_gains_for_the_same_data_only(tmp_path: Path) -> None:
     work = Synthetic(folds=1).write(tmp_path)
     edit_json(work / "study.json", papers=["locbam_table2"])
     study = load_study(work)
-    printed = _printed(study)
-    assert list(printed) == ["LocBAM"]
-    assert printed["LocBAM"][0] == (0.06, pytest.approx(55.25))
-    figure = draw_coverage(study, compare(study, study.validation))
+    printed = printed_gains(study)
+    assert set(printed["method"]) == {"LocBAM"}
+    assert list(printed.iloc[0]) == ["LocBAM", 0.06, pytest.approx(55.25)]
+    figure = draw_coverage(study, compare(study))
     assert figure is not None
     assert "logarithmic further out" in figure.caption
     edit_json(work / "study.json", dataset={"id": 8, "name": "Dataset008_Other", "raw": ""})
-    assert _printed(load_study(work)) == {}
+    assert printed_gains(load_study(work)).empty
 
 
 def test_coverage_needs_a_coverage(tmp_path: Path) -> None:
@@ -180,16 +170,21 @@ def test_coverage_needs_a_coverage(tmp_path: Path) -> None:
     content["presets"][0]["coverage"] = None
     write_json(work / "study.json", content)
     study = load_study(work)
-    assert draw_coverage(study, compare(study, study.validation)) is None
+    assert draw_coverage(study, compare(study)) is None
 
 
-def test_folds_of_different_length_are_averaged_where_they_are() -> None:
-    long = {"epochs": [{"epoch": n, "pseudo_dice": [0.2, None, 0.4], "train_loss": -n} for n in range(3)]}
-    short = {"epochs": [{"epoch": 0, "pseudo_dice": [0.5, 0.7, None], "train_loss": 1.0}]}
-    epochs, table = fold_table([long, short], "pseudo_dice")
-    assert epochs == [0, 1, 2]
-    assert table[:, 0] == pytest.approx([0.3, 0.6])
-    assert np.isnan(table[1, 1:]).all()
+def test_pseudo_dice_is_the_mean_of_the_known_classes_and_folds_may_differ_in_length(tmp_path: Path) -> None:
+    work = Synthetic(presets=(SMALL,)).write(tmp_path)
+    long = [{"epoch": n, "pseudo_dice": [0.2, None, 0.4], "train_loss": -n} for n in range(3)]
+    short = [{"epoch": 0, "pseudo_dice": [0.5, 0.7, None], "train_loss": 1.0}]
+    for fold, epochs in enumerate((long, short)):
+        edit_json(work / "runs" / f"LocBAM__{SMALL}" / f"fold_{fold}" / "training.json", epochs=epochs)
+    study = load_study(work)
+    table = study.epochs[study.epochs["method"] == "LocBAM"].pivot(index="epoch", columns="fold")
+    assert list(table["pseudo_dice"].loc[0]) == pytest.approx([0.3, 0.6])
+    assert np.isnan(table["pseudo_dice"][1].loc[1:]).all()
+    (figure,) = draw_training(study)
+    assert "up to 2 folds" in figure.caption
 
 
 def test_wrong_locations_stand_beside_the_baseline_on_the_same_cases(tmp_path: Path) -> None:
@@ -201,11 +196,11 @@ def test_wrong_locations_stand_beside_the_baseline_on_the_same_cases(tmp_path: P
     write_json(work / "runs" / f"LocBAM__{SMALL}" / "robustness" / "robustness.json", content)
     study = load_study(work)
     points = location_points(study)
-    assert (points[0]["method"], points[1]["dice"]) == ("LocBAM", pytest.approx(0.847))
-    assert math.isnan(points[0]["dice"])
-    scores = study.validation[f"Baseline__{SMALL}"]
-    rows = [place for place, key in enumerate(scores.keys) if key[1] in cases]
-    assert baseline_dice(study, SMALL) == pytest.approx(scores.values["dice"][rows].mean())
+    assert set(points["method"]) == {"LocBAM"}
+    assert np.isnan(points["dice"][0])
+    assert points["dice"][1] == pytest.approx(0.847)
+    scores = study.scores_of(f"Baseline__{SMALL}")
+    assert baseline_dice(study, SMALL) == pytest.approx(scores.loc[scores["case"].isin(cases), "dice"].mean())
 
 
 def test_methods_keep_their_colour_and_regions_their_number(folder: Path) -> None:

@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.study.report.model import Run, Study
-from nnunet_locctx.study.report.scores import Scores, foreground
+import pandas as pd
 
-FOLDER = Path(__file__).resolve().parents[1] / "papers"
+import nnunet_locctx.study
+from nnunet_locctx.report.results import BACKGROUND, VALIDATION, Results
+from nnunet_locctx.report.statistics import by_case, foreground, paper_dice
+
+FOLDER = Path(nnunet_locctx.study.__file__).parent / "papers"
 METRICS = {
     "dice": "foreground Dice, %",
     "paper_dice": "the paper's Dice, %",
@@ -60,7 +63,7 @@ def read_paper(name: str) -> dict[str, Any]:
     return content
 
 
-def find_ours(study: Study, paper: Mapping[str, Any], row: Mapping[str, Any]) -> Ours:
+def find_ours(study: Results, paper: Mapping[str, Any], row: Mapping[str, Any]) -> Ours:
     """The study's value for a row of a paper, of the validation cases of all folds."""
     if not same_dataset(str(row["dataset"]), study.dataset):
         return Ours(math.nan, math.nan, 0, "other data set")
@@ -71,8 +74,8 @@ def find_ours(study: Study, paper: Mapping[str, Any], row: Mapping[str, Any]) ->
     if "shift_percent" in parts:
         return _shifted(study, run, float(parts["shift_percent"]))
     kind = parts.get("postprocessing")
-    scores = study.postprocessed.get((run.run, kind)) if kind else study.validation.get(run.run)
-    if scores is None:
+    scores = study.scores_of(run, kind or VALIDATION)
+    if scores.empty:
         return Ours(math.nan, math.nan, 0, "not there yet")
     aliases = paper.get("aliases", {})
     names = {wanted: _class_name(scores, wanted, aliases.get(wanted, ())) for wanted in aliases}
@@ -80,11 +83,11 @@ def find_ours(study: Study, paper: Mapping[str, Any], row: Mapping[str, Any]) ->
         name = names.get(row["class"])
         if name is None:
             return Ours(math.nan, math.nan, 0, "no such class")
-        return _measure(study, scores.chosen(scores.keys, [name]), paper, one_class=True)
+        return _measure(study, scores[scores["class"] == name], paper, one_class=True)
     # the paper's mean is over its own classes, which may be fewer than were trained
     known = [name for name in names.values() if name is not None]
     if names and len(known) == len(names):
-        scores = scores.chosen(scores.keys, known)
+        scores = scores[scores["class"].isin([*known, BACKGROUND])]
     return _measure(study, scores, paper, one_class=False)
 
 
@@ -94,27 +97,28 @@ def same_dataset(paper: str, ours: str) -> bool:
     return bool(first and second) and (first.startswith(second) or second.startswith(first))
 
 
-def _class_name(scores: Scores, wanted: str, others: Sequence[str]) -> str | None:
+def _class_name(scores: pd.DataFrame, wanted: str, others: Sequence[str]) -> str | None:
     spellings = {_plain(name) for name in (wanted, *others)}
-    return next((name for name in scores.classes if _plain(name) in spellings), None)
+    return next((name for name in scores["class"].unique() if _plain(name) in spellings), None)
 
 
-def _measure(study: Study, scores: Scores, paper: Mapping[str, Any], *, one_class: bool) -> Ours:
-    dice = 100 * float(foreground(scores.values["dice"]))
+def _measure(study: Results, scores: pd.DataFrame, paper: Mapping[str, Any], *, one_class: bool) -> Ours:
+    table = by_case(scores)
+    dice, cases = 100 * float(foreground(table)), len(table)
     metric, convention = paper["metric"], paper.get("convention")
     if metric == "dice":
-        return Ours(dice, dice, len(scores))
-    if study.evaluation.get("paper") != convention or not scores.has(metric):
-        return Ours(math.nan, dice, len(scores), f"the evaluation lacks paper: {convention}")
+        return Ours(dice, dice, cases)
+    if study.evaluation.get("paper") != convention or by_case(scores, metric).isna().all(axis=None):
+        return Ours(math.nan, dice, cases, f"the evaluation lacks paper: {convention}")
     if metric == "paper_dice" and convention == "locbam" and not one_class:
-        value = scores.paper_dice(convention)
+        value = paper_dice(scores, convention)
     else:
-        value = float(foreground(scores.values[metric]))
-    return Ours(value * (100 if metric == "paper_dice" else 1), dice, len(scores))
+        value = float(foreground(by_case(scores, metric)))
+    return Ours(value * (100 if metric == "paper_dice" else 1), dice, cases)
 
 
-def _shifted(study: Study, run: Run, percent: float) -> Ours:
-    points = study.robustness.get(run.run, {}).get("points", ())
+def _shifted(study: Results, run: str, percent: float) -> Ours:
+    points = study.robustness.get(run, {}).get("points", ())
     for point in points:
         if (point["kind"], point["axes"], point["percent"]) == ("shift", "axial", percent) and point[
             "dice"
@@ -124,11 +128,11 @@ def _shifted(study: Study, run: Run, percent: float) -> Ours:
     return Ours(math.nan, math.nan, 0, "not there yet")
 
 
-def _find_run(study: Study, row: Mapping[str, Any]) -> Run | None:
+def _find_run(study: Results, row: Mapping[str, Any]) -> str | None:
     """By name; a method with several sources is called ``LocBAM (voxel)`` and so on, and its first one is taken."""
-    runs = study.at(row["preset"])
-    exact = [run for run in runs if run.method == row["method"]]
-    sourced = [run for run in runs if re.fullmatch(re.escape(row["method"]) + r" \([^()]*\)", run.method)]
+    runs = study.runs_at(row["preset"])["method"]
+    exact = runs.index[runs == row["method"]]
+    sourced = runs.index[runs.str.fullmatch(re.escape(row["method"]) + r" \([^()]*\)")]
     return next(iter([*exact, *sourced]), None)
 
 

@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nnunet_locctx.study.report.comparison import compare
-from nnunet_locctx.study.report.document import MINUS, NOTHING, number
-from nnunet_locctx.study.report.error_tables import error_table, postprocessing_table
-from nnunet_locctx.study.report.load import load_study
-from nnunet_locctx.study.report.result_tables import (
+from nnunet_locctx.report.document import MINUS, NOTHING, number
+from nnunet_locctx.report.results import VALIDATION, load_study
+from nnunet_locctx.report.sections import build_document
+from nnunet_locctx.report.statistics import compare
+from nnunet_locctx.report.tables import (
     class_table,
     comparison_table,
+    error_table,
     overview,
+    postprocessing_table,
+    training_table,
 )
-from nnunet_locctx.study.report.sections import build_document
-from nnunet_locctx.study.report.study_tables import training_table
-from tests.study.report.synthetic_study import Synthetic, edit_json, write_json
+from tests.report.synthetic_study import Synthetic, edit_json, evaluation_file, write_json
 
 SMALL = "locbam_lowres_small"
 
@@ -49,22 +50,21 @@ def dice_by_case(work: Path, run: str) -> dict[str, list[float]]:
 
 def test_means_gain_and_test_are_those_computed_by_hand(work: Path) -> None:
     study = load_study(work)
-    comparisons = {(row.method, row.preset): row for row in compare(study, study.validation)}
+    comparisons = {(row.method, row.preset): row for row in compare(study).itertuples()}
     base, located = dice_by_case(work, f"Baseline__{SMALL}"), dice_by_case(work, f"LocBAM__{SMALL}")
     row = comparisons["LocBAM", SMALL]
     mean = np.mean([value for values in located.values() for value in values])
     gain = mean - np.mean([value for values in base.values() for value in values])
     assert row.cases == row.pairs == 12
-    assert row.mean == pytest.approx(float(mean))
+    assert row.dice == pytest.approx(float(mean))
     assert row.gain == pytest.approx(float(gain))
     assert row.gain == pytest.approx(0.05, abs=0.01)  # what the study was made with
-    assert row.relative == pytest.approx(float(gain / (mean - gain)))
+    assert row.gain_relative == pytest.approx(float(gain / (mean - gain)))
     expected = stats.wilcoxon([np.mean(located[case]) - np.mean(base[case]) for case in base]).pvalue
-    assert row.test is not None
-    assert row.test.p == pytest.approx(float(expected))
+    assert row.p == pytest.approx(float(expected))
     # all 12 differences have one sign in three comparisons, p = 2 / 2**12; Holm: four comparisons
-    assert row.corrected == pytest.approx(4 * 2 / 2**12)
-    assert comparisons["Baseline", SMALL].test is None
+    assert row.p_holm == pytest.approx(4 * 2 / 2**12)
+    assert math.isnan(comparisons["Baseline", SMALL].p)
 
 
 def test_a_method_with_a_baseline_of_its_own_is_compared_with_that(tmp_path: Path) -> None:
@@ -73,24 +73,22 @@ def test_a_method_with_a_baseline_of_its_own_is_compared_with_that(tmp_path: Pat
     own = [{**one, **({"against": "CoordConv"} if one["name"] == "LocBAM" else {})} for one in methods]
     edit_json(work / "study.json", methods=own)
     study = load_study(work)
-    rows = {(row.method, row.preset): row for row in compare(study, study.validation)}
-    assert rows["LocBAM", SMALL].gain == pytest.approx(
-        rows["LocBAM", SMALL].mean - rows["CoordConv", SMALL].mean
-    )
-    assert rows["CoordConv", SMALL].gain == pytest.approx(
-        rows["CoordConv", SMALL].mean - rows["Baseline", SMALL].mean
-    )
+    compared = compare(study)
+    rows = compared[compared["preset"] == SMALL].set_index("method")
+    dice, gain = rows["dice"], rows["gain"]
+    assert gain["LocBAM"] == pytest.approx(dice["LocBAM"] - dice["CoordConv"])
+    assert gain["CoordConv"] == pytest.approx(dice["CoordConv"] - dice["Baseline"])
     assert study.baselines == "Baseline (LocBAM over CoordConv)"
-    table = class_table(study, list(rows.values()), SMALL, "classes", "all")
+    table = class_table(study, compared, SMALL, "classes", "all")
     assert "over Baseline (LocBAM over CoordConv)" in table.caption
-    shown = {(str(row["method"]), str(row["class"])): row for row in table.records}
-    mine, theirs = shown["LocBAM", "liver"], shown["CoordConv", "liver"]
-    assert mine["gain"] == pytest.approx(float(str(mine["dice"])) - float(str(theirs["dice"])))
+    liver = table.records[table.records["class"] == "liver"].set_index("method")
+    gain = liver["dice"]["LocBAM"] - liver["dice"]["CoordConv"]
+    assert liver["gain"]["LocBAM"] == pytest.approx(gain)
 
 
 def test_comparison_table_shows_and_stores_them(work: Path) -> None:
     study = load_study(work)
-    rows = compare(study, study.validation)
+    rows = compare(study)
     table = comparison_table(study, rows, "comparison", "all")
     assert [line[:3] for line in table.rows][:3] == [
         [SMALL, "Baseline", "12"],
@@ -99,10 +97,10 @@ def test_comparison_table_shows_and_stores_them(work: Path) -> None:
     ]
     assert "4 comparisons" in table.caption
     stored = list(csv.DictReader(io.StringIO(table.to_csv())))
-    assert float(stored[2]["dice"]) == pytest.approx(rows[2].mean, rel=1e-5)
+    assert float(stored[2]["dice"]) == pytest.approx(rows["dice"][2], rel=1e-5)
     assert stored[0]["gain"] == ""
     assert table.rows[0][5] == NOTHING
-    assert table.rows[2][3] == f"{100 * rows[2].mean:.2f}"
+    assert table.rows[2][3] == f"{100 * rows['dice'][2]:.2f}"
     assert overview(study, rows, "overview", "all").rows[2][1].endswith("*)")
 
 
@@ -114,7 +112,7 @@ def test_a_gain_below_zero_has_a_real_minus() -> None:
 
 def test_class_table_gives_each_class_its_mean(work: Path) -> None:
     study = load_study(work)
-    table = class_table(study, compare(study, study.validation), SMALL, "classes", "all")
+    table = class_table(study, compare(study), SMALL, "classes", "all")
     liver = [float(str(row["dice"])) for row in rows_of(work, f"LocBAM__{SMALL}") if row["class"] == "liver"]
     base = [float(str(row["dice"])) for row in rows_of(work, f"Baseline__{SMALL}") if row["class"] == "liver"]
     column = list(table.columns).index("liver")
@@ -122,15 +120,55 @@ def test_class_table_gives_each_class_its_mean(work: Path) -> None:
     assert table.rows[2][column] == shown
 
 
+def test_a_class_that_a_run_lacks_is_a_dash(tmp_path: Path) -> None:
+    work = Synthetic(presets=(SMALL,), folds=1).write(tmp_path)
+    file = evaluation_file(work, "LocBAM", SMALL)
+    content = json.loads(file.read_text())
+    del content["classes"]["liver"]
+    write_json(file, {**content, "cases": [row for row in content["cases"] if row["class"] != "liver"]})
+    study = load_study(work)
+    table = class_table(study, compare(study), SMALL, "classes", "all")
+    assert table.columns[-1] == "liver"
+    assert [row[-1] == NOTHING for row in table.rows] == [False, False, True]
+    # the others' gain is over the classes that both have
+    assert compare(study)["gain"][2] == pytest.approx(0.05, abs=0.01)
+
+
+def test_a_missing_value_is_left_out_of_its_class(tmp_path: Path) -> None:
+    work = Synthetic(gains={"Baseline": (0,)}, presets=(SMALL,), folds=1, cases_per_fold=2).write(tmp_path)
+    file = evaluation_file(work, "Baseline", SMALL)
+    content = json.loads(file.read_text())
+    rows = [
+        {"case": case, "class": name, "dice": dice}
+        for case, name, dice in (
+            ("a", "spleen", 0.4),
+            ("b", "spleen", 0.6),
+            ("a", "liver", None),
+            ("b", "liver", 0.9),
+            ("c", "liver", 0.7),
+        )
+    ]
+    write_json(file, {**content, "classes": {"spleen": 1, "liver": 2}, "cases": rows})
+    study = load_study(work)
+    # class means 0.5 and 0.8, by hand
+    assert compare(study)["dice"].to_list() == pytest.approx([0.65])
+    table = class_table(study, compare(study), SMALL, "classes", "all")
+    assert table.rows == [["Baseline", "65.0", "50.0", "80.0"]]
+    assert table.to_csv().splitlines()[1:] == [
+        f"{SMALL},Baseline,spleen,2,0.5,",
+        f"{SMALL},Baseline,liver,2,0.8,",
+    ]
+
+
 def test_lost_distances_are_counted_not_hidden(tmp_path: Path) -> None:
     work = Synthetic(gains={"Baseline": (0,)}, presets=(SMALL,), folds=1).write(tmp_path)
-    file = work / "runs" / f"Baseline__{SMALL}" / "fold_0" / "evaluation" / "evaluation.json"
+    file = evaluation_file(work, "Baseline", SMALL)
     content = json.loads(file.read_text())
     content["cases"][0].update(dice=0.0, hd95_mm=None)  # not predicted
     content["cases"][1].update(reference_ml=0.0, dice=None, hd95_mm=None)  # not in the case
     write_json(file, content)
     study = load_study(work)
-    table = error_table(study, compare(study, study.validation), "errors", "all")
+    table = error_table(study, compare(study), "errors", "all")
     assert table.rows[0][3] == "1 of 29"
     assert "paper Dice, %" not in table.columns
 
@@ -140,29 +178,22 @@ def test_missing_runs_folds_and_broken_files_are_named(tmp_path: Path) -> None:
     lost = work / "runs" / f"LocBAM__{SMALL}" / "fold_1"
     (lost / "evaluation" / "evaluation.json").unlink()
     (lost / "training.json").write_text("{")
-    write_json(
-        work / "failures" / "train.json",
-        {
-            "job": "train x",
-            "run": f"LocBAM__{SMALL}",
-            "fold": 1,
-            "exit_status": 137,
-            "log": "logs/x",
-            "message": "killed",
-        },
-    )
+    (lost.parent / "fold_0" / "training.json").write_text("{}")
+    failure = {"job": "train x", "run": f"LocBAM__{SMALL}", "fold": 1, "exit_status": 137}
+    write_json(work / "failures" / "train.json", {**failure, "log": "logs/x", "message": "killed"})
     study = load_study(work)
-    assert [(one.what, one.fold) for one in study.missing] == [
+    assert list(study.missing[["what", "fold"]].itertuples(index=False, name=None)) == [
+        ("training", "0"),
         ("training", "1"),
         ("evaluation of the validation cases", "1"),
     ]
-    assert "cannot be read" in study.missing[0].why
-    rows = {(row.method, row.preset): row for row in compare(study, study.validation)}
-    assert (rows["LocBAM", SMALL].cases, rows["LocBAM", SMALL].pairs) == (6, 6)
+    assert "cannot be read" in study.missing["why"][0]
+    rows = compare(study).set_index("run").loc[f"LocBAM__{SMALL}"]
+    assert (rows["cases"], rows["pairs"]) == (6, 6)
     # compared on the six cases that both have
     base, located = dice_by_case_of_fold(work, "Baseline"), dice_by_case_of_fold(work, "LocBAM")
-    assert rows["LocBAM", SMALL].gain == pytest.approx(np.mean(located) - np.mean(base))
-    failed = study.failures[0]
+    assert rows["gain"] == pytest.approx(np.mean(located) - np.mean(base))
+    failed = study.failures.iloc[0]
     assert (failed.job, failed.fold, failed.exit_status, failed.message) == ("train x", "1", "137", "killed")
 
 
@@ -172,9 +203,9 @@ def dice_by_case_of_fold(work: Path, method: str) -> list[float]:
 
 def test_cases_that_only_the_method_has_are_left_out_of_the_gain(tmp_path: Path) -> None:
     work = Synthetic().write(tmp_path)
-    (work / "runs" / f"Baseline__{SMALL}" / "fold_1" / "evaluation" / "evaluation.json").unlink()
+    evaluation_file(work, "Baseline", SMALL, 1).unlink()
     study = load_study(work)
-    rows = compare(study, study.validation)
+    rows = compare(study)
     table = comparison_table(study, rows, "comparison", "all")
     named = [f"{method} at {SMALL} (6 of 12)" for method in ("CoordConv", "LocBAM")]
     assert table.notes == [f"Gain and test over the cases that the baseline has too: {', '.join(named)}."]
@@ -184,11 +215,14 @@ def test_postprocessed_cases_are_paired_by_fold(tmp_path: Path) -> None:
     work = Synthetic(presets=(SMALL,)).write(tmp_path)
     run = f"Baseline__{SMALL}"
     rows = [{**row, "dice": min(1.0, float(str(row["dice"])) + 0.01)} for row in rows_of(work, run)]
-    source = json.loads((work / "runs" / run / "fold_0" / "evaluation" / "evaluation.json").read_text())
+    source = json.loads(evaluation_file(work, "Baseline", SMALL).read_text())
     folder = work / "runs" / run / "postprocessing" / "largest_component" / "evaluation"
     write_json(folder / "evaluation.json", {**source, "cases": rows})
     study = load_study(work)
-    assert study.postprocessed[run, "largest_component"].keys == study.validation[run].keys
+    before, after = (
+        study.scores_of(run, part)[["fold", "case"]] for part in (VALIDATION, "largest_component")
+    )
+    assert before.to_numpy().tolist() == after.to_numpy().tolist()
     table = postprocessing_table(study)
     assert table is not None
     before, after = (float(cell) for cell in table.rows[0][3:])
@@ -230,11 +264,11 @@ def test_a_study_that_has_just_begun_has_a_report(tmp_path: Path) -> None:
 def test_only_what_was_asked_for_is_missing(tmp_path: Path) -> None:
     one = Synthetic(presets=(SMALL,), folds=1)
     work = one.write(tmp_path)
-    assert load_study(work).missing == ()
+    assert load_study(work).missing.empty
     (tmp_path / "raw" / one.dataset / "labelsTs").mkdir(parents=True)
     asked = {"postprocessing": ["atlas"], "robustness": {"presets": [SMALL]}, "test_cases": ["t"]}
     edit_json(work / "study.json", **asked)
-    found = [(entry.run.split("__")[0], entry.what) for entry in load_study(work).missing]
+    found = [(entry.run.split("__")[0], entry.what) for entry in load_study(work).missing.itertuples()]
     each = ["evaluation of the test cases", "evaluation after atlas"]
     # the baseline has no location to shift
     expected = [("Baseline", what) for what in each]

@@ -1,11 +1,13 @@
-"""What a report consists of, before it becomes HTML or Markdown."""
+"""What a report consists of, before it becomes a page or Markdown, and how numbers are written in it."""
 
-import csv
-import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
 
 NOTHING = "\N{EN DASH}"
 """Stands where there is no number."""
@@ -42,25 +44,32 @@ class Table:
     Attributes:
         key: Name of its CSV file, without the ending.
         caption: What it shows, n and how it was computed.
-        columns: Heads.
-        rows: Cells as shown; a row's first `labels` cells are its name.
-        labels: Columns of words, which are aligned left.
+        shown: Heads and cells as shown, text.
+        labels: Columns of words at the left, which name a row.
         notes: Below the table.
-        records: What the CSV file holds: unrounded numbers. Empty: the cells as shown.
+        records: What the CSV file holds: unrounded numbers, a frame or mappings; None: the cells as shown.
     """
 
     key: str
     caption: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    shown: pd.DataFrame
     labels: int = 1
     notes: Sequence[str] = ()
-    records: Sequence[Mapping[str, object]] = ()
+    records: Any = None
+
+    @property
+    def columns(self) -> list[str]:
+        """The heads."""
+        return list(self.shown.columns)
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """The cells."""
+        return [list(map(str, row)) for row in self.shown.to_numpy()]
 
     def to_csv(self) -> str:
-        """The records, or the cells; numbers with six digits, nothing where a number is not defined."""
-        records = self.records or [dict(zip(self.columns, row, strict=True)) for row in self.rows]
-        return to_csv(records)
+        """The CSV file's content."""
+        return to_csv(self.shown if self.records is None else pd.DataFrame(self.records))
 
 
 @dataclass(frozen=True)
@@ -114,15 +123,12 @@ class Document:
         return [block for section in self.sections for block in section.blocks if isinstance(block, Figure)]
 
 
-def to_csv(records: Sequence[Mapping[str, object]]) -> str:
-    """Records as CSV; the columns are those of all records, in the order they appear."""
-    columns = list(dict.fromkeys(key for record in records for key in record))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for record in records:
-        writer.writerow([_plain(record.get(column)) for column in columns])
-    return text.getvalue()
+def to_csv(frame: pd.DataFrame) -> str:
+    """A frame as CSV: numbers with six digits, nothing where a number is not defined."""
+    text: str = frame.replace([np.inf, -np.inf], np.nan).to_csv(
+        index=False, float_format="%.6g", lineterminator="\n"
+    )
+    return text
 
 
 def number(value: float, digits: int = 2, *, sign: bool = False, scale: float = 1) -> str:
@@ -140,11 +146,11 @@ def percent(fraction: float, digits: int = 2, *, sign: bool = False) -> str:
     return number(fraction, digits, sign=sign, scale=100)
 
 
-def span(low: float, high: float, digits: int = 2, *, sign: bool = False, scale: float = 100) -> str:
-    """An interval in brackets."""
+def span(low: float, high: float, *, sign: bool = False) -> str:
+    """An interval of fractions in percent, in brackets."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return NOTHING
-    return f"[{number(low, digits, sign=sign, scale=scale)}, {number(high, digits, sign=sign, scale=scale)}]"
+    return f"[{percent(low, sign=sign)}, {percent(high, sign=sign)}]"
 
 
 def p_value(value: float) -> str:
@@ -152,6 +158,15 @@ def p_value(value: float) -> str:
     if not math.isfinite(value):
         return NOTHING
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    if not math.isfinite(seconds):
+        return NOTHING
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def count(amount: int, what: str) -> str:
@@ -162,9 +177,3 @@ def count(amount: int, what: str) -> str:
 def slug(name: str) -> str:
     """A name as part of a file's name."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("._") or "_"
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, float):
-        return f"{value:.6g}" if math.isfinite(value) else ""
-    return "" if value is None else value

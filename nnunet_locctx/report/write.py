@@ -1,19 +1,19 @@
-"""Writes the report's folder as a whole."""
+"""Writes the report's folder as a whole: the page, its twin in Markdown, CSV files and figures."""
 
+import base64
 import os
 import shutil
 from pathlib import Path
 
 from tqdm import tqdm
 
-from nnunet_locctx.study.report.document import Document, to_csv
-from nnunet_locctx.study.report.load import load_study
-from nnunet_locctx.study.report.markdown import to_markdown
-from nnunet_locctx.study.report.page import to_html
-from nnunet_locctx.study.report.result_tables import case_records
-from nnunet_locctx.study.report.sections import build_document
+from nnunet_locctx.report.document import Document, to_csv
+from nnunet_locctx.report.results import CASE_KEYS, METRICS, NO_FOLD, TEST, VALIDATION, load_study
+from nnunet_locctx.report.sections import build_document
 
 PAGE, TWIN, FIGURES = "index.html", "report.md", "figures"
+TEMPLATES = Path(__file__).parent
+MARKUP = str.maketrans({sign: f"\\{sign}" for sign in "\\`*_[]<>|#"})
 
 
 def write_report(work: Path, output: Path | None = None, *, progress: bool = False) -> Path:
@@ -45,24 +45,48 @@ def write_report(work: Path, output: Path | None = None, *, progress: bool = Fal
             bar.update()
 
         document = build_document(study, step)
-    files: dict[str, bytes] = {
-        PAGE: to_html(document).encode(),
-        TWIN: to_markdown(document).encode(),
-        **_csv_files(document),
-        **{figure.file: figure.png for figure in document.figures()},
-    }
-    records = case_records(study, {**study.validation})
-    if records:
-        files["cases.csv"] = to_csv(records).encode()
-    records = case_records(study, {**study.test})
-    if records:
-        files["test_cases.csv"] = to_csv(records).encode()
+    files = {PAGE: render(document, "page.html.jinja").encode()}
+    files[TWIN] = render(document, "report.md.jinja").encode()
+    files |= {f"{table.key}.csv": table.to_csv().encode() for table in document.tables()}
+    files |= {figure.file: figure.png for figure in document.figures()}
+    for part, name in ((VALIDATION, "cases.csv"), (TEST, "test_cases.csv")):
+        cases = study.foreground_scores(part)[["preset", "method", *CASE_KEYS, *METRICS]]
+        if len(cases):
+            fold = cases["fold"].where(cases["fold"] != NO_FOLD).astype("Int64")
+            files[name] = to_csv(cases.assign(fold=fold)).encode()
     _replace(target, files)
     return target / PAGE
 
 
-def _csv_files(document: Document) -> dict[str, bytes]:
-    return {f"{table.key}.csv": table.to_csv().encode() for table in document.tables()}
+def render(document: Document, template: str) -> str:
+    """The whole report as HTML or Markdown.
+
+    Args:
+        document: The report.
+        template: A file in this folder.
+
+    Raises:
+        ValueError: Jinja2 is not installed.
+    """
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ImportError as error:
+        raise ValueError("the report's page needs Jinja2: pip install 'nnunet-locctx[study]'") from error
+    environment = Environment(
+        autoescape=".html" in template, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"embedded": _embedded, "plain": _plain}
+    text = (TEMPLATES / template).read_text(encoding="utf-8")
+    return environment.from_string(text).render(document=document).strip() + "\n"
+
+
+def _embedded(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def _plain(text: str) -> str:
+    """Markdown that shows the text as it is: no markup, no line breaks."""
+    return " ".join(text.split()).translate(MARKUP)
 
 
 def _check_target(target: Path) -> None:

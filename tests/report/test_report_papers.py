@@ -5,17 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_locctx.report.paper_tables import paper_table
+from nnunet_locctx.report.papers import METRICS, find_ours, paper_names, read_paper, same_dataset
+from nnunet_locctx.report.results import load_study
 from nnunet_locctx.resources import plans_folder
-from nnunet_locctx.study.report.load import load_study
-from nnunet_locctx.study.report.paper_tables import paper_table
-from nnunet_locctx.study.report.papers import (
-    METRICS,
-    find_ours,
-    paper_names,
-    read_paper,
-    same_dataset,
-)
-from tests.study.report.synthetic_study import Synthetic, edit_json, robustness, write_json
+from tests.report.synthetic_study import Synthetic, edit_json, robustness, write_json
 
 SMALL = "locbam_lowres_small"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from nnunet_locctx.cli import main
-from nnunet_locctx.study.report import write_report
-from tests.study.report.synthetic_study import Synthetic, edit_json, robustness, write_json
+from nnunet_locctx.report import write_report
+from tests.report.synthetic_study import PRESETS, Synthetic, edit_json, robustness, write_json
 
 SMALL = "locbam_lowres_small"
 EVIL = "<script>alert('x')</script> & | `co`"
@@ -23,6 +23,7 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.sources: list[str] = []
+        self.alternatives: list[str] = []
         self.anchors: set[str] = set()
         self.targets: list[str] = []
         self.text = ""
@@ -32,6 +33,7 @@ class Page(HTMLParser):
         self.tags.append(tag)
         found = dict(attrs)
         self.sources += [str(found[key]) for key in ("src", "srcset", "data") if key in found]
+        self.alternatives += [str(found.get("alt"))] if tag == "img" else []
         self.anchors.add(str(found.get("id")))
         self.targets += [str(found["href"])] if "href" in found else []
 
@@ -52,7 +54,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def written(work: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nnunet_locctx.study.report.statistics.RESAMPLES", 99)
+        patch.setattr("nnunet_locctx.report.statistics.RESAMPLES", 99)
         return write_report(work).parent
 
 
@@ -69,15 +71,8 @@ def test_the_page_needs_nothing_else(written: Path) -> None:
 
 def test_every_figure_and_table_is_there(written: Path) -> None:
     figures = {file.stem for file in (written / "figures").iterdir()}
-    assert figures == {
-        "coverage_gain",
-        f"class_gain_{SMALL}",
-        "class_gain_locbam_lowres_large",
-        f"cases_{SMALL}",
-        "cases_locbam_lowres_large",
-        "training",
-        "wrong_location",
-    }
+    each = {f"{kind}_{preset}" for kind in ("class_gain", "cases") for preset in PRESETS}
+    assert figures == {"coverage_gain", "training", "wrong_location", *each}
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in (written / "figures").iterdir())
     page, twin = (written / "index.html").read_text(), (written / "report.md").read_text()
     tables = re.findall(r'id="table-([^"]+)"', page)
@@ -87,37 +82,19 @@ def test_every_figure_and_table_is_there(written: Path) -> None:
     for name in tables:
         assert f"[CSV]({name}.csv)" in twin
         assert len(list(csv.reader((written / f"{name}.csv").read_text().splitlines()))) > 1
-    assert re.findall(r"\]\((figures/[^)]+)\)", twin) == [
-        f"figures/{name}.png" for name in _in_order(page, figures)
-    ]
+    # the same pictures in the same order, each with words for those who cannot see it
+    alternatives = Page(page).alternatives
+    assert all(len(words.split()) > 3 for words in alternatives)
+    assert re.findall(r"!\[(.*?)\]\(figures/", twin.replace("\\", "")) == alternatives
+    assert set(re.findall(r"\]\(figures/(.*?)\.png\)", twin)) == figures
     assert "no paper's table 'no_such'" in Page(page).text
     cases = list(csv.DictReader((written / "cases.csv").read_text().splitlines()))
     assert len(cases) == 6 * 6 * 5  # runs, cases, classes
 
 
-def _in_order(page: str, figures: set[str]) -> list[str]:
-    """The figures as the page's captions come; each caption begins in its own way."""
-    assert page.count("<figcaption>") == len(figures)
-    starts = {name: page.find(_start(name)) for name in figures}
-    assert min(starts.values()) > 0, starts
-    return sorted(figures, key=lambda name: starts[name])
-
-
-def _start(name: str) -> str:
-    for kind, words in (("class_gain_", ": gain in Dice per class"), ("cases_", ": validation cases chosen")):
-        if name.startswith(kind):
-            return f"<figcaption>{name.removeprefix(kind)}{words}"
-    starts = {
-        "coverage_gain": "Gain in mean",
-        "training": "Training and",
-        "wrong_location": "Foreground Dice when",
-    }
-    return f"<figcaption>{starts[name]}"
-
-
 def test_the_same_study_gives_the_same_bytes(work: Path, written: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nnunet_locctx.study.report.statistics.RESAMPLES", 99)
+        patch.setattr("nnunet_locctx.report.statistics.RESAMPLES", 99)
         again = write_report(work, tmp_path / "again").parent
     names = sorted(str(file.relative_to(written)) for file in written.rglob("*") if file.is_file())
     assert names == sorted(str(file.relative_to(again)) for file in again.rglob("*") if file.is_file())
@@ -130,15 +107,8 @@ def test_names_are_text_never_markup(tmp_path: Path) -> None:
         gains={"Baseline": (0,), EVIL.replace("/", ""): (0.02,)}, presets=(SMALL,), folds=1, title=EVIL
     )
     work = one.write(tmp_path)
-    failure = {
-        "job": "train",
-        "run": "r",
-        "fold": 0,
-        "exit_status": 1,
-        "log": "l",
-        "message": f"{EVIL}\nlast | line",
-    }
-    write_json(work / "failures" / "train.json", failure)
+    failure = {"job": "train", "run": "r", "fold": 0, "exit_status": 1, "log": "l"}
+    write_json(work / "failures" / "train.json", {**failure, "message": f"{EVIL}\nlast | line"})
     folder = write_report(work).parent
     page = Page((folder / "index.html").read_text())
     assert "script" not in page.tags
@@ -197,12 +167,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_settings_and_commands_are_told(written: Path, work: Path) -> None:
     text = Page((written / "index.html").read_text()).text
-    for told in (
-        "nnunetv2 2.8.1",
-        "machine, cpu: test",
-        "seed: 0",
-        f"locctx report {work}",
-        "-tr LocBAMTrainer",
-    ):
-        assert told in text
+    commands = (f"locctx report {work}", "-tr LocBAMTrainer")
+    for words in ("nnunetv2 2.8.1", "machine, cpu: test", "seed: 0", *commands):
+        assert words in text
     assert json.loads((work / "study.json").read_text())["fairness"][0]["what"] in text

@@ -1,0 +1,315 @@
+"""What a study's jobs have left in its work folder so far, as data frames."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nnunet_locctx.evaluation.measures import MEASURES, PAPER_MEASURES
+
+METRICS = [*MEASURES, *PAPER_MEASURES]
+"""Columns of evaluation.json, with their units; Dice, NSD and swap rate are fractions."""
+
+SERIES = ["train_loss", "val_loss", "pseudo_dice"]
+"""What a training records in each epoch."""
+
+VALIDATION, TEST = "validation", "test"
+POSTPROCESSINGS = ("largest_component", "atlas")
+BACKGROUND = "background"
+NO_FOLD = -1
+"""The fold of test cases, which belong to none."""
+
+NEEDED = ("name", "dataset", "baseline", "methods", "presets", "folds", "runs")
+RUN_KEYS = ["part", "run", "preset", "method"]
+CASE_KEYS = ["fold", "case", "class"]
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study as far as it has come.
+
+    Attributes:
+        folder: The work folder.
+        settings: study.json.
+        methods: By name, the baseline first: trainer, source (None: a plain network), options, against (the method it
+            is compared with; None: the baseline).
+        presets: By name, in the study's order: description, patch_size (voxels), batch_size, spacing (mm), median_size
+            (voxels), coverage (patch over median volume, a fraction); axes in array order, None if unknown.
+        runs: One method at one preset. By name, in the order of presets, then methods: method, preset, trainer, plans,
+            configuration, model (nnU-Net's folder of the trained model).
+        folds: Numbers of the folds.
+        scores: What `locctx evaluate` measured. A row per part (:data:`VALIDATION`, :data:`TEST`, or one of
+            :data:`POSTPROCESSINGS`: the validation cases after it), run, case and class; the columns part, run, preset,
+            method, fold, case, class and :data:`METRICS`, NaN where undefined. Every case has every class of its
+            evaluation, and the background, of which only the papers' measures are known, if any.
+        trainings: A row per run and fold: run, fold, seconds, parameters, epochs (their number), device.
+        epochs: A row per run, fold and epoch: run, preset, method, fold, epoch and :data:`SERIES`, the pseudo Dice as
+            the mean over the classes that have one.
+        robustness: Run -> robustness.json.
+        definitions: Metric -> what it is, as the evaluation states it.
+        evaluation: Settings of the evaluation.
+        pairs: Left and right classes.
+        failures: A row per failed job: job, run, fold, exit_status, message, log; text.
+        missing: A row per result that is not there: run, fold, what, why; text.
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+    methods: pd.DataFrame
+    presets: pd.DataFrame
+    runs: pd.DataFrame
+    folds: tuple[int, ...]
+    scores: pd.DataFrame
+    trainings: pd.DataFrame
+    epochs: pd.DataFrame
+    robustness: Mapping[str, Mapping[str, Any]]
+    definitions: Mapping[str, str]
+    evaluation: Mapping[str, Any]
+    pairs: Sequence[Sequence[str]]
+    failures: pd.DataFrame
+    missing: pd.DataFrame
+
+    @property
+    def baseline(self) -> str:
+        """Name of the method that the others are compared with."""
+        return str(self.settings["baseline"])
+
+    def baseline_of(self, method: str) -> str:
+        """Name of the method that this one is compared with."""
+        return str(self.methods["against"].get(method) or self.baseline)
+
+    @property
+    def baselines(self) -> str:
+        """What gains count from, in words."""
+        own = self.methods.index.to_series().groupby(self.methods["against"], sort=False).agg(", ".join)
+        others = "; ".join(f"{names} over {base}" for base, names in own.items() if base != self.baseline)
+        return f"{self.baseline} ({others})" if others else self.baseline
+
+    @property
+    def gain_axis(self) -> str:
+        """Label of an axis of gains."""
+        return f"gain over {self.baseline if self.baselines == self.baseline else 'its baseline'}, points of Dice"
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set."""
+        return str(self.settings["dataset"]["name"])
+
+    def runs_at(self, preset: str) -> pd.DataFrame:
+        """The runs of a preset, in the methods' order."""
+        return self.runs[self.runs["preset"] == preset]
+
+    def find(self, method: str, preset: str) -> str | None:
+        """Name of the run of a method at a preset, if the study has it."""
+        runs = self.runs_at(preset)
+        return next(iter(runs.index[runs["method"] == method]), None)
+
+    def scores_of(self, run: str | None, part: str = VALIDATION) -> pd.DataFrame:
+        """The rows of one run; none if they are not there (yet)."""
+        return self.scores[(self.scores["run"] == run) & (self.scores["part"] == part)]
+
+    def foreground_scores(self, *parts: str) -> pd.DataFrame:
+        """The rows of these parts, without the background."""
+        return self.scores[self.scores["part"].isin(parts) & (self.scores["class"] != BACKGROUND)]
+
+
+def load_study(work: Path) -> Results:
+    """Reads what there is.
+
+    Args:
+        work: The study's work folder.
+
+    Raises:
+        ValueError: It has no study.json, or one that lacks what every study has.
+    """
+    settings = _read_settings(work)
+    numbers = ["patch_size", "batch_size", "spacing", "median_size", "coverage"]
+    presets = _frame(settings["presets"], ["name", "description", *numbers]).set_index("name")
+    methods = _frame(settings["methods"], ["name", "trainer", "source", "options", "against"])
+    methods = methods.sort_values("name", key=lambda name: name != settings["baseline"], kind="stable")
+    methods = methods.set_index("name")
+    runs = _frame(settings["runs"], ["run", "method", "preset", "trainer", "plans", "configuration", "model"])
+    order = {"preset": presets.index, "method": methods.index}
+    runs = runs.set_index("run").sort_values(
+        [*order], key=lambda names: names.map(pd.Series(range(len(order[names.name])), order[names.name]))
+    )
+    folds = tuple(int(fold) for fold in settings["folds"])
+    reader = _Reader(work, settings)
+    for run in runs.itertuples():
+        reader.read_run(run, folds, located=methods["source"].get(run.method) is not None)
+    failures = reader.read_failures()
+    evaluation = next(iter(reader.evaluations), {})
+    training = ["run", "fold", "seconds", "parameters", "epochs", "device"]
+    return Results(
+        folder=work,
+        settings=settings,
+        methods=methods,
+        presets=presets,
+        runs=runs,
+        folds=folds,
+        scores=pd.concat(reader.scores[1:] or reader.scores, ignore_index=True),
+        trainings=pd.DataFrame(reader.trainings, columns=training),
+        epochs=pd.DataFrame(reader.epochs, columns=["run", "preset", "method", "fold", "epoch", *SERIES]),
+        robustness=reader.robustness,
+        definitions=evaluation.get("definitions", {}),
+        evaluation=evaluation.get("settings", {}),
+        pairs=evaluation.get("pairs", ()),
+        failures=failures,
+        missing=pd.DataFrame(reader.missing, columns=["run", "fold", "what", "why"], dtype=object),
+    )
+
+
+class _Reader:
+    """Reads result files, run by run, and remembers what is missing."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.missing: list[tuple[str, str, str, str]] = []
+        self.evaluations: list[Mapping[str, Any]] = []
+        self.scores = [pd.DataFrame(columns=[*RUN_KEYS, *CASE_KEYS, *METRICS])]
+        self.trainings: list[dict[str, Any]] = []
+        self.epochs: list[dict[str, Any]] = []
+        self.robustness: dict[str, Mapping[str, Any]] = {}
+        labels = Path(str(settings["dataset"].get("raw", ""))) / "labelsTs"
+        self._tested = bool(settings.get("test_cases")) and labels.is_dir()
+        self._postprocessed = settings.get("postprocessing") or ()
+        self._shifted = (settings.get("robustness") or {}).get("presets") or ()
+        self._fold_of = {
+            case: int(fold)
+            for fold, parts in settings.get("cases", {}).items()
+            for case in parts.get("val", ())
+        }
+
+    def read_run(self, run: Any, folds: Sequence[int], *, located: bool) -> None:
+        """Reads everything of a run, a row of :attr:`Results.runs`."""
+        name, place = run.Index, f"runs/{run.Index}"
+        evaluations: dict[int | None, Mapping[str, Any]] = {}
+        for fold in folds:
+            training = self._read(f"{place}/fold_{fold}/training.json", name, fold, "training")
+            if training:
+                self._add_training(run, fold, training)
+            what = "evaluation of the validation cases"
+            found = self._read(f"{place}/fold_{fold}/evaluation/evaluation.json", name, fold, what)
+            if found:
+                evaluations[fold] = found
+        self._add_scores(run, VALIDATION, evaluations)
+        what = "evaluation of the test cases"
+        found = self._read(f"{place}/test/evaluation/evaluation.json", name, "", what, needed=self._tested)
+        self._add_scores(run, TEST, {None: found} if found else {})
+        for kind in POSTPROCESSINGS:
+            file, what = (
+                f"{place}/postprocessing/{kind}/evaluation/evaluation.json",
+                f"evaluation after {kind}",
+            )
+            found = self._read(file, name, "", what, needed=kind in self._postprocessed)
+            self._add_scores(run, kind, {None: found} if found else {})
+        # a plain network takes no location
+        needed = located and run.preset in self._shifted
+        found = self._read(f"{place}/robustness/robustness.json", name, "", "robustness", needed=needed)
+        if found:
+            self.robustness[name] = found
+
+    def read_failures(self) -> pd.DataFrame:
+        """The jobs that failed."""
+        columns = ["job", "run", "fold", "exit_status", "message", "log"]
+        rows = []
+        for file in sorted((self.folder / "failures").glob("*.json")):
+            found = self._read(f"failures/{file.name}", "", "", f"what failed ({file.stem})")
+            row = {key: "" if found.get(key) is None else str(found[key]) for key in columns}
+            rows.append({**row, "job": row["job"] or file.stem})
+        return pd.DataFrame(rows, columns=columns, dtype=object)
+
+    def _read(self, name: str, run: str, fold: object, what: str, *, needed: bool = True) -> dict[str, Any]:
+        """A file's object; empty if there is none."""
+        try:
+            content = _read_object(self.folder / name)
+            if not content:
+                raise ValueError("it holds nothing")
+            return content
+        except FileNotFoundError:
+            if needed:
+                self.missing.append((run, str(fold), what, f"no file {name}"))
+        except (OSError, ValueError) as error:
+            self.missing.append((run, str(fold), what, f"{name} cannot be read: {error}"))
+        return {}
+
+    def _add_scores(self, run: Any, part: str, evaluations: Mapping[int | None, Mapping[str, Any]]) -> None:
+        """Adds the evaluations of one part, by fold; None: the fold in which a case was validated."""
+        if not evaluations:
+            return
+        self.evaluations += evaluations.values()
+        fold_of = self._fold_of if part in POSTPROCESSINGS else {}
+        rows = [
+            {**row, "fold": fold_of.get(row["case"], NO_FOLD) if fold is None else fold}
+            for fold, content in evaluations.items()
+            for row in content.get("cases", ())
+        ]
+        frame = pd.DataFrame(rows, columns=[*CASE_KEYS, *METRICS]).astype({"case": str, "class": str})
+        cases = frame[["fold", "case"]].drop_duplicates().sort_values(["fold", "case"])
+        classes = dict.fromkeys([*next(iter(evaluations.values())).get("classes", {}), BACKGROUND])
+        frame = cases.merge(pd.DataFrame({"class": list(classes)}), how="cross").merge(
+            frame.drop_duplicates(CASE_KEYS, keep="last"), how="left", on=CASE_KEYS
+        )
+        frame[METRICS] = frame[METRICS].apply(_finite)
+        names = {"part": part, "run": run.Index, "preset": run.preset, "method": run.method}
+        self.scores.append(frame.assign(**names)[[*RUN_KEYS, *CASE_KEYS, *METRICS]])
+
+    def _add_training(self, run: Any, fold: int, content: Mapping[str, Any]) -> None:
+        epochs = content.get("epochs") or ()
+        names = {"run": run.Index, "preset": run.preset, "method": run.method, "fold": fold}
+        for place, entry in enumerate(epochs):
+            values = {name: _known_mean(entry.get(name)) for name in SERIES}
+            self.epochs.append({**names, "epoch": int(entry.get("epoch", place)), **values})
+        self.trainings.append(
+            {
+                "run": run.Index,
+                "fold": fold,
+                "seconds": _known_mean(content.get("seconds")),
+                "parameters": content.get("parameters") or None,
+                "epochs": len(epochs),
+                "device": str(content.get("gpu") or content.get("device") or "?"),
+            }
+        )
+
+
+def _read_settings(work: Path) -> dict[str, Any]:
+    file = work / "study.json"
+    if not file.is_file():
+        raise ValueError(f"{work} is no study's work folder: there is no {file.name}")
+    settings = _read_object(file)
+    missing = [key for key in NEEDED if key not in settings]
+    if missing:
+        raise ValueError(f"{file} lacks {', '.join(missing)}")
+    names = [one.get("name") for one in settings["methods"]]
+    for base in (settings["baseline"], *(one.get("against") for one in settings["methods"])):
+        if base is not None and base not in names:
+            raise ValueError(f"the baselines of {file} must be among {names}, got {base!r}")
+    return settings
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold an object, got {type(content).__name__}")
+    return content
+
+
+def _frame(entries: Sequence[Mapping[str, Any]], columns: list[str]) -> pd.DataFrame:
+    """The entries' values as they are, None where one is not given."""
+    frame = pd.DataFrame(list(entries), columns=columns, dtype=object)
+    return frame.where(frame.notna(), None)
+
+
+def _finite(values: pd.Series) -> pd.Series:
+    return pd.to_numeric(values, errors="coerce").astype(float).replace([np.inf, -np.inf], np.nan)
+
+
+def _known_mean(entry: Any) -> float:
+    """A number, or the mean of the numbers in a list; NaN without any."""
+    values = entry if isinstance(entry, list | tuple) else [entry]
+    known = [float(one) for one in values if isinstance(one, int | float) and np.isfinite(one)]
+    return sum(known) / len(known) if known else float("nan")

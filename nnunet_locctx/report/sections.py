@@ -1,0 +1,243 @@
+"""The report's sections, in their order."""
+
+import json
+import shlex
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+
+from nnunet_locctx.report import tables
+from nnunet_locctx.report.cases import draw_overlays
+from nnunet_locctx.report.document import (
+    Block,
+    Code,
+    Document,
+    Listing,
+    Section,
+    Text,
+    count,
+    duration,
+    p_value,
+    percent,
+    slug,
+)
+from nnunet_locctx.report.figures import draw_classes, draw_coverage, draw_location, draw_training
+from nnunet_locctx.report.paper_tables import paper_table
+from nnunet_locctx.report.papers import paper_names
+from nnunet_locctx.report.results import TEST, VALIDATION, Results
+from nnunet_locctx.report.statistics import FEWEST_CASES, FEWEST_DIFFERENCES, RESAMPLES, SEED, compare
+
+Step = Callable[[str], object]
+
+
+def build_document(study: Results, step: Step = lambda name: None) -> Document:
+    """Computes everything that the report shows.
+
+    Args:
+        study: What was found.
+        step: Called with the name of each part before it is made.
+    """
+    step("cross-validation")
+    rows = compare(study, VALIDATION)
+    step("test cases")
+    test = compare(study, TEST)
+    # a block that there is nothing for is None
+    makers: list[tuple[str, str, Callable[[], Sequence[Block | None]]]] = [
+        ("summary", "Summary", lambda: summary(study, rows)),
+        ("validation", "Cross-validation", lambda: validation(study, rows)),
+        ("test", "Test cases", lambda: test_cases(study, test)),
+        ("postprocessing", "Postprocessing", lambda: [tables.postprocessing_table(study)]),
+        ("papers", "Beside the papers", lambda: beside_papers(study)),
+        ("location", "Wrong locations", lambda: wrong_locations(study)),
+        ("training", "Training", lambda: [*draw_training(study), tables.training_table(study)]),
+        ("cases", "Cases", lambda: cases(study, rows)),
+        ("fairness", "Fairness", lambda: [tables.fairness_table(study)]),
+        ("settings", "Settings", lambda: settings(study)),
+        ("computed", "How it was computed", lambda: computed(study)),
+        ("missing", "Failed and missing", lambda: [tables.failure_table(study), tables.missing_table(study)]),
+        ("repeat", "To repeat it", lambda: repeat(study)),
+    ]
+    sections = []
+    for key, title, make in makers:
+        step(title.lower())
+        blocks = [block for block in make() if block is not None]
+        if blocks:
+            sections.append(Section(key, title, blocks))
+    title = str(study.settings.get("title") or study.settings["name"])
+    return Document(title, f"Study {study.settings['name']} on {study.dataset}", sections)
+
+
+def summary(study: Results, rows: pd.DataFrame) -> list[Block]:
+    """What was compared, what came out, what is missing."""
+    validated = study.scores.loc[study.scores["part"] == VALIDATION, "case"].nunique()
+    text = (
+        f"{count(len(study.methods), 'method')} at {count(len(study.presets), 'preset')}, "
+        f"{count(len(study.folds), 'fold')}, {count(validated, 'validation case')} with results"
+    )
+    if study.settings.get("epochs"):
+        iterations = study.settings.get("iterations_per_epoch", 250)
+        text += f", {count(int(study.settings['epochs']), 'epoch')} of {iterations} iterations"
+    blocks: list[Block] = [Text(f"{text}. Baseline: {study.baselines}.")]
+    if len(study.failures) or len(study.missing):
+        text = (
+            f"The study is not complete: {count(len(study.failures), 'failed job')}, "
+            f"{count(len(study.missing), 'missing result')} (section “Failed and missing”). "
+            "The tables below hold what there is."
+        )
+        blocks.append(Text(text, warning=True))
+    broken = [str(one.get("what")) for one in study.settings.get("fairness") or () if not one.get("holds")]
+    if broken:
+        blocks.append(Text(f"Not the same for all methods: {'; '.join(broken)}", warning=True))
+    if rows.empty:
+        return blocks
+    known = rows[rows["dice"].notna()]
+    points = [_best_words(study, known[known["preset"] == preset]) for preset in known["preset"].unique()]
+    return [*blocks, Listing(points)] if points else blocks
+
+
+def validation(study: Results, rows: pd.DataFrame) -> list[Block | None]:
+    """The cross-validated results."""
+    if rows.empty:
+        return []
+    folds = f"{count(len(study.folds), 'fold')} pooled" if len(study.folds) > 1 else f"fold {study.folds[0]}"
+    cases = f"validation cases of {folds}"
+    blocks: list[Block | None] = [
+        tables.overview(study, rows, "overview", cases),
+        tables.comparison_table(study, rows, "comparison", cases),
+        draw_coverage(study, rows),
+        tables.error_table(study, rows, "errors", cases),
+    ]
+    for preset in rows["preset"].unique():
+        blocks.append(draw_classes(study, rows, preset))
+        blocks.append(tables.class_table(study, rows, preset, f"classes_{slug(preset)}", cases))
+    return blocks
+
+
+def test_cases(study: Results, rows: pd.DataFrame) -> list[Block]:
+    """The results on the test cases."""
+    if rows.empty:
+        return []
+    cases = "test cases, ensemble of the folds"
+    return [
+        tables.overview(study, rows, "test_overview", cases),
+        tables.comparison_table(study, rows, "test_comparison", cases),
+        tables.error_table(study, rows, "test_errors", cases),
+        *(
+            tables.class_table(study, rows, preset, f"test_classes_{slug(preset)}", cases)
+            for preset in rows["preset"].unique()
+        ),
+    ]
+
+
+def beside_papers(study: Results) -> list[Block]:
+    """The tables of the papers that the study names."""
+    known = f"known are {', '.join(paper_names())}"
+    return [
+        paper_table(study, name)
+        if name in paper_names()
+        else Text(f"There is no paper's table {name!r}; {known}.", warning=True)
+        for name in study.settings.get("papers") or ()
+    ]
+
+
+def wrong_locations(study: Results) -> list[Block | None]:
+    """Dice under a wrong location."""
+    points = tables.location_points(study)
+    return [draw_location(study, points), tables.location_table(points)]
+
+
+def cases(study: Results, rows: pd.DataFrame) -> list[Block | None]:
+    """Best and worst cases."""
+    if rows.empty:
+        return []
+    blocks: list[Block | None] = []
+    problems: list[str] = []
+    for preset in rows["preset"].unique():
+        figure, found = draw_overlays(study, rows, preset)
+        blocks.append(figure)
+        problems += found
+    if problems:
+        blocks += [Text("Could not be drawn:", warning=True), Listing(list(dict.fromkeys(problems)))]
+    return blocks
+
+
+def settings(study: Results) -> list[Block]:
+    """What was set, and on what it ran."""
+    chosen = study.settings
+    facts = [
+        f"data set: {study.dataset}",
+        f"channels: {_words(chosen.get('channels'))}",
+        f"labels: {_words(chosen.get('labels'))}",
+        f"folds: {', '.join(map(str, study.folds))}",
+        f"epochs: {chosen.get('epochs', 'unknown')} of {chosen.get('iterations_per_epoch', 250)} iterations",
+        f"seed: {chosen.get('seed', 'unknown')}",
+        f"device: {chosen.get('device', 'unknown')}, GPUs per training: {chosen.get('gpus', 'unknown')}",
+    ]
+    facts += [f"{name} {version}" for name, version in (chosen.get("versions") or {}).items()]
+    facts += [f"machine, {name}: {value}" for name, value in (chosen.get("machine") or {}).items()]
+    seconds = study.trainings["seconds"].dropna()
+    if len(seconds):
+        total = duration(float(seconds.sum()))
+        facts.append(f"training, all together: {total} ({count(len(seconds), 'training')})")
+    return [tables.preset_table(study), tables.method_table(study), Listing(facts)]
+
+
+def computed(study: Results) -> list[Block]:
+    """Definitions of the measures and the statistics."""
+    points = [
+        (
+            "Mean foreground Dice: mean over the foreground classes of the class means over the cases (nnU-Net's "
+            "foreground_mean). A class that is not defined in a case is left out there. The background does not "
+            "count."
+        ),
+        (
+            f"95% interval: bootstrap over cases with all their classes, {RESAMPLES} resamples, seed {SEED}, BCa "
+            f"(percentile where BCa is not defined), scipy.stats.bootstrap; none below {FEWEST_CASES} cases. For "
+            "a gain both methods keep the same resampled cases. It says how the result may vary with the cases, "
+            "not with the random numbers of the training."
+        ),
+        (
+            "p: Wilcoxon signed-rank test, two-sided, scipy.stats.wilcoxon, on the difference of each case's "
+            f"mean over the classes; differences of 0 are left out, and fewer than {FEWEST_DIFFERENCES} others "
+            "are not tested, as no p below 0.05 could come out. Holm's correction over all comparisons of one "
+            "table."
+        ),
+    ]
+    return [Listing([*points, *(f"{name}: {text}" for name, text in study.definitions.items())])]
+
+
+def repeat(study: Results) -> list[Block]:
+    """Commands."""
+    file = study.settings.get("file") or "STUDY.yaml"
+    commands = Code(f"locctx study {shlex.quote(str(file))}\nlocctx report {shlex.quote(str(study.folder))}")
+    if study.runs.empty:
+        return [commands]
+    number = str(study.settings["dataset"].get("id", "DATASET"))
+    lines = [
+        shlex.join(["nnUNetv2_train", number, run.configuration, "FOLD", "-tr", run.trainer, "-p", run.plans])
+        for run in study.runs.itertuples()
+    ]
+    return [
+        commands,
+        Text("A single training by hand, without the study's seed:"),
+        Code("\n".join(['export nnUNet_extTrainer="$(locctx trainers)"', *lines])),
+    ]
+
+
+def _best_words(study: Results, rows: pd.DataFrame) -> str:
+    """The best of one preset's methods and its gain."""
+    best = rows.loc[rows["dice"].idxmax()]
+    named = study.baseline_of(best["method"])
+    text = f"{best['preset']}: highest mean foreground Dice {percent(best['dice'])}% ({best['method']}, "
+    text += f"{count(best['cases'], 'case')})"
+    if named not in rows["method"].to_numpy():
+        return f"{text}; {named} is missing"
+    if best["method"] == named:
+        return text + "; no method is above the baseline" if len(rows) > 1 else text
+    text += f", {percent(best['gain'], sign=True)} points over {named}"
+    p = p_value(best["p_holm"])
+    return f"{text}, {best['test'] or ('p ' + (p if p.startswith('<') else f'= {p}') + ' (Holm)')}"
+
+
+def _words(value: object) -> str:
+    return "unknown" if value is None else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,257 @@
+"""The report's statistics: means, bootstrap intervals over cases, Wilcoxon signed-rank tests, Holm's correction.
+
+- Interval: 95%, bootstrap over cases (Efron 1987: bias-corrected and accelerated, BCa; the plain percentile interval
+  where BCa is not defined, as when all cases are equal), 9999 resamples, seed 0, ``scipy.stats.bootstrap``.
+- Test: Wilcoxon 1945, two-sided, on the cases' paired differences, differences of 0 left out, ``scipy.stats.wilcoxon``.
+- Correction: Holm 1979, over all comparisons of a table.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from nnunet_locctx.report.results import BACKGROUND, CASE_KEYS, VALIDATION, Results
+
+Array = npt.NDArray[np.float64]
+
+LEVEL = 0.95
+RESAMPLES = 9999
+SEED = 0
+FEWEST_CASES = 5
+"""Fewer cases say too little about their spread for an interval."""
+
+FEWEST_DIFFERENCES = 6
+"""With fewer the smallest two-sided p is 2 / 2**5 = 0.06: the test could not show anything at 0.05."""
+
+BATCH_NUMBERS = 20_000_000
+"""Numbers that one batch of resamples may hold: 160 MB."""
+
+
+Interval = tuple[float, float]
+"""Its ends, NaN if there are too few cases."""
+
+
+class SignedRank(NamedTuple):
+    """A test's result.
+
+    Attributes:
+        n: Pairs that differ.
+        p: Two-sided; NaN if not tested.
+        reason: Why it was not tested, or empty.
+    """
+
+    n: int
+    p: float
+    reason: str = ""
+
+
+def by_case(scores: pd.DataFrame, metric: str = "dice", *, background: bool = False) -> pd.DataFrame:
+    """One run's values of a metric: a row per case (fold, case), a column per class in the classes' order.
+
+    Args:
+        scores: Rows of :attr:`Results.scores`, of one run.
+        metric: Its column.
+        background: With the background as the last class.
+    """
+    if not background:
+        scores = scores[scores["class"] != BACKGROUND]
+    table = scores.pivot(index=["fold", "case"], columns="class", values=metric)
+    return table[scores["class"].unique()]
+
+
+def mean_known(values: npt.ArrayLike, axis: int) -> Array:
+    """Mean over an axis of what is not NaN; NaN where nothing is left."""
+    values = _array(values)
+    known = np.isfinite(values)
+    count = known.sum(axis=axis)
+    total = np.where(known, values, 0.0).sum(axis=axis)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+def foreground(values: npt.ArrayLike) -> Array:
+    """(..., cases, classes) -> (...): mean over the classes of the class means, as nnU-Net's foreground_mean."""
+    return mean_known(mean_known(values, axis=-2), axis=-1)
+
+
+def paper_dice(scores: pd.DataFrame, convention: object) -> float:
+    """Mean ``paper_dice`` of one run, NaN if there is none.
+
+    Args:
+        scores: Rows of :attr:`Results.scores`.
+        convention: ``gpe``: over the cases of a class, then over the classes. Otherwise as LocBAM's evaluation: over
+            the classes of a case, background included, then over the cases.
+    """
+    if convention == "gpe":
+        return float(foreground(by_case(scores, "paper_dice")))
+    return float(mean_known(mean_known(by_case(scores, "paper_dice", background=True), axis=1), axis=0))
+
+
+def compare(study: Results, part: str = VALIDATION) -> pd.DataFrame:
+    """Each run that has scores against its baseline at the same preset, in the order of presets and methods.
+
+    Args:
+        study: The study.
+        part: Of the scores.
+
+    Returns:
+        A row per run, with Dice as fractions and NaN where something is not defined: preset, method, cases (with any
+        Dice), dice (mean over the classes of the class means) with its interval, gain (difference to the baseline over
+        the cases and classes that both have) with its interval and relative to the baseline's mean, pairs (cases that
+        both have), p, p_holm (after Holm's correction over all rows) and test (why it was not tested). part, run and
+        base say where the two are among the scores; base is missing for a baseline and where it has no scores.
+    """
+    tables = {run: by_case(rows) for run, rows in study.scores[study.scores["part"] == part].groupby("run")}
+    rows = []
+    for run in study.runs.itertuples():
+        if run.Index not in tables:
+            continue
+        base = study.find(study.baseline_of(run.method), run.preset)
+        dice = tables[run.Index]
+        low, high = mean_interval(dice)
+        row = {"part": part, "run": run.Index, "base": None, "preset": run.preset, "method": run.method}
+        row |= {"cases": int(dice.notna().any(axis=1).sum())}
+        row |= {"dice": float(foreground(dice)), "dice_low": low, "dice_high": high}
+        row |= dict.fromkeys(("gain", "gain_low", "gain_high", "gain_relative"), math.nan)
+        row |= {"pairs": 0, "p": math.nan, "p_holm": math.nan, "test": ""}
+        if base in tables and base != run.Index:
+            mine, theirs = dice.align(tables[base], join="inner")
+            start = float(foreground(theirs))
+            gain = float(foreground(mine)) - start
+            low, high = gain_interval(mine, theirs)
+            test = signed_rank(mean_known(mine, axis=1), mean_known(theirs, axis=1))
+            row |= {"base": base, "gain": gain, "gain_low": low, "gain_high": high, "pairs": len(mine)}
+            row |= {"gain_relative": gain / start if start else math.nan, "p": test.p, "test": test.reason}
+        rows.append(row)
+    compared = pd.DataFrame(rows)
+    return compared.assign(p_holm=holm(compared["p"])) if rows else compared
+
+
+def with_base(study: Results, rows: pd.DataFrame) -> pd.DataFrame:
+    """The runs' scores, and the Dice of the baseline in the same case and class beside (dice_base, NaN without one).
+
+    Args:
+        study: The study.
+        rows: As :func:`compare` returns them, of one part.
+
+    Returns:
+        Rows of :attr:`Results.scores` without the background, with base, dice_base and paired (whether the baseline has
+        the case and the class).
+    """
+    scores = study.foreground_scores(*rows["part"].unique())
+    theirs = scores[["run", *CASE_KEYS, "dice"]].rename(columns={"run": "base", "dice": "dice_base"})
+    mine = scores.merge(rows[["run", "base"]], on="run")
+    both = mine.merge(theirs, how="left", on=["base", *CASE_KEYS], indicator="paired")
+    return both.assign(paired=both["paired"] == "both")
+
+
+def class_sizes(scores: pd.DataFrame) -> pd.Series:
+    """Class -> median volume in ml over the cases of one run that have it; from the smallest, unknown ones last."""
+    volumes = by_case(scores, "reference_ml")
+    return volumes.where(volumes > 0).median().sort_values(kind="stable")
+
+
+def class_gains(scores: pd.DataFrame) -> pd.DataFrame:
+    """Gain of each method in each class, of the cases in which both methods have a Dice of it.
+
+    Args:
+        scores: As :func:`with_base` gives them, of one preset.
+
+    Returns:
+        method, class, gain (points of Dice as a fraction), gain_low, gain_high, pairs (cases).
+    """
+    columns = ["method", "class", "gain", "gain_low", "gain_high", "pairs"]
+    rows = []
+    for names, pairs in scores.dropna(subset=["dice", "dice_base"]).groupby(["method", "class"], sort=False):
+        mine, theirs = pairs[["dice"]], pairs[["dice_base"]]
+        gain = float(foreground(mine)) - float(foreground(theirs))
+        rows.append((*names, gain, *gain_interval(mine, theirs), len(pairs)))
+    return pd.DataFrame(rows, columns=columns)
+
+
+def mean_interval(values: npt.ArrayLike) -> Interval:
+    """Of the foreground mean.
+
+    Args:
+        values: (cases, classes), NaN where undefined.
+    """
+    table = _array(values)
+    return _bootstrap(table, lambda chosen: foreground(table[chosen]))
+
+
+def gain_interval(values: npt.ArrayLike, baseline: npt.ArrayLike) -> Interval:
+    """Of the difference of two foreground means over the same cases, which are drawn together.
+
+    Args:
+        values: (cases, classes) of a method.
+        baseline: The same of the baseline, cases in the same order.
+    """
+    mine, theirs = _array(values), _array(baseline)
+    return _bootstrap(mine, lambda chosen: foreground(mine[chosen]) - foreground(theirs[chosen]))
+
+
+def signed_rank(values: npt.ArrayLike, baseline: npt.ArrayLike) -> SignedRank:
+    """Tests the paired differences of two methods.
+
+    Args:
+        values: (cases,) of a method; NaN where undefined.
+        baseline: (cases,) of the baseline.
+    """
+    from scipy.stats import wilcoxon
+
+    differences = _array(values) - _array(baseline)
+    differences = differences[np.isfinite(differences)]
+    changed = differences[differences != 0]
+    n = len(changed)
+    if len(differences) and not n:
+        return SignedRank(0, math.nan, f"not tested: equal in all {len(differences)} cases")
+    if n < FEWEST_DIFFERENCES:
+        return SignedRank(n, math.nan, f"not tested: n = {n}")
+    return SignedRank(n, float(wilcoxon(changed).pvalue))
+
+
+def holm(values: pd.Series) -> pd.Series:
+    """Holm's step-down correction of p values.
+
+    Args:
+        values: NaN ones were not tested and do not count.
+
+    Returns:
+        Corrected ones, at most 1; NaN stays NaN.
+    """
+    tested = values.dropna().sort_values()
+    return (tested * np.arange(len(tested), 0, -1)).clip(upper=1).cummax().reindex(values.index)
+
+
+def _array(values: npt.ArrayLike) -> Array:
+    # one order in memory: equal numbers have equal sums, to the last bit
+    return np.ascontiguousarray(values, dtype=np.float64)
+
+
+def _bootstrap(values: Array, statistic: Callable[[np.ndarray], Array]) -> Interval:
+    from scipy.stats import bootstrap
+
+    known = np.flatnonzero(np.isfinite(values).any(axis=1))
+    if len(known) < FEWEST_CASES:
+        return math.nan, math.nan
+    batch = max(1, BATCH_NUMBERS // max(1, values.size))
+    for method in ("BCa", "percentile"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # scipy warns where BCa is not defined; then its ends are NaN
+            found = bootstrap(
+                (known,),
+                # the resampled cases are the last axis
+                lambda chosen, axis: statistic(chosen),
+                n_resamples=RESAMPLES,
+                confidence_level=LEVEL,
+                method=method,
+                batch=batch,
+                random_state=SEED,
+            ).confidence_interval
+        if np.isfinite([found.low, found.high]).all():
+            return float(found.low), float(found.high)
+    return math.nan, math.nan
