@@ -95,7 +95,10 @@ def test_two_dimensional_images_are_drawn_as_stored(tmp_path: Path) -> None:
     work = Synthetic(presets=(SMALL,), folds=1, cases_per_fold=2).write(tmp_path)
     study = load_study(work)
     raw = Path(study.settings["dataset"]["raw"])
-    write_json(raw / "dataset.json", {"channel_names": {"0": "R"}, "labels": {}, "file_ending": ".png"})
+    write_json(
+        raw / "dataset.json",
+        {"channel_names": {"0": "R"}, "labels": {"background": 0, "a": 1}, "file_ending": ".png"},
+    )
     truth = np.zeros((10, 16), np.uint8)
     truth[2:5, 3:12] = 1
     places = [raw / "imagesTr" / "case_000_0000.png", raw / "labelsTr" / "case_000.png"]
