@@ -1,6 +1,5 @@
-"""Real scans: coordinates of labelled structures. And, without any scan, what run_real_data.py computes and writes."""
+"""Real scans: coordinates of labelled structures. Without any scan: what the experiment on them writes."""
 
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -13,6 +12,8 @@ import SimpleITK as sitk
 
 from nnunet_locctx.geometry import PATIENT_FROM_LPS
 from nnunet_locctx.location import make_source
+from scripts.experiments.real_data import positions, run
+from scripts.experiments.real_data import report as real_report
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = REPOSITORY.parent / "shared" / "data"
@@ -20,23 +21,18 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the real scans are n
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return load("run_real_data", monkeypatch)
+def script() -> ModuleType:
+    return run
 
 
 @pytest.fixture
-def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return load("real_data_report", monkeypatch)
+def report() -> ModuleType:
+    return real_report
 
 
 @pytest.fixture
-def places(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return load("real_data_positions", monkeypatch)
-
-
-def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
-    return sys.modules.get(name) or importlib.import_module(name)
+def places() -> ModuleType:
+    return positions
 
 
 # ---------------------------------------------------------------------------------------------------- with the scans
@@ -198,7 +194,7 @@ def test_documents_hold_the_figures_and_keep_what_was_written_by_hand(
         "train:patch16:plain": training(0.4, None),
         "train:patch16:prior": training(0.8, '{"place": "logits"}'),
     }
-    report.write_documents(records, tmp_path)
+    report.write_documents(records, tmp_path, page)
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
@@ -218,7 +214,7 @@ def test_a_page_without_its_marks_is_left_alone(report: ModuleType, tmp_path: Pa
     page = tmp_path / "results.md"
     page.write_text("somebody's text\n")
     with pytest.raises(report.StepError, match="once each"):
-        report.write_documents({}, tmp_path)
+        report.write_documents({}, tmp_path, page)
     assert page.read_text() == "somebody's text\n"
     assert not (tmp_path / "results.json").exists()
 

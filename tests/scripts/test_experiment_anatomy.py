@@ -5,14 +5,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-import anatomy_dice
-import anatomy_location
-import anatomy_report
-import experiment_anatomy
 import numpy as np
 import pytest
-from anatomy_dice import DiceRun, DiceSettings, by_field_of_view
-from anatomy_location import (
+
+from nnunet_locctx.datasets.whole_body import whole_body_case
+from nnunet_locctx.location import BodyPartCurve
+from nnunet_locctx.regression.body_part import BodyPartOptions, BodyPartRegressor
+from nnunet_locctx.regression.body_part.network import SliceRegressor
+from scripts.experiments.anatomy import dice as anatomy_dice
+from scripts.experiments.anatomy import location as anatomy_location
+from scripts.experiments.anatomy import report as anatomy_report
+from scripts.experiments.anatomy import run as experiment_anatomy
+from scripts.experiments.anatomy.dice import DiceRun, DiceSettings, by_field_of_view
+from scripts.experiments.anatomy.location import (
     OVERLAP,
     Calibration,
     PhantomScans,
@@ -24,11 +29,6 @@ from anatomy_location import (
     overlapping_crops,
     summary,
 )
-
-from nnunet_locctx.datasets.whole_body import whole_body_case
-from nnunet_locctx.location import BodyPartCurve
-from nnunet_locctx.regression.body_part import BodyPartOptions, BodyPartRegressor
-from nnunet_locctx.regression.body_part.network import SliceRegressor
 
 coarse = functools.partial(whole_body_case, in_plane=(12, 12), slices=(12, 12))
 
@@ -357,14 +357,14 @@ class TestDocuments:
         with pytest.raises(ValueError, match="nothing has been measured"):
             experiment_anatomy.write_documents(work, docs)
         (work / "location.json").write_text(json.dumps(record))
-        assert experiment_anatomy.main(["--report", "--work", str(work), "--docs", str(docs)]) == 0
+        assert experiment_anatomy.main(["--report", "--work", str(work), "--out", str(docs)]) == 0
         text = page.read_text()
         assert text.startswith("before\n")
         assert text.endswith("after\n")
         assert "old" not in text
         assert "best line" in text
         assert json.loads((docs / "anatomy.json").read_text())["settings"]["training"] == 2
-        assert (docs / "figures" / "location_error.png").exists()
+        assert (docs / "location_error.png").exists()
 
 
 @pytest.mark.parametrize(

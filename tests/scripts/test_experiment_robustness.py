@@ -4,9 +4,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import experiment_robustness
 import pytest
-from experiment_robustness import BEGIN, END, RobustnessSettings, section, together
+
+from scripts.experiments.robustness import run as experiment_robustness
+from scripts.experiments.robustness.run import BEGIN, END, RobustnessSettings, section, together
 
 
 def point(model: str, percent: float, dice: float | None, axes: str = "axial") -> dict[str, Any]:
@@ -56,5 +57,5 @@ def test_several_folders_only_to_report(tmp_path: Path, capsys: pytest.CaptureFi
 def test_nothing_measured_yet(tmp_path: Path) -> None:
     (tmp_path / "results.md").write_text(f"{BEGIN}\n{END}\n")
     with pytest.raises(ValueError, match=r"nothing has been measured in .*work yet"):
-        experiment_robustness.main(["--report", "--work", str(tmp_path / "work"), "--docs", str(tmp_path)])
+        experiment_robustness.main(["--report", "--work", str(tmp_path / "work"), "--out", str(tmp_path)])
     assert (tmp_path / "results.md").read_text() == f"{BEGIN}\n{END}\n"
