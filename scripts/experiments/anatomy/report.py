@@ -13,11 +13,7 @@ COLOURS = {"voxel": "#cc6677", "scanner": "#ddaa33", "body_part": "#4477aa", "an
 
 def section(record: Record) -> str:
     """Markdown of everything that was measured."""
-    parts = []
-    if "location" in record:
-        parts += [_location(record), _invariance(record)]
-    if record.get("dice", {}).get("runs"):
-        parts.append(_dice(record["dice"]))
+    parts = [_location(record), _invariance(record)]
     machine = record.get("machine")
     if machine:
         versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
@@ -98,30 +94,6 @@ def _invariance(record: Record) -> str:
             f"| `{source}` | {one['measured']} of {one['scans']} | {one['rising']} | {one['spearman_median']:.3f} "
             f"({one['spearman_min']:.3f}) | {one['raw_steps_up']:.0%} |"
         )
-    return "\n".join(lines)
-
-
-def _dice(dice: Record) -> str:
-    settings = dice["settings"]
-    features = "-".join(map(str, settings["features"]))
-    intro = (
-        f"One trainer with each source: {settings['cases']} training and {settings['test_cases']} held-out phantoms, "
-        f"patches of {settings['patch']}^3, batch {settings['batch']}, {features} features, {settings['epochs']} "
-        "epoch(s) of 250 iterations, nnU-Net's augmentation, no test-time mirroring. Foreground Dice on the original "
-        f"grid of the held-out scans; small and large fields of view: up to and above {SMALL:.0%} of the body. One "
-        "training each."
-    )
-    lines = [
-        intro,
-        "",
-        "| source | trainer | Dice | small | large | minutes of training |",
-        "|---|---|---|---|---|---|",
-    ]
-    for run, one in dice["runs"].items():
-        name = "none" if run == "plain" else f"`{run}`"
-        parts = ["-" if one[key] is None else f"{one[key]:.3f}" for key in ("dice", "small", "large")]
-        minutes = f"{one['train_seconds'] / 60:.1f}"
-        lines.append(f"| {name} | `{one['trainer']}` | {' | '.join(parts)} | {minutes} |")
     return "\n".join(lines)
 
 

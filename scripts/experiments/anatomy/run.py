@@ -2,15 +2,13 @@
 
 Fits body part scores and anatomical embeddings on training phantoms, each a random part of a body in random
 orientation and voxel size, and measures on held-out ones: the error of each source's location against the true place,
-what crops, orientations and slice spacings do to it, whether it rises along the body; with ``--dice`` also the Dice of
-one trainer with each source, trained and evaluated by the commands a user types.
+what crops, orientations and slice spacings do to it, whether it rises along the body. What it does to the Dice of a
+trainer is a study: sources.yaml.
 
-    python -m scripts.experiments.anatomy.run                       # location: errors, invariance, monotonicity
-    python -m scripts.experiments.anatomy.run --dice                # location and Dice
-    python -m scripts.experiments.anatomy.run --only dice --dice-sources plain voxel
+    python -m scripts.experiments.anatomy.run
     python -m scripts.experiments.anatomy.run --report              # only write the documents again
 
-Everything finished is kept in the work folder (--work); the same command takes an interrupted run up again. Writes
+Fits are kept in the work folder (--work); the same command takes an interrupted run up again. Writes
 anatomy.json and location_error.png beside it, and the part between the marks of docs/results.md.
 """
 
@@ -33,7 +31,6 @@ import torch
 from nnunet_locctx.demo.steps import write_text
 from nnunet_locctx.regression.regressor import Regressor, load_regressor
 from scripts.benchmarks.harness import OUT_HELP, Record, describe_machine, destinations, replace_section, say
-from scripts.experiments.anatomy.dice import DiceRun, DiceSettings
 from scripts.experiments.anatomy.location import (
     POINTS,
     PhantomScans,
@@ -142,52 +139,28 @@ def measure_location(arguments: argparse.Namespace) -> Record:
     }
 
 
-def measure_dice(arguments: argparse.Namespace) -> Record:
-    """Trains, predicts and evaluates with each source."""
-    steps = {"body_part": arguments.steps_body_part, "anatomical": arguments.steps_anatomical}
-    settings = DiceSettings(
-        cases=arguments.training,
-        test_cases=arguments.test_cases,
-        seed=arguments.seed,
-        patch=arguments.patch,
-        batch=arguments.batch,
-        epochs=arguments.epochs,
-        steps=tuple((name, count) for name, count in steps.items() if count is not None),
-        threads=arguments.threads,
-    )
-    run = DiceRun(arguments.work / "dice", settings, tuple(arguments.dice_sources))
-    try:
-        run.run()
-    finally:
-        write_text(arguments.work / "dice.json", json.dumps(run.record(), indent=1) + "\n")
-    return run.record()
-
-
 # --------------------------------------------------------------------------------------------------------- documents
 
 
 def collect(work: Path) -> Record:
     """Everything that is in the work folder."""
     record: Record = {
-        "command": "python -m scripts.experiments.anatomy.run --dice",
+        "command": "python -m scripts.experiments.anatomy.run",
         "machine": describe_machine("cpu"),
     }
     if (work / "location.json").exists():
         record.update(json.loads((work / "location.json").read_text()))
-    if (work / "dice.json").exists():
-        record["dice"] = json.loads((work / "dice.json").read_text())
     return record
 
 
 def write_documents(work: Path, out: Path | None = None) -> None:
     """anatomy.json, the section of docs/results.md and the picture."""
     record = collect(work)
-    if "location" not in record and not record.get("dice", {}).get("runs"):
+    if "location" not in record:
         raise ValueError(f"nothing has been measured in {work} yet")
     folder, page = destinations(out, __file__, "results.md")
     write_text(folder / "anatomy.json", json.dumps(record, indent=1) + "\n")
-    if "location" in record:
-        draw(record, folder / "location_error.png")
+    draw(record, folder / "location_error.png")
     replace_section(page, BEGIN, END, section(record))
     say(f"written: {folder / 'anatomy.json'}, {page}")
 
@@ -224,26 +197,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--steps-anatomical", type=int, metavar="N", help="training steps (default: the fit's own)"
     )
-    parser.add_argument("--dice", action="store_true", help="also train and evaluate with each source")
-    parser.add_argument("--only", choices=("location", "dice"), help="run this part only")
-    parser.add_argument(
-        "--dice-sources",
-        nargs="+",
-        metavar="RUN",
-        default=["plain", *UNFITTED, *FITTED],
-        help="trainings of --dice (default: all of plain, voxel, scanner, body_part, anatomical)",
-    )
-    parser.add_argument(
-        "--test-cases", type=int, default=10, metavar="N", help="--dice: held-out phantoms (default: 10)"
-    )
-    parser.add_argument("--patch", type=int, default=16, help="--dice: voxels of a patch (default: 16)")
-    parser.add_argument("--batch", type=int, default=8, help="--dice: patches per batch (default: 8)")
-    parser.add_argument(
-        "--epochs", type=int, default=10, choices=(1, 5, 10, 20, 50), help="--dice (default: 10)"
-    )
     parser.add_argument("--report", action="store_true", help="only write the documents from the work folder")
     options = parser.parse_args(arguments)
-    for name, least in (("training", 2), ("held_out", 1), ("test_cases", 1), ("patients", 0), ("threads", 1)):
+    for name, least in (("training", 2), ("held_out", 1), ("patients", 0), ("threads", 1)):
         if getattr(options, name) < least:
             parser.error(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
     return options
@@ -257,13 +213,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_documents(options.work, options.out)
         return 0
     options.work.mkdir(parents=True, exist_ok=True)
-    if options.only != "dice":
-        record = measure_location(options)
-        write_text(options.work / "location.json", json.dumps(record, indent=1) + "\n")
-        write_documents(options.work, options.out)
-    if options.only == "dice" or (options.dice and options.only is None):
-        measure_dice(options)
-        write_documents(options.work, options.out)
+    record = measure_location(options)
+    write_text(options.work / "location.json", json.dumps(record, indent=1) + "\n")
+    write_documents(options.work, options.out)
     return 0
 
 

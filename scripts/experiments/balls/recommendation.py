@@ -7,8 +7,8 @@ Every candidate and every single method is trained with one budget and three see
 * on Hippocampus MR (``../shared/data``, 16^3 patches) with nnU-Net's own trainer, loader, augmentation and validation.
 
     python -m scripts.experiments.balls.recommendation                            # phantom, all candidates, three seeds
-    python -m scripts.experiments.balls.recommendation --hippocampus real_data    # folder of real_data/run.py, which
-                                                                  # preprocessed it (--only 'hippocampus:p*')
+    python -m scripts.experiments.balls.recommendation --hippocampus FOLDER       # holds nnUNet_preprocessed, filled by
+        # locctx study scripts/experiments/real_data/hippocampus.yaml --only preprocess
 
 One JSON line per finished run goes into recommendation.json beside it; runs found there are not repeated.
 recommendation.md is written anew after each run, recommendation.png by ``--report``.
@@ -131,7 +131,7 @@ def run_hippocampus(row: Row, seed: int, folder: Path) -> dict[str, Any]:
     from nnunet_locctx.nnunet.trainer import LocatedTrainer
 
     preprocessed = next((folder / "nnUNet_preprocessed").glob(f"Dataset{HIPPOCAMPUS:03d}_*"))
-    plans = load_json(str(preprocessed / "nnUNetPlans_locctx.json"))
+    plans = load_json(str(preprocessed / "nnUNetPlans_hippocampus-small.json"))
     plans["continue_training"] = False  # nnUNetv2_train tells the trainer so
     base: type[nnUNetTrainer] = nnUNetTrainer
     body: dict[str, Any] = {}
@@ -300,7 +300,7 @@ def main() -> None:
         "--hippocampus",
         type=Path,
         metavar="FOLDER",
-        help="train on Hippocampus instead of the phantom; a working folder of scripts.experiments.real_data.run",
+        help="train on Hippocampus instead of the phantom; folder that holds nnUNet_preprocessed",
     )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent)
