@@ -18,8 +18,6 @@ PAGES = sorted(
         *(page for folder in ("docs", "scripts") for page in (REPOSITORY / folder).rglob("*.md")),
     ]
 )
-RECORD = "commands-record.md"
-"""Written by a script, in a table."""
 
 
 def blocks(text: str) -> list[str]:

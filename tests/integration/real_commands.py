@@ -1,34 +1,23 @@
-"""Runs nnU-Net's own commands with located trainers, and those of `locctx` around them, and records what came out, in
-docs/commands-record.md.
+"""nnU-Net's own commands with located trainers, and those of `locctx` around them, each with what it must leave behind.
 
 Every command is a process of its own, as a user would start it; only nnU-Net's variables are set. The data
 set is a phantom of five training scans of about 24 voxels per side, the networks have three stages of 4 to 8
 features. Trainers called Short... are the package's trainers with 2 iterations an epoch instead of 250
-(tests/integration/short_trainers.py); those with suffixes are the package's own.
-
-An interrupted run goes on where it stopped:
-
-    python scripts/record_commands.py --folder /tmp/locctx-record
+(short_trainers.py); those with suffixes are the package's own.
 """
 
-import argparse
 import json
 import os
-import platform
 import re
 import shlex
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))  # for tests.integration
+from tests.integration.workspace import REPOSITORY
 
 SHORT = ("ShortPriorHead", "ShortCoordConv", "ShortLocBAM")
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
@@ -38,7 +27,7 @@ RESIDUAL = "nnUNetResEncUNetMPlans"
 
 
 class Folders:
-    """nnU-Net's folders and the predictions of one record."""
+    """nnU-Net's folders and the predictions of one test."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -101,7 +90,7 @@ class Step:
 
     Attributes:
         name: Unique; what it shows.
-        command: As typed into a shell; `{root}` stands for the record's folder.
+        command: As typed into a shell; `{root}` stands for the folder of the test.
         check: See :data:`Check`.
         variables: Further environment variables.
         fails: The command is meant to end with an error.
@@ -493,18 +482,20 @@ def says(message: str, nothing_written: bool = True) -> Check:
     return check
 
 
-def run(step: Step, folders: Folders) -> dict[str, Any]:
+def run(step: Step, folders: Folders) -> str:
     """Runs one command and its check.
 
     Returns:
-        The line for the record: name, command, status, seconds, ok, checked.
+        What the check found.
+
+    Raises:
+        AssertionError: The command or its check failed; carries the end of what was printed.
     """
 
     def filled(text: str) -> str:
         return text.replace("{root}", str(folders.root))
 
     variables = {key: filled(value) for key, value in step.variables.items()}
-    start = time.monotonic()
     done = subprocess.run(
         shlex.split(filled(step.command)),
         env={**folders.environment(), **variables},
@@ -513,62 +504,15 @@ def run(step: Step, folders: Folders) -> dict[str, Any]:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    seconds = time.monotonic() - start
-    log = folders.root / "logs" / (re.sub(r"\W+", "_", step.name) + ".log")
-    log.parent.mkdir(exist_ok=True)
-    log.write_text(done.stdout)
-    ok = (done.returncode != 0) == step.fails
-    checked = f"see {log}"
-    if ok:
-        try:
-            checked = step.check(folders, done.stdout)
-        except (AssertionError, OSError, KeyError) as error:
-            ok, checked = False, f"{type(error).__name__}: {error}; see {log}"
-    prefix = "".join(f"{key}={value} " for key, value in step.variables.items())
-    return {
-        "name": step.name,
-        "command": prefix + step.command,
-        "status": done.returncode,
-        "seconds": round(seconds, 1),
-        "ok": ok,
-        "checked": checked,
-    }
+    shown = f"{step.name}: {step.command}\n{done.stdout[-3000:]}"
+    assert (done.returncode != 0) == step.fails, f"exit status {done.returncode}; {shown}"
+    try:
+        return step.check(folders, done.stdout)
+    except (AssertionError, OSError, KeyError) as error:
+        raise AssertionError(f"{type(error).__name__}: {error}; {shown}") from error
 
 
-def write_record(records: dict[str, dict[str, Any]], target: Path) -> None:
-    """The table of all steps, those not run yet included."""
-    versions = ", ".join(f"{name} {version(name)}" for name in ("nnunetv2", "torch"))
-    versions += f", Python {platform.python_version()}, {platform.system()} {platform.machine()}, CPU"
-    rows = []
-    for step in steps():
-        record = records.get(step.name)
-        if record is None:
-            rows.append(f"| {step.name} | `{step.command}` | not run yet | | |")
-            continue
-        status = f"{record['status']}" if record["ok"] else f"**{record['status']}, not as it should be**"
-        command = record["command"].replace("|", "\\|")
-        rows.append(
-            f"| {record['name']} | `{command}` | {status} | {record['seconds']:.0f} | {record['checked']} |"
-        )
-    good = sum(record["ok"] for record in records.values())
-    text = f"""# nnU-Net's commands, run with located trainers
-
-Written by `python scripts/record_commands.py`: {good} of {len(rows)} commands did what they should. Each is a
-process of its own, as typed, with nnU-Net's variables set and nothing of nnU-Net changed; `{{root}}` is the
-folder of the record. Trainers called Short... are the package's trainers with 2 iterations an epoch instead of
-250 (`tests/integration/short_trainers.py`), found through a second folder in `nnUNet_extTrainer`. The data are
-phantoms of about 24 voxels per side, the networks have three stages of 4 to 8 features. Seconds are wall time
-on a shared machine, mostly the start of Python processes (three per training).
-
-{versions}.
-
-| What | Command | Exit status | Seconds | Checked |
-|---|---|---|---|---|
-"""
-    target.write_text(text + "\n".join(rows) + "\n")
-
-
-STUDY = """name: record
+STUDY = """name: commands
 dataset: 1
 baseline: Plain
 methods:
@@ -582,7 +526,7 @@ device: cpu
 
 
 def prepare(folders: Folders) -> None:
-    """Draws the phantoms, once, and writes a study file."""
+    """Draws the phantoms and writes a study file."""
     (folders.root / "study.yaml").write_text(STUDY)
     from nnunet_locctx.datasets.phantom import make_phantom
 
@@ -592,54 +536,3 @@ def prepare(folders: Folders) -> None:
         make_phantom(
             folders.raw, 2, cases=5, test_cases=2, size=20, channels=2, regions=True, ignore=True, seed=4
         )
-
-
-def main() -> int:
-    """Runs what has not been run; returns 1 if a command did not do what it should."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        default=Path(tempfile.gettempdir()) / "locctx-record",
-        help="where data, models and the record lie",
-    )
-    parser.add_argument(
-        "--output", type=Path, default=REPOSITORY / "docs" / "commands-record.md", help="the page to write"
-    )
-    parser.add_argument(
-        "--only", default="", help="run only the steps whose name matches this regular expression"
-    )
-    parser.add_argument("--list", action="store_true", help="print the steps and stop")
-    arguments = parser.parse_args()
-    chosen = [step for step in steps() if re.search(arguments.only, step.name)]
-    if arguments.list:
-        print("\n".join(f"{step.name}: {step.command}" for step in chosen))
-        return 0
-    folders = Folders(arguments.folder.resolve())
-    prepare(folders)
-    state = folders.root / "record.jsonl"
-    lines = state.read_text().splitlines() if state.exists() else []
-    records = {record["name"]: record for record in map(json.loads, lines)}
-    for number, step in enumerate(chosen, start=1):
-        done = records.get(step.name)
-        if done is not None and done["ok"]:
-            continue
-        print(f"[{number}/{len(chosen)}] {step.name}: {step.command}", flush=True)
-        records[step.name] = made = run(step, folders)
-        print(
-            "    {ok} after {seconds} s: {checked}".format_map(
-                {**made, "ok": "ok" if made["ok"] else "FAILED"}
-            ),
-            flush=True,
-        )
-        with state.open("a") as file:
-            file.write(json.dumps(made) + "\n")
-        write_record(records, arguments.output)
-    write_record(records, arguments.output)
-    return 0 if all(records[step.name]["ok"] for step in chosen) else 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
