@@ -12,25 +12,24 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from nnunet_locctx.files import write_atomically
 from nnunet_locctx.methods import MEASURED_FILE
 from nnunet_locctx.methods.measured import Figures
 from nnunet_locctx.nnunet.trainers import TRAINERS
 from scripts.benchmarks import blocks as benchmark_blocks
 from scripts.benchmarks.harness import PLAIN, REPOSITORY, Record, by
-from scripts.experiments.balls import methods as experiment_methods
+from scripts.experiments.balls.grid import ITERATIONS, load
 from scripts.experiments.balls.phantom import LOOK_ALIKES, ORGANS
 
 BLOCKS = REPOSITORY / "scripts" / "benchmarks" / "blocks.json"
 METHODS = Path(__file__).with_name("methods.json")
-ITERATIONS = 400
-"""Budget of the runs whose Dice counts."""
 
 
 def collect(blocks: Path = BLOCKS, methods: Path = METHODS, file: Path = MEASURED_FILE) -> None:
     """Writes the file anew."""
     costs = benchmark_blocks.Results(blocks)
     place = timed_on(costs)
-    runs = [run for run in experiment_methods.load(methods) if run["iterations"] == ITERATIONS]
+    runs = [run for run in load(methods) if run["iterations"] == ITERATIONS]
     figures: dict[str, Figures] = {}
     for name in TRAINERS:
         found = Figures(**{**sizes(costs, name), **times(costs, name, place), **effect(runs, name)})
@@ -44,7 +43,7 @@ def collect(blocks: Path = BLOCKS, methods: Path = METHODS, file: Path = MEASURE
         },
         "notes": notes,
     }
-    experiment_methods.write_atomically(file, json.dumps(content, indent=1) + "\n")
+    write_atomically(file, (json.dumps(content, indent=1) + "\n").encode())
 
 
 # ------------------------------------------------------------------------------------------------------------ cost

@@ -4,7 +4,8 @@ Balls that look alike in noise: some are organs, told apart by nothing but their
 without a label.
 """
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,31 +141,49 @@ class BallPhantom:
         return [round(float(value), 4) for value in overlap / size]
 
 
+@dataclass(frozen=True)
+class Trained:
+    """How networks are trained: Adam, or AdamW where weights decay."""
+
+    learning_rate: float
+    weight_decay: float = 0.0
+
+    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        """The optimiser of a network."""
+        if self.weight_decay:
+            return torch.optim.AdamW(network.parameters(), self.learning_rate, weight_decay=self.weight_decay)
+        return torch.optim.Adam(network.parameters(), self.learning_rate)
+
+
 def train(
     network: nn.Module,
     phantom: BallPhantom,
     seed: int,
     iterations: int,
-    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+    how: Trained,
     jitter: float = 0.0,
     name: str = "",
-) -> nn.Module:
-    """Trains `network` in place and returns it in evaluation mode; the same patches for every network of a seed.
+) -> float:
+    """Trains `network` in place and leaves it in evaluation mode; the same patches for every network of a seed.
 
     Args:
         network: (B, 1 + 3, *patch) -> (B, classes, *patch).
         phantom: Where the patches are from.
         seed: Of volumes and patches.
         iterations: Steps; the learning rate falls as a polynomial of power 0.9.
-        make_optimizer: Made of the network.
+        how: The optimiser.
         jitter: Standard deviation of a random shift and scale of each patch's location.
         name: Shown with the progress.
+
+    Returns:
+        Seconds.
     """
+    start = time.perf_counter()
     rng = np.random.default_rng(seed)
     jitter_rng = np.random.default_rng([seed, 1])  # of its own: the patches stay those of the other rows
     volumes = [phantom.make_volume(rng) for _ in range(TRAIN_VOLUMES)]
     network.train()
-    optimizer = make_optimizer(network)
+    optimizer = how.optimizer(network)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=iterations, power=0.9)
     progress = tqdm(range(iterations), desc=f"{name} (seed {seed})", mininterval=5, leave=False)
     for _ in progress:
@@ -180,7 +199,8 @@ def train(
         optimizer.step()
         schedule.step()
         progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    return network.eval()
+    network.eval()
+    return time.perf_counter() - start
 
 
 def jittered(location: Tensor, sd: float, rng: np.random.Generator) -> Tensor:

@@ -1,34 +1,26 @@
-"""Which combination of block, place and jitter to recommend: the experiment behind ``LocCtxTrainer``.
+"""Which combination of block, place and jitter to recommend: the table behind ``LocCtxTrainer``; see grid.py.
 
 Every candidate and every single method is trained with one budget and three seeds, twice:
 
-* on the phantom of balls of `placement.py` (24^3 patches, 400 iterations), with the Dice under a
-  location that is wrong by a constant along the body axis (0 to 25% of the volume);
-* on Hippocampus MR (``../shared/data``, 16^3 patches) with nnU-Net's own trainer, loader, augmentation and validation.
-
-    python -m scripts.experiments.balls.recommendation                            # phantom, all candidates, three seeds
-    python -m scripts.experiments.balls.recommendation --hippocampus FOLDER       # holds nnUNet_preprocessed, filled by
-        # locctx study scripts/experiments/real_data/hippocampus.yaml --only preprocess
-
-One JSON line per finished run goes into recommendation.json beside it; runs found there are not repeated.
-recommendation.md is written anew after each run, recommendation.png by ``--report``.
+* on the phantom of balls (24^3 patches, 400 iterations), with the Dice under a location that is wrong by a constant
+  along the body axis (0 to 25% of the volume);
+* with ``--hippocampus`` on Hippocampus MR (16^3 patches) with nnU-Net's own trainer, loader, augmentation, validation.
 """
 
-import argparse
-import json
 import os
 import random
-import re
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from nnunet_locctx.files import write_atomically
 from nnunet_locctx.networks import Fitting
+from scripts.benchmarks.harness import Record
 from scripts.experiments.balls import placement
+from scripts.experiments.balls.grid import Experiment
 from scripts.experiments.balls.placement import Row
 
 SHIFTS = (0.0, 0.01, 0.05, 0.10, 0.25)
@@ -98,29 +90,14 @@ def candidates() -> list[Row]:
     return [*single, *combined, *jittered, *bounded]
 
 
-# ---------------------------------------------------------------------------------------------------- the phantom
-
-
-def run_phantom(row: Row, seed: int) -> dict[str, Any]:
+def run_phantom(row: Row, seed: int, iterations: int) -> Record:
     """Dice under every shift."""
-    start = time.perf_counter()
-    network = placement.train_row(row, seed, 400)
-    trained = time.perf_counter() - start
-    shifts = SHIFTS if row.block is not None else (0.0,)
-    dice = {
-        f"{shift:g}": float(np.mean(placement.PHANTOM.dice_per_organ(network, seed, shift)))
-        for shift in shifts
-    }
-    blocks = getattr(network, "location_blocks", torch.nn.Identity())
-    return {
-        "dice": round(dice["0"], 4),
-        "shifted": {shift: round(value, 4) for shift, value in dice.items()},
-        "block_parameters": sum(parameter.numel() for parameter in blocks.parameters()),
-        "seconds": round(trained, 1),
-    }
-
-
-# ------------------------------------------------------------------------------------------------------ Hippocampus
+    measured, network = placement.run(row, seed, iterations)
+    shifted = {"0": measured["dice"]}
+    for shift in SHIFTS[1:] if row.block is not None else ():
+        dice = placement.PHANTOM.dice_per_organ(network, seed, shift)
+        shifted[f"{shift:g}"] = round(float(np.mean(dice)), 4)
+    return {**{key: measured[key] for key in ("dice", "block_parameters", "seconds")}, "shifted": shifted}
 
 
 def run_hippocampus(row: Row, seed: int, folder: Path) -> dict[str, Any]:
@@ -170,13 +147,10 @@ def run_hippocampus(row: Row, seed: int, folder: Path) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------------------------------- the results
-
-
 def write_table(results: list[dict[str, Any]], path: Path) -> None:
     """recommendation.md: mean and range over the seeds."""
     origin = (
-        "Written by `recommendation.py` from recommendation.json; [recommended.md](../../../docs/recommended.md) "
+        "Written by `grid.py recommendation` from recommendation.json; [recommended.md](../../../docs/recommended.md) "
         "says what follows from it."
     )
     setting = (
@@ -221,7 +195,7 @@ def write_table(results: list[dict[str, Any]], path: Path) -> None:
         if runs:
             curve = [np.mean([one["shifted"][f"{shift:g}"] for one in runs]) for shift in SHIFTS]
             shift_lines.append(f"| {row.name} | " + " | ".join(f"{value:.2f}" for value in curve) + " |")
-    placement.write_atomically(path, "\n".join([*lines, *shift_lines]) + "\n")
+    write_atomically(path, ("\n".join([*lines, *shift_lines]) + "\n").encode())
 
 
 DRAWN = {
@@ -287,45 +261,13 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     temporary.replace(path)
 
 
-def main() -> None:
-    """Runs what is missing and writes the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--rows", default="", help="regular expression; only candidates whose name contains a match"
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default: 0 1 2)")
-    parser.add_argument(
-        "--hippocampus",
-        type=Path,
-        metavar="FOLDER",
-        help="train on Hippocampus instead of the phantom; folder that holds nnUNet_preprocessed",
-    )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent)
-    parser.add_argument("--list", action="store_true", help="print the names of the candidates and stop")
-    parser.add_argument("--report", action="store_true", help="only write the table and the picture")
-    arguments = parser.parse_args()
-    chosen = [row for row in candidates() if re.search(arguments.rows, row.name)]
-    if not chosen:
-        parser.error(f"no candidate matches {arguments.rows!r}; see --list")
-    if arguments.list:
-        print("\n".join(row.name for row in chosen))
-        return
-    torch.set_num_threads(arguments.threads)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    store, table = arguments.out / "recommendation.json", arguments.out / "recommendation.md"
-    if arguments.report:
-        write_table(placement.load(store), table)
-        draw(placement.load(store), table.with_suffix(".png"))
-        return
-    task = "phantom" if arguments.hippocampus is None else "hippocampus"
-    if arguments.hippocampus is not None:
-        work = arguments.hippocampus.resolve()
+def experiment(hippocampus: Path | None) -> Experiment:
+    """The table; `hippocampus` is the folder with the preprocessed scans, None trains on the phantom."""
+    by_name = {row.name: row for row in candidates()}
+    if hippocampus is not None:
+        work = hippocampus.resolve()
         os.environ.update(
             {
-                "nnUNet_raw": str(work / "nnUNet_raw"),
                 "nnUNet_preprocessed": str(work / "nnUNet_preprocessed"),
                 "nnUNet_results": str(work / "nnUNet_candidates" / str(os.getpid())),
                 "nnUNet_n_proc_DA": "0",  # augmentation in this process: the same seed draws the same patches
@@ -333,25 +275,14 @@ def main() -> None:
                 "nnUNet_compile": "f",
             }
         )
-    for seed in arguments.seeds:
-        for row in tqdm(chosen, desc=f"{task}, seed {seed}"):
-            done = {(one["task"], one["row"], one["seed"]) for one in placement.load(store)}
-            if (task, row.name, seed) in done:
-                continue
-            measured = (
-                run_phantom(row, seed)
-                if arguments.hippocampus is None
-                else run_hippocampus(row, seed, arguments.hippocampus.resolve())
-            )
-            result = {"task": task, "row": row.name, "seed": seed, **measured}
-            # read again: another process may have finished a run meanwhile
-            results = [*placement.load(store), result]
-            placement.write_atomically(store, "".join(json.dumps(one) + "\n" for one in results))
-            tqdm.write(
-                f"{task:12} {row.name:40} seed {seed}  Dice {result['dice']:.3f}  {result['seconds']:.0f} s"
-            )
-            write_table(placement.load(store), table)
 
+    def measure(name: str, seed: int, iterations: int) -> Record:
+        row = by_name[name]
+        return run_phantom(row, seed, iterations) if hippocampus is None else run_hippocampus(row, seed, work)
 
-if __name__ == "__main__":
-    main()
+    def write(results: list[Record], iterations: int, folder: Path, page: Path) -> None:
+        write_table(results, folder / "recommendation.md")
+        draw(results, folder / "recommendation.png")
+
+    task = {"task": "phantom" if hippocampus is None else "hippocampus"}
+    return Experiment("row", list(by_name), measure, write, "recommendation.md", task, budget=False)

@@ -239,13 +239,10 @@ def hippocampus(folder: Path) -> Record:
         "mean": dict(zip(PARTS, np.round(centres.mean(0), 3).tolist(), strict=True)),
         "sd": dict(zip(PARTS, np.round(centres.std(0, ddof=1), 3).tolist(), strict=True)),
         "anterior_lies_ahead": int((centres[:, 0, 1] > centres[:, 1, 1]).sum()),
-        "location_alone": dict(
-            zip(
-                (*PARTS, "mean", "whole", "swapped"),
-                np.round(np.mean(scored, axis=0), 4).tolist(),
-                strict=True,
-            )
-        ),
+        "location_alone": {
+            name: round(float(value), 4)
+            for name, value in zip((*PARTS, "mean", "whole", "swapped"), np.mean(scored, axis=0), strict=True)
+        },
     }
 
 
