@@ -12,9 +12,12 @@ from nnunet_locctx.nnunet.presets import list_presets
 from nnunet_locctx.resources import studies_folder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")])
-RECORD = "commands-record.md"
-"""Written by a script, in a table."""
+PAGES = sorted(
+    [
+        REPOSITORY / "README.md",
+        *(page for folder in ("docs", "scripts") for page in (REPOSITORY / folder).rglob("*.md")),
+    ]
+)
 
 
 def blocks(text: str) -> list[str]:

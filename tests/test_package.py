@@ -13,6 +13,7 @@ import nnunet_locctx
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "nnunet_locctx"
+SCRIPTS = REPOSITORY / "scripts"
 
 # Runs in a fresh interpreter: importing a blocked package fails as if it were not installed.
 BLOCKED_IMPORT = """
@@ -146,7 +147,7 @@ def links(page: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     "page",
-    sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")]),
+    sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md"), *SCRIPTS.rglob("*.md")]),
     ids=lambda page: page.name,
 )
 def test_links_between_pages_lead_somewhere(page: Path) -> None:

@@ -1,8 +1,6 @@
-"""Real scans: coordinates of labelled structures. And, without any scan, what run_real_data.py computes and writes."""
+"""Real scans: coordinates of labelled structures. Without any scan: what the experiment on them writes."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +11,7 @@ import SimpleITK as sitk
 
 from nnunet_locctx.geometry import PATIENT_FROM_LPS
 from nnunet_locctx.location import make_source
+from scripts.experiments.real_data import places as real_places
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = REPOSITORY.parent / "shared" / "data"
@@ -20,23 +19,8 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the real scans are n
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return load("run_real_data", monkeypatch)
-
-
-@pytest.fixture
-def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return load("real_data_report", monkeypatch)
-
-
-@pytest.fixture
-def places(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return load("real_data_positions", monkeypatch)
-
-
-def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
-    return sys.modules.get(name) or importlib.import_module(name)
+def places() -> ModuleType:
+    return real_places
 
 
 # ---------------------------------------------------------------------------------------------------- with the scans
@@ -84,21 +68,6 @@ def test_the_anterior_hippocampus_lies_ahead_of_the_posterior_one(places: Module
         assert anterior > 0 > posterior, file.name
 
 
-@needs_data
-def test_raw_data_is_linked_not_copied(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(name, "elsewhere")  # put back after the test
-    work = script.Work(tmp_path / "work", DATA, tmp_path / "docs", 5)
-    script.link_raw(work, script.HIPPOCAMPUS)
-    script.link_raw(work, script.HIPPOCAMPUS)  # as when a run is taken up again
-    link = work.raw / script.HIPPOCAMPUS
-    assert link.is_symlink()
-    assert (link / "dataset.json").is_file()
-    assert (tmp_path / "work" / ".gitignore").read_text() == "*\n"
-
-
 # ------------------------------------------------------------------------------------------------- without the scans
 
 
@@ -143,128 +112,36 @@ def test_side_pairs_need_both_sides(places: ModuleType) -> None:
 
 def test_swapped_sides_and_levels_are_noticed(places: ModuleType) -> None:
     swapped = {"hip_left": {"fraction": [0.2, 0, 0]}, "hip_right": {"fraction": [-0.2, 0, 0]}}
-    with pytest.raises(places.StepError, match=r"hip_left has R = 0\.2"):
+    with pytest.raises(places.PlaceError, match=r"hip_left has R = 0\.2"):
         places.check_sides(swapped)
     upside_down = {"vertebrae_L5": {"fraction": [0, 0, 0.1]}, "vertebrae_L4": {"fraction": [0, 0, -0.1]}}
-    with pytest.raises(places.StepError, match="ever higher"):
+    with pytest.raises(places.PlaceError, match="ever higher"):
         places.check_spine(upside_down)
 
 
-def test_confusion_tells_swapped_parts_from_missed_ones(report: ModuleType) -> None:
+def test_confusion_tells_swapped_parts_from_missed_ones(places: ModuleType) -> None:
     truth = np.array([[1, 1, 2, 2, 0, 0]])
     predicted = np.array([[1, 2, 2, 0, 1, 0]])
-    found = report.confusion(truth, predicted)
+    found = places.confusion(truth, predicted)
     assert found["whole_dice"] == pytest.approx(2 * 3 / 8)
     assert found["swapped"] == pytest.approx(1 / 3)
-    assert report.confusion(truth, np.zeros_like(truth)) == {"whole_dice": 0.0, "swapped": None}
+    assert places.confusion(truth, np.zeros_like(truth)) == {"whole_dice": 0.0, "swapped": None}
 
 
-def test_paired_difference_is_taken_case_by_case(report: ModuleType) -> None:
-    plain, located = {"a": 0.2, "b": 0.6, "c": 0.4}, {"b": 0.7, "a": 0.5, "c": 0.2}
-    found = report.paired_difference(located, plain)
-    differences = np.array([0.3, 0.1, -0.2])
-    assert found["mean"] == pytest.approx(differences.mean(), abs=1e-4)
-    assert found["standard_error"] == pytest.approx(differences.std(ddof=1) / 3**0.5, abs=1e-4)
-    assert found["better_cases"] == 2
-
-
-def training(dice: float, location: str | None) -> dict[str, Any]:
-    cases = {
-        name: {"dice": {"anterior": dice, "posterior": dice / 2}, "whole_dice": 0.9, "swapped": 0.1}
-        for name in "abc"
-    }
-    return {
-        "command": "nnUNetv2_train 201",
-        "seconds": 61.0,
-        "cpu_seconds": 50.0,
-        "trainer": "SomeTrainer_5epochs",
-        "patch": [16, 4],
-        "location": location,
-        "parameters": 1234,
-        "folds": 5,
-        "training_cases": 156,
-        "validation_cases": 3,
-        "cases": cases,
-        "depends": ["something"],
-    }
-
-
-def test_documents_hold_the_figures_and_keep_what_was_written_by_hand(
-    report: ModuleType, tmp_path: Path
-) -> None:
-    page = tmp_path / "results.md"
-    page.write_text(f"before\n{report.BEGIN}\nformer figures\n{report.END}\nafter\n")
-    records = {
-        "train:patch16:plain": training(0.4, None),
-        "train:patch16:prior": training(0.8, '{"place": "logits"}'),
-    }
-    report.write_documents(records, tmp_path)
-    text = page.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-    assert "former figures" not in text
-    assert (
-        "| 16^3 | `SomeTrainer_5epochs` | logits | 1234 | 0.800 | 0.400 | 0.600 | 0.900 | 10.0 % | +0.300"
-        in text
-    )
-    saved = json.loads((tmp_path / "results.json").read_text())
-    assert saved["trainings"]["patch16"]["plain"]["dice"]["mean"] == 0.3
-    assert saved["trainings"]["patch16"]["prior"]["minus_plain"]["better_cases"] == 3
-    assert "cases" not in saved["trainings"]["patch16"]["plain"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "results.md"]
-
-
-def test_a_page_without_its_marks_is_left_alone(report: ModuleType, tmp_path: Path) -> None:
-    page = tmp_path / "results.md"
-    page.write_text("somebody's text\n")
-    with pytest.raises(report.StepError, match="once each"):
-        report.write_documents({}, tmp_path)
-    assert page.read_text() == "somebody's text\n"
-    assert not (tmp_path / "results.json").exists()
-
-
-def test_done_steps_are_skipped_and_stale_ones_are_done_again(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(name, "elsewhere")
-    ran: list[str] = []
-
-    def steps(setting: int) -> list[Any]:
-        return [
-            script.Step("one", lambda work: {"ran": ran.append("one")}),
-            script.Step("two", lambda work: {"ran": ran.append("two")}, [setting]),
-        ]
-
-    def run(setting: int, chosen: str = "*") -> bool:
-        # a new Work each time, as in a new process
-        return bool(script.run_steps(script.Work(tmp_path, tmp_path, tmp_path, 5), steps(setting), chosen))
-
-    assert not run(1, "two")
-    assert ran == ["two"]
-    assert run(1)
-    assert run(1)
-    assert ran == ["two", "one"]
-    assert run(2)
-    assert ran == ["two", "one", "two"]
-
-
-def test_a_failed_command_says_what_it_printed(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(name, "elsewhere")
-    work = script.Work(tmp_path, tmp_path, tmp_path, 5)
-    with pytest.raises(script.StepError, match=r"(?s)exit code 3.*the reason"):
-        work.command(sys.executable, "-c", "print('the reason'); raise SystemExit(3)", log="failing")
-    assert (tmp_path / "logs" / "failing.log").read_text() == "the reason\n"
+def test_a_validation_is_scored_against_the_labels(places: ModuleType, tmp_path: Path) -> None:
+    made, true = (tmp_path / name for name in ("validation", "labelsTr"))
+    for folder, values in ((made, [1, 2, 0]), (true, [1, 1, 2])):
+        folder.mkdir()
+        sitk.WriteImage(sitk.GetImageFromArray(np.array([[values]], np.uint8)), str(folder / "a.nii.gz"))
+    assert places.validation(made, true) == {"cases": 1, "whole_dice": 0.8, "swapped": 0.5}
+    with pytest.raises(places.PlaceError, match="holds no segmentation"):
+        places.validation(tmp_path, true)
 
 
 def test_without_the_data_the_script_says_so(
-    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    places: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--data", str(tmp_path / "nowhere"), "--folder", str(tmp_path / "work")]
-    assert script.main(arguments) == 2
-    assert "--data" in capsys.readouterr().err
-    assert not (tmp_path / "work").exists()
-    assert script.main([*arguments, "--only", "nothing:*"]) == 2
+    with pytest.raises(SystemExit):
+        places.main(["--data", str(tmp_path / "nowhere"), "--out", str(tmp_path)])
+    assert "give the folder that holds it with --data" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""What the trainers were measured to cost and to bring; scripts/collect_methods.py writes the file."""
+"""What the trainers were measured to cost and to bring; scripts/experiments/balls/collect.py writes the file."""
 
 import json
 from dataclasses import dataclass, field

@@ -4,11 +4,11 @@ import csv
 import json
 from pathlib import Path
 
-import evaluate_anatomy
 import numpy as np
 import pytest
 
 from nnunet_locctx.anatomy import LabelledScan, localize
+from scripts.experiments.anatomy import accuracy as evaluate_anatomy
 from tests.anatomy.warped_scans import KnowingRegressor, Patient, cut, save, save_scan, whole_frame
 
 CASES = (1, 2, 3, 4)

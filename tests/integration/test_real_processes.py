@@ -1,31 +1,43 @@
-"""nnU-Net's commands as processes of their own: the whole record of docs/commands-record.md, made anew."""
+"""nnU-Net's commands and those around them, as processes of their own."""
 
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.integration.workspace import REPOSITORY
-
-SCRIPT = REPOSITORY / "scripts" / "record_commands.py"
+from nnunet_locctx.cli import build_parser
+from tests.integration.real_commands import Folders, prepare, run, steps
+from tests.test_guides import PAGES, command_lines
 
 
 def test_steps_have_names_of_their_own() -> None:
-    """A record that goes on finds what is done by name."""
-    listed = subprocess.run(
-        [sys.executable, str(SCRIPT), "--list"], capture_output=True, text=True, check=True
-    )
-    names = [line.split(": nnUNetv2_")[0] for line in listed.stdout.splitlines()]
+    names = [step.name for step in steps()]
     assert len(names) == len(set(names)) > 50
+
+
+def test_commands_of_the_package_parse() -> None:
+    """A command that is no longer one fails here, not after half an hour."""
+    given = [step.command for step in steps() if step.command.startswith("locctx ")]
+    lines = command_lines("```\n" + "\n".join(given) + "\n```\n")
+    assert len(lines) == len(given) > 2
+    for arguments in lines:
+        build_parser().parse_args(arguments)
+
+
+def test_every_command_of_nnunet_in_the_documentation_is_run() -> None:
+    """Or, of nnUNetv2_plan_and_preprocess, its three parts."""
+
+    def named(text: str) -> set[str]:
+        return set(re.findall(r"\bnnUNetv2_[a-z_]+[a-z]\b", text))
+
+    pages = set().union(*(named(page.read_text(encoding="utf-8")) for page in PAGES))
+    assert "nnUNetv2_train" in pages
+    assert pages - named("\n".join(step.command for step in steps())) == {"nnUNetv2_plan_and_preprocess"}
 
 
 @pytest.mark.slow
 def test_every_command_does_what_it_should(tmp_path: Path) -> None:
-    page = tmp_path / "commands-record.md"
-    command = [sys.executable, str(SCRIPT), "--folder", str(tmp_path / "record"), "--output", str(page)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-    text = page.read_text()
-    assert "not run yet" not in text
-    assert "not as it should be" not in text
+    folders = Folders(tmp_path / "commands")
+    prepare(folders)
+    for step in steps():
+        print(f"{step.name}: {run(step, folders)}")

@@ -63,7 +63,7 @@ class _Process(threading.Thread):
 class ThreadsForProcesses:
     """Stands in for multiprocessing's spawn context: importing torch and nnU-Net anew takes 8 seconds per worker.
 
-    The commands' real processes are run by scripts/record_commands.py and the tests marked slow.
+    The commands' real processes are run by test_real_processes.py and the tests marked slow.
     """
 
     Pool = _Pool

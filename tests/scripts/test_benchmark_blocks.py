@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import benchmark_blocks as blocks
-import benchmark_networks as networks
-import benchmark_tools
-import collect_methods
 import pytest
 import torch
-from benchmark_blocks import BEGIN, END, Results, Settings, report, run, time_table
 from torch import Tensor, nn
+
+from scripts.benchmarks import blocks, networks
+from scripts.benchmarks import harness as benchmark_tools
+from scripts.benchmarks.blocks import BEGIN, END, Results, Settings, report, run, time_table
+from scripts.experiments.balls import collect as collect_methods
 
 PLAIN = benchmark_tools.PLAIN
 PATCH = [16, 32, 32]
@@ -265,7 +265,7 @@ class TestCollect:
             for t in (PLAIN, "PriorHeadTrainer")
         ]
         self.write(
-            tmp_path / "benchmark_blocks.json",
+            tmp_path / "blocks.json",
             [
                 {**head, "part": "size", "trainer": PLAIN, "measured": sizes[0]},
                 {**head, "part": "size", "trainer": "PriorHeadTrainer", "measured": sizes[1]},
@@ -281,7 +281,7 @@ class TestCollect:
         )
         budget = {"trainer": "PriorHeadTrainer", "iterations": 400}
         self.write(
-            tmp_path / "methods_phantom.json",
+            tmp_path / "methods.json",
             [
                 {"trainer": PLAIN, "iterations": 400, "seed": 0, "dice": 0.1},
                 {**budget, "seed": 0, "dice": 0.8},
@@ -291,7 +291,7 @@ class TestCollect:
             ],
         )
         file = tmp_path / "measured.json"
-        collect_methods.collect(tmp_path, file)
+        collect_methods.collect(tmp_path / "blocks.json", tmp_path / "methods.json", file)
         written = json.loads(file.read_text())
         assert written["figures"] == {
             "PriorHeadTrainer": {
@@ -312,5 +312,5 @@ class TestCollect:
         ]
 
     def test_without_files_there_are_no_figures(self, tmp_path: Path) -> None:
-        collect_methods.collect(tmp_path, tmp_path / "measured.json")
+        collect_methods.collect(*(tmp_path / f"{n}.json" for n in ("blocks", "methods", "measured")))
         assert json.loads((tmp_path / "measured.json").read_text()) == {"figures": {}, "notes": []}

@@ -1,8 +1,9 @@
 """The benchmark of the evaluation: what it measures and writes."""
 
-import benchmark_evaluate as benchmark
 import numpy as np
 import pytest
+
+from scripts.benchmarks import evaluate as benchmark
 
 
 def test_ellipsoid() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.benchmark_overhead import (
+from scripts.benchmarks.overhead import (
     AGAIN,
     BEGIN,
     END,

@@ -5,14 +5,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-import anatomy_dice
-import anatomy_location
-import anatomy_report
-import experiment_anatomy
 import numpy as np
 import pytest
-from anatomy_dice import DiceRun, DiceSettings, by_field_of_view
-from anatomy_location import (
+
+from nnunet_locctx.datasets.whole_body import whole_body_case
+from nnunet_locctx.location import BodyPartCurve
+from nnunet_locctx.regression.body_part import BodyPartOptions, BodyPartRegressor
+from nnunet_locctx.regression.body_part.network import SliceRegressor
+from scripts.experiments.anatomy import location as anatomy_location
+from scripts.experiments.anatomy import report as anatomy_report
+from scripts.experiments.anatomy import run as experiment_anatomy
+from scripts.experiments.anatomy.location import (
     OVERLAP,
     Calibration,
     PhantomScans,
@@ -24,11 +27,6 @@ from anatomy_location import (
     overlapping_crops,
     summary,
 )
-
-from nnunet_locctx.datasets.whole_body import whole_body_case
-from nnunet_locctx.location import BodyPartCurve
-from nnunet_locctx.regression.body_part import BodyPartOptions, BodyPartRegressor
-from nnunet_locctx.regression.body_part.network import SliceRegressor
 
 coarse = functools.partial(whole_body_case, in_plane=(12, 12), slices=(12, 12))
 
@@ -232,92 +230,6 @@ class TestRegressors:
         assert functions["anatomical"][0].steps > 11
 
 
-class TestDice:
-    @pytest.fixture
-    def commands(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-        """Commands are kept instead of run; evaluation leaves a summary."""
-        ran: list[tuple[str, ...]] = []
-
-        def run(self: Any, *command: str, log: str, show: Any = None) -> None:
-            ran.append(command)
-            self.history.append(" ".join(command))
-            if command[0] == "nnUNetv2_plan_and_preprocess":
-                (self.preprocessed / "Dataset904_WholeBody").mkdir()
-            if command[0] == "nnUNetv2_evaluate_folder":
-                metrics = {str(label): {"Dice": 0.5 if label > 1 else None} for label in range(1, 11)}
-                cases = [{"prediction_file": f"{command[2]}/whole_body_002.nii.gz", "metrics": metrics}]
-                content = {"mean": metrics, "metric_per_case": cases}
-                (Path(command[2]) / "summary.json").write_text(json.dumps(content))
-
-        monkeypatch.setattr(anatomy_dice.NNUNet, "run", run)
-        monkeypatch.setattr(
-            anatomy_dice,
-            "make_whole_body",
-            functools.partial(anatomy_dice.make_whole_body, in_plane=(20, 20), slices=(20, 20)),
-        )
-        monkeypatch.setattr(anatomy_dice, "whole_body_case", coarse)
-        return ran
-
-    def test_commands_in_order_and_once(self, tmp_path: Path, commands: list[tuple[str, ...]]) -> None:
-        settings = DiceSettings(cases=2, test_cases=1, epochs=1, steps=(("body_part", 9),))
-        run = DiceRun(tmp_path, settings, ("plain", "body_part"))
-        run.run()
-        done = [" ".join(command) for command in commands]
-        assert done[3].startswith("locctx fit body-part -d 904")
-        assert done[3].endswith("--steps 9")
-        assert [line.split()[0] for line in done] == [
-            "nnUNetv2_plan_and_preprocess",
-            "locctx",
-            "nnUNetv2_preprocess",
-            "locctx",
-            "locctx",
-            "locctx",
-            *["nnUNetv2_train", "nnUNetv2_predict", "nnUNetv2_evaluate_folder"] * 2,
-        ]
-        assert "--name voxel --source voxel" in done[4]
-        assert "--name body_part --source body_part" in done[5]
-        assert (
-            done[6] == "nnUNetv2_train 904 voxel 0 -p nnUNetPlans_locctx -tr nnUNetTrainer_1epoch -device cpu"
-        )
-        assert "904 body_part 0" in done[9]
-        assert "LocCtxTrainer_1epoch" in done[9]
-        splits = json.loads((run.preprocessed / "splits_final.json").read_text())
-        assert splits == [
-            {"train": ["whole_body_000"], "val": ["whole_body_001"]}
-        ]  # the smaller field of view
-        preset = json.loads((tmp_path / "small.json").read_text())
-        assert (preset["patch_size"], preset["batch_size"]) == ([16] * 3, 8)
-
-        count = len(commands)
-        again = DiceRun(tmp_path, settings, ("plain", "body_part"))
-        again.run()
-        assert len(commands) == count
-        record = again.record()
-        assert {name: one["dice"] for name, one in record["runs"].items()} == {"plain": 0.5, "body_part": 0.5}
-        classes = record["runs"]["plain"]["per_class"]
-        assert (classes["hip_right"], classes["hip_left"]) == (None, 0.5)  # the first one is in no scan
-        assert coarse(2).fraction > 0.6
-        assert (record["runs"]["plain"]["small"], record["runs"]["plain"]["large"]) == (None, 0.5)
-        assert not any(str(tmp_path) in line for line in record["commands"])
-
-    def test_other_settings_and_unknown_runs_are_refused(self, tmp_path: Path) -> None:
-        DiceRun(tmp_path, DiceSettings(), ("plain",)).steps.run("nothing", "nothing", lambda: None)
-        with pytest.raises(ValueError, match="begun with other settings"):
-            DiceRun(tmp_path, DiceSettings(patch=24), ("plain",))
-        with pytest.raises(ValueError, match="unknown runs atlas"):
-            DiceRun(tmp_path, DiceSettings(), ("atlas",))
-
-    def test_small_and_large_fields_of_view(self, tmp_path: Path) -> None:
-        cases = [
-            {"prediction_file": "x/a.nii.gz", "metrics": {"1": {"Dice": 0.2}, "2": {"Dice": float("nan")}}},
-            {"prediction_file": "x/b.nii.gz", "metrics": {"1": {"Dice": 0.6}, "2": {"Dice": 0.8}}},
-        ]
-        file = tmp_path / "summary.json"
-        file.write_text(json.dumps({"metric_per_case": cases}))
-        assert by_field_of_view(file, {"a": 0.4, "b": 0.9}) == (0.2, 0.7)
-        assert by_field_of_view(file, {"a": 0.4, "b": 0.5}) == (pytest.approx(0.5333, abs=1e-4), None)
-
-
 class TestDocuments:
     @pytest.fixture
     def record(self) -> dict[str, Any]:
@@ -336,15 +248,12 @@ class TestDocuments:
         }
 
     def test_section_and_picture(self, record: dict[str, Any], tmp_path: Path) -> None:
-        dice = {"trainer": "T", "dice": 0.91, "small": None, "large": 0.5, "train_seconds": 60}
-        record["dice"] = {"settings": vars(DiceSettings()), "runs": {"plain": dice}}
         text = anatomy_report.section(record)
         zero = "0.0 (0.0)"
         assert f"| `body_part` | {zero} | {zero} | {zero} | {zero} | {zero} | 0 |" in text
         assert "| `body_part` | slices of 8 mm | - | - | - | - | 0 of 1 |" in text
         assert "`body_part` in 1.5 minutes (1,234 parameters)" in text
         assert "| `body_part` | 1 of 1 | 1 | 1.000 (1.000) | 100% |" in text
-        assert "| none | `T` | 0.910 | - | 0.500 | 1.0 |" in text
         anatomy_report.draw(record, tmp_path / "figures" / "location_error.png")
         assert [path.name for path in (tmp_path / "figures").iterdir()] == ["location_error.png"]
 
@@ -357,14 +266,14 @@ class TestDocuments:
         with pytest.raises(ValueError, match="nothing has been measured"):
             experiment_anatomy.write_documents(work, docs)
         (work / "location.json").write_text(json.dumps(record))
-        assert experiment_anatomy.main(["--report", "--work", str(work), "--docs", str(docs)]) == 0
+        assert experiment_anatomy.main(["--report", "--work", str(work), "--out", str(docs)]) == 0
         text = page.read_text()
         assert text.startswith("before\n")
         assert text.endswith("after\n")
         assert "old" not in text
         assert "best line" in text
         assert json.loads((docs / "anatomy.json").read_text())["settings"]["training"] == 2
-        assert (docs / "figures" / "location_error.png").exists()
+        assert (docs / "location_error.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -372,8 +281,6 @@ class TestDocuments:
     [
         (["--training", "1"], "--training must be at least 2, got 1"),
         (["--held-out", "0"], "--held-out must be at least 1, got 0"),
-        (["--test-cases", "0"], "--test-cases must be at least 1, got 0"),
-        (["--epochs", "7"], "invalid choice"),
         (["--sources", "gps"], "invalid choice"),
     ],
 )

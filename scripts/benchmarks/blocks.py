@@ -1,0 +1,433 @@
+"""What each trainer's network costs: parameters, multiply-adds, time and peak memory, relative to the planned U-Net.
+
+Networks are built from plans by the trainers themselves, as nnU-Net does, in two settings:
+
+* ``size``: parameters and multiply-adds at 1 x 64 x 128 x 128 and 14 classes, without memory or time (meta device);
+* ``time`` and ``memory``: forward pass, and forward with backward pass, at a patch that the machine can take. The
+  plain network and the other one alternate in one process; memory is that of a process with one network.
+
+Time and memory of each network are measured in a process of their own. One JSON line per finished network and part
+goes into blocks.json beside it; what is found there, of the same settings and machine, is not repeated. Needs the
+``dev`` extra (psutil).
+
+    python -m scripts.benchmarks.blocks                            # all on the CPU, writes docs/benchmarks.md
+    python -m scripts.benchmarks.blocks --parts size               # counts only
+    python -m scripts.benchmarks.blocks --device cuda              # adds the figures of a GPU to the page
+    python -m scripts.benchmarks.blocks --quick --networks Prior   # to see that it works; writes below benchmark/
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import re
+import sys
+import tempfile
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from tqdm import tqdm
+
+from scripts.benchmarks.harness import (
+    OUT_HELP,
+    PLAIN,
+    REPOSITORY,
+    Record,
+    by,
+    describe_machine,
+    destinations,
+    replace_section,
+    run_logged,
+    say,
+    spread,
+)
+
+PARTS = ("size", "time", "memory")
+BEGIN, END = "<!-- blocks: begin -->", "<!-- blocks: end -->"
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured; sizes in voxels, in array order.
+
+    Attributes:
+        planned_for: Patch that the U-Net is planned for and that sizes are counted at.
+        patches: Patches for time and memory; each network takes the first that it can.
+        features: Channels of the U-Net's stages.
+        spacing: Voxel size in mm, that of Synapse after resampling.
+        classes: Channels of the logits.
+        batch: Patches per batch, for time and memory.
+        rounds: Measurements of each time.
+        repeats: Passes per measurement.
+    """
+
+    planned_for: tuple[int, int, int] = (64, 128, 128)
+    patches: tuple[tuple[int, int, int], ...] = ((64, 64, 64), (64, 128, 128))
+    features: tuple[int, ...] = (32, 64, 128, 256, 320, 320)
+    spacing: tuple[float, float, float] = (3.0, 0.7578, 0.7578)
+    classes: int = 14
+    batch: int = 1
+    rounds: int = 5
+    repeats: int = 1
+
+    @classmethod
+    def of(cls, device: str, quick: bool) -> "Settings":
+        """Those of a device."""
+        if quick:
+            patches = ((32, 64, 64), (64, 64, 64), (64, 128, 128))
+            return cls(patches=patches, features=(8, 16, 32, 32, 32, 32), rounds=1)
+        if device == "cuda":
+            return cls(patches=((64, 128, 128),), rounds=10, repeats=5)
+        return cls()
+
+    def job(self, part: str, device: str, threads: int) -> Record:
+        """What ``scripts/benchmarks/networks.py`` is told, but the trainer's name."""
+        told = dataclasses.asdict(self)
+        patches = [self.planned_for] if part == "size" else self.patches
+        only_time = {name: told.pop(name) for name in ("rounds", "repeats")}
+        told |= {"part": part, "patches": patches, "device": device, "threads": threads}
+        if part == "size":
+            told |= {"batch": 1, "device": "cpu", "threads": 0}
+        if part == "time":
+            told |= only_time
+        content: Record = json.loads(json.dumps(told))  # lists, as in the records
+        return content
+
+
+class Results:
+    """The records of one file.
+
+    Args:
+        file: One JSON object per line.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.records = self._read()
+
+    def _read(self) -> list[Record]:
+        return [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.exists() else []
+
+    def find(self, part: str, trainer: str, place: str = "") -> Record | None:
+        """The record of a network; `place` is the machine, of no matter for sizes."""
+        for record in self.records:
+            same = (record["part"], record["trainer"]) == (part, trainer)
+            if same and (part == "size" or record["place"] == place):
+                return record
+        return None
+
+    def add(self, record: Record) -> None:
+        """Puts a record into the file, in the place of an older one of the same network and machine."""
+        self.records = self._read()  # again: another process may have added some meanwhile
+        old = self.find(record["part"], record["trainer"], record["place"])
+        if old is not None:
+            self.records.remove(old)
+        self.records.append(record)
+        self.write()
+
+    def write(self) -> None:
+        """Replaces the file as a whole."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.file.with_suffix(".part")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+        partial.replace(self.file)
+
+    def places(self) -> list[str]:
+        """The machines that times were measured on."""
+        return list(dict.fromkeys(record["place"] for record in self.records if record["part"] != "size"))
+
+
+def place_of(machine: Record, device: str, threads: int) -> str:
+    """Names the machine in records and on the page."""
+    return (
+        str(machine["gpu"]).removeprefix("; ")
+        if device == "cuda"
+        else f"{machine['processor']}, {threads} thread(s)"
+    )
+
+
+def measure(job: Record) -> Record:
+    """Does one job, time in a process of its own, memory in two: one for the plain network at the same patch.
+
+    Raises:
+        RuntimeError: A process failed; carries what it printed.
+    """
+    if job["part"] == "size":
+        from scripts.benchmarks.networks import answer
+
+        return answer(job)
+    if job["part"] == "time":
+        return start(job)
+    own = start(job)
+    plain = start({**job, "trainer": PLAIN, "patches": [own["patch"]]})
+    return {"patch": own["patch"], "own": own, "plain": plain}
+
+
+def start(job: Record) -> Record:
+    """Runs ``scripts/benchmarks/networks.py`` once."""
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        command = ["python", "-m", "scripts.benchmarks.networks", json.dumps(job), str(answer)]
+        run_logged(command, Path(folder) / "log")
+        measured: Record = json.loads(answer.read_text())
+    return measured
+
+
+def run(
+    results: Results,
+    jobs: Sequence[tuple[str, str]],
+    settings: Settings,
+    device: str,
+    threads: int,
+    fresh: bool = False,
+) -> list[str]:
+    """Measures what is missing of the jobs (part, trainer).
+
+    Returns:
+        What failed, one line each.
+    """
+    machine = describe_machine(device)
+    place = place_of(machine, device, threads)
+    failed = []
+    with tqdm(jobs, unit="run") as bar:
+        for part, name in bar:
+            bar.set_postfix_str(f"{part} {name}")
+            job = settings.job(part, device, threads)
+            key = {**job, "torch": machine["versions"]["torch"]}
+            found = results.find(part, name, place)
+            if not fresh and found is not None and found["key"] == key:
+                continue
+            try:
+                measured = measure({**job, "trainer": name})
+            except Exception as error:  # a network that cannot be measured does not stop the others
+                failed.append(f"{part} {name}: {str(error).strip().splitlines()[-1]}")
+                continue
+            results.add(
+                {
+                    "trainer": name,
+                    "part": part,
+                    "place": place,
+                    "key": key,
+                    "machine": machine,
+                    "date": datetime.date.today().isoformat(),
+                    "measured": measured,
+                }
+            )
+    return failed
+
+
+# ---------------------------------------------------------------------------------------------------------- report
+
+
+def size_table(results: Results, names: Sequence[str]) -> list[str]:
+    """Parameters and multiply-adds."""
+    plain = results.find("size", PLAIN)
+    lines = ["| network of | parameters | relative | multiply-adds | relative |", "|---|---|---|---|---|"]
+    for name in names:
+        record = results.find("size", name)
+        if record is None or plain is None:
+            continue
+        own, base = record["measured"], plain["measured"]
+        lines.append(
+            f"| {title(name)} | {own['parameters'] / 1e6:.3f} M | {own['parameters'] / base['parameters']:.4f} "
+            f"| {own['multiply_adds'] / 1e9:.2f} G | {own['multiply_adds'] / base['multiply_adds']:.4f} |"
+        )
+    return [*lines, ""] if len(lines) > 2 else []
+
+
+def time_table(results: Results, names: Sequence[str], place: str) -> list[str]:
+    """Seconds and bytes of both passes on one machine; ratios of the same round."""
+    lines = [
+        "| network of | patch | forward: s | relative | with backward: s | relative | peak memory: GiB | relative |",
+        "|---" * 8 + "|",
+    ]
+    for name in names:
+        cells = [
+            *time_cells(results.find("time", name, place)),
+            *memory_cells(results.find("memory", name, place)),
+        ]
+        if set(cells) != {"-"}:
+            lines.append(f"| {title(name)} | {' | '.join(cells)} |")
+    return [*lines, ""] if len(lines) > 2 else []
+
+
+def time_cells(record: Record | None) -> list[str]:
+    """Patch, seconds and ratio of each pass."""
+    if record is None:
+        return ["-"] * 5
+    cells = [by(record["measured"]["patch"])]
+    for what in ("forward", "step"):
+        cells += [spread(record["measured"]["own"][what], 3), spread(ratios(record, what), 3)]
+    return cells
+
+
+def ratios(record: Record, what: str) -> list[float]:
+    """Time of a pass relative to the plain network, by round."""
+    own, plain = (record["measured"][kind][what] for kind in ("own", "plain"))
+    return [a / b for a, b in zip(own, plain, strict=True)]
+
+
+def memory_ratio(record: Record) -> float:
+    """Peak memory of a training step relative to the plain network at the same patch."""
+    return float(record["measured"]["own"]["step"] / record["measured"]["plain"]["step"])
+
+
+def memory_cells(record: Record | None) -> list[str]:
+    """Bytes and ratio of a training step."""
+    if record is None:
+        return ["-"] * 2
+    return [f"{record['measured']['own']['step'] / GIB:.2f}", f"{memory_ratio(record):.3f}"]
+
+
+def title(name: str) -> str:
+    """Name of a row."""
+    return "planned U-Net (plain nnU-Net)" if name == PLAIN else f"`{name}`"
+
+
+def report(results: Results, names: Sequence[str], settings: Settings, command: str, quick: bool) -> str:
+    """The measured section of the page."""
+    versions = {
+        name: number for one in results.records for name, number in one["machine"]["versions"].items()
+    }
+    notes = f"""
+Written {datetime.date.today().isoformat()} by `{command}`, nnunet_locctx {version("nnunet_locctx")},
+{", ".join(f"{name} {number}" for name, number in versions.items())}.
+
+The planned U-Net is nnU-Net's PlainConvUNet for {by(settings.planned_for)} voxels of
+{" x ".join(f"{mm:g}" for mm in settings.spacing)} mm: features {"-".join(map(str, settings.features))}, two
+convolutions per stage. {settings.classes} classes, one image channel. Every network is the trainer's own with
+its default place and options.
+
+### Parameters and multiply-adds
+
+Of one forward pass at 1 x {by(settings.planned_for)} without deep supervision; parameters include the heads of deep
+supervision. Multiply-adds are those of convolutions and matrix products (torch.utils.flop_counter, halved);
+interpolation, norms and table look-ups are not counted.
+"""
+    lines = [*wrapped(notes), "", *size_table(results, names)]
+    if quick:
+        lines.insert(0, "**Quick run: shows that the script works, says nothing about cost.**\n")
+    for place in results.places():
+        lines += [*place_notes(results, place), "", *time_table(results, names, place)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def place_notes(results: Results, place: str) -> list[str]:
+    """What was measured on one machine, and how."""
+    records = [one for one in results.records if one["place"] == place and one["part"] != "size"]
+    timed = [one for one in records if one["part"] == "time"]
+    key, machine = (timed or records)[0]["key"], records[0]["machine"]
+    cuda = key["device"] == "cuda"
+    load = max((one["measured"]["load"] for one in timed), default=0.0)
+    notes = f"""
+### Time and memory: {place}
+
+Batch {key["batch"]}; {"autocast" if cuda else "32 bit"}, no torch.compile. Forward: evaluation mode, no gradients, all
+heads. Forward and backward: training mode, deep supervision as the trainer has it, mean square of the logits as loss,
+no optimiser. {key.get("rounds", 0)} round(s) of {key.get("repeats", 0)} pass(es) after warming up, the plain network
+and the other one alternating in one process; median (range). Ratios are of the same round, so the row of the plain
+network against itself is the machine's noise. Peak memory:
+{"allocated on the GPU" if cuda else "resident memory added"} by network, activations and gradients of a step, in a
+process with this network alone. Machine: {machine["processor"]}; {machine["memory"]}; {machine["system"]};
+highest load average (1 min) {load:.1f}.
+"""
+    return wrapped(notes)
+
+
+def wrapped(text: str) -> list[str]:
+    """Paragraphs in lines of 120 characters; a name is not torn apart."""
+    filled = (textwrap.fill(part, 120, break_on_hyphens=False) for part in text.strip().split("\n\n"))
+    return "\n\n".join(filled).splitlines()
+
+
+# ------------------------------------------------------------------------------------------------------------ main
+
+
+def trainer_names() -> list[str]:
+    """The plain trainer first, then all of the package."""
+    from nnunet_locctx.nnunet.trainers import TRAINERS
+
+    return [PLAIN, *TRAINERS]
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--networks",
+        default="",
+        metavar="REGEX",
+        help="only trainers whose name contains a match, and the plain one",
+    )
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: all)"
+    )
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cpu", help="for time and memory (default: cpu)"
+    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all)")
+    parser.add_argument("--rounds", type=int, help="measurements of each time (default: 5, on a GPU 10)")
+    parser.add_argument(
+        "--patch", type=int, nargs=3, metavar="N", help="patch for time and memory, not the default"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a small U-Net, one round; writes below benchmark/quick"
+    )
+    parser.add_argument("--fresh", action="store_true", help="measure anew what has been measured")
+    parser.add_argument(
+        "--report", action="store_true", help="measure nothing, write the page from the records"
+    )
+    parser.add_argument("--out", type=Path, help=OUT_HELP)
+    options = parser.parse_args(arguments)
+    if options.rounds is not None and options.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {options.rounds}")
+    try:
+        re.compile(options.networks)
+    except re.error as error:
+        parser.error(f"--networks {options.networks!r} is no regular expression: {error}")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures what is missing and writes the page; 1 where a network could not be measured."""
+    options = parse(arguments)
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        os.environ.setdefault(name, str(REPOSITORY / "benchmark" / name))  # not used; nnU-Net warns without
+    out = options.out or (REPOSITORY / "benchmark" / "quick" if options.quick else None)
+    folder, page = destinations(out, __file__, "benchmarks.md")
+    settings = Settings.of(options.device, options.quick)
+    if options.rounds is not None:
+        settings = dataclasses.replace(settings, rounds=options.rounds)
+    if options.patch is not None:
+        settings = dataclasses.replace(settings, patches=(tuple(options.patch),))
+    results = Results(folder / "blocks.json")
+    names = trainer_names()
+    chosen = [name for name in names if name == PLAIN or re.search(options.networks, name)]
+    failed: list[str] = []
+    if not options.report:
+        jobs = [(part, name) for part in options.parts for name in chosen]
+        failed = run(results, jobs, settings, options.device, options.threads, options.fresh)
+    given = " ".join(
+        ["python", "-m", "scripts.benchmarks.blocks", *(sys.argv[1:] if arguments is None else arguments)]
+    )
+    measured = report(results, names, settings, given, options.quick)
+    replace_section(page, BEGIN, END, measured)
+    print(measured)
+    say(f"written to {page}")
+    for line in failed:
+        say(f"not measured: {line}")
+    if options.out is None and not options.quick:
+        from scripts.experiments.balls.collect import collect
+
+        collect()
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,253 @@
+"""What the benchmark scripts share: clocks, memory, the machine, tables and pages."""
+
+import contextlib
+import io
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+OUT_HELP = "folder that takes results, picture and page (default: the script's own folder, and docs)"
+
+PLAIN = "nnUNetTrainer"
+"""nnU-Net's own trainer, which everything is compared with."""
+
+Record = dict[str, Any]
+
+
+# -------------------------------------------------------------------------------------------------- time and memory
+
+
+class Clock:
+    """Wall and CPU seconds since it was made; CPU time counts all threads and the child processes that have ended."""
+
+    def __init__(self) -> None:
+        self._begin = self._now()
+
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        spent = os.times()
+        return time.perf_counter(), spent.user + spent.system + spent.children_user + spent.children_system
+
+    def per(self, count: int) -> Record:
+        """Seconds per each of `count` repetitions, and the machine's load."""
+        wall, cpu = (now - begin for now, begin in zip(self._now(), self._begin, strict=True))
+        return {"seconds": wall / count, "cpu": cpu / count, "load": os.getloadavg()[0]}
+
+
+class MemoryWatch:
+    """Samples the memory of a process and its descendants; ``rss`` and ``pss`` are the peaks in bytes.
+
+    ``rss`` counts pages that processes share once for each of them. ``pss`` shares them out; it is 0 where the system
+    does not tell.
+    """
+
+    INTERVAL = 0.2
+    PSS_EVERY = 5  # the kernel walks all pages for it, which takes time from what is measured
+
+    def __init__(self) -> None:
+        self.rss = 0
+        self.pss = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> "MemoryWatch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def follow(self, process: "subprocess.Popen[bytes]") -> None:
+        self._process = process
+
+    def _sample(self) -> None:
+        import psutil
+
+        count = 0
+        while not self._stop.wait(self.INTERVAL):
+            if self._process is None:
+                continue
+            with_pss = count % self.PSS_EVERY == 0
+            count += 1
+            rss = pss = 0
+            with contextlib.suppress(psutil.Error):
+                root = psutil.Process(self._process.pid)
+                for process in [root, *root.children(recursive=True)]:
+                    with contextlib.suppress(psutil.Error, OSError):
+                        rss += process.memory_info().rss
+                        pss += _pss(process.pid) if with_pss else 0
+            self.rss, self.pss = max(self.rss, rss), max(self.pss, pss)
+
+
+def _pss(pid: int) -> int:
+    """Proportional set size in bytes from the kernel's summary; 0 where there is none."""
+    path = Path(f"/proc/{pid}/smaps_rollup")
+    if not path.exists():
+        return 0
+    for line in path.read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+class PeakMemory:
+    """Highest memory of this process, or of the GPU, since it was made, beyond what was in use then."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        if device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            self._before = int(torch.cuda.memory_allocated())
+            return
+        with contextlib.suppress(
+            OSError
+        ):  # Linux forgets the peak so far; elsewhere the figure is an upper bound
+            Path("/proc/self/clear_refs").write_text("5")
+        self._before = _status("VmRSS")
+
+    def read(self) -> int:
+        """Bytes."""
+        if self._device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+            return int(torch.cuda.max_memory_allocated()) - self._before
+        return _status("VmHWM") - self._before
+
+
+def _status(entry: str) -> int:
+    """An entry of the kernel's account of this process in bytes; without one, the peak so far, or 0 for the rest."""
+    path = Path("/proc/self/status")
+    if path.exists():
+        for line in path.read_text().splitlines():
+            if line.startswith(f"{entry}:"):
+                return int(line.split()[1]) * 1024
+    if entry != "VmHWM":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+# -------------------------------------------------------------------------------------------------------- the system
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """Processor, memory, system and versions."""
+    import psutil
+
+    processor = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.split(":", 1)[1].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        processor = names[0] if names else processor
+    packages = ("nnunetv2", "torch", "batchgeneratorsv2", "numpy")
+    machine: dict[str, Any] = {
+        "processor": f"{processor}, {os.cpu_count()} logical core(s)",
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "system": platform.platform(),
+        "versions": {"Python": platform.python_version(), **{name: version(name) for name in packages}},
+    }
+    machine["gpu"] = ""
+    if device == "cuda":
+        import torch
+
+        machine["gpu"] = f"; {torch.cuda.get_device_name(0)}"
+    return machine
+
+
+def say(text: str) -> None:
+    print(f"== {text}", flush=True)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Swallows what nnU-Net prints."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def run_logged(command: list[str], log: Path, watch: MemoryWatch | None = None) -> None:
+    """Runs a command of this environment; its output goes to a file and is shown where it fails.
+
+    Raises:
+        RuntimeError: The command failed.
+    """
+    executable = Path(sys.executable).parent / command[0]
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [str(executable), *command[1:]], stdout=file, stderr=subprocess.STDOUT, cwd=REPOSITORY
+        )
+        try:
+            if watch is not None:
+                watch.follow(process)
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+    if code != 0:
+        raise RuntimeError(
+            f"{' '.join(command)} ended with {code}; the end of {log}:\n{log.read_text()[-3000:]}"
+        )
+
+
+# ------------------------------------------------------------------------------------------------------ tables, pages
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    median = f"{statistics.median(values):.{digits}f}"
+    if len(values) == 1:
+        return median
+    return f"{median} ({min(values):.{digits}f} - {max(values):.{digits}f})"
+
+
+def by(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
+
+
+def destinations(out: Path | None, script: str, page: str) -> tuple[Path, Path]:
+    """The folder of an experiment's results and picture, and the page with its section.
+
+    Args:
+        out: What ``--out`` says.
+        script: ``__file__`` of the script; without ``--out`` results lie beside it.
+        page: Name of the page, in docs without ``--out``.
+    """
+    if out is None:
+        return Path(script).resolve().parent, REPOSITORY / "docs" / page
+    out.mkdir(parents=True, exist_ok=True)
+    return out, out / page
+
+
+def replace_section(path: Path, begin: str, end: str, text: str) -> None:
+    """Replaces what stands between two marks of a page; what people wrote around it stays.
+
+    Raises:
+        ValueError: The page lacks a mark.
+    """
+    page = path.read_text() if path.exists() else f"# Benchmarks\n\n{begin}\n{end}\n"
+    if begin not in page or end not in page:
+        raise ValueError(f"{path} must contain the lines {begin} and {end}")
+    before, after = page.split(begin, 1)[0], page.split(end, 1)[1]
+    path.write_text(f"{before}{begin}\n\n{text}\n{end}{after}")

@@ -1,0 +1,258 @@
+"""One network of scripts/benchmarks/blocks.py: built as nnU-Net builds it, counted, timed, its memory watched.
+
+Started by that script in a process of its own, with a job (JSON) and the file for the answer:
+
+    python -m scripts.benchmarks.networks '{"part": "time", ...}' answer.json
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nnunet_locctx.networks.registry import network_class
+from nnunet_locctx.nnunet.topology import plan_topology
+from nnunet_locctx.nnunet.trainer import LocatedTrainer
+from nnunet_locctx.nnunet.trainers import find_trainer
+from nnunet_locctx.nnunet.whole_network import WholeNetworkTrainer
+from scripts.benchmarks.harness import PLAIN, Clock, PeakMemory, Record
+
+CHANNELS = 1
+WARM_UP = 2
+CONFIGURATION = "3d_fullres"
+
+
+def make_plans(patch: list[int], planned_for: list[int], spacing: list[float], features: list[int]) -> Record:
+    """Plans with one configuration.
+
+    Args:
+        patch: Patch size of the configuration.
+        planned_for: Patch size that the U-Net's pooling is planned for; `patch` must fit it.
+        spacing: Voxel size in mm.
+        features: Channels of the U-Net's stages; as many are used as nnU-Net plans stages.
+    """
+    topology = plan_topology(spacing, planned_for)
+    if not topology.fits(patch):
+        raise ValueError(
+            f"patch {patch} is no multiple of {list(topology.total_stride)}, the pooling of {planned_for}"
+        )
+    stages = len(topology.strides)
+    architecture = {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": {
+            "n_stages": stages,
+            "features_per_stage": features[:stages],
+            "conv_op": "torch.nn.modules.conv.Conv3d",
+            "kernel_sizes": [list(row) for row in topology.kernels],
+            "strides": [list(row) for row in topology.strides],
+            "n_conv_per_stage": [2] * stages,
+            "n_conv_per_stage_decoder": [2] * (stages - 1),
+            "conv_bias": True,
+            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+    configuration = {
+        "patch_size": patch,
+        "batch_size": 1,
+        "spacing": spacing,
+        "normalization_schemes": ["CTNormalization"] * CHANNELS,
+        "architecture": architecture,
+    }
+    return {"plans_name": "Benchmark", "configurations": {CONFIGURATION: configuration}}
+
+
+def trainer_class(name: str) -> Any:
+    """A trainer of this package, or nnU-Net's own.
+
+    Raises:
+        ValueError: No such trainer.
+    """
+    found = nnUNetTrainer if name == PLAIN else find_trainer(name)
+    if found is None:
+        raise ValueError(f"no trainer {name!r}")
+    return found
+
+
+def deep_supervision(name: str, plans: Record) -> bool:
+    """Whether the trainer trains with logits of several resolutions."""
+    trainer = trainer_class(name)
+    if not issubclass(trainer, WholeNetworkTrainer):
+        return True
+    configuration = plans["configurations"][CONFIGURATION]
+    options = trainer.check_configuration(configuration)
+    strides = network_class(trainer.network_name).supervision_strides(
+        len(configuration["patch_size"]), **options
+    )
+    return len(strides) > 1
+
+
+def build(name: str, plans: Record, classes: int, supervised: bool) -> nn.Module:
+    """The trainer's network, by the call that nnU-Net makes."""
+    manager = PlansManager(plans)
+    network: nn.Module = trainer_class(name).build_network_architecture(
+        manager, manager.get_configuration(CONFIGURATION), CHANNELS, classes, supervised
+    )
+    return network
+
+
+def make_input(name: str, patch: list[int], batch: int) -> Tensor:
+    """Noise and, for located trainers, the location of a patch that is the whole volume: (batch, channels, *patch)."""
+    image = torch.randn(batch, CHANNELS, *patch)
+    if not issubclass(trainer_class(name), LocatedTrainer):
+        return image
+    axes = [(torch.arange(n, dtype=torch.float32) + 0.5) / n - 0.5 for n in patch]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).flip(0)
+    return torch.cat([image, grid.expand(batch, *grid.shape)], dim=1)
+
+
+def usable_patch(name: str, patches: list[list[int]], plans_of: Callable[[list[int]], Record]) -> list[int]:
+    """The first of the patches that the trainer takes.
+
+    Raises:
+        ValueError: It takes none.
+    """
+    trainer = trainer_class(name)
+    errors = []
+    for patch in patches:
+        try:
+            if issubclass(trainer, WholeNetworkTrainer):
+                trainer.check_configuration(plans_of(patch)["configurations"][CONFIGURATION])
+        except ValueError as error:
+            errors.append(str(error))
+        else:
+            return patch
+    raise ValueError("; ".join(errors))
+
+
+# ------------------------------------------------------------------------------------------------------- measuring
+
+
+def count(name: str, plans: Record, classes: int) -> Record:
+    """Parameters, and multiply-adds of one prediction (batch 1, no deep supervision)."""
+    patch = plans["configurations"][CONFIGURATION]["patch_size"]
+    error = ""
+    for device in ("meta", "cpu"):
+        try:
+            with torch.device(device):
+                network = build(name, plans, classes, False).eval()
+                x = make_input(name, patch, 1)
+            counter = FlopCounterMode(display=False)
+            with counter, torch.no_grad():
+                network(x)
+        except (RuntimeError, NotImplementedError) as failure:  # what needs values cannot run without memory
+            error = error or str(failure)
+        else:
+            return {
+                "parameters": sum(parameter.numel() for parameter in network.parameters()),
+                "multiply_adds": counter.get_total_flops() // 2,
+                "counted_on": device,
+            }
+    raise RuntimeError(f"{name} can be counted neither without memory nor on the CPU: {error}")
+
+
+class Runner:
+    """A network with its input; both passes as nnU-Net runs them, without torch.compile.
+
+    Args:
+        name: The trainer.
+        plans: See :func:`make_plans`.
+        classes: Channels of the logits.
+        batch: Patches per batch.
+        device: ``"cpu"`` (32 bit) or ``"cuda"`` (autocast).
+    """
+
+    def __init__(self, name: str, plans: Record, classes: int, batch: int, device: str) -> None:
+        self.device = device
+        self.network = build(name, plans, classes, deep_supervision(name, plans)).to(device)
+        self.x = make_input(name, plans["configurations"][CONFIGURATION]["patch_size"], batch).to(device)
+
+    def forward(self) -> None:
+        """A prediction."""
+        self.network.eval()
+        with torch.no_grad(), torch.autocast(self.device, enabled=self.device == "cuda"):
+            self.network(self.x)
+
+    def step(self) -> None:
+        """Forward and backward pass in training mode."""
+        self.network.train()
+        self.network.zero_grad(set_to_none=True)
+        with torch.autocast(self.device, enabled=self.device == "cuda"):
+            outputs = self.network(self.x)
+        outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
+        torch.stack([output.float().square().mean() for output in outputs]).sum().backward()
+
+
+def time_passes(job: Record, plans: Record) -> Record:
+    """Seconds of both passes, for the plain network and the trainer's, alternating; one number per round."""
+    runners = {
+        kind: Runner(name, plans, job["classes"], job["batch"], job["device"])
+        for kind, name in (("plain", PLAIN), ("own", job["trainer"]))
+    }
+    synchronise = torch.cuda.synchronize if job["device"] == "cuda" else lambda: None
+    times: dict[str, dict[str, list[float]]] = {kind: {"forward": [], "step": []} for kind in runners}
+    loads = []
+    for number in range(-WARM_UP, job["rounds"]):
+        kinds = list(runners) if number % 2 == 0 else list(runners)[::-1]
+        for what in ("forward", "step"):
+            for kind in kinds:
+                run = getattr(runners[kind], what)
+                synchronise()
+                clock = Clock()
+                for _ in range(job["repeats"]):
+                    run()
+                synchronise()
+                taken = clock.per(job["repeats"])
+                if number >= 0:
+                    times[kind][what].append(taken["seconds"])
+                    loads.append(taken["load"])
+                runners[kind].network.zero_grad(set_to_none=True)
+    return {**times, "load": max(loads)}
+
+
+def watch_memory(job: Record, plans: Record) -> Record:
+    """Peak bytes of network, input, activations and gradients, for both passes."""
+    nn.Conv3d(1, 1, 3).to(job["device"])(
+        torch.zeros(1, 1, 8, 8, 8, device=job["device"])
+    )  # libraries load first
+    peak = PeakMemory(job["device"])
+    runner = Runner(job["trainer"], plans, job["classes"], job["batch"], job["device"])
+    runner.forward()
+    forward = peak.read()
+    runner.step()
+    return {"forward": forward, "step": peak.read()}
+
+
+def answer(job: Record) -> Record:
+    """Does one job; see ``scripts/benchmarks/blocks.py:Settings.job``."""
+    torch.manual_seed(0)
+    if job["threads"]:
+        torch.set_num_threads(job["threads"])
+    if job["device"] == "cuda":
+        torch.backends.cudnn.benchmark = True  # as nnU-Net
+
+    def plans_of(patch: list[int]) -> Record:
+        return make_plans(patch, job["planned_for"], job["spacing"], job["features"])
+
+    patch = usable_patch(job["trainer"], job["patches"], plans_of)
+    if job["part"] == "size":
+        measured = count(job["trainer"], plans_of(patch), job["classes"])
+    else:
+        measured = {"time": time_passes, "memory": watch_memory}[job["part"]](job, plans_of(patch))
+    return {"patch": patch, **measured}
+
+
+if __name__ == "__main__":
+    Path(sys.argv[2]).write_text(json.dumps(answer(json.loads(sys.argv[1]))))

@@ -1,0 +1,312 @@
+"""How well landmarks and organ boxes are found in scans of one's own, from a few labelled ones, by a fitted regressor.
+
+    python -m scripts.experiments.anatomy.accuracy -d 3 --labels liver spleen pancreas -o accuracy.csv
+
+The study of Goncharov et al. (MICCAI 2024, arXiv:2409.10291) on any dataset with segmentations: each labelled scan in
+turn is the new one, and 1, 3 and 5 others (`--labelled-scans`) are known. A landmark is an organ's centroid. Beside the
+anatomical coordinates stands what needs no regressor: the same fraction of the scan. More: docs/anatomy.md.
+"""
+
+import argparse
+import csv
+import io
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from nnunet_locctx.anatomy import LabelledScan, find_landmarks, localize, sample_organs
+from nnunet_locctx.anatomy.scans import (
+    ScanFiles,
+    channel_file,
+    label_values,
+    list_scans,
+    list_training,
+    load_anatomical,
+    measure_scan,
+    read_description,
+    read_labels,
+)
+from nnunet_locctx.commands.anatomy_options import add_regressor, check_output
+from nnunet_locctx.files import write_atomically
+from nnunet_locctx.geometry import Array, Frame
+from nnunet_locctx.nnunet.paths import dataset_folder
+from nnunet_locctx.regression.regressor import Regressor
+
+MOST_VOXELS = 5000
+"""Of an organ, drawn to see which share of it lies in a box."""
+
+METHODS = ("anatomical", "fraction of the scan")
+
+
+@dataclass(frozen=True)
+class Organ:
+    """An organ of a scan, all of which it shows.
+
+    Attributes:
+        centroid: (3,) mm LPS.
+        faces: (2, 3) index of its box's lower and upper faces; the scan's first face is at -0.5.
+        voxels: (N, 3) index of some of its voxels.
+    """
+
+    centroid: Array
+    faces: Array
+    voxels: Array
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A labelled scan, and the whole organs that it shows."""
+
+    labelled: LabelledScan
+    frame: Frame
+    organs: Mapping[str, Organ]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One organ of one scan, found from some others.
+
+    Attributes:
+        case: The scan that was searched.
+        organ: Its name.
+        method: One of :data:`METHODS`.
+        labelled_scans: From how many.
+        draw: Number of the draw of these.
+        landmark_mm: Distance of the centroid found from the true one.
+        face_mm: Mean distance of the box's faces from the true ones.
+        overlap: Intersection of the boxes over their union.
+        recall: Share of the organ that lies in the box.
+    """
+
+    case: str
+    organ: str
+    method: str
+    labelled_scans: int
+    draw: int
+    landmark_mm: float
+    face_mm: float
+    overlap: float
+    recall: float
+
+
+def read_scan(files: ScanFiles, regressor: Regressor, values: Mapping[str, Sequence[int]]) -> Scan | None:
+    """A labelled scan; None if it cannot be measured."""
+    assert files.label is not None
+    found, frame = measure_scan(channel_file(files, regressor.channel), regressor)
+    if found.problem:
+        return None
+    labels = read_labels(files.label, frame)
+    samples = sample_organs(labels, frame, values)
+    whole = {name: sample for name, sample in samples.items() if not sample.cut}
+    random = np.random.default_rng(0)
+    organs = {}
+    for name in whole:
+        index = np.argwhere(np.isin(labels, list(values[name])))
+        drawn = random.choice(len(index), min(MOST_VOXELS, len(index)), replace=False)
+        faces = np.stack([index.min(axis=0) - 0.5, index.max(axis=0) + 0.5])
+        organs[name] = Organ(frame.millimetres(index.mean(axis=0)), faces, index[drawn].astype(np.float64))
+    return Scan(LabelledScan(files.name, found, whole), frame, organs)
+
+
+def carried_over(known: Scan, new: Scan) -> dict[str, dict[str, tuple[Array, Array]]]:
+    """Method -> organ -> centroid (mm LPS) and faces (index) in the new scan."""
+    names = list(known.organs)
+    if not names:
+        return {method: {} for method in METHODS}
+    centroids = np.stack([known.organs[name].centroid for name in names])
+    places = find_landmarks(known.labelled.map, new.labelled.map, centroids, new.frame).millimetres
+    boxes = localize([known.labelled], new.labelled.map, new.frame, names)
+    anatomical = {
+        name: (place, np.stack([boxes[name].lower, boxes[name].upper]))
+        for name, place in zip(names, places, strict=True)
+    }
+    fraction = {}
+    for name, organ in known.organs.items():
+        corners = np.array(list(itertools.product(*organ.faces.T)))
+        index = known.frame.index_from_millimetres(organ.centroid)
+        centre, *there = _same_fraction(known.frame, new.frame, np.vstack([index, corners]))
+        fraction[name] = (
+            new.frame.millimetres(centre),
+            np.stack([np.min(there, axis=0), np.max(there, axis=0)]),
+        )
+    return dict(zip(METHODS, (anatomical, fraction), strict=True))
+
+
+def _same_fraction(known: Frame, new: Frame, index: Array) -> Array:
+    return new.index_from_fraction(known.fraction(index))
+
+
+def rows_of(new: Scan, known: Sequence[Scan], counts: Sequence[int], draws: int, seed: int) -> list[Row]:
+    """All rows of one scan.
+
+    Of several labelled scans the middle is taken, coordinate by coordinate, as `locctx localize` does.
+
+    Args:
+        new: The scan searched.
+        known: The others.
+        counts: Numbers of labelled scans; where an organ has fewer there is no row.
+        draws: Of each number.
+        seed: Of the draws.
+    """
+    found = [carried_over(scan, new) for scan in known]
+    case, rows = new.labelled.name, []
+    for (organ, truth), method in itertools.product(new.organs.items(), METHODS):
+        having = [one[method][organ] for one in found if organ in one[method]]
+        for count in counts:
+            random = np.random.default_rng(seed)  # the same scans for both methods
+            for draw in range(draws if count < len(having) else int(count == len(having))):
+                chosen = random.choice(len(having), count, replace=False)
+                place = np.median([having[n][0] for n in chosen], axis=0)
+                faces = np.median([having[n][1] for n in chosen], axis=0)
+                row = Row(case, organ, method, count, draw, *_errors(place, faces, truth, new.frame))
+                rows.append(row)
+    return rows
+
+
+def _errors(place: Array, faces: Array, truth: Organ, frame: Frame) -> tuple[float, float, float, float]:
+    common = np.prod(
+        np.maximum(0, np.minimum(faces[1], truth.faces[1]) - np.maximum(faces[0], truth.faces[0]))
+    )
+    either = np.prod(faces[1] - faces[0]) + np.prod(truth.faces[1] - truth.faces[0]) - common
+    inside = ((truth.voxels >= faces[0]) & (truth.voxels <= faces[1])).all(axis=1)
+    return (
+        float(np.linalg.norm(place - truth.centroid)),
+        float((np.abs(faces - truth.faces) * frame.spacing).mean()),
+        float(common / either),
+        float(inside.mean()),
+    )
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """A Markdown table: medians and means over cases, of each case the mean over its draws."""
+    measures = (
+        "landmark, mm (median)",
+        "box faces, mm (median)",
+        "box overlap (mean)",
+        "organ in the box (mean)",
+    )
+    heads = ("organ", "labelled scans", "method", "cases", *measures)
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for (organ, count, method), group in _groups(rows).items():
+        cases: dict[str, list[list[float]]] = {}
+        for row in group:
+            cases.setdefault(row.case, []).append([row.landmark_mm, row.face_mm, row.overlap, row.recall])
+        values = np.array([np.mean(each, axis=0) for each in cases.values()])
+        middle, mean = np.median(values, axis=0), values.mean(axis=0)
+        shown = (f"{middle[0]:.1f}", f"{middle[1]:.1f}", f"{mean[2]:.2f}", f"{mean[3]:.2f}")
+        lines.append(f"| {' | '.join((organ, str(count), method, str(len(cases)), *shown))} |")
+    return "\n".join(lines)
+
+
+def _groups(rows: Sequence[Row]) -> dict[tuple[str, int, str], list[Row]]:
+    groups: dict[tuple[str, int, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.organ, row.labelled_scans, row.method), []).append(row)
+    order = {organ: number for number, organ in enumerate(dict.fromkeys(row.organ for row in rows))}
+    return dict(
+        sorted(groups.items(), key=lambda one: (order[one[0][0]], one[0][1], METHODS.index(one[0][2])))
+    )
+
+
+def as_csv(rows: Sequence[Row]) -> bytes:
+    """The rows as a table."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(Row.__dataclass_fields__), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return text.getvalue().encode()
+
+
+def arguments() -> argparse.ArgumentParser:
+    """What the script takes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_regressor(parser)
+    parser.add_argument(
+        "--labelled",
+        nargs=2,
+        type=Path,
+        metavar=("IMAGES", "LABELS"),
+        help="folders of labelled scans in nnU-Net's format (default: the training scans of -d)",
+    )
+    parser.add_argument("--cases", nargs="+", metavar="NAME", help="labelled cases to use (default: all)")
+    parser.add_argument("--labels", nargs="+", metavar="NAME", help="organs (default: all labels)")
+    parser.add_argument(
+        "--labelled-scans", nargs="+", type=int, default=[1, 3, 5], metavar="N", help="how many are known"
+    )
+    parser.add_argument(
+        "--draws", type=int, default=5, metavar="N", help="choices of the known scans (default: 5)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of these choices (default: 0)")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="CSV file, a row a result"
+    )
+    return parser
+
+
+def evaluate(options: argparse.Namespace) -> list[Row]:
+    """All rows.
+
+    Raises:
+        ValueError: Something named is not there, or fewer than two scans can be used.
+    """
+    check_output("-o", options.output)
+    for name, value in (
+        ("--draws", options.draws),
+        *(("--labelled-scans", n) for n in options.labelled_scans),
+    ):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if options.labelled is None and options.dataset is None:
+        raise ValueError("labelled scans are needed: --labelled IMAGES LABELS or -d DATASET")
+    regressor = load_anatomical(options.regressor, options.dataset)
+    if options.labelled is None:
+        folder = dataset_folder("nnUNet_raw", options.dataset)
+        files = list_training(folder)
+    else:
+        folder, files = options.labelled[0].resolve().parent, list_scans(*options.labelled)
+    values = label_values(read_description(folder), options.labels)
+    there = {one.name: one for one in files if one.label is not None}
+    unknown = [name for name in options.cases or () if name not in there]
+    if unknown:
+        raise ValueError(
+            f"no labelled case {', '.join(unknown)}; there: {', '.join(list(there)[:10]) or 'none'}"
+        )
+    scans = []
+    for name in tqdm(options.cases or list(there), desc="measuring", unit="scan"):
+        scan = read_scan(there[name], regressor, values)
+        if scan is None:
+            print(f"not used, could not be measured: {name}")
+        else:
+            scans.append(scan)
+    if len(scans) < 2:
+        raise ValueError(f"at least 2 labelled scans that can be measured are needed, got {len(scans)}")
+    rows: list[Row] = []
+    for scan in tqdm(scans, desc="searching", unit="scan"):
+        others = [other for other in scans if other is not scan]
+        rows += rows_of(scan, others, sorted(set(options.labelled_scans)), options.draws, options.seed)
+    if not rows:
+        raise ValueError("no organ is shown whole by a scan and by as many others as --labelled-scans names")
+    return rows
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Writes the rows and prints the summary."""
+    parser = arguments()
+    options = parser.parse_args(given)
+    try:
+        rows = evaluate(options)
+    except ValueError as error:
+        parser.error(str(error))
+    write_atomically(options.output, as_csv(rows))
+    print(summary(rows))
+    print(f"wrote {options.output}")
+
+
+if __name__ == "__main__":
+    main()

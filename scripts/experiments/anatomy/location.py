@@ -1,0 +1,386 @@
+"""How far the location of each source is from the truth on whole-body phantoms, and what it depends on.
+
+Used by `run.py`. A *locator* gives the location field of a phantom's scan. Truth is the place in the
+atlas body, mm along (R, A, S); a source's coordinates are brought to it by one slope and one offset per axis, fitted
+on the training scans.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+from tqdm import tqdm
+
+from nnunet_locctx.datasets.whole_body import ATLAS_HEIGHT, WholeBodyCase, whole_body_case
+from nnunet_locctx.geometry import Array
+from nnunet_locctx.location import BodyPartCurve, LocationField, make_source
+from nnunet_locctx.regression.canonical import CanonicalScan, to_canonical
+from nnunet_locctx.regression.intensity import body_mask
+from nnunet_locctx.regression.regressor import Regressor
+from scripts.benchmarks.harness import Record
+
+AXES = ("R", "A", "S")
+
+POINTS = 2000
+"""Places looked at in each scan."""
+
+GRID = 6.0
+"""Voxel size in mm of the grid on which the body is found."""
+
+QUANTILES = tuple(range(0, 101, 2))
+"""Per cent; the errors' distribution is kept at these."""
+
+LEVELS = 24
+"""Heights of each scan at which the estimated height is kept for the picture."""
+
+OVERLAP = 60.0
+"""Millimetres along the body that two crops must share."""
+
+SMALL = 0.6
+"""Share of the body up to which a field of view counts as small."""
+
+SLICE_SPACINGS = (1.0, 2.0, 4.0, 8.0)
+REFERENCE_SPACING = 4.0
+
+POINTS_PER_UNIT = 100.0
+"""A coordinate of 1 in points."""
+
+Located = tuple[LocationField, str]
+Locator = Callable[[WholeBodyCase], Located]
+"""A scan -> its location field and, where the source could not measure it, why."""
+
+
+def locator(source: str, regressor: Regressor | None = None) -> Locator:
+    """The locator of a source, with the regressor of a fitted one."""
+    made = make_source(source)
+
+    def locate(case: WholeBodyCase) -> Located:
+        if regressor is None:
+            return made.field(case.frame), ""
+        measured = regressor.measure(case.images[regressor.channel].astype(np.float32), case.frame)
+        return made.field(case.frame, measured), measured.problem
+
+    return locate
+
+
+class PhantomScans(Mapping[str, CanonicalScan]):
+    """Training phantoms on the canonical grid, drawn when they are asked for."""
+
+    def __init__(self, numbers: Sequence[int], seed: int, spacing: float) -> None:
+        self.numbers = {f"whole_body_{number:03d}": number for number in numbers}
+        self.seed, self.spacing = seed, spacing
+
+    def __getitem__(self, name: str) -> CanonicalScan:
+        case = whole_body_case(self.numbers[name], seed=self.seed)
+        return to_canonical(case.images[0].astype(np.float32), case.frame, self.spacing)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+# ------------------------------------------------------------------------------------------------------ true places
+
+
+def body_places(case: WholeBodyCase, count: int, random: np.random.Generator) -> Array:
+    """(count, 3) random places in the body in mm LPS, inside the scan."""
+    scan = to_canonical(case.images[0].astype(np.float32), case.frame, GRID)
+    cells = np.argwhere(body_mask(scan, "ct"))
+    index = cells[random.integers(len(cells), size=count)] + random.uniform(-0.5, 0.5, (count, 3))
+    return np.asarray(index @ scan.affine[:3, :3].T + scan.affine[:3, 3])
+
+
+def at(field: LocationField, case: WholeBodyCase, places: Array) -> Array:
+    """Location (n, 3) at places (n, 3) in mm LPS."""
+    return field.at(case.frame.index_from_millimetres(places))
+
+
+# ------------------------------------------------------------------------------------------------------------ errors
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Coordinate -> atlas mm, axis by axis (R, A, S)."""
+
+    slopes: Array
+    offsets: Array
+
+    @classmethod
+    def fitted(cls, coordinates: Array, truth: Array) -> "Calibration":
+        """Least squares over coordinates (n, 3) and true places (n, 3)."""
+        lines = [np.polyfit(coordinates[:, axis], truth[:, axis], 1) for axis in range(3)]
+        return cls(np.array([line[0] for line in lines]), np.array([line[1] for line in lines]))
+
+    def millimetres(self, coordinates: Array) -> Array:
+        """Coordinates (n, 3) -> mm in the atlas."""
+        return coordinates * self.slopes + self.offsets
+
+
+def summary(difference: Array) -> Record:
+    """Median, 90th percentile and distribution of errors (n, 3) in mm, of each axis and in 3D."""
+    columns = {**dict(zip(AXES, np.abs(difference).T, strict=True)), "3D": np.linalg.norm(difference, axis=1)}
+    return {
+        name: {
+            "median": round(float(np.median(values)), 2),
+            "p90": round(float(np.percentile(values, 90)), 2),
+            "quantiles": np.round(np.percentile(values, QUANTILES), 2).tolist(),
+        }
+        for name, values in columns.items()
+    }
+
+
+def location_errors(
+    locators: Mapping[str, Locator],
+    training: Sequence[int],
+    held_out: Sequence[int],
+    seed: int,
+    *,
+    draw: Callable[..., WholeBodyCase] = whole_body_case,
+) -> Record:
+    """Calibrates each source on the training scans and measures it on the held-out ones.
+
+    A scan that a fitted source could not measure is left out of the calibration, and counts with its voxel fractions
+    among the held-out ones, as in use. ``line`` stands for the best that any coordinate linear in mm can do: one slope
+    and one offset per axis fitted to the truth of each held-out scan itself.
+    """
+    found: dict[str, dict[str, list[Any]]] = {name: {"training": [], "held_out": []} for name in locators}
+    scans: list[Record] = []
+    straight: list[Array] = []
+    for part, numbers in (("training", training), ("held_out", held_out)):
+        for number in tqdm(numbers, desc=f"errors, {part}", unit="scan"):
+            case = draw(number, seed=seed)
+            places = body_places(case, POINTS, np.random.default_rng([seed, number, 10]))
+            truth = case.body.to_atlas(places)
+            for name, locate in locators.items():
+                field, problem = locate(case)
+                found[name][part].append((at(field, case, places), truth, problem))
+            if part == "held_out":
+                straight.append(Calibration.fitted(places, truth).millimetres(places) - truth)
+                scans.append({"case": number, "crop": [round(end, 4) for end in case.crop]})
+    small = [number for number, scan in enumerate(scans) if scan["crop"][1] - scan["crop"][0] <= SMALL]
+    record: Record = {"scans": scans, "line": _pooled(straight, small), "sources": {}}
+    for name, parts in found.items():
+        usable = [entry for entry in parts["training"] if not entry[2]]
+        if not usable:
+            raise ValueError(f"the source {name} could measure none of the {len(training)} training scans")
+        calibration = Calibration.fitted(
+            *(np.concatenate([entry[part] for entry in usable]) for part in (0, 1))
+        )
+        differences = [calibration.millimetres(values) - truth for values, truth, _ in parts["held_out"]]
+        record["sources"][name] = {
+            "slopes_mm": np.round(calibration.slopes, 2).tolist(),
+            "offsets_mm": np.round(calibration.offsets, 2).tolist(),
+            "not_measured": {
+                part: {
+                    number: entry[2] for number, entry in zip(numbers, parts[part], strict=True) if entry[2]
+                }
+                for part, numbers in (("training", training), ("held_out", held_out))
+            },
+            **_pooled(differences, small),
+            "per_scan": [
+                {axis: round(float(np.median(np.abs(difference[:, k]))), 2) for k, axis in enumerate(AXES)}
+                for difference in differences
+            ],
+            "heights": [
+                height_curve(truth[:, 2], calibration.millimetres(values)[:, 2])
+                for values, truth, _ in parts["held_out"]
+            ],
+        }
+    return record
+
+
+def _pooled(differences: Sequence[Array], small: Sequence[int]) -> Record:
+    """Errors over all scans, and over those with small fields of view if there are any."""
+    record = {"errors": summary(np.concatenate(differences))}
+    if small:
+        record["errors_small"] = summary(np.concatenate([differences[number] for number in small]))
+    return record
+
+
+def height_curve(truth: Array, found: Array) -> list[list[float]]:
+    """Median true and estimated atlas height (mm) in bins of equally many places."""
+    bins = np.array_split(np.argsort(truth), LEVELS)
+    return [[round(float(np.median(values[part])), 1) for part in bins] for values in (truth, found)]
+
+
+# -------------------------------------------------------------------------------------------------------- invariance
+
+
+def random_crop(random: np.random.Generator) -> tuple[float, float]:
+    """30 to 100 % of the body, as the data sets have."""
+    share = random.uniform(0.3, 1.0)
+    start = random.uniform(0.0, 1.0 - share)
+    return start, start + share
+
+
+def overlapping_crops(
+    body_length: float, random: np.random.Generator
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Two random crops that share at least `OVERLAP` mm."""
+    while True:
+        first, second = random_crop(random), random_crop(random)
+        if (min(first[1], second[1]) - max(first[0], second[0])) * body_length >= OVERLAP:
+            return first, second
+
+
+def shared_places(first: WholeBodyCase, second: WholeBodyCase, seed: int) -> Array:
+    """(n, 3) random places in the body in mm LPS that both scans of a patient show."""
+    places = body_places(first, POINTS, np.random.default_rng([seed, 11]))
+    index = second.frame.index_from_millimetres(places)
+    return np.asarray(places[((index >= -0.5) & (index <= np.array(second.frame.shape) - 0.5)).all(axis=1)])
+
+
+def differences(
+    first: WholeBodyCase, second: WholeBodyCase, located: Sequence[Located], places: Array
+) -> Array | None:
+    """(n, 3) differences of the coordinates of the same places in two scans of one patient, in points of 100.
+
+    None if one of the scans could not be measured.
+    """
+    if any(problem for _, problem in located):
+        return None
+    one, other = (at(field, case, places) for (field, _), case in zip(located, (first, second), strict=True))
+    return POINTS_PER_UNIT * (one - other)
+
+
+def compare(found: Sequence[Array | None], slopes: Sequence[float]) -> Record:
+    """Median and largest difference over pairs of scans, in points and, by the calibration, in mm."""
+    known = [np.abs(values) for values in found if values is not None]
+    record: Record = {"pairs": len(found), "not_measured": len(found) - len(known)}
+    if known:
+        together = np.concatenate(known)
+        record["points"] = {
+            axis: {"median": round(float(np.median(values)), 3), "max": round(float(values.max()), 3)}
+            for axis, values in zip(AXES, together.T, strict=True)
+        }
+        record["mm"] = {
+            axis: round(float(np.median(values)) * abs(slope) / POINTS_PER_UNIT, 2)
+            for axis, values, slope in zip(AXES, together.T, slopes, strict=True)
+        }
+    return record
+
+
+def pairs_of(number: int, seed: int) -> dict[str, tuple[WholeBodyCase, WholeBodyCase]]:
+    """Pairs of scans of one patient that differ in the crop, in the orientation or in the slices' spacing alone."""
+    random = np.random.default_rng([seed, number, 12])
+    whole = whole_body_case(number, seed=seed, crop=(0.0, 1.0), spacing=20.0)
+    crops = overlapping_crops(float(whole.body.level(ATLAS_HEIGHT)), random)
+    first, second = (whole_body_case(number, seed=seed, crop=crop) for crop in crops)
+    pairs = {"crops": (first, second)}
+    crop = random_crop(random)
+    codes = random.choice(["RAS", "PIR", "SRP", "IPL", "ARS"], 2, replace=False)
+    first, second = (whole_body_case(number, seed=seed, crop=crop, orientation=str(code)) for code in codes)
+    pairs["orientations"] = (first, second)
+    start = random.uniform(0.0, 0.6)
+    crop = (start, start + 0.4)
+    reference = whole_body_case(number, seed=seed, crop=crop, spacing=(5, 5, REFERENCE_SPACING))
+    for step in SLICE_SPACINGS:
+        if step != REFERENCE_SPACING:
+            other = whole_body_case(number, seed=seed, crop=crop, spacing=(5, 5, step))
+            pairs[f"slices of {step:g} mm"] = (reference, other)
+    return pairs
+
+
+def invariance(
+    locators: Mapping[str, Locator],
+    slopes: Mapping[str, Sequence[float]],
+    patients: Sequence[int],
+    seed: int,
+    *,
+    pairs: Callable[[int, int], dict[str, tuple[WholeBodyCase, WholeBodyCase]]] = pairs_of,
+) -> Record:
+    """Differences between two scans of the same patient: source -> what differs -> :func:`compare`.
+
+    Args:
+        locators: By source.
+        slopes: mm per unit of each axis, by source.
+        patients: Numbers of cases.
+        seed: Of the data set.
+        pairs: Number and seed -> pairs of scans.
+    """
+    found: dict[str, dict[str, list[Array | None]]] = {source: {} for source in locators}
+    for number in tqdm(patients, desc="invariance", unit="patient"):
+        located: dict[tuple[str, int], Located] = {}
+        drawn = pairs(number, seed)
+        for what, pair in drawn.items():
+            places = shared_places(*pair, number)
+            for source, locate in locators.items():
+                for case in pair:
+                    if (source, id(case)) not in located:  # one scan is in several pairs
+                        located[source, id(case)] = locate(case)
+                both = [located[source, id(case)] for case in pair]
+                found[source].setdefault(what, []).append(differences(*pair, both, places))
+    return {
+        source: {what: compare(values, slopes[source]) for what, values in kinds.items()}
+        for source, kinds in found.items()
+    }
+
+
+# ------------------------------------------------------------------------------------------------------ monotonicity
+
+
+def raw_heights(regressor: Regressor, case: WholeBodyCase) -> tuple[Array, Array]:
+    """What a regressor finds slice by slice before any cleaning, and the true heights.
+
+    Body part scores have one value per slice; of anatomical coordinates the mean of S over the body is taken.
+
+    Returns:
+        True atlas heights (K,) in mm and values (K,), for slices that show a body.
+    """
+    image = case.images[regressor.channel].astype(np.float32)
+    middle = case.body.to_patient(np.array([0.0, 0.0, 450.0]))
+    if hasattr(regressor, "scores"):
+        positions, values = regressor.scores(to_canonical(image, case.frame, regressor.options.spacing))  # type: ignore[attr-defined]
+    else:
+        scan = to_canonical(image, case.frame, GRID)
+        body = body_mask(scan, "ct")
+        field, _ = locator(regressor.kind, regressor)(case)
+        cells = np.argwhere(body)
+        found = at(field, case, cells @ scan.affine[:3, :3].T + scan.affine[:3, 3])[:, 2]
+        sums = np.bincount(cells[:, 2], found, body.shape[2])
+        counts = np.bincount(cells[:, 2], minlength=body.shape[2])
+        positions = scan.places(2)
+        values = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    kept = np.isfinite(values)
+    places = np.tile(middle, (int(kept.sum()), 1))
+    places[:, 2] = positions[kept]
+    return case.body.to_atlas(places)[:, 2], np.asarray(values[kept])
+
+
+def monotonicity(
+    regressor: Regressor,
+    numbers: Sequence[int],
+    seed: int,
+    *,
+    draw: Callable[..., WholeBodyCase] = whole_body_case,
+) -> Record:
+    """Whether coordinates rise with the true height: before cleaning by rank correlation, after it step by step."""
+    rising = measured = 0
+    ranks: list[float] = []
+    steps: list[float] = []
+    for number in tqdm(numbers, desc="monotonicity", unit="scan"):
+        case = draw(number, seed=seed)
+        truth, values = raw_heights(regressor, case)
+        ranks.append(float(spearmanr(truth, values).statistic))
+        order = np.argsort(truth)
+        steps.append(float((np.diff(values[order]) > 0).mean()))
+        found = regressor.measure(case.images[regressor.channel].astype(np.float32), case.frame)
+        if found.problem:
+            continue
+        measured += 1
+        if isinstance(found, BodyPartCurve):
+            rising += bool((np.diff(found.scores) >= 0).all() and found.scores[-1] > found.scores[0])
+        else:
+            rising += bool((np.diff(values[order]) >= 0).all())
+    return {
+        "scans": len(numbers),
+        "measured": measured,
+        "rising": rising,
+        "spearman_min": round(min(ranks), 4),
+        "spearman_median": round(float(np.median(ranks)), 4),
+        "raw_steps_up": round(float(np.mean(steps)), 4),
+    }

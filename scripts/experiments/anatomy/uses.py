@@ -1,0 +1,131 @@
+"""Landmarks, organ boxes and crops by a fitted anatomical regressor, on whole-body phantoms that it has not seen.
+
+    python -m scripts.experiments.anatomy.uses REGRESSOR     # regressor.pt of `locctx fit ape`, fitted on cases 0 to 19
+
+Cases 0 to 7 are the labelled scans, 30 to 37 the unseen ones (seed 0). Prints the figures of docs/results.md.
+"""
+
+import argparse
+import itertools
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from nnunet_locctx.anatomy import LabelledScan, find_landmarks, fit_region, localize, sample_organs
+from nnunet_locctx.anatomy.blocks import Blocks
+from nnunet_locctx.anatomy.region import Example
+from nnunet_locctx.datasets.whole_body import ORGANS, WholeBodyCase, whole_body_case
+from nnunet_locctx.location import AnatomicalMap
+from nnunet_locctx.regression.registry import load_regressor
+from nnunet_locctx.regression.regressor import Regressor
+
+LABELLED, UNSEEN = range(8), range(30, 38)
+PLACES = 300
+SMALLEST_ORGAN = 20
+"""Voxels; organs with fewer in the field of view are left out, and so are organs that its edge cuts."""
+
+REGION, RECALL = ("loin_right", "loin_left"), 0.99
+Scan = tuple[WholeBodyCase, AnatomicalMap]
+
+
+def measure(regressor: Regressor, numbers: range) -> list[Scan]:
+    """Phantoms and their maps; those that cannot be measured are left out."""
+    found = []
+    for number in tqdm(numbers, desc="measuring"):
+        case = whole_body_case(number)
+        measured = regressor.measure(case.images[0].astype(np.float32), case.frame)
+        if isinstance(measured, AnatomicalMap) and not measured.problem:
+            found.append((case, measured))
+    return found
+
+
+def landmarks(scans: list[Scan]) -> str:
+    """Places in the body of each scan, found in the next one."""
+    random = np.random.default_rng(0)
+    errors = []
+    for (case, measured), (other, its_map) in itertools.pairwise(scans):
+        index = np.argwhere(case.images[0] > -300)
+        places = case.frame.millimetres(index[random.choice(len(index), PLACES)])
+        found = find_landmarks(measured, its_map, places, other.frame)
+        wanted, got = case.body.to_atlas(places), other.body.to_atlas(found.millimetres)
+        errors.append(np.linalg.norm(got - wanted, axis=1)[found.inside])
+    joined = np.concatenate(errors)
+    return (
+        f"landmarks: median {np.median(joined):.1f} mm, 90th percentile {np.percentile(joined, 90):.1f} mm, "
+        f"{len(joined)} places that the other scan shows"
+    )
+
+
+def boxes(labelled: list[Scan], scans: list[Scan]) -> str:
+    """Boxes of whole organs."""
+    values = {name: (number,) for number, name in enumerate(ORGANS, start=1)}
+    known = [
+        LabelledScan(str(number), measured, sample_organs(case.labels, case.frame, values))
+        for number, (case, measured) in enumerate(labelled)
+    ]
+    faces: list[float] = []
+    overlaps = []
+    for case, measured in scans:
+        found = localize(known, measured, case.frame, list(values))
+        for name, (value,) in values.items():
+            index = np.argwhere(case.labels == value)
+            if len(index) < SMALLEST_ORGAN or name not in found:
+                continue
+            lower, upper = index.min(0) - 0.5, index.max(0) + 0.5
+            if (lower < 0).any() or (upper > np.array(case.labels.shape) - 1).any():
+                continue
+            box = found[name]
+            faces += list(
+                np.abs(np.concatenate([box.lower - lower, box.upper - upper]) * np.tile(case.spacing, 2))
+            )
+            common = np.prod(np.maximum(0, np.minimum(upper, box.upper) - np.maximum(lower, box.lower)))
+            overlaps.append(common / (np.prod(upper - lower) + np.prod(box.upper - box.lower) - common))
+    return (
+        f"boxes of {len(overlaps)} organs: faces off by {np.median(faces):.1f} mm (median), "
+        f"intersection over union {np.mean(overlaps):.2f}"
+    )
+
+
+def crops(labelled: list[Scan], scans: list[Scan]) -> str:
+    """Crops to two organs."""
+    numbers = [list(ORGANS).index(name) + 1 for name in REGION]
+    examples = [
+        Example.of(str(number), measured, case.frame, case.labels, {"region": numbers})
+        for number, (case, measured) in enumerate(labelled)
+    ]
+    region = fit_region(examples, ["region"], RECALL)
+    recalls, reductions = [], []
+    for case, measured in scans:
+        blocks = Blocks.of(case.frame)
+        box = region.box(measured, blocks)
+        mask = np.isin(case.labels, numbers)
+        if box is None:
+            recalls += [0.0] if mask.any() else []
+            continue
+        lower, upper = box.voxels(blocks)
+        reductions.append(mask.size / np.prod(np.array(upper) - np.array(lower)))
+        if mask.any():
+            recalls.append(float(mask[tuple(map(slice, lower, upper))].sum() / mask.sum()))
+    listed = ", ".join(f"{value:.2f}" for value in recalls)
+    return (
+        f"crops to {' and '.join(REGION)}: recall {region.recall['region']:.3f} left out of the labelled "
+        f"scans; unseen scans {listed}; volumes {min(reductions):.0f} to {max(reductions):.0f} times smaller"
+    )
+
+
+def main() -> None:
+    """Prints the figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("regressor", type=Path)
+    regressor = load_regressor(parser.parse_args().regressor.read_bytes())
+    labelled, unseen = measure(regressor, LABELLED), measure(regressor, UNSEEN)
+    print(landmarks(unseen))
+    print(boxes(labelled, unseen))
+    print(crops(labelled, unseen))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Gathers the figures that `locctx methods` prints from the files of the benchmarks and experiments.
+
+Reads scripts/benchmarks/blocks.json and methods.json beside it, where they exist, and writes
+nnunet_locctx/methods/measured.json. The scripts that write the former call it themselves.
+
+    python -m scripts.experiments.balls.collect
+"""
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from nnunet_locctx.files import write_atomically
+from nnunet_locctx.methods import MEASURED_FILE
+from nnunet_locctx.methods.measured import Figures
+from nnunet_locctx.nnunet.trainers import TRAINERS
+from scripts.benchmarks import blocks as benchmark_blocks
+from scripts.benchmarks.harness import PLAIN, REPOSITORY, Record, by
+from scripts.experiments.balls.grid import ITERATIONS, load
+from scripts.experiments.balls.phantom import LOOK_ALIKES, ORGANS
+
+BLOCKS = REPOSITORY / "scripts" / "benchmarks" / "blocks.json"
+METHODS = Path(__file__).with_name("methods.json")
+
+
+def collect(blocks: Path = BLOCKS, methods: Path = METHODS, file: Path = MEASURED_FILE) -> None:
+    """Writes the file anew."""
+    costs = benchmark_blocks.Results(blocks)
+    place = timed_on(costs)
+    runs = [run for run in load(methods) if run["iterations"] == ITERATIONS]
+    figures: dict[str, Figures] = {}
+    for name in TRAINERS:
+        found = Figures(**{**sizes(costs, name), **times(costs, name, place), **effect(runs, name)})
+        if found != Figures():
+            figures[name] = found
+    notes = [*size_note(costs), *time_note(costs, place), *effect_note(figures.values())]
+    content = {
+        "figures": {
+            name: {key: value for key, value in dataclasses.asdict(one).items() if value is not None}
+            for name, one in figures.items()
+        },
+        "notes": notes,
+    }
+    write_atomically(file, (json.dumps(content, indent=1) + "\n").encode())
+
+
+# ------------------------------------------------------------------------------------------------------------ cost
+
+
+def sizes(costs: benchmark_blocks.Results, name: str) -> Record:
+    """Parameters and multiply-adds, absolute and relative."""
+    own, plain = costs.find("size", name), costs.find("size", PLAIN)
+    if own is None or plain is None:
+        return {}
+    found = {key: own["measured"][key] for key in ("parameters", "multiply_adds")}
+    relative = {f"{key}_ratio": round(value / plain["measured"][key], 4) for key, value in found.items()}
+    return {**found, **relative}
+
+
+def timed_on(costs: benchmark_blocks.Results) -> str | None:
+    """The machine whose times are shown: a GPU where there is one."""
+    places = {
+        record["place"]: record["key"]["device"] for record in costs.records if record["part"] == "time"
+    }
+    return min(places, key=lambda place: places[place] != "cuda", default=None)
+
+
+def times(costs: benchmark_blocks.Results, name: str, place: str | None) -> Record:
+    """Time and memory of a training step, relative."""
+    if place is None:
+        return {}
+    found: Record = {}
+    timed, watched = costs.find("time", name, place), costs.find("memory", name, place)
+    if timed is not None:
+        found["step_ratio"] = round(statistics.median(benchmark_blocks.ratios(timed, "step")), 3)
+    if watched is not None:
+        found["memory_ratio"] = round(benchmark_blocks.memory_ratio(watched), 3)
+    return found
+
+
+def size_note(costs: benchmark_blocks.Results) -> list[str]:
+    """What the ratios of parameters and multiply-adds are to."""
+    plain = costs.find("size", PLAIN)
+    if plain is None:
+        return []
+    measured, key = plain["measured"], plain["key"]
+    note = (
+        f"parameters, MACs (multiply-adds): relative to nnU-Net's planned U-Net, {measured['parameters'] / 1e6:.2f} M "
+        f"and {measured['multiply_adds'] / 1e9:.1f} G at {by(measured['patch'])} voxels and {key['classes']} classes."
+    )
+    return [note]
+
+
+def time_note(costs: benchmark_blocks.Results, place: str | None) -> list[str]:
+    """What the times are of."""
+    records = [one for one in costs.records if one["part"] == "time" and one["place"] == place]
+    if not records:
+        return []
+    patches = sorted({by(one["measured"]["patch"]) for one in records})
+    note = (
+        f"step: time of a forward and backward pass relative to the planned U-Net, batch {records[0]['key']['batch']}, "
+        f"patch {' or '.join(patches)}, {place}; docs/benchmarks.md has the ranges."
+    )
+    return [note]
+
+
+# ---------------------------------------------------------------------------------------------------------- effect
+
+
+def effect(runs: Sequence[Record], name: str) -> Record:
+    """Mean Dice of the trainer's network and of the plain one, over the seeds."""
+    own = [run["dice"] for run in runs if run["trainer"] == name]
+    plain = [run["dice"] for run in runs if run["trainer"] == PLAIN]
+    if not own or not plain:
+        return {}
+    return {
+        "dice": round(statistics.mean(own), 4),
+        "dice_plain": round(statistics.mean(plain), 4),
+        "seeds": len(own),
+    }
+
+
+def effect_note(figures: Iterable[Figures]) -> list[str]:
+    """What the Dice is of."""
+    found = [one for one in figures if one.dice is not None]
+    if not found:
+        return []
+    fewest, most = (choose(one.seeds or 0 for one in found) for choose in (min, max))
+    seeds = f"{most}" if fewest == most else f"{fewest} to {most}"
+    note = (
+        f"Dice: mean over the {ORGANS} organs of a phantom, which only their position tells from {LOOK_ALIKES} "
+        f"look-alikes, unseen volumes; every network small and trained for the same {ITERATIONS} iterations, {seeds} "
+        f"seed(s); the U-Net without location: {found[0].dice_plain:.2f}. docs/methods.md says more."
+    )
+    return [note]
+
+
+if __name__ == "__main__":
+    collect()

@@ -1,0 +1,175 @@
+"""The phantom of balls as one grid: rows (a block at a place, a trainer, a form of a network) x seeds, four tables.
+
+    python -m scripts.experiments.balls.grid placement                         # docs/why-location.md
+    python -m scripts.experiments.balls.grid placement --seeds 0 1 2 --rows 'prior|none'
+    python -m scripts.experiments.balls.grid recommendation --seeds 0 1 2      # docs/recommended.md
+    python -m scripts.experiments.balls.grid methods                           # every trainer, docs/methods.md
+    python -m scripts.experiments.balls.grid anchor_bias                       # docs/lightmedseg.md
+
+One JSON line per finished run goes into NAME.json beside this script; runs found there are not repeated. Table and
+picture are written anew after the runs, and by ``--report`` alone.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from nnunet_locctx.denormals import denormals_flushed
+from nnunet_locctx.files import write_atomically
+from scripts.benchmarks.harness import OUT_HELP, Record, destinations, say
+from scripts.experiments.balls.phantom import BallPhantom, Trained, train
+
+ITERATIONS = 400
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One table of the grid.
+
+    Attributes:
+        key: The field of a record that names its row.
+        rows: Names of the rows, in the table's order.
+        run: (row, seed, iterations) -> what is measured.
+        write: (records, iterations, folder of the picture and pages of rows, page in docs) writes the documents.
+        page: Name of the page in docs.
+        task: Further fields that every record of this run has, such as the task.
+        budget: Whether records name the iterations.
+    """
+
+    key: str
+    rows: Sequence[str]
+    run: Callable[[str, int, int], Record]
+    write: Callable[[list[Record], int, Path, Path], None]
+    page: str
+    task: Record
+    budget: bool = True
+
+    def identity(self, row: str, seed: int, iterations: int) -> Record:
+        """The fields by which a finished run is found."""
+        return {
+            **self.task,
+            self.key: row,
+            "seed": seed,
+            **({"iterations": iterations} if self.budget else {}),
+        }
+
+
+@denormals_flushed()
+def score(
+    network: nn.Module,
+    phantom: BallPhantom,
+    seed: int,
+    iterations: int,
+    how: Trained,
+    name: str,
+    jitter: float = 0.0,
+) -> Record:
+    """Trains a network and says its Dice on unseen volumes."""
+    seconds = train(network, phantom, seed, iterations, how, jitter, name)
+    per_organ = phantom.dice_per_organ(network, seed)
+    return {
+        "dice": round(float(np.mean(per_organ)), 4),
+        "dice_per_organ": per_organ,
+        "parameters": count(network),
+        "seconds": round(seconds, 1),
+    }
+
+
+def count(module: nn.Module) -> int:
+    """Number of weights."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def load(path: Path) -> list[Record]:
+    """The finished runs."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def grouped(results: list[Record], key: str, rows: Sequence[str], **same: object) -> dict[str, list[Record]]:
+    """Runs by row, in the table's order, seeds ascending; of those whose fields are `same`."""
+    chosen = [one for one in results if all(one.get(name) == value for name, value in same.items())]
+    groups = {row: [one for one in chosen if one[key] == row] for row in rows}
+    return {row: sorted(runs, key=lambda one: one["seed"]) for row, runs in groups.items() if runs}
+
+
+def dice_cells(runs: list[Record], digits: int = 2) -> list[str]:
+    """Mean Dice over the seeds, and each seed's."""
+    dice = [one["dice"] for one in runs]
+    return [f"{np.mean(dice):.{digits}f}", ", ".join(f"{one:.3f}" for one in dice)]
+
+
+def table_of(name: str, hippocampus: Path | None) -> Experiment:
+    """A table by name; only what it needs is imported, as nnU-Net reads its folders when it is."""
+    module = importlib.import_module(f"scripts.experiments.balls.{name}")
+    found: Experiment = module.experiment(*([hippocampus] if name == "recommendation" else []))
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs what is missing and writes the documents."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("table", choices=("placement", "recommendation", "methods", "anchor_bias"))
+    parser.add_argument(
+        "--rows", default="", help="regular expression; only rows whose name contains a match"
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], help="one run of each row per seed (default: 0)"
+    )
+    parser.add_argument(
+        "--iterations", type=int, default=ITERATIONS, help="training steps (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help=OUT_HELP)
+    parser.add_argument("--list", action="store_true", help="print the names of the rows and stop")
+    parser.add_argument("--report", action="store_true", help="only write table and picture")
+    where = "recommendation on real scans: folder that holds nnUNet_preprocessed, filled by `locctx study "
+    where += "scripts/experiments/real_data/hippocampus.yaml --only preprocess`"
+    parser.add_argument("--hippocampus", type=Path, metavar="FOLDER", help=where)
+    options = parser.parse_args(arguments)
+    if options.hippocampus is not None and options.table != "recommendation":
+        parser.error("--hippocampus is for the table recommendation")
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        os.environ.setdefault(name, "/nonexistent")  # nnU-Net asks for them
+    table = table_of(options.table, options.hippocampus)
+    chosen = [row for row in table.rows if re.search(options.rows, row)]
+    if not chosen:
+        parser.error(f"no row matches {options.rows!r}; see --list")
+    if options.list:
+        print("\n".join(chosen))
+        return
+    torch.set_num_threads(options.threads)
+    folder, page = destinations(options.out, __file__, table.page)
+    store = folder / f"{options.table}.json"
+    runs = [] if options.report else [(row, seed) for seed in options.seeds for row in chosen]
+    for row, seed in tqdm(runs, desc="runs"):
+        wanted = table.identity(row, seed, options.iterations)
+        if any(
+            wanted.items() <= {key: one[key] for key in wanted if key in one}.items() for one in load(store)
+        ):
+            continue
+        result = {**wanted, **table.run(row, seed, options.iterations)}
+        # read again: another process may have finished a run meanwhile
+        write_atomically(store, "".join(json.dumps(one) + "\n" for one in [*load(store), result]).encode())
+        tqdm.write(f"{row:40} seed {seed}  Dice {result['dice']:.3f}  {result['seconds']:.0f} s")
+    table.write(load(store), options.iterations, folder, page)
+    if options.table == "methods" and options.out is None:
+        from scripts.experiments.balls.collect import collect
+
+        collect()
+    say(f"written: {store}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Where does a location have to enter a U-Net to be learned? The table behind docs/why-location.md; see grid.py.
+
+A small planned-style U-Net is trained on patches, once for each block and place, and segments unseen volumes.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from nnunet_locctx.files import write_atomically
+from nnunet_locctx.networks import Fitting, LocatedUNet
+from scripts.benchmarks.harness import Record, describe_machine
+from scripts.experiments.balls.grid import Experiment, count, dice_cells, grouped, score
+from scripts.experiments.balls.phantom import (
+    LOOK_ALIKES,
+    ORGANS,
+    TEST_VOLUMES,
+    TRAIN_VOLUMES,
+    BallPhantom,
+    Trained,
+    WithoutLocation,
+    planned_unet,
+)
+
+PHANTOM = BallPhantom()
+PATCH, BATCH = PHANTOM.patch[0], PHANTOM.batch
+HOW = Trained(2e-3)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One block at one place.
+
+    Attributes:
+        name: Key in the results, also what ``--rows`` matches.
+        block: Key of ``nnunet_locctx.blocks.BLOCKS``, or None for the planned network.
+        place: One of ``nnunet_locctx.blocks.PLACES``.
+        options: Options of the block.
+        also: Further blocks of the same network.
+        jitter: Training: standard deviation of a random shift and scale of each patch's location.
+    """
+
+    name: str
+    block: str | None = None
+    place: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    also: tuple[Fitting, ...] = ()
+    jitter: float = 0.0
+
+
+def rows() -> list[Row]:
+    """All rows, in the order of the table."""
+    table = [Row("none")]
+    for place in ("input", "encoder", "decoder", "decoder_last"):
+        for encoding in ("identity", "frequency"):
+            everywhere = {} if place == "input" else {"stride": 1}
+            options = {"encoding": encoding, **everywhere}
+            table.append(Row(f"coordconv {place} {encoding}", "coordconv", place, options))
+    for place in ("encoder_first", "decoder", "decoder_last", "logits"):
+        table.append(Row(f"locbam faithful {place}", "locbam", place, {"faithful": True}))
+        table.append(Row(f"locbam {place}", "locbam", place, {}))
+    table.append(Row("locbam decoder identity", "locbam", "decoder", {"encoding": "identity"}))
+    table.append(Row("locbam decoder sum", "locbam", "decoder", {"fusion": "sum"}))
+    table.append(Row("locbam decoder conv", "locbam", "decoder", {"fusion": "conv"}))
+    table.append(Row("locbam decoder 3 layers", "locbam", "decoder", {"layers": 3}))
+    for place in ("encoder", "bottleneck", "decoder", "decoder_last", "logits"):
+        table.append(Row(f"prior {place} frequency", "prior", place, {"encoding": "frequency", "stride": 1}))
+    for block, place in (("prior", "logits"), ("prior", "decoder"), ("coordconv", "decoder_last")):
+        table.append(Row(f"{block} {place} stride 2", block, place, {"encoding": "frequency", "stride": 2}))
+    table.append(Row("prior logits identity", "prior", "logits", {"encoding": "identity", "stride": 1}))
+    for bands in (4, 8):
+        options = {"encoding": "frequency", "bands": bands, "stride": 1}
+        table.append(Row(f"prior logits {bands} bands", "prior", "logits", options))
+        table.append(Row(f"coordconv decoder_last {bands} bands", "coordconv", "decoder_last", options))
+    table.append(Row("l2g encoder_deep", "l2g", "encoder_deep", {}))
+    table.append(Row("l2g encoder_deep without location", "l2g", "encoder_deep", {"location": False}))
+    for place in ("encoder", "decoder", "decoder_last", "logits"):
+        table.append(Row(f"anchors {place}", "anchors", place, {}))
+    table.append(
+        Row("anchors decoder paper", "anchors", "decoder", {"anchors_from": "paper", "bias": "paper"})
+    )
+    return table
+
+
+def names() -> list[str]:
+    """Of all rows."""
+    return [row.name for row in rows()]
+
+
+def make_network(row: Row, seed: int) -> nn.Module:
+    """The planned-style network, the same weights for every row of a seed, with the row's block."""
+    planned = planned_unet(seed)
+    if row.block is None:
+        return WithoutLocation(planned)
+    fittings = (Fitting(row.block, row.place, row.options), *row.also)
+    return LocatedUNet(planned, 1, *fittings, patch_size=PHANTOM.patch)
+
+
+def run(row: Row, seed: int, iterations: int) -> tuple[Record, nn.Module]:
+    """What is measured of a row, and its trained network."""
+    network = make_network(row, seed)
+    measured = score(network, PHANTOM, seed, iterations, HOW, row.name, row.jitter)
+    blocks = network.location_blocks if isinstance(network, LocatedUNet) else nn.Identity()
+    return {"block": row.block, "place": row.place, "block_parameters": count(blocks), **measured}, network
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    found = describe_machine("cpu")
+    return f"{found['processor']}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
+
+
+def write_table(results: list[dict[str, Any]], iterations: int, path: Path) -> None:
+    """placement.md: mean over the seeds, their range, size and cost of the block."""
+    groups = grouped(results, "row", names(), iterations=iterations)
+    seeds = sorted({one["seed"] for runs in groups.values() for one in runs})
+    numbers = " ".join(map(str, seeds))
+    command = (
+        f"python -m scripts.experiments.balls.grid placement --iterations {iterations} --seeds {numbers}"
+    )
+    setting = (
+        f"{ORGANS} organs and {LOOK_ALIKES} look-alikes per volume, {PATCH}^3 patches, {iterations} iterations of "
+        f"batch {BATCH}, Adam {HOW.learning_rate:g} with polynomial decay, bfloat16 autocast, {TRAIN_VOLUMES} training "
+        f"volumes; mean Dice of the organs on {TEST_VOLUMES} unseen volumes per seed."
+    )
+    lines = [
+        "# Placement experiment: results",
+        "",
+        "Written by `grid.py placement`; [why-location.md](../../../docs/why-location.md) says what it means.",
+        "",
+        setting,
+        "",
+        f"Command: `{command}` (`--rows` chooses some rows). Machine: {machine()}.",
+        "",
+        "| block, place, options | Dice | per seed | parameters added |",
+        "|---|---|---|---|",
+    ]
+    for name, runs in groups.items():
+        lines.append(f"| {name} | {' | '.join(dice_cells(runs))} | {runs[0]['block_parameters']} |")
+    write_atomically(path, ("\n".join(lines) + "\n").encode())
+
+
+def draw(results: list[dict[str, Any]], iterations: int, path: Path) -> None:
+    """placement.png: one bar per row, a dot per seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    colours = {
+        None: "#777777",
+        "coordconv": "#4477aa",
+        "locbam": "#cc6677",
+        "prior": "#228833",
+        "l2g": "#aa7744",
+    }
+    groups = grouped(results, "row", names(), iterations=iterations)
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.27 * len(groups)), layout="constrained")
+    for height, runs in enumerate(groups.values()):
+        dice = [one["dice"] for one in runs]
+        axes.barh(height, np.mean(dice), color=colours[runs[0]["block"]], alpha=0.75)
+        axes.plot(dice, [height] * len(dice), "k.", markersize=4)
+    axes.set_yticks(range(len(groups)), list(groups), fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel(f"mean Dice on unseen volumes after {iterations} iterations (bar: mean, dots: seeds)")
+    axes.grid(axis="x", alpha=0.3)
+    temporary = path.with_suffix(".part.png")
+    figure.savefig(temporary, dpi=120)
+    plt.close(figure)
+    temporary.replace(path)
+
+
+def experiment() -> Experiment:
+    """The table."""
+    by_name = {row.name: row for row in rows()}
+
+    def write(results: list[Record], iterations: int, folder: Path, page: Path) -> None:
+        write_table(results, iterations, folder / "placement.md")
+        draw(results, iterations, folder / "placement.png")
+
+    def measure(name: str, seed: int, iterations: int) -> Record:
+        return run(by_name[name], seed, iterations)[0]
+
+    return Experiment("row", list(by_name), measure, write, "placement.md", {})

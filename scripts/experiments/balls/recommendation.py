@@ -1,0 +1,288 @@
+"""Which combination of block, place and jitter to recommend: the table behind ``LocCtxTrainer``; see grid.py.
+
+Every candidate and every single method is trained with one budget and three seeds, twice:
+
+* on the phantom of balls (24^3 patches, 400 iterations), with the Dice under a location that is wrong by a constant
+  along the body axis (0 to 25% of the volume);
+* with ``--hippocampus`` on Hippocampus MR (16^3 patches) with nnU-Net's own trainer, loader, augmentation, validation.
+"""
+
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nnunet_locctx.files import write_atomically
+from nnunet_locctx.networks import Fitting
+from scripts.benchmarks.harness import Record
+from scripts.experiments.balls import placement
+from scripts.experiments.balls.grid import Experiment
+from scripts.experiments.balls.placement import Row
+
+SHIFTS = (0.0, 0.01, 0.05, 0.10, 0.25)
+"""Constant errors of the location along the body axis, fractions of the volume."""
+
+FREQUENCY = {"encoding": "frequency", "stride": 2}
+FREE: dict[str, Any] = {**FREQUENCY, "bound": 1e6}
+"""The prior block with a scale as good as unbounded, which all but the last rows were measured with."""
+RECOMMENDED = "film decoder_inner + prior logits"
+HIPPOCAMPUS = 201
+EPOCHS, ITERATIONS = 4, 250
+
+
+def candidates() -> list[Row]:
+    """Single methods as their trainers have them, then the combinations."""
+    head = Fitting("prior", "logits", FREE)
+    coarse_head = Fitting("prior", "logits", {**FREE, "stride": 4})
+    last = Fitting("gpe", "decoder_last", {"stride": 2})
+    single = [
+        Row("none"),
+        Row("coordconv input (published)", "coordconv", "input", {"encoding": "identity"}),
+        Row("locbam encoder_first (published)", "locbam", "encoder_first", {"faithful": True}),
+        Row("gpe stages (published)", "gpe", "stages", {"zero_init": False}),
+        Row("gpe stages stride 2", "gpe", "stages", {"stride": 2}),
+        Row("locbam decoder", "locbam", "decoder", {}),
+        Row("coordconv decoder_last", "coordconv", "decoder_last", FREQUENCY),
+        Row("gpe decoder", "gpe", "decoder", {}),
+        Row("gpe decoder_last", "gpe", "decoder_last", {}),
+        Row("gpe hash decoder", "gpe", "decoder", {"encoding": "hash"}),
+        Row("anchors decoder", "anchors", "decoder", {}),
+        Row("l2g encoder_deep", "l2g", "encoder_deep", {}),
+        Row("prior logits", "prior", "logits", FREE),
+    ]
+    combined = [
+        Row("film decoder", "prior", "decoder", FREE),
+        Row("film decoder stride 4", "prior", "decoder", {**FREE, "stride": 4}),
+        Row("film decoder_last", "prior", "decoder_last", FREE),
+        Row("gpe decoder stride 2", "gpe", "decoder", {"stride": 2}),
+        Row("gpe decoder_last stride 2", "gpe", "decoder_last", {"stride": 2}),
+        Row("gpe decoder_last + prior logits", "gpe", "decoder_last", {"stride": 2}, (head,)),
+        Row("gpe decoder + prior logits", "gpe", "decoder", {"stride": 2}, (head,)),
+        Row("film decoder_inner + prior logits", "prior", "decoder_inner", FREE, (head,)),
+        Row("film decoder_inner + prior logits stride 4", "prior", "decoder_inner", FREE, (coarse_head,)),
+        Row("film decoder_inner + gpe decoder_last", "prior", "decoder_inner", FREE, (last,)),
+        Row("film decoder + prior logits", "prior", "decoder", FREE, (head,)),
+    ]
+    best = next(row for row in combined if row.name == RECOMMENDED)
+    jittered = [
+        Row(f"{best.name}, jitter {sd:g}", best.block, best.place, best.options, best.also, sd)
+        for sd in (0.02, 0.05, 0.1)
+    ]  # measured with stride 2 on the logits
+    bounded = [
+        Row("prior logits, bound 1", "prior", "logits", {**FREQUENCY, "bound": 1.0}),
+        Row("prior logits, bound 3", "prior", "logits", {**FREQUENCY, "bound": 3.0}),
+        Row("film decoder, bound 1", "prior", "decoder", {**FREQUENCY, "bound": 1.0}),
+        *(
+            Row(
+                f"{RECOMMENDED} stride 4, bound {bound:g}",
+                "prior",
+                "decoder_inner",
+                {**FREQUENCY, "bound": bound},
+                (Fitting("prior", "logits", {**FREQUENCY, "stride": 4, "bound": bound}),),
+            )
+            for bound in (1.0, 3.0)
+        ),
+    ]
+    return [*single, *combined, *jittered, *bounded]
+
+
+def run_phantom(row: Row, seed: int, iterations: int) -> Record:
+    """Dice under every shift."""
+    measured, network = placement.run(row, seed, iterations)
+    shifted = {"0": measured["dice"]}
+    for shift in SHIFTS[1:] if row.block is not None else ():
+        dice = placement.PHANTOM.dice_per_organ(network, seed, shift)
+        shifted[f"{shift:g}"] = round(float(np.mean(dice)), 4)
+    return {**{key: measured[key] for key in ("dice", "block_parameters", "seconds")}, "shifted": shifted}
+
+
+def run_hippocampus(row: Row, seed: int, folder: Path) -> dict[str, Any]:
+    """Mean foreground Dice of nnU-Net's validation of fold 0, original grid."""
+    from batchgenerators.utilities.file_and_folder_operations import load_json
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    from nnunet_locctx.nnunet.trainer import LocatedTrainer
+
+    preprocessed = next((folder / "nnUNet_preprocessed").glob(f"Dataset{HIPPOCAMPUS:03d}_*"))
+    plans = load_json(str(preprocessed / "nnUNetPlans_hippocampus-small.json"))
+    plans["continue_training"] = False  # nnUNetv2_train tells the trainer so
+    base: type[nnUNetTrainer] = nnUNetTrainer
+    body: dict[str, Any] = {}
+    if row.block is not None:
+        base = LocatedTrainer
+        body = {"block": row.block, "also": row.also}
+        plans["configurations"]["patch16"]["location"] = {
+            "place": row.place,
+            "block": row.options,
+            "jitter": row.jitter,
+        }
+    trainer_class = type("Candidate", (base,), body)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - nnU-Net draws from the global state
+    torch.manual_seed(seed)
+    start = time.perf_counter()
+    trainer = trainer_class(
+        plans, "patch16", 0, load_json(str(preprocessed / "dataset.json")), torch.device("cpu")
+    )
+    trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = (
+        EPOCHS,
+        ITERATIONS,
+        1,
+    )
+    trainer.save_every = EPOCHS + 1
+    trainer.run_training()
+    trained = time.perf_counter() - start
+    trainer.inference_allowed_mirroring_axes = None  # eight times faster, the same for all
+    trainer.perform_actual_validation()
+    summary = load_json(str(Path(trainer.output_folder) / "validation" / "summary.json"))
+    return {
+        "dice": round(summary["foreground_mean"]["Dice"], 4),
+        "dice_per_organ": [round(summary["mean"][label]["Dice"], 4) for label in ("1", "2")],
+        "cases": len(summary["metric_per_case"]),
+        "seconds": round(trained, 1),
+    }
+
+
+def write_table(results: list[dict[str, Any]], path: Path) -> None:
+    """recommendation.md: mean and range over the seeds."""
+    origin = (
+        "Written by `grid.py recommendation` from recommendation.json; [recommended.md](../../../docs/recommended.md) "
+        "says what follows from it."
+    )
+    setting = (
+        "Phantom of balls, 24^3 patches, 400 iterations of batch 4; Hippocampus MR, 16^3 patches, fold 0, "
+        f"{EPOCHS} epochs of {ITERATIONS} iterations of batch 4, nnU-Net's trainer and validation without test-time "
+        f"mirroring. Mean foreground Dice, one figure per seed. Machine: {placement.machine()}."
+    )
+    lines = [
+        "# Which combination to recommend: results",
+        "",
+        origin,
+        "",
+        setting,
+        "",
+        "| blocks and places | phantom | per seed | Hippocampus | per seed | parameters added (phantom) |",
+        "|---|---|---|---|---|---|",
+    ]
+    shift_lines = [
+        "",
+        "## A location that is wrong along the body axis (phantom, mean over the seeds)",
+        "",
+        "| blocks and places | " + " | ".join(f"{shift:.0%}" for shift in SHIFTS) + " |",
+        "|---" * (len(SHIFTS) + 1) + "|",
+    ]
+    for row in candidates():
+        found = {
+            task: sorted(
+                (one for one in results if one["row"] == row.name and one["task"] == task),
+                key=lambda one: one["seed"],
+            )
+            for task in ("phantom", "hippocampus")
+        }
+        if not any(found.values()):
+            continue
+        cells = []
+        for runs in found.values():
+            dice = [one["dice"] for one in runs]
+            cells += [f"{np.mean(dice):.3f}", ", ".join(f"{one:.3f}" for one in dice)] if dice else ["-", "-"]
+        added = found["phantom"][0]["block_parameters"] if found["phantom"] else "-"
+        lines.append(f"| {row.name} | {' | '.join(cells)} | {added} |")
+        runs = [one for one in found["phantom"] if len(one["shifted"]) == len(SHIFTS)]
+        if runs:
+            curve = [np.mean([one["shifted"][f"{shift:g}"] for one in runs]) for shift in SHIFTS]
+            shift_lines.append(f"| {row.name} | " + " | ".join(f"{value:.2f}" for value in curve) + " |")
+    write_atomically(path, ("\n".join([*lines, *shift_lines]) + "\n").encode())
+
+
+DRAWN = {
+    "none": ("no location", "#777777"),
+    "locbam decoder": ("LocBAMTrainer", "#cc6677"),
+    "coordconv decoder_last": ("CoordConvTrainer", "#4477aa"),
+    "gpe stages (published)": ("GPE as published", "#aa7744"),
+    "gpe hash decoder": ("GPEHashTrainer", "#ddaa33"),
+    "anchors decoder": ("AnchorTrainer", "#882255"),
+    "prior logits": ("PriorHeadTrainer", "#228833"),
+    f"{RECOMMENDED} stride 4": ("LocCtxTrainer", "black"),
+}
+CURVES = {
+    f"{RECOMMENDED} stride 4": ("LocCtxTrainer", "-"),
+    **{f"{RECOMMENDED}, jitter {sd:g}": (f"jitter {sd:g}", "--") for sd in (0.02, 0.05, 0.1)},
+    "gpe stages (published)": ("GPE as published", ":"),
+    "prior logits": ("PriorHeadTrainer", ":"),
+}
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    """recommendation.png: Dice on both tasks, and on the phantom under a wrong location."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    def runs(row: str, task: str) -> list[dict[str, Any]]:
+        return [one for one in results if (one["row"], one["task"]) == (row, task)]
+
+    figure, (tasks, curves) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for row, (label, colour) in DRAWN.items():
+        points = [[one["dice"] for one in runs(row, task)] for task in ("phantom", "hippocampus")]
+        if not all(points):
+            continue
+        (x, y), (low, high) = (
+            [np.mean(p) for p in points],
+            zip(*((min(p), max(p)) for p in points), strict=True),
+        )
+        errors = [[[x - low[0]], [high[0] - x]], [[y - low[1]], [high[1] - y]]]
+        tasks.errorbar(x, y, xerr=errors[0], yerr=errors[1], fmt="o", color=colour, label=label, capsize=2)
+    tasks.set(xlabel="Dice, phantom of balls, 24^3 patches", ylabel="Dice, Hippocampus MR, 16^3 patches")
+    tasks.set_title("mean and range over the seeds", fontsize=10)
+    for row, (label, style) in CURVES.items():
+        shifted = [one["shifted"] for one in runs(row, "phantom")]
+        if shifted:
+            means = [np.mean([one[f"{shift:g}"] for one in shifted]) for shift in SHIFTS]
+            curves.plot(
+                [100 * shift for shift in SHIFTS], means, style, marker="o", markersize=3, label=label
+            )
+    curves.set(
+        xlabel="error of the location along the body axis, % of the volume",
+        ylabel="Dice, phantom",
+        ylim=(0, 1),
+    )
+    curves.set_title("a location that is wrong, mean over the seeds", fontsize=10)
+    for axes in (tasks, curves):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    temporary = path.with_suffix(".part.png")
+    figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+    temporary.replace(path)
+
+
+def experiment(hippocampus: Path | None) -> Experiment:
+    """The table; `hippocampus` is the folder with the preprocessed scans, None trains on the phantom."""
+    by_name = {row.name: row for row in candidates()}
+    if hippocampus is not None:
+        work = hippocampus.resolve()
+        os.environ.update(
+            {
+                "nnUNet_preprocessed": str(work / "nnUNet_preprocessed"),
+                "nnUNet_results": str(work / "nnUNet_candidates" / str(os.getpid())),
+                "nnUNet_n_proc_DA": "0",  # augmentation in this process: the same seed draws the same patches
+                "nnUNet_def_n_proc": "1",
+                "nnUNet_compile": "f",
+            }
+        )
+
+    def measure(name: str, seed: int, iterations: int) -> Record:
+        row = by_name[name]
+        return run_phantom(row, seed, iterations) if hippocampus is None else run_hippocampus(row, seed, work)
+
+    def write(results: list[Record], iterations: int, folder: Path, page: Path) -> None:
+        write_table(results, folder / "recommendation.md")
+        draw(results, folder / "recommendation.png")
+
+    task = {"task": "phantom" if hippocampus is None else "hippocampus"}
+    return Experiment("row", list(by_name), measure, write, "recommendation.md", task, budget=False)
