@@ -283,7 +283,7 @@ def test_networks_without_planned_pooling_keep_their_architecture(planned: dict[
     ("changes", "words"),
     [
         ({"base": "3d"}, "no configuration '3d'; they have 2d, 3d_lowres, 3d_fullres, 3d_cascade_fullres"),
-        ({"name": "a b"}, "the configuration's name must be made of letters"),
+        ({"name": "a b"}, "the configuration's name must be made of at most 100 letters"),
         ({"name": "3d_fullres"}, "cannot inherit from itself"),
         ({"patch_size": [32, 32]}, "patch_size needs 3 numbers for '3d_fullres', got \\[32, 32\\]"),
         ({"patch_size": [32, 32, 0]}, "patch_size must be made of whole numbers above 0, got 0"),

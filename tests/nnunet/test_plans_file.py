@@ -34,7 +34,7 @@ def test_derived_plans_carry_their_own_name(original: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["", "a b", "a__b", "../a", "-a", "a/b"])
 def test_names_that_folders_cannot_carry(name: str) -> None:
-    with pytest.raises(ValueError, match="the plans' name must be made of letters"):
+    with pytest.raises(ValueError, match="the plans' name must be made of at most 100 letters"):
         check_name(name, "plans' name")
 
 

@@ -88,7 +88,7 @@ class Background:
     def start(self):
         """Starts it; returns its number."""
         command = 'nohup "$@" >> out.txt 2>&1 & echo $!'
-        words = [sys.executable, "-m", "nnunet_locctx.cli", "study", str(self.file)]
+        words = [sys.executable, "-m", "nnunet_locctx", "study", str(self.file)]
         answer = subprocess.run(
             ["sh", "-c", command, "sh", *words],
             cwd=self.folder,
