@@ -57,10 +57,11 @@ class Grid:
         return np.asarray((np.asarray(fraction, dtype=np.float64) + 0.5) * self.shape - 0.5)
 
     def cells(self, frame: Frame, voxels: npt.NDArray[np.integer]) -> Indices:
-        """(N, 3) cell that holds the centre of each voxel (N, 3) of a patient-ordered scan; the nearest one for the
-        corners of an oblique scan, which may lie outside."""
+        """(N, 3) cell that holds the centre of each voxel (N, 3) of a patient-ordered scan."""
         found = nearest(self.index(frame.fraction(voxels)))
-        return np.asarray(np.clip(found, 0, np.array(self.shape) - 1))
+        return np.asarray(
+            np.clip(found, 0, np.array(self.shape) - 1)
+        )  # a face of the scan may be rounded outwards
 
 
 def patient_order(array: npt.NDArray[np.int32], frame: Frame) -> tuple[npt.NDArray[np.int32], Frame]:
