@@ -6,8 +6,8 @@ apart.
 
 import argparse
 
-from nnunet_locctx.datasets.phantom import make_phantom
-from nnunet_locctx.nnunet.paths import nnunet_folder
+from nnunet_locctx.nnunet.data.paths import nnunet_folder
+from nnunet_locctx.phantoms.twin_organs import make_phantom
 
 
 def main() -> None:

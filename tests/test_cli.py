@@ -14,7 +14,7 @@ import SimpleITK as sitk
 
 from nnunet_locctx import __version__
 from nnunet_locctx.cli import main
-from nnunet_locctx.nnunet.plans_file import read_plans
+from nnunet_locctx.nnunet.plans.plans_file import read_plans
 from nnunet_locctx.resources import trainers_folder
 from tests.nnunet.small_plans import configuration, plans
 

@@ -15,10 +15,10 @@ import SimpleITK
 from nnunet_locctx.cli import main
 from nnunet_locctx.location import AnatomicalMap, BodyPartCurve
 from nnunet_locctx.locks import lock
-from nnunet_locctx.nnunet.digests import file_digests
-from nnunet_locctx.nnunet.fitted import REGRESSOR, CaseMeasurements
-from nnunet_locctx.nnunet.fitting import Anchors, FittedDataset, fit_source
-from nnunet_locctx.nnunet.raw_scans import CanonicalScans, keep_scans, training_cases
+from nnunet_locctx.nnunet.data.digests import file_digests
+from nnunet_locctx.nnunet.data.fitted import REGRESSOR, CaseMeasurements
+from nnunet_locctx.nnunet.data.fitting import Anchors, FittedDataset, fit_source
+from nnunet_locctx.nnunet.data.raw_scans import CanonicalScans, keep_scans, training_cases
 from nnunet_locctx.show.fitted import draw_fitted
 from tests.anatomical_cases import SPACING, scan
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_locctx.cli import COMMANDS, build_parser, main
-from nnunet_locctx.nnunet.presets import list_presets
+from nnunet_locctx.nnunet.plans.presets import list_presets
 from nnunet_locctx.resources import studies_folder
 
 REPOSITORY = Path(__file__).resolve().parents[1]

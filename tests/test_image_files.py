@@ -16,7 +16,7 @@ import skimage.io
 import tifffile
 
 from nnunet_locctx.image_files import GIPL_BYTES, BrokenFileError, check_whole, write_image, write_sitk
-from nnunet_locctx.nnunet.reading import read_any
+from nnunet_locctx.nnunet.data.reading import read_any
 from tests.broken_files import BROKEN, PAGE, full_disk
 
 VOXELS = np.random.default_rng(0).integers(0, 1000, (6, 15, 20)).astype(np.int16)

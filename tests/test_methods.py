@@ -19,9 +19,9 @@ from nnunet_locctx.methods import (
 )
 from nnunet_locctx.methods.description import YEAR, split_sources
 from nnunet_locctx.methods.measured import Figures
-from nnunet_locctx.nnunet.presets import list_presets
-from nnunet_locctx.nnunet.trainer import LocatedTrainer
-from nnunet_locctx.nnunet.trainers import TRAINERS
+from nnunet_locctx.nnunet.plans.presets import list_presets
+from nnunet_locctx.nnunet.training.trainer import LocatedTrainer
+from nnunet_locctx.nnunet.training.trainers import TRAINERS
 
 FIGURES = Figures(
     parameters=31_000_000,

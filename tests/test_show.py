@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import make_source
-from nnunet_locctx.nnunet.reading import read_any
+from nnunet_locctx.nnunet.data.reading import read_any
 from nnunet_locctx.regression.body_part import fit_body_part
 from nnunet_locctx.show import Comparison, LocatedScan, compare_predictions, draw, read_scan
 from nnunet_locctx.show.figure import VIEWS, Slice

@@ -4,6 +4,6 @@ nnU-Net forgets the modules it loads from here, so a class defined in this file 
 workers. ``__getattr__`` answers for every trainer's name, suffixes included.
 """
 
-from nnunet_locctx.nnunet.trainers import TRAINERS, __getattr__
+from nnunet_locctx.nnunet.training.trainers import TRAINERS, __getattr__
 
 __all__ = ["TRAINERS", "__getattr__"]

@@ -17,7 +17,7 @@ from nnunet_locctx.anatomy.scans import ScanFiles, channel_file, measure, read_i
 from nnunet_locctx.files import replacing, write_atomically
 from nnunet_locctx.image_files import check_whole, write_sitk
 from nnunet_locctx.location import AnatomicalMap
-from nnunet_locctx.nnunet.reading import explain
+from nnunet_locctx.nnunet.data.reading import explain
 from nnunet_locctx.regression.regressor import Regressor
 
 REPORT = "crop.json"

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from nnunet_locctx.anatomy.localize import LabelledScan, sample_organs
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import AnatomicalMap
-from nnunet_locctx.nnunet.fitted import REGRESSOR, fitted_folder, open_regressor
-from nnunet_locctx.nnunet.paths import dataset_folder
-from nnunet_locctx.nnunet.raw_scans import read_dataset_json, training_cases
-from nnunet_locctx.nnunet.reading import read_any
+from nnunet_locctx.nnunet.data.fitted import REGRESSOR, fitted_folder, open_regressor
+from nnunet_locctx.nnunet.data.paths import dataset_folder
+from nnunet_locctx.nnunet.data.raw_scans import read_dataset_json, training_cases
+from nnunet_locctx.nnunet.data.reading import read_any
 from nnunet_locctx.regression.regressor import Regressor
 
 FILE_NAME = re.compile(r"([^.].*)_(\d{4})(\.[A-Za-z][\w.]*)")

@@ -23,8 +23,8 @@ from nnunet_locctx.check.scan import (
     tiff_spacing_file,
 )
 from nnunet_locctx.geometry import OBLIQUE, corner_distance
-from nnunet_locctx.nnunet.reading import BrokenFileError, read_quietly, readers_for
-from nnunet_locctx.nnunet.workers import map_in_workers
+from nnunet_locctx.nnunet.data.reading import BrokenFileError, read_quietly, readers_for
+from nnunet_locctx.nnunet.data.workers import map_in_workers
 
 OBLIQUE_MESSAGE = (
     f"array axes more than {OBLIQUE:g} degrees from the patient's: fractions are of the box along the patient's axes "

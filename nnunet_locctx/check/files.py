@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_locctx.check.report import Finding
-from nnunet_locctx.nnunet.dataset_json import dataset_json_problems, read_dataset_json
+from nnunet_locctx.nnunet.data.dataset_json import dataset_json_problems, read_dataset_json
 
 COUNTS = ("regions_class_order", "numTraining")
 """Entries of dataset.json without which the files can be checked all the same."""

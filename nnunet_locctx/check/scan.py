@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_locctx.geometry import PATIENT_FROM_LPS, Frame, corner_distance
-from nnunet_locctx.nnunet.reading import BrokenFileError, explain, file_ending, read_quietly
+from nnunet_locctx.nnunet.data.reading import BrokenFileError, explain, file_ending, read_quietly
 
 LETTERS = (("R", "L"), ("A", "P"), ("S", "I"))
 """Per patient axis (R, A, S): the letter of an axis that grows along it and of one that grows against it."""

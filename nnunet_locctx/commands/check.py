@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_locctx.commands.common import CLEAN, FINDINGS, add_command, add_processes
-from nnunet_locctx.nnunet.paths import dataset_folder
+from nnunet_locctx.nnunet.data.paths import dataset_folder
 
 
 def add(commands: Any) -> None:

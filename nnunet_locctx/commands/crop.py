@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
         load_anatomical,
         read_description,
     )
-    from nnunet_locctx.nnunet.paths import dataset_folder
+    from nnunet_locctx.nnunet.data.paths import dataset_folder
 
     if options.dataset is not None:
         folder = dataset_folder("nnUNet_raw", options.dataset)

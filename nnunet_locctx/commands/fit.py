@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nnunet_locctx.commands.common import CLEAN, FINDINGS, add_command, add_processes, assignments
 
 if TYPE_CHECKING:
-    from nnunet_locctx.nnunet.fitting import FittedDataset
+    from nnunet_locctx.nnunet.data.fitting import FittedDataset
 
 FEW = 0.9
 """Share of the scans that should be measured; with fewer there is a warning."""
@@ -82,8 +82,8 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
     from nnunet_locctx.files import write_atomically
-    from nnunet_locctx.nnunet.fitting import Anchors, fit_source
-    from nnunet_locctx.nnunet.paths import dataset_folder
+    from nnunet_locctx.nnunet.data.fitting import Anchors, fit_source
+    from nnunet_locctx.nnunet.data.paths import dataset_folder
 
     if (options.lowest is None) != (options.highest is None):
         raise ValueError("--lowest and --highest go together")
@@ -142,7 +142,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _about_changes(fitted: "FittedDataset") -> list[str]:
     """What there is to know about scans that are no longer what they were."""
-    from nnunet_locctx.nnunet.fitted import named
+    from nnunet_locctx.nnunet.data.fitted import named
 
     lines = []
     if fitted.changed:
@@ -163,9 +163,9 @@ def _about_changes(fitted: "FittedDataset") -> list[str]:
 
 def _check_configuration(options: argparse.Namespace) -> None:
     """Plans that do not fit are refused before the fit, not after it."""
-    from nnunet_locctx.nnunet.paths import dataset_folder
-    from nnunet_locctx.nnunet.planning import resolve
-    from nnunet_locctx.nnunet.plans_file import read_plans
+    from nnunet_locctx.nnunet.data.paths import dataset_folder
+    from nnunet_locctx.nnunet.plans.planning import resolve
+    from nnunet_locctx.nnunet.plans.plans_file import read_plans
 
     folder = dataset_folder("nnUNet_preprocessed", options.dataset)
     resolve(read_plans(folder / f"{options.plans or 'nnUNetPlans'}.json"), options.configuration)
@@ -173,8 +173,8 @@ def _check_configuration(options: argparse.Namespace) -> None:
 
 def _add_configuration(options: argparse.Namespace, source: str) -> tuple[str, str]:
     """Adds CONFIGURATION_SOURCE; returns its name and that of the plans."""
-    from nnunet_locctx.nnunet.paths import dataset_folder
-    from nnunet_locctx.nnunet.planning import plan_configuration
+    from nnunet_locctx.nnunet.data.paths import dataset_folder
+    from nnunet_locctx.nnunet.plans.planning import plan_configuration
 
     name = f"{options.configuration}_{source}"
     plans, _ = plan_configuration(

@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     )
     from nnunet_locctx.files import write_atomically
     from nnunet_locctx.image_files import check_whole
-    from nnunet_locctx.nnunet.paths import dataset_folder
+    from nnunet_locctx.nnunet.data.paths import dataset_folder
 
     regressor = load_anatomical(options.regressor, options.dataset)
     if options.labelled is None:

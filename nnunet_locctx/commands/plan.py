@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from nnunet_locctx.commands.common import CLEAN, add_command, assignments
-from nnunet_locctx.nnunet.paths import dataset_folder
+from nnunet_locctx.nnunet.data.paths import dataset_folder
 
 
 def add(commands: Any) -> None:
@@ -142,7 +142,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
-    from nnunet_locctx.nnunet.presets import MadeFor, list_presets, load_preset
+    from nnunet_locctx.nnunet.plans.presets import MadeFor, list_presets, load_preset
 
     if options.list:
         presets = list_presets()
@@ -166,7 +166,7 @@ def run(options: argparse.Namespace) -> int:
     folder = dataset_folder("nnUNet_preprocessed", options.dataset)
 
     from nnunet_locctx.commands.plan_report import print_configurations
-    from nnunet_locctx.nnunet.planning import plan_configurations
+    from nnunet_locctx.nnunet.plans.planning import plan_configurations
 
     plans, changed = plan_configurations(
         folder,

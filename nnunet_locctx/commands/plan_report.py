@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.nnunet.memory import expected_memory
-from nnunet_locctx.nnunet.misfits import description, misfits
-from nnunet_locctx.nnunet.planning import coverage, resolve
-from nnunet_locctx.nnunet.plans_file import Plans
-from nnunet_locctx.nnunet.presets import MadeFor
-from nnunet_locctx.nnunet.suitability import suitable_trainers
-from nnunet_locctx.nnunet.trainers import RECOMMENDED
+from nnunet_locctx.nnunet.plans.memory import expected_memory
+from nnunet_locctx.nnunet.plans.misfits import description, misfits
+from nnunet_locctx.nnunet.plans.planning import coverage, resolve
+from nnunet_locctx.nnunet.plans.plans_file import Plans
+from nnunet_locctx.nnunet.plans.presets import MadeFor
+from nnunet_locctx.nnunet.plans.suitability import suitable_trainers
+from nnunet_locctx.nnunet.training.trainers import RECOMMENDED
 
 SHOWN = (
     "inherits_from",

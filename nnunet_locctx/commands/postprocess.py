@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_locctx.commands.common import CLEAN, add_command, add_processes
-from nnunet_locctx.nnunet.paths import dataset_folder, training_labels
+from nnunet_locctx.nnunet.data.paths import dataset_folder, training_labels
 
 DESCRIPTION = "largest components and atlas masking of a folder of predictions"
 

@@ -34,7 +34,7 @@ from nnunet_locctx.datasets.release_files import check_case, read_grid
 from nnunet_locctx.datasets.unusual_grids import unusual_grids
 from nnunet_locctx.files import move_into_place, write_atomically
 from nnunet_locctx.image_files import check_written
-from nnunet_locctx.nnunet.workers import map_in_workers
+from nnunet_locctx.nnunet.data.workers import map_in_workers
 
 Answer = TypeVar("Answer")
 

@@ -11,7 +11,7 @@ from typing import Any
 from nnunet_locctx import __version__
 from nnunet_locctx.datasets.release import Release, Split
 from nnunet_locctx.files import write_atomically
-from nnunet_locctx.nnunet.paths import nnunet_folder
+from nnunet_locctx.nnunet.data.paths import nnunet_folder
 
 RECORD = "conversion.json"
 """In the data set's folder: what it was made from, with the size of every file."""

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from nnunet_locctx.datasets.phantom import ORGANS
 from nnunet_locctx.files import replacing
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import make_source
+from nnunet_locctx.phantoms.twin_organs import ORGANS
 
 FloatArray = npt.NDArray[np.floating[Any]]
 WINDOW_HU = (-160.0, 240.0)

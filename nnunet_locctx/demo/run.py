@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.datasets.phantom import make_phantom
 from nnunet_locctx.demo.steps import Steps, write_text
 from nnunet_locctx.evaluation.dice import DiceScores, mean_dice
 from nnunet_locctx.nnunet.commands import NNUNet
+from nnunet_locctx.phantoms.twin_organs import make_phantom
 
 PLANS = "demo"
 CONFIGURATION = "3d_demo"
@@ -144,7 +144,7 @@ class _Demo:
         )
 
     def plan(self) -> None:
-        from nnunet_locctx.nnunet.planning import plan_configuration
+        from nnunet_locctx.nnunet.plans.planning import plan_configuration
 
         shutil.rmtree(self.preprocessed, ignore_errors=True)
         self._run(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from nnunet_locctx.evaluation.atlas_grid import Grid, occupied_cells
 from nnunet_locctx.evaluation.label_files import frame_of, read_labels
 from nnunet_locctx.files import replacing
-from nnunet_locctx.nnunet.workers import map_in_workers
+from nnunet_locctx.nnunet.data.workers import map_in_workers
 
 Cells = npt.NDArray[np.int64]
 

@@ -30,8 +30,8 @@ from nnunet_locctx.evaluation.label_files import (
     refuse,
 )
 from nnunet_locctx.geometry import Frame
-from nnunet_locctx.nnunet.reading import choose_reader
-from nnunet_locctx.nnunet.workers import map_in_workers
+from nnunet_locctx.nnunet.data.reading import choose_reader
+from nnunet_locctx.nnunet.data.workers import map_in_workers
 
 RADII = (0.0, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 60.0)
 """Radii in mm that are tried."""

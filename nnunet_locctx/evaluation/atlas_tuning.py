@@ -15,7 +15,7 @@ from nnunet_locctx.evaluation.atlas import Atlas, AtlasMask, read_atlas, write_a
 from nnunet_locctx.evaluation.atlas_grid import patient_order
 from nnunet_locctx.evaluation.classes import Classes
 from nnunet_locctx.evaluation.label_files import frame_of, list_label_files, read_labels, refuse
-from nnunet_locctx.nnunet.workers import map_in_workers
+from nnunet_locctx.nnunet.data.workers import map_in_workers
 
 Curves = npt.NDArray[np.float64]
 """(cases, classes, radii + 1) Dice, NaN where a class is in neither mask; the last radius is that without mask."""

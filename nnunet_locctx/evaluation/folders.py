@@ -20,8 +20,8 @@ from nnunet_locctx.evaluation.label_files import (
 )
 from nnunet_locctx.evaluation.measures import Settings, definitions, measure_case
 from nnunet_locctx.evaluation.records import Records
-from nnunet_locctx.nnunet.reading import choose_reader
-from nnunet_locctx.nnunet.workers import map_in_workers
+from nnunet_locctx.nnunet.data.reading import choose_reader
+from nnunet_locctx.nnunet.data.workers import map_in_workers
 
 __all__ = ["evaluate_folders", "read_evaluation"]
 

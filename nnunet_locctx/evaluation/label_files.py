@@ -13,9 +13,9 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from nnunet_locctx.geometry import Frame, corner_distance
-from nnunet_locctx.nnunet.fitted import summarise
-from nnunet_locctx.nnunet.reading import BrokenFileError, explain, read_quietly
-from nnunet_locctx.nnunet.workers import map_in_workers
+from nnunet_locctx.nnunet.data.fitted import summarise
+from nnunet_locctx.nnunet.data.reading import BrokenFileError, explain, read_quietly
+from nnunet_locctx.nnunet.data.workers import map_in_workers
 
 SAME_PLACE = 0.01
 """Two grids are the same if no corner is farther apart than this share of a voxel (headers are rounded)."""

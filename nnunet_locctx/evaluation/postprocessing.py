@@ -31,8 +31,8 @@ from nnunet_locctx.evaluation.records import Records
 from nnunet_locctx.files import replacing, write_atomically
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.image_files import write_image
-from nnunet_locctx.nnunet.reading import choose_reader
-from nnunet_locctx.nnunet.workers import map_in_workers
+from nnunet_locctx.nnunet.data.reading import choose_reader
+from nnunet_locctx.nnunet.data.workers import map_in_workers
 
 RECORDS = "postprocessing.jsonl"
 

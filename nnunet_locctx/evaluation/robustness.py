@@ -19,7 +19,7 @@ from nnunet_locctx.evaluation.dice import file_dice, foreground
 from nnunet_locctx.evaluation.records import Records
 from nnunet_locctx.evaluation.wrong_location import Change, Design, axis_lengths, wrong_location
 from nnunet_locctx.image_files import check_whole
-from nnunet_locctx.nnunet.prediction import LocatedModel, PreparedScan, load_located_model
+from nnunet_locctx.nnunet.predicting.prediction import LocatedModel, PreparedScan, load_located_model
 
 RECORDS = "robustness.jsonl"
 
@@ -102,9 +102,10 @@ def load_models(
         mirroring: Average predictions of mirrored patches.
 
     Raises:
-        ValueError: A model cannot be used (:func:`~nnunet_locctx.nnunet.prediction.load_located_model`), the models
-            do not segment the same classes of the same files, or the names are not one for each.
+        ValueError: A model cannot be used (:func:`~nnunet_locctx.nnunet.predicting.prediction.load_located_model`),
+            the models do not segment the same classes of the same files, or the names are not one for each.
     """
+
     if not folders:
         raise ValueError("no model was given")
     paths = [folder.resolve() for folder in folders]

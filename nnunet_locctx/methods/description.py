@@ -9,10 +9,10 @@ from typing import Any
 from nnunet_locctx.blocks import complete_options
 from nnunet_locctx.networks.registry import complete_network_options
 from nnunet_locctx.nnunet.options import LocationOptions
-from nnunet_locctx.nnunet.presets import list_presets, load_preset
-from nnunet_locctx.nnunet.trainer import LocatedTrainer
-from nnunet_locctx.nnunet.trainers import RECOMMENDED, TRAINERS, Trainer
-from nnunet_locctx.nnunet.whole_network import WholeNetworkTrainer
+from nnunet_locctx.nnunet.plans.presets import list_presets, load_preset
+from nnunet_locctx.nnunet.training.trainer import LocatedTrainer
+from nnunet_locctx.nnunet.training.trainers import RECOMMENDED, TRAINERS, Trainer
+from nnunet_locctx.nnunet.training.whole_network import WholeNetworkTrainer
 
 YEAR = re.compile(r"\b(19|20)\d\d\b")
 OWN = "This project's own"

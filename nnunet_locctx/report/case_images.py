@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from nnunet_locctx.geometry import PATIENT_FROM_LPS, Frame
-from nnunet_locctx.nnunet.raw_scans import read_dataset_json
-from nnunet_locctx.nnunet.reading import read_any
+from nnunet_locctx.nnunet.data.raw_scans import read_dataset_json
+from nnunet_locctx.nnunet.data.reading import read_any
 from nnunet_locctx.report.results import Results
 
 LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))

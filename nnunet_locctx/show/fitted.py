@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from nnunet_locctx.files import replacing
 from nnunet_locctx.geometry import PATIENT_FROM_LPS
 from nnunet_locctx.location import AnatomicalMap, BodyPartCurve
-from nnunet_locctx.nnunet.fitting import FittedDataset
+from nnunet_locctx.nnunet.data.fitting import FittedDataset
 
 DRAWN_MAPS = 4
 NAMED_SCANS = 40

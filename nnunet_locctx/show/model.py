@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_locctx.nnunet.prediction import load_located_model
+from nnunet_locctx.nnunet.predicting.prediction import load_located_model
 from nnunet_locctx.show.scan import Comparison, LocatedScan, checked_patch
 
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from nnunet_locctx.geometry import PATIENT_FROM_LPS, Frame
 from nnunet_locctx.location import LocationField, LocationSource, Measurement
-from nnunet_locctx.nnunet.fitted import open_regressor
-from nnunet_locctx.nnunet.reading import read_any
+from nnunet_locctx.nnunet.data.fitted import open_regressor
+from nnunet_locctx.nnunet.data.reading import read_any
 
 
 @dataclass(frozen=True)

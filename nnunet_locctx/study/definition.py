@@ -55,7 +55,7 @@ class Preset:
     Attributes:
         name: Also the configuration's.
         description: One line.
-        changes: As :func:`~nnunet_locctx.nnunet.planning.add_configuration` takes them.
+        changes: As :func:`~nnunet_locctx.nnunet.plans.planning.add_configuration` takes them.
     """
 
     name: str

@@ -29,7 +29,7 @@ class Size:
 def size_of(run: Run, study: Study, plans: Mapping[str, Any] | None) -> Size:
     """Size of a run's batches, from the study's plans if they are there, else from the preset."""
     if plans is not None and run.configuration in plans["configurations"]:
-        from nnunet_locctx.nnunet.planning import resolve
+        from nnunet_locctx.nnunet.plans.planning import resolve
 
         resolved = resolve(dict(plans), run.configuration)
         return Size(tuple(resolved["patch_size"]), int(resolved["batch_size"]))

@@ -69,7 +69,7 @@ def _plan_values(
 ) -> Entry:
     if plans is None:
         return _entry(what, [], "every method inherits from the preset's configuration; not planned yet")
-    from nnunet_locctx.nnunet.planning import resolve
+    from nnunet_locctx.nnunet.plans.planning import resolve
 
     problems, told = [], []
     for preset in study.presets:

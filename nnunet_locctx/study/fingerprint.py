@@ -28,7 +28,7 @@ def fingerprint_of(
         configuration: Its name in them.
         split: Cases to train and to validate with.
     """
-    from nnunet_locctx.nnunet.planning import resolve
+    from nnunet_locctx.nnunet.plans.planning import resolve
 
     content = {
         "configuration": {

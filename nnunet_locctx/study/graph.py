@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from nnunet_locctx.nnunet.fitted import COMMANDS
+from nnunet_locctx.nnunet.data.fitted import COMMANDS
 from nnunet_locctx.study.definition import Study
 from nnunet_locctx.study.jobs import Job
 from nnunet_locctx.study.result_jobs import ResultJobs

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.nnunet.paths import training_labels
+from nnunet_locctx.nnunet.data.paths import training_labels
 from nnunet_locctx.study.definition import Study
 from nnunet_locctx.study.runs import Run, configurations_of, runs_of
 from nnunet_locctx.study.splits import find_splits

@@ -56,8 +56,8 @@ def plan(request: Mapping[str, Any]) -> None:
     Raises:
         ValueError: Plans that cannot be made or extended, or a run whose trainer does not take its configuration.
     """
-    from nnunet_locctx.nnunet.planning import add_configuration, resolve
-    from nnunet_locctx.nnunet.plans_file import derive_plans, read_plans, write_plans
+    from nnunet_locctx.nnunet.plans.planning import add_configuration, resolve
+    from nnunet_locctx.nnunet.plans.plans_file import derive_plans, read_plans, write_plans
 
     preprocessed = Path(request["preprocessed"])
     base = preprocessed / f"{request['base_plans']}.json"
@@ -93,9 +93,9 @@ def _plan_base(request: Mapping[str, Any]) -> None:
 
 
 def _check_runs(plans: Mapping[str, Any], runs: Any) -> None:
-    from nnunet_locctx.nnunet.planning import resolve
-    from nnunet_locctx.nnunet.suitability import check_trainer
-    from nnunet_locctx.nnunet.trainers import find_trainer
+    from nnunet_locctx.nnunet.plans.planning import resolve
+    from nnunet_locctx.nnunet.plans.suitability import check_trainer
+    from nnunet_locctx.nnunet.training.trainers import find_trainer
 
     problems = []
     for run in runs:

@@ -29,8 +29,8 @@ def preprocess(request: Mapping[str, Any], configuration: str) -> None:
         ValueError: The plans have no such configuration.
         subprocess.CalledProcessError: nnU-Net's command failed.
     """
-    from nnunet_locctx.nnunet.identifiers import DECISIVE
-    from nnunet_locctx.nnunet.planning import read_plans, resolve
+    from nnunet_locctx.nnunet.plans.identifiers import DECISIVE
+    from nnunet_locctx.nnunet.plans.planning import read_plans, resolve
 
     preprocessed = Path(request["preprocessed"])
     plans = read_plans(preprocessed / f"{request['plans']}.json")

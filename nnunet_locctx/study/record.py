@@ -83,7 +83,7 @@ def describe(study: Study) -> dict[str, Any]:
 
 def study_plans(study: Study) -> Mapping[str, Any] | None:
     """The study's plans, if they are made and hold what the study now asks."""
-    from nnunet_locctx.nnunet.plans_file import read_plans
+    from nnunet_locctx.nnunet.plans.plans_file import read_plans
 
     file = study.preprocessed / f"{study.plans}.json"
     if not file.is_file():
@@ -109,8 +109,8 @@ def _preset(study: Study, name: str, plans: Mapping[str, Any] | None) -> dict[st
     if plans is None:
         asked = {key: preset.changes.get(key) for key in ("patch_size", "batch_size", "spacing")}
         return {**found, **asked, "median_size": None, "coverage": None}
-    from nnunet_locctx.nnunet.coverage import coverage
-    from nnunet_locctx.nnunet.planning import resolve
+    from nnunet_locctx.nnunet.plans.coverage import coverage
+    from nnunet_locctx.nnunet.plans.planning import resolve
 
     resolved = resolve(dict(plans), name)
     seen = coverage(resolved)

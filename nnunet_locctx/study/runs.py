@@ -36,7 +36,7 @@ class Configuration:
     Attributes:
         name: Of the configuration.
         base: The configuration it inherits from.
-        changes: As :func:`~nnunet_locctx.nnunet.planning.add_configuration` takes them.
+        changes: As :func:`~nnunet_locctx.nnunet.plans.planning.add_configuration` takes them.
     """
 
     name: str

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.nnunet.paths import dataset_in, nnunet_folder
+from nnunet_locctx.nnunet.data.paths import dataset_in, nnunet_folder
 from nnunet_locctx.study.definition import (
     POSTPROCESSING,
     Folders,
@@ -269,7 +269,7 @@ def _check_work(study: Study) -> None:
 
 def _check_runs(study: Study) -> None:
     """Refuses two runs that are the same, or would be written to the same place."""
-    from nnunet_locctx.nnunet.plans_file import check_name
+    from nnunet_locctx.nnunet.plans.plans_file import check_name
     from nnunet_locctx.study.runs import runs_of
 
     where = study.file.name

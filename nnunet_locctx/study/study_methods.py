@@ -18,8 +18,8 @@ def read_presets(table: Table, beside: Path) -> tuple[Preset, ...]:
         table: The study.
         beside: The study file's folder.
     """
-    from nnunet_locctx.nnunet.plans_file import check_name
-    from nnunet_locctx.nnunet.presets import list_presets, load_preset
+    from nnunet_locctx.nnunet.plans.plans_file import check_name
+    from nnunet_locctx.nnunet.plans.presets import list_presets, load_preset
 
     table.required("presets")
     presets = []
@@ -96,7 +96,7 @@ def _location(one: Table, located: bool) -> dict[str, Any]:
     if "source" in options:
         raise ValueError(f"{one.where}: the source is given by `sources`, not among the options")
     if options:
-        from nnunet_locctx.nnunet.planning import check_location
+        from nnunet_locctx.nnunet.plans.planning import check_location
 
         try:
             check_location(options)

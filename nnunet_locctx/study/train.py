@@ -33,7 +33,7 @@ def train(options: argparse.Namespace) -> None:
     Raises:
         ValueError: The fold's folder holds a training of something else, or settings cannot be used.
     """
-    from nnunet_locctx.nnunet.planning import read_plans
+    from nnunet_locctx.nnunet.plans.planning import read_plans
 
     preprocessed = Path(os.environ["nnUNet_preprocessed"]) / options.dataset
     plans = read_plans(preprocessed / f"{options.plans}.json")

@@ -47,7 +47,7 @@ def resolve_trainer(name: str, epochs: int, where: str) -> TrainerName:
     Raises:
         ValueError: No such trainer, or it has no variant of that length; names those there are.
     """
-    from nnunet_locctx.nnunet.trainers import TRAINERS, find_trainer
+    from nnunet_locctx.nnunet.training.trainers import TRAINERS, find_trainer
 
     if _LENGTH.search(name):
         raise ValueError(
@@ -87,7 +87,7 @@ def _suffix(epochs: int) -> str:
 
 
 def _is_located(trainer: type) -> bool:
-    from nnunet_locctx.nnunet.trainer import LocatedTrainer
+    from nnunet_locctx.nnunet.training.trainer import LocatedTrainer
 
     return issubclass(trainer, LocatedTrainer)
 

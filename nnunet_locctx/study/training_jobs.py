@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from nnunet_locctx.nnunet.fitted import COMMANDS
+from nnunet_locctx.nnunet.data.fitted import COMMANDS
 from nnunet_locctx.study.jobs import PYTHON, Job, JobMaker
 from nnunet_locctx.study.runs import Run, data_configuration
 from nnunet_locctx.study.splits import SPLITS, find_splits

@@ -350,7 +350,7 @@ def wrapped(text: str) -> list[str]:
 
 def trainer_names() -> list[str]:
     """The plain trainer first, then all of the package."""
-    from nnunet_locctx.nnunet.trainers import TRAINERS
+    from nnunet_locctx.nnunet.training.trainers import TRAINERS
 
     return [PLAIN, *TRAINERS]
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_locctx.networks.registry import network_class
-from nnunet_locctx.nnunet.topology import plan_topology
-from nnunet_locctx.nnunet.trainer import LocatedTrainer
-from nnunet_locctx.nnunet.trainers import find_trainer
-from nnunet_locctx.nnunet.whole_network import WholeNetworkTrainer
+from nnunet_locctx.nnunet.plans.topology import plan_topology
+from nnunet_locctx.nnunet.training.trainer import LocatedTrainer
+from nnunet_locctx.nnunet.training.trainers import find_trainer
+from nnunet_locctx.nnunet.training.whole_network import WholeNetworkTrainer
 from scripts.benchmarks.harness import PLAIN, Clock, PeakMemory, Record
 
 CHANNELS = 1

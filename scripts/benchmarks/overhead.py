@@ -196,7 +196,7 @@ class Bench:
         self._write_plans()
 
     def _make_data(self) -> None:
-        from nnunet_locctx.datasets.phantom import make_phantom
+        from nnunet_locctx.phantoms.twin_organs import make_phantom
 
         s = self.settings
         say("phantom data set")

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_locctx.datasets.phantom import make_phantom
 from nnunet_locctx.demo import figure
 from nnunet_locctx.demo.figure import Row, draw_figure, plot_rows, read_row
+from nnunet_locctx.phantoms.twin_organs import make_phantom
 
 
 @pytest.fixture(scope="module")

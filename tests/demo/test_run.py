@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_locctx.datasets.phantom import ORGANS
 from nnunet_locctx.demo import DemoSettings, run_demo
 from nnunet_locctx.demo.run import CONFIGURATION, FOLD, PLANS, _Progress, format_results
 from nnunet_locctx.nnunet import commands
+from nnunet_locctx.phantoms.twin_organs import ORGANS
 from tests.nnunet.small_plans import architecture, configuration, plans
 
 SMALL = DemoSettings(cases=2, test_cases=1, size=16, epochs=1, features=(4, 8, 16))
@@ -171,7 +171,7 @@ def test_settings_that_cannot_be(changes, message):
 def test_the_trainers_exist(epochs):
     from nnunetv2.training.nnUNetTrainer.variants.training_length import nnUNetTrainer_Xepochs
 
-    from nnunet_locctx.nnunet.trainers import find_trainer
+    from nnunet_locctx.nnunet.training.trainers import find_trainer
 
     names = DemoSettings(epochs=epochs).trainers
     assert hasattr(nnUNetTrainer_Xepochs, names["plain"])

@@ -14,7 +14,7 @@ from nnunet_locctx.cli import main
 from nnunet_locctx.evaluation.robustness import Robustness, list_cases, load_models
 from nnunet_locctx.evaluation.robustness_report import collect, write_report
 from nnunet_locctx.evaluation.wrong_location import UNCHANGED, Change, Design, wrong_location
-from nnunet_locctx.nnunet.prediction import LocatedModel
+from nnunet_locctx.nnunet.predicting.prediction import LocatedModel
 from tests.integration.workspace import Workspace
 from tests.nnunet.small_models import make_model
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_locctx.datasets.phantom import make_phantom
+from nnunet_locctx.phantoms.twin_organs import make_phantom
 from tests.integration.workspace import Workspace
 
 # nnU-Net and what it uses warn about themselves; warnings of this package stay errors

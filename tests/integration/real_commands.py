@@ -528,7 +528,7 @@ device: cpu
 def prepare(folders: Folders) -> None:
     """Draws the phantoms and writes a study file."""
     (folders.root / "study.yaml").write_text(STUDY)
-    from nnunet_locctx.datasets.phantom import make_phantom
+    from nnunet_locctx.phantoms.twin_organs import make_phantom
 
     if not (folders.raw / PHANTOM).exists():
         make_phantom(folders.raw, 1, cases=5, test_cases=2, size=24, seed=3)

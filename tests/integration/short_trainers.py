@@ -10,8 +10,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor
 
 from nnunet_locctx.networks.located_unet import LocatedUNet
-from nnunet_locctx.nnunet.trainer import LocatedTrainer
-from nnunet_locctx.nnunet.trainers import CoordConvTrainer, LocBAMTrainer, PriorHeadTrainer, find_trainer
+from nnunet_locctx.nnunet.training.trainer import LocatedTrainer
+from nnunet_locctx.nnunet.training.trainers import (
+    CoordConvTrainer,
+    LocBAMTrainer,
+    PriorHeadTrainer,
+    find_trainer,
+)
 
 EPOCHS = "SHORT_EPOCHS"
 """Environment variable: epochs of a short training, 1 if not set."""

@@ -442,7 +442,7 @@ def test_a_singular_direction_that_the_reader_lets_pass(model: Workspace, tmp_pa
     """SimpleITK refuses such files itself; nibabel, which nnU-Net can be told to use, does not."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunet_locctx.nnunet.preprocessing import locate
+    from nnunet_locctx.nnunet.predicting.preprocessing import locate
 
     plans = PlansManager(model.plans)
     configuration = locate(plans.get_configuration("3d_fullres"))

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from nnunet_locctx.nnunet.trainers import TRAINERS, Trainer, find_trainer
-from nnunet_locctx.nnunet.whole_network import WholeNetworkTrainer
+from nnunet_locctx.nnunet.training.trainers import TRAINERS, Trainer, find_trainer
+from nnunet_locctx.nnunet.training.whole_network import WholeNetworkTrainer
 from tests.integration.test_matrix import check_predictions
 from tests.integration.workspace import Workspace, images
 from tests.networks.small_networks import SMALL

@@ -12,12 +12,12 @@ import SimpleITK
 import torch
 
 from nnunet_locctx import cli
-from nnunet_locctx.datasets.whole_body import make_whole_body
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import BodyPartCurve, Measurement, make_source
-from nnunet_locctx.nnunet.fitted import REGRESSOR, CaseMeasurements
-from nnunet_locctx.nnunet.keyed_fields import read_key
-from nnunet_locctx.nnunet.reading import read_quietly
+from nnunet_locctx.nnunet.data.fitted import REGRESSOR, CaseMeasurements
+from nnunet_locctx.nnunet.data.reading import read_quietly
+from nnunet_locctx.nnunet.training.keyed_fields import read_key
+from nnunet_locctx.phantoms.whole_body import make_whole_body
 from nnunet_locctx.regression.bpreg import file_frame, stack_order
 from nnunet_locctx.regression.registry import load_regressor
 from tests.integration.short_trainers import EchoTrainer, EchoUNet

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_locctx.datasets.phantom import make_phantom
+from nnunet_locctx.phantoms.twin_organs import make_phantom
 from tests.integration.workspace import Workspace, images, shrink, tiny
 
 TRAINERS = ("ShortCoordConv", "ShortLocBAM", "ShortPriorHead")

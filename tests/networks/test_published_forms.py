@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nnunet_locctx.networks import Fitting, LocatedUNet
 from nnunet_locctx.networks.registry import complete_network_options, network_class
 from nnunet_locctx.networks.window_attention import relative_positions
-from nnunet_locctx.nnunet.trainers import TRAINERS
+from nnunet_locctx.nnunet.training.trainers import TRAINERS
 from tests.networks.monai_cases import parameters
 from tests.networks.published_cases import BOXES, CASES, location, sampled
 from tests.networks.test_located_unet import plan

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nnunet_locctx.networks.paired_attention import PairedAttention, PairedAttentionBlock
 from nnunet_locctx.networks.unetr_pp import UNETRPP
-from nnunet_locctx.nnunet.trainers import PNetworkTrainer
+from nnunet_locctx.nnunet.training.trainers import PNetworkTrainer
 from tests.networks.harness import WholeNetworkHarness, feed
 from tests.networks.monai_cases import multiply_adds, parameters
 from tests.networks.small_networks import SMALL as ALL_SMALL

@@ -9,7 +9,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from nnunet_locctx.nnunet.trainers import find_trainer
+from nnunet_locctx.nnunet.training.trainers import find_trainer
 from tests.nnunet.small_plans import configuration, plans
 
 

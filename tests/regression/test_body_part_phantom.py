@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from nnunet_locctx.datasets.whole_body import WholeBodyCase, whole_body_case
 from nnunet_locctx.geometry import Array, Frame
 from nnunet_locctx.location import BodyPartCurve
+from nnunet_locctx.phantoms.whole_body import WholeBodyCase, whole_body_case
 from nnunet_locctx.regression.body_part import BodyPartOptions, BodyPartRegressor, fit_body_part
 from nnunet_locctx.regression.canonical import to_canonical
 

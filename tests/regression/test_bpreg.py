@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nnunet_locctx.geometry import Frame
-from nnunet_locctx.nnunet.reading import read_quietly
+from nnunet_locctx.nnunet.data.reading import read_quietly
 from nnunet_locctx.regression.bpreg import curve_from_bpreg, file_frame, find_files, read_scores
 from tests.geometry_cases import PERMUTATIONS, rotation
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nnunet_locctx.datasets.whole_body import whole_body_case
 from nnunet_locctx.location import BodyPartCurve
+from nnunet_locctx.phantoms.whole_body import whole_body_case
 from nnunet_locctx.regression.body_part import BodyPartOptions, BodyPartRegressor
 from nnunet_locctx.regression.body_part.network import SliceRegressor
 from scripts.experiments.anatomy import location as anatomy_location

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from nnunet_locctx.nnunet.planning import add_configuration, resolve
-from nnunet_locctx.nnunet.plans_file import derive_plans
-from nnunet_locctx.nnunet.suitability import check_trainer
-from nnunet_locctx.nnunet.trainers import find_trainer
+from nnunet_locctx.nnunet.plans.planning import add_configuration, resolve
+from nnunet_locctx.nnunet.plans.plans_file import derive_plans
+from nnunet_locctx.nnunet.plans.suitability import check_trainer
+from nnunet_locctx.nnunet.training.trainers import find_trainer
 from nnunet_locctx.resources import studies_folder
 from nnunet_locctx.study.definition import Study
 from nnunet_locctx.study.expected import expected_hours, size_of

@@ -7,7 +7,7 @@ import sys
 import pytest
 import yaml
 
-from nnunet_locctx.datasets.phantom import make_phantom
+from nnunet_locctx.phantoms.twin_organs import make_phantom
 from nnunet_locctx.study.runner import Runner
 from nnunet_locctx.study.snakemake_command import Where
 from nnunet_locctx.study.study_file import read_study

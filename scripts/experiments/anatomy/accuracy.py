@@ -33,7 +33,7 @@ from nnunet_locctx.anatomy.scans import (
 from nnunet_locctx.commands.anatomy_options import add_regressor, check_output
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.geometry import Array, Frame
-from nnunet_locctx.nnunet.paths import dataset_folder
+from nnunet_locctx.nnunet.data.paths import dataset_folder
 from nnunet_locctx.regression.regressor import Regressor
 
 MOST_VOXELS = 5000

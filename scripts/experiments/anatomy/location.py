@@ -13,9 +13,9 @@ import numpy as np
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from nnunet_locctx.datasets.whole_body import ATLAS_HEIGHT, WholeBodyCase, whole_body_case
 from nnunet_locctx.geometry import Array
 from nnunet_locctx.location import BodyPartCurve, LocationField, make_source
+from nnunet_locctx.phantoms.whole_body import ATLAS_HEIGHT, WholeBodyCase, whole_body_case
 from nnunet_locctx.regression.canonical import CanonicalScan, to_canonical
 from nnunet_locctx.regression.intensity import body_mask
 from nnunet_locctx.regression.regressor import Regressor

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import SimpleITK
 
-from nnunet_locctx.datasets.whole_body import make_whole_body
-from nnunet_locctx.datasets.whole_body_settings import FRACTION
 from nnunet_locctx.files import write_atomically
-from nnunet_locctx.nnunet.paths import nnunet_folder
+from nnunet_locctx.nnunet.data.paths import nnunet_folder
+from nnunet_locctx.phantoms.whole_body import make_whole_body
+from nnunet_locctx.phantoms.whole_body_settings import FRACTION
 
 ORGANS = ("hip_right", "hip_left", "chest_right", "chest_left")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.methods import MEASURED_FILE
 from nnunet_locctx.methods.measured import Figures
-from nnunet_locctx.nnunet.trainers import TRAINERS
+from nnunet_locctx.nnunet.training.trainers import TRAINERS
 from scripts.benchmarks import blocks as benchmark_blocks
 from scripts.benchmarks.harness import PLAIN, REPOSITORY, Record, by
 from scripts.experiments.balls.grid import ITERATIONS, load

@@ -13,8 +13,8 @@ from torch import nn
 
 from nnunet_locctx.methods.description import fittings
 from nnunet_locctx.networks import Fitting, LocatedUNet, network_class
-from nnunet_locctx.nnunet.trainers import TRAINERS
-from nnunet_locctx.nnunet.whole_network import WholeNetworkTrainer
+from nnunet_locctx.nnunet.training.trainers import TRAINERS
+from nnunet_locctx.nnunet.training.whole_network import WholeNetworkTrainer
 from scripts.benchmarks.harness import PLAIN, Record, describe_machine, replace_section
 from scripts.experiments.balls import phantom as ball_phantom
 from scripts.experiments.balls.grid import Experiment, dice_cells, grouped, score

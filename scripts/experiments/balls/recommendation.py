@@ -105,7 +105,7 @@ def run_hippocampus(row: Row, seed: int, folder: Path) -> dict[str, Any]:
     from batchgenerators.utilities.file_and_folder_operations import load_json
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-    from nnunet_locctx.nnunet.trainer import LocatedTrainer
+    from nnunet_locctx.nnunet.training.trainer import LocatedTrainer
 
     preprocessed = next((folder / "nnUNet_preprocessed").glob(f"Dataset{HIPPOCAMPUS:03d}_*"))
     plans = load_json(str(preprocessed / "nnUNetPlans_hippocampus-small.json"))

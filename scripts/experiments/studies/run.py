@@ -22,8 +22,8 @@ from pathlib import Path
 
 import psutil
 
-from nnunet_locctx.datasets.phantom import make_phantom
 from nnunet_locctx.files import write_atomically
+from nnunet_locctx.phantoms.twin_organs import make_phantom
 from scripts.benchmarks.harness import REPOSITORY, Record, describe_machine, say
 
 PHANTOM_ID = 901

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import BodyPartCurve
-from nnunet_locctx.nnunet.reading import read_quietly
+from nnunet_locctx.nnunet.data.reading import read_quietly
 from nnunet_locctx.regression.body_part import BodyPartOptions, fit_body_part
 from nnunet_locctx.regression.canonical import to_canonical
 from scripts.benchmarks.harness import OUT_HELP, Record, describe_machine, destinations, replace_section

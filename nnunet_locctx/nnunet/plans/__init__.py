@@ -1,0 +1,1 @@
+"""Plans: presets of the papers, memory, and which trainers suit a configuration."""

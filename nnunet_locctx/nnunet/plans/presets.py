@@ -1,0 +1,118 @@
+"""Presets of `locctx plan`: JSON files in the folder plans/, each a set of changes to a planned configuration."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_locctx.resources import plans_folder
+
+KEYS = (
+    "description",
+    "made_for",
+    "patch_size",
+    "batch_size",
+    "batch_dice",
+    "spacing",
+    "location",
+    "network",
+    "architecture",
+)
+
+MODALITIES = ("CT", "MR")
+
+
+@dataclass(frozen=True)
+class MadeFor:
+    """What a preset expects of the data; whatever is not said may be anything.
+
+    Attributes:
+        modality: ``"CT"`` or ``"MR"``.
+        channels: Image channels.
+        upsampling: How many times longer than the preset's voxels the data's may be along an axis.
+        trainers: Trainers that should take the configuration: those with a network of their own, or of the block that
+            it has options for.
+    """
+
+    modality: str | None = None
+    channels: int | None = None
+    upsampling: float = 2.0
+    trainers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.modality not in (None, *MODALITIES):
+            raise ValueError(
+                f"made_for.modality must be one of {', '.join(MODALITIES)}, got {self.modality!r}"
+            )
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One preset.
+
+    Attributes:
+        name: Of its file, without ``.json``.
+        description: One line.
+        made_for: What it expects of the data.
+        changes: Keyword arguments of :func:`~nnunet_locctx.nnunet.plans.planning.add_configuration`.
+    """
+
+    name: str
+    description: str
+    made_for: MadeFor
+    changes: Mapping[str, Any]
+
+
+def list_presets() -> dict[str, str]:
+    """Name -> description of every preset."""
+    return {file.stem: _read(file).description for file in sorted(plans_folder().glob("*.json"))}
+
+
+def load_preset(name: str) -> Preset:
+    """A preset.
+
+    Args:
+        name: A preset's name, or the path of a JSON file of the same form.
+
+    Raises:
+        ValueError: No such preset, or the file does not hold one.
+    """
+    file = Path(name) if name.endswith(".json") else plans_folder() / f"{name}.json"
+    if not file.is_file():
+        raise ValueError(
+            f"no preset {name!r}; there are {', '.join(list_presets())}, or give the path of a .json file"
+        )
+    return _read(file)
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The changes of one preset; see :func:`load_preset`."""
+    return dict(load_preset(name).changes)
+
+
+def _read(file: Path) -> Preset:
+    try:
+        preset = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"the preset {file} is not valid JSON: {error}") from error
+    if not isinstance(preset, dict):
+        raise ValueError(f"the preset {file} must hold an object, got {type(preset).__name__}")
+    _refuse_unknown(file, "", preset, KEYS)
+    purpose = preset.pop("made_for", {})
+    if not isinstance(purpose, dict):
+        raise ValueError(f"the preset {file}: made_for must be an object, got {purpose!r}")
+    _refuse_unknown(file, "made_for.", purpose, tuple(field.name for field in dataclasses.fields(MadeFor)))
+    if "trainers" in purpose:
+        purpose["trainers"] = tuple(purpose["trainers"])
+    description = str(preset.pop("description", ""))
+    return Preset(file.stem, description, MadeFor(**purpose), preset)
+
+
+def _refuse_unknown(file: Path, prefix: str, given: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
+    unknown = sorted(set(given) - set(allowed))
+    if unknown:
+        raise ValueError(
+            f"the preset {file} does not take {prefix}{', '.join(unknown)}; allowed: {', '.join(allowed)}"
+        )

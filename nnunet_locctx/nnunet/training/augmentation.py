@@ -1,0 +1,166 @@
+"""Takes location through nnU-Net's augmentation.
+
+nnU-Net's list of transforms stays as it is. In front, the location moves from the image to
+batchgeneratorsv2's regression target, which spatial transforms move and intensity transforms leave alone;
+behind, it returns to the image, before the one-hot channels of a cascade are added.
+
+What travels is the index in the preprocessed volume at the patch's corners, (3, 2, 2, 2), one corner along an axis of
+one voxel, and the field that gives an index its location (:mod:`.keyed_fields`). The index is affine and stays so under
+rotation, scaling, mirroring and cropping: nothing is interpolated, and outside the scan it is as true as inside.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.nnunet.seg_to_onehot import MoveSegAsOneHotToDataTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from torch import Tensor
+
+from nnunet_locctx.location import LOCATION_CHANNELS
+from nnunet_locctx.nnunet.training.keyed_fields import affine_of, read_key, sample_at_corners
+
+Sample = dict[str, Any]
+
+
+class SplitLocation(BasicTransform):
+    """``image`` (C + 3, *s) as loaded -> ``image`` (C, *s), ``location_field`` and, as ``regression_target``, the index
+    (3, 2, 2, 2) at the corners."""
+
+    def apply(self, data_dict: Sample, **params: Any) -> Sample:
+        image = data_dict["image"]
+        data_dict["image"] = image[:-LOCATION_CHANNELS]
+        data_dict["location_field"], data_dict["regression_target"] = read_key(image[-LOCATION_CHANNELS:])
+        return data_dict
+
+
+class JoinLocation(BasicTransform):
+    """``image`` (C, *s), ``location_field`` and ``regression_target`` (3, 2, 2, 2) -> ``image`` (C + 3, *s).
+
+    Args:
+        perturb: Location augmentation, None for none.
+    """
+
+    def __init__(self, perturb: "PerturbLocation | None" = None) -> None:
+        super().__init__()
+        self.perturb = perturb
+
+    def apply(self, data_dict: Sample, **params: Any) -> Sample:
+        image = data_dict["image"]
+        joined = image.new_empty((image.shape[0] + LOCATION_CHANNELS, *image.shape[1:]))
+        joined[:-LOCATION_CHANNELS] = image
+        location = joined[-LOCATION_CHANNELS:]
+        sample_at_corners(data_dict.pop("location_field"), data_dict.pop("regression_target"), location)
+        if self.perturb is not None:
+            self.perturb(regression_target=location)
+        data_dict["image"] = joined
+        return data_dict
+
+
+class LocatedSpatialTransform(SpatialTransform):
+    """nnU-Net's spatial transform; the location is computed where each voxel is sampled instead of interpolated.
+
+    Interpolation would put 0, the centre of the volume, wherever sampling leaves the patch.
+    """
+
+    def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
+        return {**super().get_parameters(**data_dict), "loaded": tuple(data_dict["image"].shape[1:])}
+
+    def _apply_to_regr_target(self, regression_target: Tensor, **params: Any) -> Tensor:
+        """Corners (K, 2, ...) of what was loaded -> corners (K, 2, ...) of the patch. K is 3, in dummy 2D 3 * 2."""
+        size = params["loaded"]
+        origin, slopes = affine_of(regression_target, size)
+        grid = params["grid"]
+        if grid is None:
+            # the crop that nnU-Net makes of the image when nothing is rotated or scaled
+            centre = params["center_location_in_pixels"]
+            first = [int(np.floor(c)) - n // 2 for c, n in zip(centre, self.patch_size, strict=True)]
+            ends = [
+                torch.tensor(sorted({at, at + int(n) - 1}), dtype=origin.dtype)
+                for at, n in zip(first, self.patch_size, strict=True)
+            ]
+            index = torch.stack(torch.meshgrid(*ends, indexing="ij"), dim=-1)
+        else:
+            # grid_sample counts axes from the last, and -1..1 from outer face to outer face
+            faces = grid[tuple(slice(None, None, max(n - 1, 1)) for n in grid.shape[:-1])].flip(-1)
+            index = (faces + 1) * torch.tensor(size, dtype=origin.dtype) / 2 - 0.5
+        return (index @ slopes + origin).movedim(-1, 0).contiguous()
+
+
+class PerturbLocation(BasicTransform):
+    """Location augmentation: jitter and dropout of a patch's location (3, *s), in place.
+
+    Random numbers come from a generator of its own, seeded by numpy's global state without advancing it:
+    runs with and without location see the same patches and the same augmentation.
+
+    Args:
+        jitter: Standard deviation of the shift (units of the location) and of the relative scale, drawn per
+            axis.
+        dropout: Probability that the location is replaced by ``neutral``.
+        neutral: (R, A, S) of a location that says nothing.
+    """
+
+    def __init__(self, jitter: float, dropout: float, neutral: tuple[float, float, float]) -> None:
+        super().__init__()
+        self.jitter = jitter
+        self.dropout = dropout
+        self.neutral = neutral
+
+    def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
+        state: Any = np.random.get_state()  # noqa: NPY002 - nnU-Net draws from the global state
+        keys, position = state[1], state[2]
+        random = np.random.default_rng([position, *keys[:8].tolist(), int(keys[position % len(keys)])])
+        dropped = random.random() < self.dropout
+        shift, scale = random.normal(0, 1, (2, LOCATION_CHANNELS)) * self.jitter
+        return {"dropped": dropped, "shift": shift, "scale": 1 + scale}
+
+    def _apply_to_regr_target(self, regression_target: Tensor, **params: Any) -> Tensor:
+        def per_channel(values: Any) -> Tensor:
+            tensor = torch.as_tensor(values, dtype=regression_target.dtype)
+            return tensor.reshape(-1, *[1] * (regression_target.ndim - 1))
+
+        if params["dropped"]:
+            return regression_target.copy_(per_channel(self.neutral).expand_as(regression_target))
+        return regression_target.mul_(per_channel(params["scale"])).add_(per_channel(params["shift"]))
+
+    def _apply_to_image(self, img: Tensor, **params: Any) -> Tensor:
+        return img
+
+    def _apply_to_segmentation(self, segmentation: Tensor, **params: Any) -> Tensor:
+        return segmentation
+
+
+def locate_transforms(
+    transforms: BasicTransform, perturb: PerturbLocation | None = None
+) -> ComposeTransforms:
+    """nnU-Net's transforms of a training or validation batch, fitted to carry location.
+
+    Args:
+        transforms: What nnU-Net made; changed in place.
+        perturb: Location augmentation, None for none.
+
+    Returns:
+        Transforms of ``image`` (C + 3, *loaded), which carries its key (:func:`~.keyed_fields.write_key`), to ``image``
+        (C + 3 + previous stage, *patch).
+
+    Raises:
+        ValueError: Elastic deformation, under which the index is no longer affine, or aligned corners.
+    """
+    steps = list(transforms.transforms) if isinstance(transforms, ComposeTransforms) else [transforms]
+    for step in steps:
+        if type(step) is SpatialTransform:
+            if step.p_elastic_deform > 0:
+                raise ValueError(
+                    "location cannot follow elastic deformation: p_elastic_deform must be 0, as in nnU-Net's "
+                    f"augmentation, got {step.p_elastic_deform}"
+                )
+            if step.align_corners:
+                raise ValueError(
+                    "location needs a spatial transform with align_corners=False, as in nnU-Net, got True"
+                )
+            step.__class__ = LocatedSpatialTransform
+    cascade = [i for i, step in enumerate(steps) if isinstance(step, MoveSegAsOneHotToDataTransform)]
+    end = cascade[0] if cascade else len(steps)
+    return ComposeTransforms([SplitLocation(), *steps[:end], JoinLocation(perturb), *steps[end:]])

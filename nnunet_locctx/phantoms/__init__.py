@@ -1,0 +1,6 @@
+"""Phantoms in nnU-Net's raw format: two kinds of scans whose organs only their place tells apart."""
+
+from nnunet_locctx.phantoms.twin_organs import make_phantom
+from nnunet_locctx.phantoms.whole_body import make_whole_body
+
+__all__ = ["make_phantom", "make_whole_body"]

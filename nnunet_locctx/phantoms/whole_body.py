@@ -1,0 +1,254 @@
+"""A labelled whole-body-like CT phantom of which every scan shows another part, 30-100 % of the body.
+
+Purpose: location that is learned from anatomy, against location that follows the field of view. A patient is an atlas
+body (:mod:`~nnunet_locctx.phantoms.whole_body_anatomy`) under a smooth map of their own: overall size, width and depth
+differ, and along the body every segment is stretched by a factor of its own, so that an organ's height is no linear
+function of the body's.
+
+Ten organs (`ORGANS`), a right and a left one at five levels, draw their size, shape, intensity and texture from one
+distribution and lie in muscle; further structures of the very same look are not labelled. Only the place tells them
+apart. The field of view, voxel size, storage orientation and the scanner's origin differ from case to case; some scans
+are stored slightly obliquely. An organ outside the field of view is absent.
+
+Atlas coordinates are those of :mod:`~nnunet_locctx.phantoms.whole_body_patient`, stored arrays and orientation codes
+those of :mod:`~nnunet_locctx.phantoms.storage`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from tqdm import tqdm
+
+from nnunet_locctx.geometry import PATIENT_FROM_LPS, Frame
+from nnunet_locctx.phantoms.storage import (
+    ORIENTATIONS,
+    FloatArray,
+    check_count,
+    new_dataset,
+    rotation_matrix,
+    store,
+    write_case,
+    written_at_once,
+)
+from nnunet_locctx.phantoms.whole_body_anatomy import paint
+from nnunet_locctx.phantoms.whole_body_canvas import Canvas
+from nnunet_locctx.phantoms.whole_body_organs import ORGANS, paint_organs
+from nnunet_locctx.phantoms.whole_body_patient import ATLAS_HEIGHT, BodyMap, Patient, draw_patient
+from nnunet_locctx.phantoms.whole_body_settings import (
+    FRACTION,
+    IN_PLANE,
+    SLICES,
+    Range,
+    Settings,
+    Wish,
+)
+
+__all__ = ["ATLAS_HEIGHT", "ORGANS", "WholeBodyCase", "make_whole_body", "whole_body_case"]
+
+_HALF_WIDTHS = np.array([182.0, 116.0])  # atlas mm along R and A that every field of view holds
+_MARGIN = (10.0, 40.0)  # mm of air around them
+_NOISE = 12.0  # HU
+
+
+@dataclass(frozen=True)
+class WholeBodyCase:
+    """One scan of the phantom in its stored orientation.
+
+    Attributes:
+        images: int16 array (1, i, j, k) over the stored axes, HU.
+        labels: uint8 array (i, j, k) over the stored axes, values of `ORGANS`.
+        spacing: Voxel size in mm along the stored axes.
+        origin: Patient position (mm LPS) of the centre of voxel (0, 0, 0).
+        direction: (3, 3); column m is the patient direction (unit vector, LPS) of stored axis m.
+        orientation: Orientation code of the stored axes, e.g. ``"PIR"``.
+        crop: Lower and upper end of the field of view, as shares of the patient's height (upper thighs 0, head 1).
+        body: The patient's map.
+    """
+
+    images: NDArray[np.int16]
+    labels: NDArray[np.uint8]
+    spacing: tuple[float, float, float]
+    origin: tuple[float, float, float]
+    direction: FloatArray
+    orientation: str
+    crop: Range
+    body: BodyMap
+
+    @property
+    def frame(self) -> Frame:
+        """The stored array's frame."""
+        affine = np.eye(4)
+        affine[:3, :3] = self.direction * np.asarray(self.spacing)
+        affine[:3, 3] = self.origin
+        shape = self.labels.shape
+        return Frame.from_affine((shape[0], shape[1], shape[2]), affine, "LPS")
+
+    @property
+    def fraction(self) -> float:
+        """Share of the patient's height that the field of view takes."""
+        return self.crop[1] - self.crop[0]
+
+    def canonical(self, index: FloatArray) -> FloatArray:
+        """True atlas place in mm along (R, A, S), (..., 3), of stored indices (..., 3) in voxels."""
+        return self.body.to_atlas(self.frame.millimetres(index))
+
+
+def make_whole_body(
+    folder: str | Path,
+    dataset_id: int,
+    *,
+    cases: int = 20,
+    test_cases: int = 10,
+    in_plane: Range = IN_PLANE,
+    slices: Range = SLICES,
+    fraction: Range = FRACTION,
+    orientations: Sequence[str] = ORIENTATIONS,
+    oblique: float = 6.0,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Writes a whole-body phantom data set in nnU-Net's raw format.
+
+    Writes ``Dataset<ID>_WholeBody`` with ``imagesTr``, ``labelsTr``, ``imagesTs``, ``labelsTs`` and ``dataset.json``,
+    to a hidden folder first, which is renamed at the end: an interrupted run leaves no half data set.
+
+    Args:
+        folder: Where data sets live, usually ``$nnUNet_raw``; made if absent.
+        dataset_id: nnU-Net's number of the data set, 1 to 999.
+        cases: Number of training cases, at least 1.
+        test_cases: Number of held-out cases (``imagesTs``, ``labelsTs``); 0 writes neither folder.
+        in_plane: Smallest and largest voxel size in mm along R and A; a case has one for both.
+        slices: Smallest and largest voxel size in mm along S.
+        fraction: Smallest and largest share of the body's height in a field of view; uniform between.
+        orientations: Storage orientations to take in turn, three letters each.
+        oblique: Every fifth scan is rotated against the patient by up to this many degrees about each axis, 0 to 30.
+        seed: Seed of the data set. Case k depends on the seed, k and the arguments, not on the number of cases.
+        overwrite: Replace an existing data set of that name.
+        progress: Show a progress bar.
+
+    Returns:
+        The data set's folder.
+
+    Raises:
+        FileExistsError: The data set exists and `overwrite` is off.
+        TypeError: An argument that counts something is no whole number.
+        ValueError: An argument is out of range.
+    """
+    check_count("dataset_id", dataset_id, 1, 999)
+    check_count("cases", cases, 1)
+    check_count("test_cases", test_cases, 0)
+    draw = Settings.checked(in_plane, slices, fraction, orientations, oblique, seed)
+    target = new_dataset(folder, dataset_id, "WholeBody", overwrite)
+    description = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, **{name: label for label, name in enumerate(ORGANS, start=1)}},
+        "numTraining": cases,
+        "file_ending": ".nii.gz",
+        "name": "WholeBody",
+        "description": "Synthetic whole-body-like CT: organs of equal look in random fields of view.",
+        "licence": "made by nnunet_locctx, free of rights",
+    }
+    with written_at_once(target, description) as partial:
+        for number in tqdm(range(cases + test_cases), desc="whole body", unit="scan", disable=not progress):
+            part = "Tr" if number < cases else "Ts"
+            case = _draw_case(draw, number, Wish())
+            write_case(case, f"whole_body_{number:03d}", partial / f"images{part}", partial / f"labels{part}")
+    return target
+
+
+def whole_body_case(
+    number: int = 0,
+    *,
+    in_plane: Range = IN_PLANE,
+    slices: Range = SLICES,
+    fraction: Range = FRACTION,
+    orientations: Sequence[str] = ORIENTATIONS,
+    oblique: float = 6.0,
+    seed: int = 0,
+    crop: Range | None = None,
+    spacing: float | Sequence[float] | None = None,
+    orientation: str | None = None,
+) -> WholeBodyCase:
+    """Draws case `number` (counted from 0) in memory.
+
+    The same number and seed are the same patient, at the same place in the scanner, whatever the other arguments.
+
+    Args:
+        number: The case.
+        in_plane: As in :func:`make_whole_body`, like the arguments that follow.
+        slices: See there.
+        fraction: See there.
+        orientations: See there.
+        oblique: See there.
+        seed: See there.
+        crop: The field of view's lower and upper end as shares of the patient's height (0 to 1, the whole body),
+            instead of a random one.
+        spacing: Voxel size in mm along (R, A, S), or one for all, instead of a random one.
+        orientation: Storage orientation, instead of the number's own.
+
+    Raises:
+        TypeError: `number` or `seed` is no whole number.
+        ValueError: An argument is out of range.
+    """
+    check_count("number", number, 0)
+    settings = Settings.checked(in_plane, slices, fraction, orientations, oblique, seed)
+    return _draw_case(settings, number, Wish.checked(crop, spacing, orientation))
+
+
+def _draw_case(settings: Settings, number: int, wish: Wish) -> WholeBodyCase:
+    seed = (settings.seed, number)
+    patient = draw_patient(seed)
+    # Everything is drawn whether it is used or not: what is drawn next must not depend on that.
+    random = np.random.default_rng([*seed, 1])
+    in_plane, height = random.uniform(*settings.in_plane), random.uniform(*settings.slices)
+    share = random.uniform(*settings.fraction)
+    start = random.uniform(0.0, 1.0 - share)
+    angles = np.deg2rad(random.uniform(-settings.oblique, settings.oblique, 3)) * (number % 5 == 2)
+    margins = random.uniform(*_MARGIN, (2, 2))
+
+    crop = wish.crop or (start, start + share)
+    spacing = np.array(wish.spacing or (in_plane, in_plane, height))
+    code = wish.orientation or settings.orientations[number % len(settings.orientations)]
+    rotation = rotation_matrix(angles)
+    body = patient.body
+    whole = float(body.level(ATLAS_HEIGHT))
+    sizes = body.sizes.max(
+        axis=0
+    )  # of the whole patient, so that a crop does not change the field of view's width
+    lower = np.array([*(-_HALF_WIDTHS * sizes - margins[0]), crop[0] * whole])
+    upper = np.array([*(_HALF_WIDTHS * sizes + margins[1]), crop[1] * whole])
+    centre = body.position + PATIENT_FROM_LPS @ ((lower + upper) / 2)
+    shape = np.maximum(np.rint((upper - lower) / spacing), 2).astype(int)
+
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1).reshape(-1, 3)
+    position = centre + ((index - (shape - 1) / 2) * spacing) @ rotation.T
+    values, labels = _anatomy(body.to_atlas(position), patient)
+    noise = np.random.default_rng([*seed, 2]).standard_normal(tuple(shape)) * _NOISE
+    scan = gaussian_filter(values.reshape(shape), 0.5) + noise  # partial volume
+    image = np.clip(np.rint(scan), -1024, 3071).astype(np.int16)  # the range scanners store
+    stored = store(image[None], labels.reshape(shape), spacing, centre, rotation, code)
+    return WholeBodyCase(
+        stored.images,
+        stored.labels,
+        stored.spacing,
+        stored.origin,
+        stored.direction,
+        code,
+        crop,
+        body,
+    )
+
+
+def _anatomy(atlas: FloatArray, patient: Patient) -> tuple[FloatArray, NDArray[np.uint8]]:
+    """Noise-free HU and labels (N,) at atlas places (N, 3)."""
+    canvas = Canvas(atlas)
+    paint(canvas, patient)
+    paint_organs(canvas, patient)
+    return canvas.unsorted()

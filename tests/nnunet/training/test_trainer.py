@@ -1,0 +1,202 @@
+"""Trainers: found by name, built around nnU-Net's own network, careful with checkpoints."""
+
+import pickle
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
+    nnUNetTrainerNoMirroring,
+)
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_locctx.networks.located_unet import LocatedUNet
+from nnunet_locctx.nnunet.predicting.preprocessing import LocatedConfiguration
+from nnunet_locctx.nnunet.training import pretraining, trainers
+from nnunet_locctx.nnunet.training.trainers import TRAINERS
+from nnunet_locctx.nnunet.training.whole_network import WholeNetworkTrainer
+from tests.nnunet.small_plans import architecture, configuration, plans
+
+NAMES = sorted(TRAINERS)
+FITTED = sorted(name for name, trainer in TRAINERS.items() if not issubclass(trainer, WholeNetworkTrainer))
+
+
+def build(
+    trainer: type[nnUNetTrainer], made: dict[str, Any], channels: int = 1, supervised: bool = False
+) -> Any:
+    manager = PlansManager(plans({"c": made}))
+    torch.manual_seed(3)
+    return trainer.build_network_architecture(
+        manager, manager.get_configuration("c"), channels, 4, supervised
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *NAMES,
+        "LocBAMTrainer_100epochs_noDA",
+        "PriorHeadTrainer_noMirroring_5epochs_noDA",
+        "CoordConvTrainer_1epoch",
+    ],
+)
+def test_nnunet_finds_them_and_can_pickle_them(name: str) -> None:
+    found = recursive_find_trainer_class_by_name(name)
+    assert found.__name__ == name
+    assert found.__module__ == "nnunet_locctx.nnunet.training.trainers"
+    assert pickle.loads(pickle.dumps(found)) is found
+    assert recursive_find_trainer_class_by_name(name) is found
+
+
+def test_suffixes() -> None:
+    trainer = trainers.find_trainer("LocBAMTrainer_100epochs_noMirroring_noDA")
+    assert trainer is not None
+    assert issubclass(trainer, trainers.LocBAMTrainer)
+    assert issubclass(trainer, nnUNetTrainerNoDA)
+    assert issubclass(trainer, nnUNetTrainerNoMirroring)
+    assert (trainer.epochs, trainer.augments) == (100, False)
+    plain = trainers.find_trainer("LocBAMTrainer")
+    assert plain is trainers.LocBAMTrainer
+    assert (plain.epochs, plain.augments) == (None, True)
+
+
+@pytest.mark.parametrize(
+    "name", ["LocBAMTrainer_fast", "LocBAMTrainer_0epochs", "LocBAMTrainer_5epochs_6epochs", "LocBAMTrainer_"]
+)
+def test_unknown_suffixes_are_named(name: str) -> None:
+    with pytest.raises(ValueError, match=r"is unknown or repeated; allowed: _<N>epochs, _noDA, _noMirroring"):
+        recursive_find_trainer_class_by_name(name)
+
+
+def test_other_names_are_left_to_nnunet() -> None:
+    assert not hasattr(trainers, "nnUNetTrainerSomething")
+    with pytest.raises(RuntimeError, match="Could not find requested nnunet trainer"):
+        recursive_find_trainer_class_by_name("NoSuchTrainer")
+
+
+@pytest.mark.parametrize("name", FITTED)
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("rank", [2, 3])
+def test_the_planned_network_is_inside(name: str, residual: bool, rank: int) -> None:
+    """Same seed, same weights as plain nnU-Net, and before training the same output, whatever the
+    location."""
+    made = configuration(rank, architecture=architecture(rank, residual))
+    plain, located = build(nnUNetTrainer, made), build(TRAINERS[name], made)
+    assert isinstance(located, LocatedUNet)
+    for key, value in plain.state_dict().items():
+        assert torch.equal(located.state_dict()[key], value), key
+    image, location = torch.rand(2, 1, *[8] * rank), torch.rand(2, 3, *[8] * rank)
+    torch.testing.assert_close(located(torch.cat([image, location], 1)), plain(image), atol=1e-5, rtol=1e-5)
+
+
+def test_the_cascade_and_several_channels() -> None:
+    made = configuration(channels=2, previous_stage="low")
+    network = build(trainers.PriorHeadTrainer, made, channels=2 + 3, supervised=True)
+    assert (network.image_channels, network.planned_channels) == (2, 5)
+    outputs = network(torch.rand(1, 2 + 3 + 3, 8, 8, 8))
+    assert [tuple(o.shape[2:]) for o in outputs] == [(8,) * 3, (4,) * 3]
+
+
+def test_the_configuration_learns_to_bring_location() -> None:
+    manager = PlansManager(plans({"c": configuration()}))
+    config = manager.get_configuration("c")
+    trainers.LocBAMTrainer.build_network_architecture(manager, config, 1, 4, False)
+    assert isinstance(config, LocatedConfiguration)
+
+
+def test_wrong_options_stop_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    made = plans({"c": configuration(location={"place": "roof"})})
+    with pytest.raises(ValueError, match=r"place must be one of .* got 'roof'"):
+        trainers.PriorHeadTrainer(made, "c", 0, {"labels": {"background": 0, "a": 1}}, torch.device("cpu"))
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_recommended_trainer_bounds_its_scales() -> None:
+    """A free scale of the logits grows until nnU-Net's prediction overflows."""
+    network = build(trainers.LocCtxTrainer, configuration())
+    assert {block.bound for block in network.location_blocks} == {3.0}
+    with torch.no_grad():
+        for parameter in network.location_blocks.parameters():
+            parameter.copy_(100 * torch.randn_like(parameter))
+    for block in network.location_blocks:
+        features = torch.zeros(1, block.channels, 8, 8, 8)
+        location = torch.rand(1, 3, 8, 8, 8) - 0.5
+        shifted = block(features, location)
+        assert (block(features + 1000, location) - shifted).abs().max() <= 4001  # at most four times
+
+
+def test_a_checkpoint_keeps_to_its_plans() -> None:
+    weights = build(trainers.PriorHeadTrainer, configuration()).state_dict()
+    build(trainers.PriorHeadTrainer, configuration(location={"jitter": 0.3})).load_state_dict(weights)
+    other = build(trainers.PriorHeadTrainer, configuration(location={"source": "scanner"}))
+    with pytest.raises(
+        ValueError, match=r'trained with the location options .*"voxel".* the plans say .*"scanner"'
+    ):
+        other.load_state_dict(weights)
+    plain = build(nnUNetTrainer, configuration()).state_dict()
+    with pytest.raises(ValueError, match="was not written by a trainer of nnunet_locctx"):
+        other.load_state_dict(plain)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Stands in for the running nnUNetv2_train."""
+    module: Any = types.ModuleType(pretraining.RUN_TRAINING)
+    module.load_pretrained_weights = load_pretrained_weights
+    monkeypatch.setitem(sys.modules, pretraining.RUN_TRAINING, module)
+    pretraining.install()
+    pretraining.install()
+    return module
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_pretrained_with_a_plain_checkpoint(name: str, command: Any, tmp_path: Path) -> None:
+    """nnU-Net never transfers segmentation layers; everything else is loaded and the output is the
+    pretrained network's."""
+    pretrained = build(nnUNetTrainer, configuration())
+    for parameter in pretrained.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    torch.save({"network_weights": pretrained.state_dict()}, tmp_path / "plain.pth")
+    located = build(TRAINERS[name], configuration())
+    command.load_pretrained_weights(located, str(tmp_path / "plain.pth"), verbose=False)
+    for key, value in pretrained.state_dict().items():
+        assert torch.equal(located.state_dict()[key], value) != (".seg_layers." in key), key
+    pretrained.decoder.seg_layers.load_state_dict(located.decoder.seg_layers.state_dict())
+    image, location = torch.rand(2, 1, 8, 8, 8), torch.rand(2, 3, 8, 8, 8)
+    torch.testing.assert_close(
+        located(torch.cat([image, location], 1)), pretrained(image), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_pretrained_with_a_located_checkpoint(command: Any, tmp_path: Path) -> None:
+    """Blocks are transferred too, also when only the source differs."""
+    pretrained = build(trainers.LocBAMTrainer, configuration(location={"source": "scanner"}))
+    for parameter in pretrained.location_blocks.parameters():
+        torch.nn.init.normal_(parameter)
+    torch.save({"network_weights": pretrained.state_dict()}, tmp_path / "located.pth")
+    located = build(trainers.LocBAMTrainer, configuration())
+    command.load_pretrained_weights(located, str(tmp_path / "located.pth"))
+    for key, value in pretrained.location_blocks.state_dict().items():
+        assert torch.equal(located.location_blocks.state_dict()[key], value)
+    assert '"voxel"' in located.location_signature.decoded()
+
+
+def test_plain_networks_are_loaded_as_ever(command: Any, tmp_path: Path) -> None:
+    one, two = build(nnUNetTrainer, configuration()), build(nnUNetTrainer, configuration())
+    for parameter in one.parameters():
+        torch.nn.init.normal_(parameter)
+    torch.save({"network_weights": one.state_dict()}, tmp_path / "plain.pth")
+    command.load_pretrained_weights(two, str(tmp_path / "plain.pth"))
+    assert torch.equal(
+        one.encoder.stages[0][0].convs[0].conv.weight, two.encoder.stages[0][0].convs[0].conv.weight
+    )
