@@ -8,8 +8,15 @@ Two frames are used throughout the package; every function names the one it take
   from posterior to anterior, the third from inferior to superior. Millimetres are also given in LPS, the
   convention of DICOM and SimpleITK (first and second axis reversed).
 
-Example: 4 voxels of 2 mm along an axis that runs to the patient's right have their centres at the fractions
--0.375, -0.125, 0.125, 0.375 and, in millimetres relative to the centre, at -3, -1, 1, 3.
+Four voxels of 2 mm along an axis that runs to the patient's right, their fractions and their millimetres relative to the
+centre:
+
+>>> frame = Frame.from_affine((4, 1, 1), np.diag([2, 1, 1, 1]), "RAS")
+>>> index = np.array([[0, 0, 0], [1, 0, 0], [2, 0, 0], [3, 0, 0]])
+>>> print(frame.fraction(index)[:, 0])
+[-0.375 -0.125  0.125  0.375]
+>>> print(index @ frame.centred_affine[0, :3] + frame.centred_affine[0, 3])
+[-3. -1.  1.  3.]
 """
 
 import functools

@@ -1,6 +1,8 @@
 """Frame: every voxel centre of the preprocessed array has the place in the patient that the scan's header
 gives it."""
 
+import doctest
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,13 +23,8 @@ from tests.geometry_cases import (
 )
 
 
-def test_voxel_centres_of_the_docstring_example() -> None:
-    properties = sitk_properties((3, 5, 4), (2.0, 1.0, 1.0), direction=np.diag([-1.0, 1.0, 1.0]))
-    frame = Frame.from_properties(properties, (3, 5, 4))
-    index = np.stack([np.ones(4), np.full(4, 2.0), np.arange(4.0)], axis=-1)
-    np.testing.assert_allclose(frame.fraction(index)[:, 0], [-0.375, -0.125, 0.125, 0.375], atol=1e-15)
-    centred = index @ frame.centred_affine[:, :3].T + frame.centred_affine[:, 3]
-    np.testing.assert_allclose(centred[:, 0], [-3, -1, 1, 3], atol=1e-12)
+def test_the_docstring_example() -> None:
+    assert doctest.testmod(geometry) == (0, 4)
 
 
 def test_patient_axes_of_an_identity_direction() -> None:
