@@ -27,6 +27,7 @@ _ENVIRONMENT = {
     "nnUNet_n_proc_DA": "1",  # 0, augmentation in the test's own process, is for training only: planning refuses it
     "nnUNet_def_n_proc": "1",
     "MPLBACKEND": "Agg",
+    "PYTHONHASHSEED": "0",  # pytest orders a test's parametrised fixtures by hash; xdist's workers must agree
     "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve the other processes of a small machine
 }
