@@ -14,8 +14,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_locctx.anatomy import fit_region
-from nnunet_locctx.anatomy.blocks import Blocks, Box
-from nnunet_locctx.anatomy.region import Example
+from nnunet_locctx.anatomy.region import Blocks, Box, Example
 from nnunet_locctx.cli import main
 from nnunet_locctx.geometry import Frame
 from tests.anatomy.warped_scans import KnowingRegressor, Patient, cut, save, save_scan, whole_frame
