@@ -166,4 +166,4 @@ def find_landmarks(
     corresponding = PlaceFinder(second).find(first.at(places))
     index = frame.index_from_millimetres(corresponding.millimetres)
     inside = ((index >= -0.5) & (index <= np.array(frame.shape) - 0.5)).all(axis=-1)
-    return Landmarks(corresponding.millimetres, corresponding.distances, inside)
+    return Landmarks(corresponding.millimetres, corresponding.distances, np.asarray(inside))

@@ -25,6 +25,7 @@ __all__ = [
     "read_quietly",
     "read_scan",
     "readers_for",
+    "share_not_finite",
 ]
 
 
@@ -96,6 +97,22 @@ def read_quietly(
         if segmentation:
             return instance.read_seg(str(files[0]))
         return instance.read_images([str(file) for file in files])
+
+
+def share_not_finite(file: Path) -> float:
+    """The share of a NIfTI file's voxels that are NaN or infinite; 0 for other files.
+
+    ITK's library reads such voxels as 0, so the file itself is asked.
+    """
+    if not file.name.endswith((".nii", ".nii.gz")):
+        return 0.0
+    import nibabel
+
+    image: Any = nibabel.load(file)
+    if image.get_data_dtype().kind != "f":
+        return 0.0
+    finite = np.isfinite(np.asanyarray(image.dataobj))
+    return float((finite.size - np.count_nonzero(finite)) / max(finite.size, 1))
 
 
 def read_scan(files: Sequence[Path], reader: str | None = None, *, segmentation: bool = False) -> Scan:
