@@ -141,7 +141,8 @@ def test_scans_are_kept_as_they_are_and_read_again_when_they_change(raw: Path, t
 
     kept = keep()
     assert isinstance(kept, CanonicalScans)
-    data, frame = cases[0].read()
+    stored_scan = cases[0].read()
+    data, frame = stored_scan.voxels, stored_scan.frame
     scan = kept["tiny_0"]
     assert scan.image.shape == (8, 9, 10)
     # (R, A, S) against the reader's (z, y, x) of a scan that runs L, P, S
@@ -315,8 +316,9 @@ def test_case_was_preprocessed_from_the_scan_that_was_measured(bodies: Path) -> 
     transpose = (2, 0, 1)
 
     def check() -> None:
-        data, properties = case.read_with_properties()
-        properties["shape_before_cropping"] = tuple(data.shape[1 + axis] for axis in transpose)
+        stored_scan = case.read()
+        shape = tuple(stored_scan.frame.shape[axis] for axis in transpose)
+        properties = {**stored_scan.properties, "shape_before_cropping": shape}
         measurements.check_scan("tiny_1", properties, transpose)
 
     check()

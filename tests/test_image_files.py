@@ -16,7 +16,7 @@ import skimage.io
 import tifffile
 
 from nnunet_locctx.image_files import GIPL_BYTES, BrokenFileError, check_whole, write_image, write_sitk
-from nnunet_locctx.nnunet.data.reading import read_any
+from nnunet_locctx.nnunet.data.reading import read_scan
 from tests.broken_files import BROKEN, PAGE, full_disk
 
 VOXELS = np.random.default_rng(0).integers(0, 1000, (6, 15, 20)).astype(np.int16)
@@ -53,14 +53,14 @@ class TestReading:
         file = tmp_path / name
         FORMATS[name](file)
         check_whole(file)
-        before, _ = read_any([file])
+        before = read_scan([file]).voxels
         whole = file.read_bytes()
         refused = []
         cuts = {int(len(whole) * share) for share in (0.02, 0.1, 0.5, 0.9, 0.98)}
         for stop in sorted(cuts | {len(whole) - n for n in (1, 2, 5, 13, 40)}):
             file.write_bytes(whole[:stop])
             try:
-                after, _ = read_any([file])
+                after = read_scan([file]).voxels
             except ValueError as error:
                 refused.append(str(error))
             else:
@@ -99,7 +99,7 @@ class TestReading:
         make, words = BROKEN[kind]
         file.write_bytes(make(file.read_bytes()))
         with pytest.raises(BrokenFileError, match=re.escape(f"{file} {words}")):
-            read_any([file])
+            read_scan([file])
 
     def test_other_files_that_are_none(self, tmp_path: Path) -> None:
         for name, content, words in [
@@ -116,7 +116,7 @@ class TestReading:
         for name in ("page.nrrd", "page.mha", "page.gipl", "page.png", "page.tif"):
             (tmp_path / name).write_bytes(10 * PAGE)
             with pytest.raises(ValueError, match=f"nnU-Net cannot read .*{name}"):
-                read_any([tmp_path / name])
+                read_scan([tmp_path / name])
 
     def test_whole_files_of_many_makers(self, tmp_path: Path) -> None:
         """Nothing that is whole is refused."""

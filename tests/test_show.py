@@ -9,17 +9,15 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import make_source
-from nnunet_locctx.nnunet.data.reading import read_any
+from nnunet_locctx.nnunet.data.reading import read_scan
 from nnunet_locctx.regression.body_part import fit_body_part
-from nnunet_locctx.show import Comparison, LocatedScan, compare_predictions, draw, read_scan
-from nnunet_locctx.show.figure import VIEWS, Slice
+from nnunet_locctx.show import Comparison, LocatedScan, compare_predictions, draw, locate_scan
+from nnunet_locctx.show.figure import plane_of_location
 from nnunet_locctx.show.scan import checked_patch
+from nnunet_locctx.viewing import AXIAL, CORONAL, SAGITTAL, Slice
 from tests.nnunet.small_models import make_model
 from tests.regression.body_part_scans import OPTIONS, small_scan, small_scans
-
-AXIAL, CORONAL, SAGITTAL = VIEWS
 
 
 def write(file: Path, array: np.ndarray, code: str = "LPS") -> Path:
@@ -40,36 +38,21 @@ def array() -> np.ndarray:
 
 
 def located(tmp_path: Path, array: np.ndarray, code: str = "LPS", **options: Any) -> LocatedScan:
-    return read_scan([write(tmp_path / "scan_0000.nii.gz", array, code)], make_source("voxel"), **options)
-
-
-@pytest.mark.parametrize("code", ["LPS", "RAS", "PIR", "SLA"])
-def test_slices_lie_as_the_patient_does(tmp_path: Path, array: np.ndarray, code: str) -> None:
-    scan = located(tmp_path, array, code)
-    index = scan.index_at((0.49, 0.49, 0.49))  # right, anterior, superior
-    assert scan.image[index] == 1000
-    for view in VIEWS:
-        plane = Slice(scan, view, index).of(scan.image)
-        # axial and coronal with the right at the left, sagittal with the anterior at the left: always the first corner
-        assert plane[0, 0] == 1000
-        assert np.count_nonzero(plane == 1000) == 1
-    assert Slice(scan, AXIAL, index).of(scan.image).shape == (7, 6)
-    assert Slice(scan, CORONAL, index).of(scan.image).shape == (8, 6)
-    assert Slice(scan, SAGITTAL, index).of(scan.image).shape == (8, 7)
+    return locate_scan([write(tmp_path / "scan_0000.nii.gz", array, code)], make_source("voxel"), **options)
 
 
 @pytest.mark.parametrize("code", ["LPS", "RAS", "PIR", "SLA"])
 def test_location_runs_from_patient_left_to_right(tmp_path: Path, array: np.ndarray, code: str) -> None:
     scan = located(tmp_path, array, code)
     index = scan.index_at((0, 0, 0))
-    axial = Slice(scan, AXIAL, index).location()
+    axial = plane_of_location(scan, Slice(scan.frame, AXIAL, index))
     assert axial.shape == (3, 7, 6)
     expected_r = 0.5 - (np.arange(6) + 0.5) / 6  # the first column is the patient's right
     expected_a = 0.5 - (np.arange(7) + 0.5) / 7
     np.testing.assert_allclose(axial[0], np.broadcast_to(expected_r, (7, 6)), atol=1e-6)
     np.testing.assert_allclose(axial[1], np.broadcast_to(expected_a[:, None], (7, 6)), atol=1e-6)
     assert np.ptp(axial[2]) == 0
-    coronal = Slice(scan, CORONAL, index).location()
+    coronal = plane_of_location(scan, Slice(scan.frame, CORONAL, index))
     np.testing.assert_allclose(coronal[2][:, 0], 0.5 - (np.arange(8) + 0.5) / 8, atol=1e-6)
 
 
@@ -78,12 +61,12 @@ def test_a_patch_is_drawn_around_its_voxels(tmp_path: Path, array: np.ndarray, c
     scan = located(tmp_path, array, code)
     corner = np.array(scan.index_at((0.49, 0.49, 0.49)), dtype=float)
     # the one voxel of the right, anterior, superior corner, 1 x 2 x 3 mm
-    rectangle = Slice(scan, AXIAL, (0, 0, 0)).rectangle(corner, np.ones(3))
+    rectangle = Slice(scan.frame, AXIAL, (0, 0, 0)).rectangle(corner, np.ones(3))
     assert rectangle == pytest.approx((0, 0, 1, 2))
-    rectangle = Slice(scan, SAGITTAL, (0, 0, 0)).rectangle(corner, np.ones(3))
+    rectangle = Slice(scan.frame, SAGITTAL, (0, 0, 0)).rectangle(corner, np.ones(3))
     assert rectangle == pytest.approx((0, 0, 2, 3))
     far = np.array(scan.index_at((-0.49, -0.49, -0.49)), dtype=float)
-    rectangle = Slice(scan, CORONAL, (0, 0, 0)).rectangle(far, np.ones(3))
+    rectangle = Slice(scan.frame, CORONAL, (0, 0, 0)).rectangle(far, np.ones(3))
     assert rectangle == pytest.approx((5, 21, 1, 3))
 
 
@@ -120,7 +103,7 @@ def test_picture_is_written(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     data = random.normal(size=(12, 14, 16)).astype(np.float32)
     label = (data > 1).astype(np.uint8)
-    scan = read_scan(
+    scan = locate_scan(
         [write(tmp_path / "a_0000.nii.gz", data, "RAS")],
         make_source("scanner"),
         label=write(tmp_path / "a.nii.gz", label, "RAS"),
@@ -150,7 +133,7 @@ def test_picture_without_geometry(tmp_path: Path) -> None:
 
     geometry._warn_no_geometry.cache_clear()
     with pytest.warns(UserWarning, match="follows the array axes"):
-        scan = read_scan([tmp_path / "a_0000.png"], make_source("voxel"))
+        scan = locate_scan([tmp_path / "a_0000.png"], make_source("voxel"))
     assert not scan.frame.has_geometry
     assert scan.frame.shape == (1, 8, 9)
 
@@ -158,7 +141,7 @@ def test_picture_without_geometry(tmp_path: Path) -> None:
 def test_voxels_that_are_not_finite_are_drawn_as_nothing(tmp_path: Path, array: np.ndarray) -> None:
     array[0, 0, 0] = np.nan
     sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / "a.nrrd"))
-    scan = read_scan([tmp_path / "a.nrrd"], make_source("voxel"))
+    scan = locate_scan([tmp_path / "a.nrrd"], make_source("voxel"))
     assert scan.image[0, 0, 0] == 0
 
 
@@ -176,17 +159,17 @@ def test_patch_sizes_that_are_none(patch: tuple[int, ...]) -> None:
 def test_files_that_cannot_be_shown(tmp_path: Path, array: np.ndarray) -> None:
     voxel = make_source("voxel")
     with pytest.raises(ValueError, match="no file"):
-        read_scan([tmp_path / "none.nii.gz"], voxel)
+        locate_scan([tmp_path / "none.nii.gz"], voxel)
     odd = write(tmp_path / "odd.nii", array)
     odd.write_bytes(
         odd.read_bytes()[:70] + b"\x0f\x27" + odd.read_bytes()[72:]
     )  # a type of voxels that is none
     odd.with_suffix(".nii.gz").write_bytes(gzip.compress(odd.read_bytes()))
     with pytest.raises(ValueError, match=r"nnU-Net cannot read .*odd\.nii\.gz.*SimpleITKIO: .*NibabelIO: "):
-        read_scan([odd.with_suffix(".nii.gz")], voxel)
+        locate_scan([odd.with_suffix(".nii.gz")], voxel)
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ValueError, match=r"no reader for files ending in '\.txt'"):
-        read_scan([tmp_path / "notes.txt"], voxel)
+        locate_scan([tmp_path / "notes.txt"], voxel)
     label = write(tmp_path / "label.nii.gz", np.zeros((3, 3, 3), dtype=np.uint8))
     with pytest.raises(
         ValueError, match=r"the label has the shape \(3, 3, 3\) \(z, y, x\), the image \(8, 7, 6\)"
@@ -299,10 +282,10 @@ def test_fitted_source_shows_what_its_regressor_says(tmp_path: Path, code: str) 
     file = tmp_path / "scan_0000.nii.gz"
     sitk.WriteImage(sitk.DICOMOrient(image, code), str(file))
     source = make_source("body_part")
-    shown = read_scan([file], source, regressor=stored)
-    data, properties = read_any([file])
-    whole = Frame.from_properties(properties, data.shape[1:])
-    expected = source.field(whole, regressor.measure(data[0], whole))
+    shown = locate_scan([file], source, regressor=stored)
+    stored_scan = read_scan([file])
+    whole = stored_scan.frame
+    expected = source.field(whole, regressor.measure(stored_scan.voxels[0], whole))
     index = np.array([(0, 0, 0), (5, 7, 3), [n - 1 for n in shown.image.shape]])
     there = whole.index_from_millimetres(shown.frame.millimetres(index))
     assert not np.allclose(there, index)

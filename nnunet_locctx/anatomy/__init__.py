@@ -7,13 +7,10 @@ same coordinates corresponds to it.
 Source of the idea: Goncharov et al., "Anatomical Positional Embeddings", MICCAI 2024 (arXiv:2409.10291).
 """
 
-from nnunet_locctx.anatomy.crop import ScanGroup, crop_scans
-from nnunet_locctx.anatomy.landmarks import Landmarks, find_landmarks
+from nnunet_locctx.anatomy.crop import CropReport, ScanCrop, ScanGroup, crop_scans, format_report
 from nnunet_locctx.anatomy.localize import LabelledScan, OrganBox, localize, sample_organs
-from nnunet_locctx.anatomy.places import PlaceFinder
-from nnunet_locctx.anatomy.region import Region, fit_region
-from nnunet_locctx.anatomy.region_file import StoredRegion, read_region
-from nnunet_locctx.anatomy.report import CropReport, ScanCrop, format_report
+from nnunet_locctx.anatomy.places import Landmarks, PlaceFinder, find_landmarks
+from nnunet_locctx.anatomy.region import Region, StoredRegion, fit_region, read_region
 
 __all__ = [
     "CropReport",

@@ -1,23 +1,28 @@
-"""Crops scans to the region of the body in which chosen labels lie."""
+"""Crops scans to the region of the body in which chosen labels lie, and says what was kept."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from nnunet_locctx.anatomy.blocks import Blocks, Voxel
-from nnunet_locctx.anatomy.region import Example, Region, fit_region
-from nnunet_locctx.anatomy.region_file import StoredRegion, fingerprint
-from nnunet_locctx.anatomy.report import CropReport, ScanCrop
-from nnunet_locctx.anatomy.scans import ScanFiles, channel_file, measure, read_image, read_labels
+from nnunet_locctx.anatomy.region import (
+    Blocks,
+    Example,
+    Region,
+    StoredRegion,
+    Voxel,
+    fingerprint,
+    fit_region,
+)
+from nnunet_locctx.anatomy.scans import ScanFiles, measure_scan, read_labels
 from nnunet_locctx.files import replacing, write_atomically
-from nnunet_locctx.image_files import check_whole, write_sitk
+from nnunet_locctx.image_files import check_whole, explain, write_sitk
 from nnunet_locctx.location import AnatomicalMap
-from nnunet_locctx.nnunet.data.reading import explain
 from nnunet_locctx.regression.regressor import Regressor
 
 REPORT = "crop.json"
@@ -49,6 +54,93 @@ class MeasuredScan:
     map: AnatomicalMap
     blocks: Blocks
     example: Example | None
+
+
+@dataclass(frozen=True)
+class ScanCrop:
+    """The crop of one case.
+
+    Attributes:
+        case: Its name.
+        folder: Folder of the cropped images.
+        size: Voxels before, in the file's order (x, y, z).
+        first: First voxel kept.
+        cropped: Voxels after, None if it was not written.
+        recall_left_out: Share of the labels' voxels that a region made from the other scans would have kept; None
+            without labels.
+        recall: Share that was kept.
+        problem: Why it was not written.
+    """
+
+    case: str
+    folder: str
+    size: Voxel
+    first: Voxel | None = None
+    cropped: Voxel | None = None
+    recall_left_out: float | None = None
+    recall: float | None = None
+    problem: str = ""
+
+    @property
+    def written(self) -> bool:
+        """Whether there is a crop."""
+        return self.cropped is not None
+
+    @property
+    def reduction(self) -> float | None:
+        """Voxels before per voxel after."""
+        return None if self.cropped is None else float(np.prod(self.size) / np.prod(self.cropped))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "case": self.case,
+            "size_xyz": self.size,
+            "first_voxel_xyz": self.first,
+            "cropped_size_xyz": self.cropped,
+            "volume_reduction": self.reduction,
+            "recall_left_out": self.recall_left_out,
+            "recall": self.recall,
+            "problem": self.problem,
+        }
+
+
+@dataclass(frozen=True)
+class CropReport:
+    """The crops of all cases.
+
+    Attributes:
+        labels: Values of each label to be kept.
+        target: Recall aimed at.
+        width: The region's, mm.
+        recall: Of each label, mean over the scans that have it, each with a region made from the others.
+        crops: One per case.
+    """
+
+    labels: dict[str, Sequence[int]]
+    target: float
+    width: float
+    recall: dict[str, float]
+    crops: list[ScanCrop] = field(default_factory=list)
+
+    @property
+    def reduction(self) -> float | None:
+        """Voxels before per voxel after, over all crops written."""
+        pairs = [(crop.size, crop.cropped) for crop in self.crops if crop.cropped is not None]
+        if not pairs:
+            return None
+        return sum(int(np.prod(size)) for size, _ in pairs) / sum(int(np.prod(kept)) for _, kept in pairs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "labels": {name: list(values) for name, values in self.labels.items()},
+            "recall_target": self.target,
+            "region_width_mm": self.width,
+            "recall_left_out": self.recall,
+            "volume_reduction": self.reduction,
+            "scans": [crop.to_dict() for crop in self.crops],
+        }
 
 
 def crop_scans(
@@ -157,14 +249,13 @@ def measure_case(
     group: ScanGroup, scan: ScanFiles, regressor: Regressor, labels: Mapping[str, Sequence[int]]
 ) -> MeasuredScan:
     """Reads a case and measures it."""
-    image, frame = read_image(channel_file(scan, regressor.channel), regressor.channel)
-    found = measure(image, frame, regressor)
+    scan_map, frame = measure_scan(scan.file_of(regressor.channel), regressor)
     example = None
     if scan.label is not None:
         segmentation = read_labels(scan.label, frame)
-        if not found.problem:
-            example = Example.of(scan.name, found, frame, segmentation, labels)
-    return MeasuredScan(group, scan, found, Blocks.of(frame), example)
+        if not scan_map.problem:
+            example = Example.of(scan.name, scan_map, frame, segmentation, labels)
+    return MeasuredScan(group, scan, scan_map, Blocks.of(frame), example)
 
 
 def crop_case(scan: MeasuredScan, region: Region, folder: Path) -> ScanCrop:
@@ -202,3 +293,37 @@ def crop_file(file: Path, target: Path, first: Voxel, stop: Voxel) -> None:
     size = [last - at for at, last in zip(first, stop, strict=True)]
     cropped = sitk.RegionOfInterest(sitk.ReadImage(str(file)), size, list(first))
     write_sitk(cropped, target)
+
+
+def format_report(report: CropReport) -> str:
+    """As text: a line per case, then the labels, then the whole."""
+    rows = [("case", "size", "cropped", "smaller", "recall left out", "recall")]
+    for crop in report.crops:
+        smaller = "-" if crop.reduction is None else f"{crop.reduction:.1f} x"
+        recalls = _share(crop.recall_left_out), _share(crop.recall)
+        rows.append((crop.case, _size(crop.size), _size(crop.cropped), smaller, *recalls))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for case, *cells in rows:
+        aligned = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([case.ljust(widths[0]), *aligned]))
+    lines.append("")
+    for crop in report.crops:
+        if crop.problem:
+            lines.append(f"not written: {crop.case} {crop.problem}")
+    for label, recall in report.recall.items():
+        lines.append(f"{label}: recall {recall:.4f} in scans left out (wanted {report.target:g})")
+    written = sum(crop.written for crop in report.crops)
+    total = "" if report.reduction is None else f", {report.reduction:.1f} times fewer voxels"
+    lines.append(
+        f"{written} of {len(report.crops)} scans written{total}; region {report.width:g} mm wide of the labels"
+    )
+    return "\n".join(lines)
+
+
+def _size(size: Voxel | None) -> str:
+    return "-" if size is None else " x ".join(map(str, size))
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -125,7 +125,7 @@ def sample_organs(
 
 
 def localize(
-    scans: Sequence[LabelledScan], found: AnatomicalMap, frame: Frame, organs: Sequence[str]
+    scans: Sequence[LabelledScan], scan_map: AnatomicalMap, frame: Frame, organs: Sequence[str]
 ) -> dict[str, OrganBox]:
     """Boxes around organs in a new scan.
 
@@ -135,14 +135,14 @@ def localize(
 
     Args:
         scans: The labelled scans.
-        found: The new scan's map.
+        scan_map: The new scan's.
         frame: The new scan's.
         organs: Which; those that no labelled scan has are left out.
 
     Raises:
         ValueError: The new scan could not be measured.
     """
-    finder = PlaceFinder(found)
+    finder = PlaceFinder(scan_map)
     boxes = {}
     for organ in organs:
         having = [scan for scan in scans if organ in scan.organs and not scan.map.problem]

@@ -1,18 +1,79 @@
-"""The region of the body in which labels lie, learned from labelled scans, and its box in any scan."""
+"""The region of the body in which labels lie: learned from labelled scans, kept in a file, and its box in any scan."""
 
+import hashlib
+import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
-from nnunet_locctx.anatomy.blocks import Blocks, Box
 from nnunet_locctx.geometry import Array, Frame
 from nnunet_locctx.location import AnatomicalMap
+from nnunet_locctx.regression.regressor import Regressor
 
 SAMPLE = 500
 """Blocks of each label in each labelled scan that the region is made from."""
+
+BLOCK_MM = 6.0
+"""Scans are looked at in blocks of whole voxels, about this long along each axis; boxes consist of such blocks."""
+
+Voxel: TypeAlias = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A scan divided into blocks of whole voxels; the last along an axis may be smaller.
+
+    Attributes:
+        frame: The scan's.
+        size: Voxels of a block along each array axis.
+    """
+
+    frame: Frame
+    size: tuple[int, ...]
+
+    @classmethod
+    def of(cls, frame: Frame) -> "Blocks":
+        """Blocks of about :data:`BLOCK_MM`."""
+        return cls(frame, tuple(max(1, round(BLOCK_MM / float(mm))) for mm in frame.spacing))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Blocks along each array axis."""
+        return tuple(-(-n // size) for n, size in zip(self.frame.shape, self.size, strict=True))
+
+    def coordinates(self, scan_map: AnatomicalMap, block: npt.NDArray[np.integer] | None = None) -> Array:
+        """(N, 3) anatomical coordinates of block centres; of all blocks, in C order, or of blocks (N, 3)."""
+        if block is None:
+            block = np.indices(self.shape).reshape(3, -1).T
+        size = np.array(self.size)
+        last = np.minimum((block + 1) * size, self.frame.shape) - 1
+        return scan_map.at(self.frame.millimetres((block * size + last) / 2))
+
+    def count(self, mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """Blocks (N, 3) that hold voxels of a mask, and how many each holds (N,)."""
+        index = np.argwhere(mask) // np.array(self.size)
+        flat, counts = np.unique(np.ravel_multi_index(tuple(index.T), self.shape), return_counts=True)
+        return np.stack(np.unravel_index(flat, self.shape), axis=1).astype(np.int32), counts
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box of blocks: the first one along each axis and the one after the last, (3,) each."""
+
+    first: npt.NDArray[np.int64]
+    stop: npt.NDArray[np.int64]
+
+    def voxels(self, blocks: Blocks) -> tuple[Voxel, Voxel]:
+        """First voxel and the one after the last along each array axis."""
+        first = self.first * np.array(blocks.size)
+        stop = np.minimum(self.stop * np.array(blocks.size), blocks.frame.shape)
+        return _voxel(first), _voxel(stop)
 
 
 @dataclass(frozen=True)
@@ -35,7 +96,7 @@ class Example:
     def of(
         cls,
         name: str,
-        found: AnatomicalMap,
+        scan_map: AnatomicalMap,
         frame: Frame,
         segmentation: npt.NDArray[np.integer],
         labels: Mapping[str, Sequence[int]],
@@ -44,7 +105,7 @@ class Example:
         blocks = Blocks.of(frame)
         masks = {label: np.isin(segmentation, list(values)) for label, values in labels.items()}
         counts = {label: blocks.count(mask) for label, mask in masks.items() if mask.any()}
-        return cls(name, found, blocks, counts)
+        return cls(name, scan_map, blocks, counts)
 
     def places(self) -> Array:
         """(N, 3) coordinates of a sample of its labels' blocks."""
@@ -104,16 +165,16 @@ class Region:
     recall: Mapping[str, float] = field(default_factory=dict)
     left_out: Mapping[str, Box | None] = field(default_factory=dict)
 
-    def box(self, found: AnatomicalMap, blocks: Blocks) -> Box | None:
+    def box(self, scan_map: AnatomicalMap, blocks: Blocks) -> Box | None:
         """The box around the region in a scan; None if the scan does not show it."""
-        return profile(self.places @ self.to_millimetres.T, self.to_millimetres, found, blocks).box(
+        return profile(self.places @ self.to_millimetres.T, self.to_millimetres, scan_map, blocks).box(
             self.width
         )
 
 
-def profile(places: Array, to_millimetres: Array, found: AnatomicalMap, blocks: Blocks) -> Profile:
+def profile(places: Array, to_millimetres: Array, scan_map: AnatomicalMap, blocks: Blocks) -> Profile:
     """How close a scan comes to places (N, 3), given as coordinates in mm."""
-    here = blocks.coordinates(found) @ to_millimetres.T
+    here = blocks.coordinates(scan_map) @ to_millimetres.T
     distances = cKDTree(places).query(here)[0].reshape(blocks.shape)
     first, second, third = (distances.min(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3))
     return Profile((first, second, third))
@@ -148,22 +209,15 @@ def fit_region(examples: Sequence[Example], labels: Sequence[str], recall: float
     places = [example.places() for example in examples]
     profiles = []
     for number, example in enumerate(examples):
-        others = np.concatenate([found for other, found in enumerate(places) if other != number])
+        others = np.concatenate([one for other, one in enumerate(places) if other != number])
         profiles.append(profile(others @ to_millimetres.T, to_millimetres, example.map, example.blocks))
 
     def recalls(width: float) -> dict[str, float]:
-        boxes = [found.box(width) for found in profiles]
+        boxes = [(example, one.box(width)) for example, one in zip(examples, profiles, strict=True)]
+        having = {label: [pair for pair in boxes if label in pair[0].labels] for label in labels}
         return {
-            label: float(
-                np.mean(
-                    [
-                        example.recall(box, label)
-                        for example, box in zip(examples, boxes, strict=True)
-                        if label in example.labels
-                    ]
-                )
-            )
-            for label in labels
+            label: float(np.mean([example.recall(box, label) for example, box in pairs]))
+            for label, pairs in having.items()
         }
 
     # recall grows with the width, and reaches 1 at the latest where the box is the whole scan
@@ -174,7 +228,75 @@ def fit_region(examples: Sequence[Example], labels: Sequence[str], recall: float
             wide_enough = width
         else:
             too_narrow = width
-    left_out = {
-        example.name: found.box(wide_enough) for example, found in zip(examples, profiles, strict=True)
-    }
+    left_out = {example.name: one.box(wide_enough) for example, one in zip(examples, profiles, strict=True)}
     return Region(np.concatenate(places), to_millimetres, float(wide_enough), recalls(wide_enough), left_out)
+
+
+@dataclass(frozen=True)
+class StoredRegion:
+    """A region and what it was made for.
+
+    Attributes:
+        region: The region; its boxes in single labelled scans are not kept.
+        labels: Values of each label.
+        target: Recall aimed at.
+        regressor: :func:`fingerprint` of the regressor whose coordinates it is in.
+    """
+
+    region: Region
+    labels: Mapping[str, Sequence[int]]
+    target: float
+    regressor: str
+
+    def to_bytes(self) -> bytes:
+        """As the content of an .npz file."""
+        about = {
+            "labels": {name: list(values) for name, values in self.labels.items()},
+            "recall": dict(self.region.recall),
+            "target": self.target,
+            "regressor": self.regressor,
+        }
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            places=self.region.places.astype(np.float32),
+            to_millimetres=self.region.to_millimetres,
+            width=np.array(self.region.width),
+            about=np.array(json.dumps(about)),
+        )
+        return buffer.getvalue()
+
+
+def fingerprint(regressor: Regressor) -> str:
+    """Differs between regressors."""
+    return hashlib.sha256(regressor.to_bytes()).hexdigest()
+
+
+def read_region(file: Path, regressor: Regressor) -> StoredRegion:
+    """Reads a region that ``locctx crop`` has written.
+
+    Raises:
+        ValueError: There is no such file, it is no region, or one in the coordinates of another regressor.
+    """
+    if not file.is_file():
+        raise ValueError(f"no file {file}")
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            about = json.loads(str(stored["about"]))
+            region = Region(
+                stored["places"].astype(np.float64),
+                stored["to_millimetres"],
+                float(stored["width"]),
+                about["recall"],
+            )
+        stored_region = StoredRegion(region, about["labels"], about["target"], about["regressor"])
+    except Exception as error:  # zip, numpy, JSON and lookup errors, all of which mean the same
+        raise ValueError(f"{file} is not a region written by locctx crop, or damaged: {error}") from error
+    if stored_region.regressor != fingerprint(regressor):
+        raise ValueError(f"{file} is in the coordinates of another regressor than the one given")
+    return stored_region
+
+
+def _voxel(index: npt.NDArray[np.integer]) -> Voxel:
+    first, second, third = (int(n) for n in index)
+    return first, second, third

@@ -1,8 +1,10 @@
 """Checks a whole raw dataset: every file by itself, a case's files against each other, cases against the dataset."""
 
 import contextlib
+import dataclasses
 import functools
 import io
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,20 +13,30 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunet_locctx.check.files import Case, RawDataset, list_dataset
-from nnunet_locctx.check.outliers import outliers
 from nnunet_locctx.check.report import CaseSummary, DatasetReport, Finding
 from nnunet_locctx.check.scan import (
     SAME_PLACE_VOXELS,
-    Scan,
+    CheckedFile,
+    check_file,
     libraries_silenced,
     millimetres,
     orientation,
-    read_scan,
     tiff_spacing_file,
 )
+from nnunet_locctx.datasets.grids import PATIENT_AXES, Grid
+from nnunet_locctx.datasets.unusual_grids import COMMON, DEVIATIONS, FEWEST_CASES, robust, unusual_grids
 from nnunet_locctx.geometry import OBLIQUE, corner_distance
 from nnunet_locctx.nnunet.data.reading import BrokenFileError, read_quietly, readers_for
 from nnunet_locctx.nnunet.data.workers import map_in_workers
+
+POSITION_DISTANCE = 0.2
+"""A label whose mean position is this fraction of the volume away from where it usually lies may be reported ..."""
+
+POSITION_DEVIATIONS = 6.0
+"""... if that is also this many (robust) standard deviations."""
+
+VOLUME_FACTOR = 3.0
+"""The label that varies least in volume tells of a wrong voxel size if it is this many times larger or smaller."""
 
 OBLIQUE_MESSAGE = (
     f"array axes more than {OBLIQUE:g} degrees from the patient's: fractions are of the box along the patient's axes "
@@ -60,12 +72,10 @@ def check_dataset(folder: Path | str, *, processes: int = 1, progress: bool = Tr
     findings = list(dataset.findings)
     with libraries_silenced():
         reader = _choose_reader(dataset, findings)
-    bar = tqdm(total=len(dataset.cases), desc="reading scans", unit="case", disable=not progress, leave=False)
-    checked = []
-    with bar:
-        for case in _check_cases(dataset, reader, processes):
-            checked.append(case)
-            bar.update()
+    check = functools.partial(check_case, reader=reader, channels=dataset.channels, labels=dataset.labels)
+    answers = map_in_workers(check, dataset.cases, processes)
+    bar = functools.partial(tqdm, desc="reading scans", unit="case", disable=not progress, leave=False)
+    checked = list(bar(answers, total=len(dataset.cases)))
     for case in checked:
         findings += case.findings
     summaries = [case.summary for case in checked if case.summary is not None]
@@ -85,8 +95,8 @@ def check_dataset(folder: Path | str, *, processes: int = 1, progress: bool = Tr
 def check_case(case: Case, reader: str, channels: int, labels: dict[int, str]) -> CheckedCase:
     """Reads the files of one case and compares them."""
     result = CheckedCase()
-    scans = [read_scan(file, reader, segmentation=False) for file in case.images]
-    label = read_scan(case.label, reader, segmentation=True) if case.label is not None else None
+    scans = [check_file(file, reader, segmentation=False) for file in case.images]
+    label = check_file(case.label, reader, segmentation=True) if case.label is not None else None
     for channel, scan in enumerate(scans):
         where = f"channel {channel:04d}: " if len(scans) > 1 else ""
         result.findings += _problems(case, scan, where)
@@ -133,18 +143,18 @@ def check_case(case: Case, reader: str, channels: int, labels: dict[int, str]) -
     return result
 
 
-def _problems(case: Case, scan: Scan, where: str = "") -> list[Finding]:
+def _problems(case: Case, scan: CheckedFile, where: str = "") -> list[Finding]:
     return [
         Finding(severity, kind, case.name, where + text, detail)
         for severity, kind, text, detail in scan.problems
     ]
 
 
-def _channel_findings(case: Case, scans: list[Scan], channels: int) -> list[Finding]:
+def _channel_findings(case: Case, scans: list[CheckedFile], channels: int) -> list[Finding]:
     """Numbers of channels that do not fit dataset.json or each other."""
-    found = sum(scan.channels for scan in scans)
-    if found != channels:
-        message = f"{found} image channels found, dataset.json lists {channels}"
+    number = sum(scan.channels for scan in scans)
+    if number != channels:
+        message = f"{number} image channels found, dataset.json lists {channels}"
         for scan in scans:
             if scan.channels > 1 and scan.frame is not None:
                 axes = " x ".join(map(str, (*scan.frame.shape[::-1], scan.channels)))
@@ -174,14 +184,8 @@ def _choose_reader(dataset: RawDataset, findings: list[Finding]) -> str:
             with contextlib.redirect_stdout(io.StringIO()):
                 recursive_find_reader_writer_by_name(dataset.reader)
         except RuntimeError:
-            findings.append(
-                Finding(
-                    "warning",
-                    "reader",
-                    None,
-                    f"nnU-Net knows no reader {dataset.reader!r} (overwrite_image_reader_writer)",
-                )
-            )
+            message = f"nnU-Net knows no reader {dataset.reader!r} (overwrite_image_reader_writer)"
+            findings.append(Finding("warning", "reader", None, message))
         else:
             return str(dataset.reader)
     candidates = readers_for(dataset.ending)
@@ -206,27 +210,19 @@ def _choose_reader(dataset: RawDataset, findings: list[Finding]) -> str:
     return "Tiff3DIO" if tiff else candidates[0]
 
 
-def _check_cases(dataset: RawDataset, reader: str, processes: int) -> Iterator[CheckedCase]:
-    check = functools.partial(check_case, reader=reader, channels=dataset.channels, labels=dataset.labels)
-    yield from map_in_workers(check, dataset.cases, processes)
-
-
-def _label_findings(case: Case, label: Scan, labels: dict[int, str]) -> list[Finding]:
+def _label_findings(case: Case, label: CheckedFile, labels: dict[int, str]) -> list[Finding]:
     findings = []
     unknown = sorted(set(label.labels) - set(labels))
     if unknown:
         numbers = ", ".join(map(str, unknown[:10])) + (" ..." if len(unknown) > 10 else "")
-        findings.append(
-            Finding(
-                "error", "label value", case.name, f"label values that dataset.json does not list: {numbers}"
-            )
-        )
+        message = f"label values that dataset.json does not list: {numbers}"
+        findings.append(Finding("error", "label value", case.name, message))
     if label.constant == 0:
         findings.append(Finding("note", "no foreground", case.name, "the label has no foreground"))
     return findings
 
 
-def _compare(case: Case, image: Scan, other: Scan, name: str) -> list[Finding]:
+def _compare(case: Case, image: CheckedFile, other: CheckedFile, name: str) -> list[Finding]:
     """The geometry of a case's second file against its first image; errors where nnU-Net refuses the case."""
     if image.frame is None or other.frame is None:
         return []
@@ -259,34 +255,25 @@ def _dataset_findings(
     if not any(case.split == "train" for case in dataset.cases):
         findings.append(Finding("error", "count", None, "there is no training case"))
     findings += _absent_labels(checked, dataset)
-    flat = [case for case in checked if case.summary is not None and case.one_slice]
+    readable = [(case, case.summary.name) for case in checked if case.summary is not None]
+    flat = [name for case, name in readable if case.one_slice]
     if flat and len(flat) == len(cases):
         findings.append(Finding("note", "one slice", None, "every scan has one slice: a 2D dataset"))
     else:
-        findings += [
-            Finding("warning", "one slice", case.summary.name, "the scan has one slice only along an axis")
-            for case in flat
-            if case.summary is not None
-        ]
-    bare = [case for case in checked if case.summary is not None and not case.has_geometry]
-    if bare:
-        message = "the file format carries no position in the patient: location follows the array axes"
-        if len(bare) == len(cases):
-            findings.append(Finding("note", "no geometry", None, message))
-        else:
-            findings += [
-                Finding("warning", "no geometry", case.summary.name, message) for case in bare if case.summary
-            ]
+        message = "the scan has one slice only along an axis"
+        findings += [Finding("warning", "one slice", name, message) for name in flat]
+    bare = [name for case, name in readable if not case.has_geometry]
+    message = "the file format carries no position in the patient: location follows the array axes"
+    if bare and len(bare) == len(cases):
+        findings.append(Finding("note", "no geometry", None, message))
+    else:
+        findings += [Finding("warning", "no geometry", name, message) for name in bare]
     if len({case.orientation for case in cases} - {"none"}) > 1:
-        findings.append(
-            Finding(
-                "note",
-                "orientations",
-                None,
-                "scans are stored in several orientations: their coordinates agree all the same, but the network sees "
-                "the anatomy turned or mirrored accordingly",
-            )
+        message = (
+            "scans are stored in several orientations: their coordinates agree all the same, but the network sees "
+            "the anatomy turned or mirrored accordingly"
         )
+        findings.append(Finding("note", "orientations", None, message))
     findings += outliers(cases, dataset.labels)
     return findings
 
@@ -304,3 +291,82 @@ def _absent_labels(checked: list[CheckedCase], dataset: RawDataset) -> list[Find
     return [
         Finding("note", "absent label", None, f"labels that occur in no training case: {', '.join(absent)}")
     ]
+
+
+def outliers(cases: list[CaseSummary], labels: dict[int, str]) -> list[Finding]:
+    """Compares the cases of a dataset.
+
+    Args:
+        cases: Those that could be read.
+        labels: Label value -> name.
+    """
+    displaced = list(_displaced(cases, labels))
+    doubtful = {finding.case for finding in displaced}
+    seen = {case.name for case in cases if case.positions}
+    findings = []
+    for item in unusual_grids([_grid(case) for case in cases]):
+        severity, message = "warning", item.message
+        if item.kind == "direction" and item.case in seen - doubtful:
+            # the header tells the truth about this scan if its organs lie where they lie elsewhere
+            severity, message = "note", f"{message} Its labels lie where they do in other cases."
+        findings.append(Finding(severity, item.kind, item.case, message))
+    return findings + displaced + list(_volumes(cases, labels))
+
+
+def _grid(case: CaseSummary) -> Grid:
+    fields = {field.name: getattr(case, field.name) for field in dataclasses.fields(Grid)}
+    if not case.stored or case.stored == case.orientation:
+        return Grid(**fields)
+    # the reader turned the scan: the order of the file's own axes is what a broken header gives away
+    axes = {letter: index for index, pair in enumerate(("RL", "AP", "SI")) for letter in pair}
+    along = {axes[letter]: number for letter, number in zip(case.orientation, case.shape, strict=True)}
+    shape = tuple(along[axes[letter]] for letter in case.stored)
+    return Grid(**{**fields, "orientation": case.stored, "shape": shape})
+
+
+def _displaced(cases: list[CaseSummary], labels: dict[int, str]) -> Iterator[Finding]:
+    """Labels far from where they lie in all other cases: the usual sign of a wrong direction matrix."""
+    far: dict[tuple[str, int], list[str]] = {}
+    for value, name in labels.items():
+        having = [case for case in cases if value in case.positions]
+        if len(having) < FEWEST_CASES:
+            continue
+        positions = np.array([case.positions[value] for case in having])
+        median, deviation = robust(positions)
+        limit = np.maximum(POSITION_DISTANCE, POSITION_DEVIATIONS * deviation)
+        for case, position in zip(having, positions, strict=True):
+            for axis in map(int, np.flatnonzero(np.abs(position - median) > limit)):
+                text = f"{name} at {position[axis]:+.2f} (elsewhere {median[axis]:+.2f})"
+                far.setdefault((case.name, axis), []).append(text)
+    for (case_name, axis), texts in far.items():
+        yield Finding(
+            "warning",
+            "position",
+            case_name,
+            f"labels lie far from where they are in other cases, {PATIENT_AXES[axis]} as a fraction of the volume: "
+            f"{', '.join(texts[:3])}{f' and {len(texts) - 3} more' if len(texts) > 3 else ''}. Is the direction right?",
+        )
+
+
+def _volumes(cases: list[CaseSummary], labels: dict[int, str]) -> Iterator[Finding]:
+    """A wrong voxel size makes organs too large or too small; the label that varies least is the measure."""
+    spread: dict[int, tuple[float, float]] = {}
+    for value in labels:
+        volumes = np.log([case.volumes[value] for case in cases if value in case.volumes])
+        if len(volumes) >= FEWEST_CASES and len(volumes) >= COMMON * len([c for c in cases if c.positions]):
+            median, deviation = robust(volumes)
+            spread[value] = float(median), float(deviation)
+    if not spread:
+        return
+    value = min(spread, key=lambda label: spread[label][1])
+    median_ml, deviation_ml = spread[value]
+    limit = max(math.log(VOLUME_FACTOR), DEVIATIONS * deviation_ml)
+    for case in cases:
+        if value in case.volumes and abs(math.log(case.volumes[value]) - median_ml) > limit:
+            yield Finding(
+                "warning",
+                "volume",
+                case.name,
+                f"{labels[value]} measures {case.volumes[value]:.3g} ml, the dataset's median is "
+                f"{math.exp(median_ml):.3g} ml. Is the voxel size right?",
+            )

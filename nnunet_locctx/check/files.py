@@ -79,14 +79,8 @@ def list_dataset(folder: Path) -> RawDataset:
         _add(dataset, name, "test", channels, None)
     training = sum(case.split == "train" for case in dataset.cases)
     if content.get("numTraining") != training and isinstance(content.get("numTraining"), int):
-        dataset.findings.append(
-            Finding(
-                "error",
-                "count",
-                None,
-                f"dataset.json says numTraining {content['numTraining']}, found {training}",
-            )
-        )
+        message = f"dataset.json says numTraining {content['numTraining']}, found {training}"
+        dataset.findings.append(Finding("error", "count", None, message))
     return dataset
 
 
@@ -130,13 +124,8 @@ def _list_training(dataset: RawDataset, folder: Path) -> None:
         if file.name.endswith(dataset.ending)
     }
     for name, channels in sorted(images.items()):
-        _add(
-            dataset,
-            name,
-            "train",
-            channels,
-            labels.pop(name, folder / "labelsTr" / f"{name}{dataset.ending}"),
-        )
+        label = labels.pop(name, folder / "labelsTr" / f"{name}{dataset.ending}")
+        _add(dataset, name, "train", channels, label)
     for name in sorted(labels):
         dataset.findings.append(Finding("error", "missing file", name, "the label has no image in imagesTr"))
 
@@ -158,12 +147,9 @@ def _images(dataset: RawDataset, folder: Path) -> dict[str, dict[int, Path]]:
     for file in others:
         # nnU-Net cuts five characters off whatever is there, then looks for that case's channels
         case = file.name[: -len(dataset.ending)][:-5]
-        severity = "warning" if case in images else "error"
-        does = (
-            "ignores it"
-            if case in images
-            else f"makes a case {case!r} of it that has no image, and stops there"
-        )
+        severity, does = "error", f"makes a case {case!r} of it that has no image, and stops there"
+        if case in images:
+            severity, does = "warning", "ignores it"
         message = (
             f"{folder.name}/{file.name} lacks the channel number (NAME_0000{dataset.ending}); nnU-Net {does}"
         )
@@ -172,13 +158,13 @@ def _images(dataset: RawDataset, folder: Path) -> dict[str, dict[int, Path]]:
 
 
 def _add(dataset: RawDataset, name: str, split: str, channels: dict[int, Path], label: Path | None) -> None:
-    there = {number: file for number, file in channels.items() if file.is_file()}
+    present = {number: file for number, file in channels.items() if file.is_file()}
     # one file may hold several channels (RGB), so the number of files is compared once they are read
-    missing = sorted(set(range(max(channels, default=0) + 1)) - set(there))
+    missing = sorted(set(range(max(channels, default=0) + 1)) - set(present))
     if missing:
         names = ", ".join(f"{number:04d}" for number in missing)
         dataset.findings.append(Finding("error", "missing file", name, f"image channel {names} is missing"))
     if label is not None and not label.is_file():
         dataset.findings.append(Finding("error", "missing file", name, f"the label {label.name} is missing"))
         label = None
-    dataset.cases.append(Case(name, split, tuple(there[number] for number in sorted(there)), label))
+    dataset.cases.append(Case(name, split, tuple(present[number] for number in sorted(present)), label))

@@ -121,10 +121,9 @@ def _extent_table(report: DatasetReport) -> list[str]:
     spacing = np.array([case.spacing for case in report.cases])
     extent = np.array([case.extent for case in report.cases])
     for axis, name in enumerate(PATIENT_AXES):
-        low, middle, high = np.min(spacing[:, axis]), np.median(spacing[:, axis]), np.max(spacing[:, axis])
-        row = f"{name:<20}{low:>8.3g}{middle:>9.3g}{high:>9.3g}"
-        low, middle, high = np.min(extent[:, axis]), np.median(extent[:, axis]), np.max(extent[:, axis])
-        lines.append(row + f"{low:>12.1f}{middle:>9.1f}{high:>9.1f}")
+        sizes, lengths = spacing[:, axis], extent[:, axis]
+        row = f"{name:<20}{sizes.min():>8.3g}{np.median(sizes):>9.3g}{sizes.max():>9.3g}"
+        lines.append(f"{row}{lengths.min():>12.1f}{np.median(lengths):>9.1f}{lengths.max():>9.1f}")
     return lines
 
 
@@ -139,8 +138,8 @@ def _findings(report: DatasetReport, cases_shown: int) -> list[str]:
         if finding.case is not None:
             cases.append(f"{finding.case} ({finding.detail})" if finding.detail else finding.case)
     for severity in SEVERITIES:
-        for (found, kind, message), cases in grouped.items():
-            if found != severity:
+        for (rank, kind, message), cases in grouped.items():
+            if rank != severity:
                 continue
             lines.append(f"  {severity}: {kind}: {message}")
             if cases:

@@ -12,7 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_locctx.geometry import PATIENT_FROM_LPS, Frame, corner_distance
-from nnunet_locctx.nnunet.data.reading import BrokenFileError, explain, file_ending, read_quietly
+from nnunet_locctx.nnunet.data.reading import (
+    BrokenFileError,
+    explain,
+    file_ending,
+    read_quietly,
+    share_not_finite,
+)
 
 LETTERS = (("R", "L"), ("A", "P"), ("S", "I"))
 """Per patient axis (R, A, S): the letter of an axis that grows along it and of one that grows against it."""
@@ -25,7 +31,7 @@ SAME_PLACE_VOXELS = 0.1
 
 
 @dataclass
-class Scan:
+class CheckedFile:
     """A file that was read.
 
     Attributes:
@@ -60,17 +66,17 @@ class Scan:
 
     def has(self, kind: str) -> bool:
         """Whether a problem of that kind was found."""
-        return any(found == kind for _, found, _, _ in self.problems)
+        return any(problem[1] == kind for problem in self.problems)
 
 
-def read_scan(file: Path, reader: str, *, segmentation: bool) -> Scan:
+def check_file(file: Path, reader: str, *, segmentation: bool) -> CheckedFile:
     """Reads one file with one of nnU-Net's readers and looks at header and voxels.
 
     Args:
         reader: Class name of the reader, such as ``"SimpleITKIO"``.
         segmentation: Collect label values and their positions as well.
     """
-    scan = Scan(file)
+    scan = CheckedFile(file)
     what = "label" if segmentation else "image"
     nifti = file.name.endswith((".nii", ".nii.gz"))
     with libraries_silenced():
@@ -93,7 +99,11 @@ def read_scan(file: Path, reader: str, *, segmentation: bool) -> Scan:
         _geometry(scan, properties, data.shape[1:], what)
         _voxels(scan, data, what)
         if nifti and not scan.has("not finite"):
-            _replaced_voxels(scan, reader, what)
+            # a broken voxel type is the reader's to judge
+            with contextlib.suppress(Exception):
+                if share := share_not_finite(file):
+                    message = f"the {what} has NaN or infinite voxels ({100 * share:.2g}% of them)"
+                    scan.report("warning", "not finite", f"{message}, which {reader} reads as 0")
     if segmentation:
         _labels(scan, data[0])
     return scan
@@ -128,7 +138,9 @@ def libraries_silenced() -> Iterator[None]:
         SimpleITK.ProcessObject.SetGlobalWarningDisplay(before[1])
 
 
-def _layout(scan: Scan, properties: dict[str, Any], shape: tuple[int, ...], what: str, reader: str) -> bool:
+def _layout(
+    scan: CheckedFile, properties: dict[str, Any], shape: tuple[int, ...], what: str, reader: str
+) -> bool:
     """Whether the array has the axes that nnU-Net takes them for; reports files that hold several channels."""
     axes = len(properties.get("sitk_stuff", {}).get("spacing", (0, 0, 0)))
     if len(properties["spacing"]) != 3:  # four axes of the array, of which the header knows three
@@ -152,7 +164,7 @@ def _layout(scan: Scan, properties: dict[str, Any], shape: tuple[int, ...], what
     return True
 
 
-def _spacing_file(scan: Scan, what: str) -> None:
+def _spacing_file(scan: CheckedFile, what: str) -> None:
     """Reports that there is no file with a TIFF's voxel size; ValueError if it is there and nnU-Net cannot use it."""
     file = tiff_spacing_file(scan.file, segmentation=what == "label")
     if file.is_file():
@@ -184,7 +196,7 @@ def _check_tiff_spacing(file: Path) -> None:
         raise ValueError(f"{name} has the spacing {spacing}; {form}")
 
 
-def _geometry(scan: Scan, properties: dict[str, Any], shape: tuple[int, ...], what: str) -> None:
+def _geometry(scan: CheckedFile, properties: dict[str, Any], shape: tuple[int, ...], what: str) -> None:
     if any(n < 1 for n in shape):
         scan.report("error", "empty", f"the {what} has no voxels: shape {tuple(shape)}")
         return
@@ -223,7 +235,7 @@ def _is_default(frame: Frame) -> bool:
     )
 
 
-def _nifti_header(scan: Scan, what: str) -> str | None:
+def _nifti_header(scan: CheckedFile, what: str) -> str | None:
     """Reports what only the NIfTI header itself tells; returns why a reader will refuse the file, if it is clear."""
     import nibabel
 
@@ -302,7 +314,7 @@ def millimetres(sizes: npt.ArrayLike) -> str:
     return " x ".join(f"{size:.7g}" for size in np.asarray(sizes)) + " mm"
 
 
-def _voxels(scan: Scan, data: npt.NDArray[np.float32], what: str) -> None:
+def _voxels(scan: CheckedFile, data: npt.NDArray[np.float32], what: str) -> None:
     if data.size == 0:
         return
     broken = int(data.size - np.count_nonzero(np.isfinite(data)))
@@ -320,38 +332,14 @@ def _voxels(scan: Scan, data: npt.NDArray[np.float32], what: str) -> None:
             scan.report("error", "empty", f"every voxel of the image has the same value ({low:g})")
 
 
-def _replaced_voxels(scan: Scan, reader: str, what: str) -> None:
-    """ITK's NIfTI library silently reads NaN and infinity as 0, so the file itself is asked."""
-    import nibabel
-
-    try:
-        image: Any = nibabel.load(scan.file)
-        if image.get_data_dtype().kind != "f":
-            return
-        data = np.asanyarray(image.dataobj)
-    except Exception:  # the reader managed, so this is not about the file
-        return
-    broken = int(data.size - np.count_nonzero(np.isfinite(data)))
-    if broken:
-        share = f"{100 * broken / data.size:.2g}% of them"
-        scan.report(
-            "warning",
-            "not finite",
-            f"the {what} has NaN or infinite voxels ({share}), which {reader} reads as 0",
-        )
-
-
-def _labels(scan: Scan, data: npt.NDArray[np.float32]) -> None:
+def _labels(scan: CheckedFile, data: npt.NDArray[np.float32]) -> None:
     """Fills ``labels``, ``voxels`` and ``cut`` of the scan; one pass along each axis keeps memory small."""
     if data.size == 0 or not np.isfinite(data).all():
         return
-    if data.min() < 0 or data.max() > np.iinfo(np.uint16).max or np.any(data != np.floor(data)):
-        odd = data[(data < 0) | (data > np.iinfo(np.uint16).max) | (data != np.floor(data))]
-        scan.report(
-            "error",
-            "label value",
-            f"the label has values that are no label numbers, such as {float(odd.flat[0]):g}",
-        )
+    odd = data[(data < 0) | (data > np.iinfo(np.uint16).max) | (data != np.floor(data))]
+    if odd.size:
+        message = f"the label has values that are no label numbers, such as {float(odd.flat[0]):g}"
+        scan.report("error", "label value", message)
         return
     values = data.astype(np.uint16)
     number = int(values.max()) + 1
@@ -360,12 +348,12 @@ def _labels(scan: Scan, data: npt.NDArray[np.float32]) -> None:
     cut = np.zeros(number, dtype=bool)
     for axis in range(3):
         for index, plane in enumerate(np.moveaxis(values, axis, 0)):
-            found = np.bincount(plane.ravel(), minlength=number)
-            sums[:, axis] += index * found
-            counts += found if axis == 0 else 0
+            in_plane = np.bincount(plane.ravel(), minlength=number)
+            sums[:, axis] += index * in_plane
+            counts += in_plane if axis == 0 else 0
             if index in (0, values.shape[axis] - 1):
-                cut |= found > 0
-    there = [int(value) for value in np.flatnonzero(counts)]
-    scan.labels = {value: sums[value] / counts[value] for value in there}
-    scan.voxels = {value: int(counts[value]) for value in there}
-    scan.cut = frozenset(value for value in there if cut[value])
+                cut |= in_plane > 0
+    present = [int(value) for value in np.flatnonzero(counts)]
+    scan.labels = {value: sums[value] / counts[value] for value in present}
+    scan.voxels = {value: int(counts[value]) for value in present}
+    scan.cut = frozenset(value for value in present if cut[value])

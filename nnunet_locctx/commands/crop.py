@@ -72,16 +72,9 @@ def run(options: argparse.Namespace) -> int:
     if options.dataset is None and options.regressor is None:
         raise ValueError("-i IMAGES needs --regressor FILE")
 
-    from nnunet_locctx.anatomy.crop import ScanGroup, crop_scans
-    from nnunet_locctx.anatomy.region_file import read_region
-    from nnunet_locctx.anatomy.report import format_report
-    from nnunet_locctx.anatomy.scans import (
-        label_values,
-        list_scans,
-        list_training,
-        load_anatomical,
-        read_description,
-    )
+    from nnunet_locctx.anatomy import ScanGroup, crop_scans, format_report, read_region
+    from nnunet_locctx.anatomy.scans import label_values, list_scans, list_training, load_anatomical
+    from nnunet_locctx.nnunet.data.dataset_json import read_dataset_json
     from nnunet_locctx.nnunet.data.paths import dataset_folder
 
     if options.dataset is not None:
@@ -92,8 +85,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         folder = options.images.resolve().parent
         groups = [ScanGroup("images", "labels", list_scans(options.images, options.segmentations))]
-    content = read_description(folder)
-    labels = {} if options.labels is None else label_values(content, options.labels)
+    labels = {} if options.labels is None else label_values(folder, options.labels)
     regressor = load_anatomical(options.regressor, options.dataset)
     region = None if options.region is None else read_region(options.region, regressor)
     report = crop_scans(
@@ -103,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
         options.output,
         recall=options.recall,
         region=region,
-        dataset=content if options.dataset is not None else None,
+        dataset=None if options.dataset is None else read_dataset_json(folder),
         progress=not options.quiet,
     )
     print(format_report(report))

@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
 
     import numpy as np
 
-    from nnunet_locctx.anatomy.landmarks import find_landmarks
+    from nnunet_locctx.anatomy import find_landmarks
     from nnunet_locctx.anatomy.scans import load_anatomical, measure_scan
     from nnunet_locctx.files import write_atomically
     from nnunet_locctx.image_files import check_whole

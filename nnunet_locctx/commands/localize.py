@@ -62,7 +62,6 @@ def run(options: argparse.Namespace) -> int:
         list_training,
         load_anatomical,
         measure_scan,
-        read_description,
         read_labelled,
     )
     from nnunet_locctx.files import write_atomically
@@ -76,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         folder = options.labelled[0].resolve().parent
         scans = list_scans(*options.labelled)
-    organs = label_values(read_description(folder), options.labels)
+    organs = label_values(folder, options.labels)
     known = {scan.name: scan for scan in scans if scan.label is not None}
     names = list(known) if options.cases is None else options.cases
     unknown = [name for name in names if name not in known]

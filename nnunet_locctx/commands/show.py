@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
         )
 
     from nnunet_locctx.location import make_source
-    from nnunet_locctx.show import check_output, compare_predictions, draw, read_scan
+    from nnunet_locctx.show import check_output, compare_predictions, draw, locate_scan
     from nnunet_locctx.show.scan import checked_patch
 
     check_output(output)  # before a prediction that may take minutes
@@ -106,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
                 f"the source {source.name!r} {'needs' if source.fitted else 'takes no'} --regressor"
                 + (" (regressor.pt, made by `locctx fit`)" if source.fitted else "")
             )
-        scan = read_scan(options.image, source, label=options.label, regressor=options.regressor)
+        scan = locate_scan(options.image, source, label=options.label, regressor=options.regressor)
     if options.patch is not None:
         scan = dataclasses.replace(scan, patch_size=checked_patch(options.patch))
     draw(scan, output, at=None if options.at is None else scan.index_at(options.at))

@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 
 from nnunet_locctx.files import replacing
-from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import make_source
 from nnunet_locctx.phantoms.twin_organs import ORGANS
+from nnunet_locctx.scan import Scan
+from nnunet_locctx.viewing import CORONAL, SOFT_TISSUE, Slice, clear
+
+COLOURS = ["#fee08b", "#91d1f7", "#f46d43", "#3f7fd0", "#a50026", "#253494"]
+"""Of the organs: left in warm, right in cold colours; the level by lightness."""
 
 FloatArray = npt.NDArray[np.floating[Any]]
-WINDOW_HU = (-160.0, 240.0)
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,9 @@ class Row:
 
     Attributes:
         name: Name of the scan.
-        scan: (z, x) HU, z grows to superior, x to the patient's left.
-        segmentations: Title -> (z, x) labels.
-        location: (3, z, x) fraction of the volume (R, A, S).
+        scan: (rows, columns) HU, from superior down, from the patient's right to the left.
+        segmentations: Title -> (rows, columns) labels.
+        location: (3, rows, columns) fraction of the volume (R, A, S).
         pixel: Height over width of a pixel.
     """
 
@@ -78,20 +80,21 @@ def read_row(name: str, scan: Path, segmentations: Mapping[str, Path]) -> Row:
         scan: The image.
         segmentations: Title -> label file on the same grid; the first one chooses the slice.
     """
-    image = _read(scan)
-    volume = sitk.GetArrayFromImage(image)  # (z, y, x), indices grow to superior, posterior, left
-    labels = {title: sitk.GetArrayFromImage(_read(path)) for title, path in segmentations.items()}
-    reference = next(iter(labels.values()))
-    present = [np.bincount(cut[cut > 0], minlength=2)[1:] for cut in np.moveaxis(reference, 1, 0)]
+    image = Scan.read(scan)
+    labels = {title: Scan.read(file).labels for title, file in segmentations.items()}
+    across = image.frame.array_axes[CORONAL.fixed]
+    planes = np.moveaxis(next(iter(labels.values())), across, 0)
+    present = [np.bincount(plane[plane > 0], minlength=2)[1:] for plane in planes]
     # most classes, and among those the largest cut through them
-    best = max(range(len(present)), key=lambda y: ((present[y] > 0).sum(), present[y].sum()))
-    spacing = image.GetSpacing()
+    best = max(range(len(present)), key=lambda index: ((present[index] > 0).sum(), present[index].sum()))
+    piece = Slice(image.frame, CORONAL, best)
+    location = make_source("voxel").field(image.frame).box((0, 0, 0), image.frame.shape)
     return Row(
         name,
-        volume[:, best].astype(np.float32),
-        {title: array[:, best] for title, array in labels.items()},
-        _location(image)[:, :, best],
-        pixel=spacing[2] / spacing[0],
+        piece.of(image.voxels[0]).astype(np.float32),
+        {title: piece.of(array) for title, array in labels.items()},
+        piece.of(location),
+        pixel=piece.spacing[0] / piece.spacing[1],
     )
 
 
@@ -109,20 +112,19 @@ def plot_rows(rows: Sequence[Row], file: Path) -> None:
     titles = ["scan", *rows[0].segmentations, "location"]
     figure = Figure(figsize=(2.6 * len(titles), 2.6 * len(rows) + 0.9), layout="constrained")
     panels = figure.subplots(len(rows), len(titles), squeeze=False)
-    colours = _colours()
-    palette = ListedColormap(colours)
+    palette = ListedColormap(COLOURS)
     for line, row in zip(panels, rows, strict=True):
         for panel, title in zip(line, titles, strict=True):
-            _turn_off(panel)
-            view = {"origin": "lower", "aspect": row.pixel, "interpolation": "nearest"}
+            clear(panel, spines=False)
+            view = {"aspect": row.pixel, "interpolation": "nearest"}
             if title == "location":
                 panel.imshow(np.moveaxis(np.clip(row.location + 0.5, 0, 1), 0, -1), **view)
                 continue
-            panel.imshow(row.scan, cmap="gray", vmin=WINDOW_HU[0], vmax=WINDOW_HU[1], **view)
+            panel.imshow(row.scan, cmap="gray", vmin=SOFT_TISSUE[0], vmax=SOFT_TISSUE[1], **view)
             if title in row.segmentations:
                 labels = row.segmentations[title]
                 shown = np.ma.masked_equal(labels, 0)
-                panel.imshow(shown, cmap=palette, vmin=0.5, vmax=len(colours) + 0.5, alpha=0.8, **view)
+                panel.imshow(shown, cmap=palette, vmin=0.5, vmax=len(COLOURS) + 0.5, alpha=0.8, **view)
         line[0].set_ylabel(row.name)
     for panel, title in zip(panels[0], titles, strict=True):
         panel.set_title("location as colour" if title == "location" else title)
@@ -130,31 +132,8 @@ def plot_rows(rows: Sequence[Row], file: Path) -> None:
     panels[-1][-1].set_xlabel("red: to the right, green: to anterior,\nblue: to superior")
     patches = [
         Patch(color=colour, label=name.replace("_", " "))
-        for name, colour in zip(ORGANS, colours, strict=True)
+        for name, colour in zip(ORGANS, COLOURS, strict=True)
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False)
     with replacing(file) as draft:
         figure.savefig(draft, dpi=110)
-
-
-def _read(path: Path) -> Any:
-    return sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS")
-
-
-def _location(image: Any) -> FloatArray:
-    """(3, z, y, x) fraction of the volume of a scan without a margin to crop, as the source ``voxel`` gives it."""
-    frame = Frame.from_sitk(image)
-    location: FloatArray = make_source("voxel").field(frame).box((0, 0, 0), frame.shape)
-    return location
-
-
-def _colours() -> list[str]:
-    # left in warm, right in cold colours; the level by lightness
-    return ["#fee08b", "#91d1f7", "#f46d43", "#3f7fd0", "#a50026", "#253494"]
-
-
-def _turn_off(panel: Any) -> None:
-    panel.set_xticks([])
-    panel.set_yticks([])
-    for side in panel.spines.values():
-        side.set_visible(False)

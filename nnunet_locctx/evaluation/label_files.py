@@ -1,7 +1,6 @@
 """Folders of segmentations: which cases they hold, how they are read, and what is wrong with them."""
 
 import hashlib
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from nnunet_locctx.geometry import Frame, corner_distance
+from nnunet_locctx.nnunet.data.dataset_json import checked_content, read_dataset_json
 from nnunet_locctx.nnunet.data.fitted import summarise
-from nnunet_locctx.nnunet.data.reading import BrokenFileError, explain, read_quietly
+from nnunet_locctx.nnunet.data.reading import BrokenFileError, explain, read_quietly, share_not_finite
 from nnunet_locctx.nnunet.data.workers import map_in_workers
 
 SAME_PLACE = 0.01
@@ -23,7 +23,7 @@ SAME_PLACE = 0.01
 
 @dataclass(frozen=True)
 class Description:
-    """What ``dataset.json`` says about a data set's segmentations.
+    """What ``dataset.json`` says about a dataset's segmentations.
 
     Attributes:
         labels: Class name -> label or region.
@@ -60,7 +60,7 @@ class LabelFile:
 
 
 def read_description(given: Path | Mapping[str, Any] | None, folders: Sequence[Path]) -> Description:
-    """The data set's description.
+    """The dataset's description.
 
     Args:
         given: ``dataset.json`` or its content; None: the first in, or one or two above, one of the folders. nnU-Net
@@ -70,9 +70,9 @@ def read_description(given: Path | Mapping[str, Any] | None, folders: Sequence[P
     Raises:
         ValueError: There is none, it cannot be read, or it lacks what is needed.
     """
-    file: Path | None = None
+    needed = ("labels", "file_ending")
     if isinstance(given, Mapping):
-        content: Any = given
+        content, file = checked_content(given, "dataset.json", needed), None
     else:
         places = [near for folder in folders for near in (folder, *folder.resolve().parents[:2])]
         files = [place / "dataset.json" for place in places] if given is None else [given]
@@ -81,16 +81,8 @@ def read_description(given: Path | Mapping[str, Any] | None, folders: Sequence[P
             raise ValueError(
                 f"no dataset.json; looked for {', '.join(map(str, files))}. Give it: --dataset-json FILE"
             )
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{file} cannot be read: {error}") from error
-    missing = [
-        key for key in ("labels", "file_ending") if not isinstance(content, Mapping) or key not in content
-    ]
-    if missing:
-        raise ValueError(f"{file or 'dataset.json'} lacks {', '.join(missing)}")
-    return Description(content["labels"], str(content["file_ending"]), content, file)
+        content = read_dataset_json(file, needed)
+    return Description(content["labels"], content["file_ending"], content, file)
 
 
 def list_label_files(folder: Path, ending: str) -> dict[str, Path]:
@@ -101,14 +93,14 @@ def list_label_files(folder: Path, ending: str) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
-    found = {
+    cases = {
         file.name.removesuffix(ending): file
         for file in sorted(folder.iterdir())
         if file.name.endswith(ending) and not file.name.startswith(".") and file.is_file()
     }
-    if not found:
+    if not cases:
         raise ValueError(f"{folder} has no files that end in {ending}")
-    return found
+    return cases
 
 
 def read_labels(file: Path, reader: str) -> tuple[npt.NDArray[np.int32], dict[str, Any]]:
@@ -192,7 +184,7 @@ def _check(file: Path, reader: str, allowed: frozenset[int], case: str, problems
         problems.append(f"{what}: {error}")
         frame = None
     values = np.unique(data)
-    if not np.isfinite(values).all() or _hides_nan(file):
+    if not np.isfinite(values).all() or share_not_finite(file):
         problems.append(f"{what} has voxels that are NaN or infinite")
     elif (values != np.round(values)).any():
         odd = values[values != np.round(values)][:5]
@@ -203,13 +195,3 @@ def _check(file: Path, reader: str, allowed: frozenset[int], case: str, problems
             shown = ", ".join(map(str, unknown[:10])) + (" ..." if len(unknown) > 10 else "")
             problems.append(f"{what} has labels that dataset.json does not list there: {shown}")
     return frame
-
-
-def _hides_nan(file: Path) -> bool:
-    """ITK reads NaN in NIfTI files as 0, so the file itself is asked."""
-    if not file.name.endswith((".nii", ".nii.gz")):
-        return False
-    import nibabel
-
-    image: Any = nibabel.load(file)
-    return image.get_data_dtype().kind == "f" and not np.isfinite(np.asanyarray(image.dataobj)).all()

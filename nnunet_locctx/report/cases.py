@@ -160,7 +160,10 @@ def _shown(
 
 
 def _paint(
-    panel: Any, piece: CaseSlice, labels: npt.NDArray[np.int64] | None, colours: Mapping[int, tuple[str, Any]]
+    panel: Any,
+    piece: CaseSlice,
+    labels: npt.NDArray[np.integer] | None,
+    colours: Mapping[int, tuple[str, Any]],
 ) -> None:
     rows, columns = piece.truth.shape
     extent = (0, columns * piece.spacing[1], rows * piece.spacing[0], 0)

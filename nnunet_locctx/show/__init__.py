@@ -1,7 +1,6 @@
 """A picture of a scan with its location: what the network is told, and what it makes of it (`locctx show`)."""
 
 from nnunet_locctx.show.figure import check_output, draw
-from nnunet_locctx.show.model import compare_predictions
-from nnunet_locctx.show.scan import Comparison, LocatedScan, read_scan
+from nnunet_locctx.show.scan import Comparison, LocatedScan, compare_predictions, locate_scan
 
-__all__ = ["Comparison", "LocatedScan", "check_output", "compare_predictions", "draw", "read_scan"]
+__all__ = ["Comparison", "LocatedScan", "check_output", "compare_predictions", "draw", "locate_scan"]

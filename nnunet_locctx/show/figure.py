@@ -1,97 +1,21 @@
 """Draws a located scan: slices the way the patient lies, the three location channels, what a model makes of it."""
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from nnunet_locctx.location import MILLIMETRES_PER_UNIT
 from nnunet_locctx.show.scan import LocatedScan
+from nnunet_locctx.viewing import VIEWS, Slice, clear, grey_levels
+
+Index: TypeAlias = tuple[int, int, int]
 
 CHANNELS = ("left to right", "posterior to anterior", "inferior to superior")
-LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
-"""Per patient axis (R, A, S): where it begins and where it ends."""
-
 INCHES_PER_PANEL = 2.6
-
-
-@dataclass(frozen=True)
-class View:
-    """One slice through the volume.
-
-    Attributes:
-        name: What radiologists call it.
-        fixed: Patient axis (0 R, 1 A, 2 S) that the slice is perpendicular to.
-        row: Patient axis that runs upwards in the picture.
-        column: Patient axis that runs to the left in the picture.
-    """
-
-    name: str
-    fixed: int
-    row: int
-    column: int
-
-
-# the patient's right is drawn at the left, as if looking from the feet or from the front
-VIEWS = (View("axial", 2, 1, 0), View("coronal", 1, 2, 0), View("sagittal", 0, 2, 1))
-
-
-class Slice:
-    """A plane of a scan's array, turned for drawing.
-
-    Args:
-        scan: The scan.
-        view: Which plane.
-        index: A voxel (array axis order) that it passes through.
-    """
-
-    def __init__(self, scan: LocatedScan, view: View, index: tuple[int, int, int]) -> None:
-        self.scan = scan
-        self.view = view
-        axes = scan.patient_axes()
-        self.fixed = axes[view.fixed][0]
-        self.row, self.row_grows = axes[view.row]
-        self.column, self.column_grows = axes[view.column]
-        self.index = index
-        spacing = scan.frame.spacing
-        self.height = float(spacing[self.row] * scan.frame.shape[self.row])
-        self.width = float(spacing[self.column] * scan.frame.shape[self.column])
-
-    def of(self, volume: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The plane of a volume with the scan's shape, first row on top."""
-        plane = np.take(volume, self.index[self.fixed], axis=self.fixed)
-        return self._turn(plane)
-
-    def location(self) -> npt.NDArray[np.float32]:
-        """(3, rows, columns): the location in the plane."""
-        lower, size = [0, 0, 0], list(self.scan.frame.shape)
-        lower[self.fixed], size[self.fixed] = self.index[self.fixed], 1
-        box = self.scan.field.box(lower, size)
-        return np.stack([self._turn(np.take(channel, 0, axis=self.fixed)) for channel in box])
-
-    def rectangle(
-        self, lower: npt.NDArray[np.float64], size: npt.NDArray[np.float64]
-    ) -> tuple[float, float, float, float]:
-        """Left, top, width and height in mm of a box of voxels."""
-        left, width = self._span(self.column, self.column_grows, lower, size)
-        top, height = self._span(self.row, self.row_grows, lower, size)
-        return left, top, width, height
-
-    def _span(
-        self, axis: int, grows: bool, lower: npt.NDArray[np.float64], size: npt.NDArray[np.float64]
-    ) -> tuple[float, float]:
-        spacing = float(self.scan.frame.spacing[axis])
-        # pictures run against the patient axis: down and to the right
-        begin = self.scan.frame.shape[axis] - lower[axis] - size[axis] if grows else lower[axis]
-        return float(begin) * spacing, float(size[axis]) * spacing
-
-    def _turn(self, plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        if self.row > self.column:
-            plane = plane.T
-        return plane[:: -1 if self.row_grows else 1, :: -1 if self.column_grows else 1]
 
 
 def check_output(output: Path) -> None:
@@ -111,7 +35,7 @@ def check_output(output: Path) -> None:
         )
 
 
-def draw(scan: LocatedScan, output: Path, *, at: tuple[int, int, int] | None = None) -> None:
+def draw(scan: LocatedScan, output: Path, *, at: Index | None = None) -> None:
     """Writes the picture.
 
     Args:
@@ -128,18 +52,24 @@ def draw(scan: LocatedScan, output: Path, *, at: tuple[int, int, int] | None = N
     from matplotlib.figure import Figure
 
     index = at or scan.centre_of_interest()
-    slices = [Slice(scan, view, index) for view in VIEWS]
-    columns: list[tuple[str, Callable[[Any, Slice], Any]]] = [(_scan_title(scan), _draw_scan)]
-    low, high = _location_range(scan)
-    normal = mpl.colors.Normalize(low, high)
+    slices = [Slice(scan.frame, view, index) for view in VIEWS]
+    normal = mpl.colors.Normalize(*_location_range(scan))
+    columns: list[tuple[str, Callable[[Any, Slice], Any]]] = [
+        (_scan_title(scan), functools.partial(_draw_scan, scan=scan, index=index))
+    ]
     for channel, name in enumerate(CHANNELS):
-        columns.append((f"location {'RAS'[channel]}: {name}", _location_panel(channel, normal)))
+        channel_panel = functools.partial(_draw_location, scan=scan, channel=channel, normal=normal)
+        columns.append((f"location {'RAS'[channel]}: {name}", channel_panel))
     if scan.comparison is not None:
-        located, replaced = scan.comparison.located, scan.comparison.replaced
-        columns.append(("prediction, true location", _overlay_panel(located)))
-        columns.append((f"prediction, {scan.comparison.replacement}", _overlay_panel(replaced)))
-        share = 100 * float(scan.comparison.changed.mean())
-        columns.append((f"where they differ ({share:.2g}% of voxels)", _difference_panel(scan)))
+        both = scan.comparison
+        columns += [
+            ("prediction, true location", functools.partial(_overlay, labels=both.located)),
+            (f"prediction, {both.replacement}", functools.partial(_overlay, labels=both.replaced)),
+            (
+                f"where they differ ({100 * float(both.changed.mean()):.2g}% of voxels)",
+                functools.partial(_draw_difference, changed=both.changed),
+            ),
+        ]
     ratios = [max(0.45, min(1.6, piece.height / piece.width)) for piece in slices]
     figure = Figure(
         figsize=(INCHES_PER_PANEL * len(columns), INCHES_PER_PANEL * sum(ratios) + 1.3), layout="constrained"
@@ -148,11 +78,12 @@ def draw(scan: LocatedScan, output: Path, *, at: tuple[int, int, int] | None = N
     panels = figure.subplots(len(slices), len(columns), squeeze=False, height_ratios=ratios)
     for row, piece in zip(panels, slices, strict=True):
         for panel, (title, paint) in zip(row, columns, strict=True):
+            _grey(panel, piece, scan.image)
             paint(panel, piece)
             _frame_panel(panel, piece)
             if piece is slices[0]:
                 panel.set_title(title, fontsize=8)
-        row[0].set_ylabel(f"{piece.view.name}, {_place(scan, piece)}", fontsize=8)
+        row[0].set_ylabel(f"{piece.view.name}, {_place(scan, piece, index)}", fontsize=8)
     bar = figure.colorbar(
         mpl.cm.ScalarMappable(normal, "coolwarm"),
         ax=list(panels[:, 1:4].flat),
@@ -166,65 +97,42 @@ def draw(scan: LocatedScan, output: Path, *, at: tuple[int, int, int] | None = N
     figure.savefig(output, dpi=130)
 
 
-def _draw_scan(panel: Any, piece: Slice) -> None:
-    _grey(panel, piece)
-    scan = piece.scan
+def plane_of_location(scan: LocatedScan, piece: Slice) -> npt.NDArray[np.float32]:
+    """(3, rows, columns): the location in a slice."""
+    lower, size = [0, 0, 0], list(scan.frame.shape)
+    lower[piece.fixed], size[piece.fixed] = piece.index, 1
+    return piece.turn(np.take(scan.field.box(lower, size), 0, axis=piece.fixed - 3))
+
+
+def _draw_scan(panel: Any, piece: Slice, scan: LocatedScan, index: Index) -> None:
     if scan.label is not None:
         _overlay(panel, piece, scan.label)
     if scan.patch_size is not None:
-        _patches(panel, piece, scan.patch_size)
+        _patches(panel, piece, index, scan.patch_size)
 
 
-def _location_panel(channel: int, normal: Any) -> Callable[[Any, Slice], Any]:
+def _draw_location(panel: Any, piece: Slice, scan: LocatedScan, channel: int, normal: Any) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    def paint(panel: Any, piece: Slice) -> None:
-        _grey(panel, piece)
-        values = piece.location()[channel]
-        extent = (0, piece.width, piece.height, 0)
-        panel.imshow(values, extent=extent, cmap="coolwarm", norm=normal, alpha=0.55, interpolation="nearest")
-        levels = MaxNLocator(nbins=11, steps=[1, 2, 5, 10]).tick_values(normal.vmin, normal.vmax)
-        if float(np.ptp(values)) > (levels[1] - levels[0]) / 2 and min(values.shape) > 1:
-            lines = panel.contour(values, levels, extent=extent, origin="upper", colors="k", linewidths=0.5)
-            panel.clabel(lines, fontsize=5, fmt="%.2g")
-        else:
-            text = f"{float(values.mean()):+.2f} throughout"
-            panel.text(0.5, 0.5, text, transform=panel.transAxes, ha="center", va="center", fontsize=7)
-
-    return paint
+    values = plane_of_location(scan, piece)[channel]
+    piece.paint(panel, values, cmap="coolwarm", norm=normal, alpha=0.55)
+    levels = MaxNLocator(nbins=11, steps=[1, 2, 5, 10]).tick_values(normal.vmin, normal.vmax)
+    if float(np.ptp(values)) > (levels[1] - levels[0]) / 2 and min(values.shape) > 1:
+        lines = panel.contour(values, levels, extent=piece.extent, origin="upper", colors="k", linewidths=0.5)
+        panel.clabel(lines, fontsize=5, fmt="%.2g")
+    else:
+        text = f"{float(values.mean()):+.2f} throughout"
+        panel.text(0.5, 0.5, text, transform=panel.transAxes, ha="center", va="center", fontsize=7)
 
 
-def _overlay_panel(labels: npt.NDArray[np.integer]) -> Callable[[Any, Slice], Any]:
-    def paint(panel: Any, piece: Slice) -> None:
-        _grey(panel, piece)
-        _overlay(panel, piece, labels)
-
-    return paint
+def _draw_difference(panel: Any, piece: Slice, changed: npt.NDArray[np.bool_]) -> None:
+    piece.paint(panel, piece.of(changed)[..., None] * np.array((1.0, 0.15, 0.1, 0.75)))
 
 
-def _difference_panel(scan: LocatedScan) -> Callable[[Any, Slice], Any]:
-    def paint(panel: Any, piece: Slice) -> None:
-        _grey(panel, piece)
-        if scan.comparison is not None:
-            changed = piece.of(scan.comparison.changed)
-            colour = np.zeros((*changed.shape, 4))
-            colour[changed] = (1.0, 0.15, 0.1, 0.75)
-            panel.imshow(colour, extent=(0, piece.width, piece.height, 0), interpolation="nearest")
-
-    return paint
-
-
-def _grey(panel: Any, piece: Slice) -> None:
-    plane = piece.of(piece.scan.image)
-    low, high = np.percentile(plane, [1, 99.5])
-    panel.imshow(
-        plane,
-        extent=(0, piece.width, piece.height, 0),
-        cmap="gray",
-        vmin=low,
-        vmax=max(high, low + 1e-6),
-        interpolation="nearest",
-    )
+def _grey(panel: Any, piece: Slice, image: npt.NDArray[Any]) -> None:
+    plane = piece.of(image)
+    low, high = grey_levels(plane, (1, 99.5))
+    piece.paint(panel, plane, cmap="gray", vmin=low, vmax=high)
 
 
 def _overlay(panel: Any, piece: Slice, labels: npt.NDArray[np.integer]) -> None:
@@ -234,14 +142,14 @@ def _overlay(panel: Any, piece: Slice, labels: npt.NDArray[np.integer]) -> None:
     # steps through the colours so that neighbouring numbers, often neighbouring organs, look different
     colours = mpl.colormaps["hsv"]((plane * 0.381966) % 1.0)
     colours[..., 3] = np.where(plane > 0, 0.5, 0.0)
-    panel.imshow(colours, extent=(0, piece.width, piece.height, 0), interpolation="nearest")
+    piece.paint(panel, colours)
 
 
-def _patches(panel: Any, piece: Slice, patch_size: tuple[int, int, int]) -> None:
+def _patches(panel: Any, piece: Slice, index: Index, patch_size: Index) -> None:
     """One patch around the place shown, and faintly the grid of patches side by side."""
     from matplotlib.patches import Rectangle
 
-    shape = np.array(piece.scan.frame.shape, dtype=np.float64)
+    shape = np.array(piece.frame.shape, dtype=np.float64)
     size = np.array(patch_size, dtype=np.float64)
     counts = np.ceil(shape / size).astype(int)
     grid = (shape - counts * size) / 2
@@ -256,7 +164,7 @@ def _patches(panel: Any, piece: Slice, patch_size: tuple[int, int, int]) -> None
             )
     # as nnU-Net's window, a patch stays within the volume where it can
     slack = np.where(size < shape, 0, (shape - size) / 2)
-    lower = np.clip(np.array(piece.index) - size // 2, slack, shape - size - slack)
+    lower = np.clip(np.array(index) - size // 2, slack, shape - size - slack)
     left, top, width, height = piece.rectangle(lower, size)
     panel.add_patch(Rectangle((left, top), width, height, fill=False, lw=1.4, ec="yellow"))
 
@@ -264,17 +172,11 @@ def _patches(panel: Any, piece: Slice, patch_size: tuple[int, int, int]) -> None
 def _frame_panel(panel: Any, piece: Slice) -> None:
     panel.set_xlim(0, piece.width)
     panel.set_ylim(piece.height, 0)
-    panel.set_xticks([])
-    panel.set_yticks([])
-    column, row = LETTERS[piece.view.column], LETTERS[piece.view.row]
+    clear(panel)
     style = {"transform": panel.transAxes, "fontsize": 7, "color": "#ffd24d", "weight": "bold"}
-    for x, y, text in (
-        (0.03, 0.5, column[1]),
-        (0.97, 0.5, column[0]),
-        (0.5, 0.96, row[1]),
-        (0.5, 0.04, row[0]),
-    ):
-        panel.text(x, y, text, ha="center", va="center", **style)
+    places = ((0.03, 0.5), (0.97, 0.5), (0.5, 0.96), (0.5, 0.04))
+    for (x, y), letter in zip(places, piece.letters, strict=False):
+        panel.text(x, y, letter, ha="center", va="center", **style)
 
 
 def _location_range(scan: LocatedScan) -> tuple[float, float]:
@@ -289,8 +191,8 @@ def _location_range(scan: LocatedScan) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def _place(scan: LocatedScan, piece: Slice) -> str:
-    fraction = scan.frame.fraction(np.array(piece.index))[piece.view.fixed]
+def _place(scan: LocatedScan, piece: Slice, index: Index) -> str:
+    fraction = scan.frame.fraction(np.array(index))[piece.view.fixed]
     return f"{'RAS'[piece.view.fixed]} = {fraction:+.2f}"
 
 

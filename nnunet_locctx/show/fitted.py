@@ -1,18 +1,16 @@
 """What a fitted location source found in the training scans: figures for reading, a picture for looking."""
 
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nnunet_locctx.files import replacing
-from nnunet_locctx.geometry import PATIENT_FROM_LPS
+from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import AnatomicalMap, BodyPartCurve
 from nnunet_locctx.nnunet.data.fitting import FittedDataset
+from nnunet_locctx.viewing import CORONAL, SAGITTAL, Slice, clear
 
 DRAWN_MAPS = 4
 NAMED_SCANS = 40
@@ -107,49 +105,21 @@ def _position_of(curve: BodyPartCurve, score: float) -> float:
     return float(np.interp(score, curve.scores, curve.positions))
 
 
-VIEWS: Sequence[tuple[str, int, int]] = (
-    ("R, coronal", 0, 1),
-    ("A, sagittal", 1, 0),
-    ("S, coronal", 2, 1),
-)
-"""Title, channel, and the patient axis looked along."""
-
-
 def _draw_maps(maps: dict[str, AnatomicalMap]) -> Figure:
+    """The middle slices of the maps, each of the coordinate that changes most visibly in it."""
     figure = Figure(figsize=(9, 3.4 * len(maps)), layout="constrained")
-    rows = figure.subplots(len(maps), len(VIEWS), squeeze=False)
-    shown = None
-    for axes, (name, found) in zip(rows, maps.items(), strict=True):
-        for ax, (title, channel, along) in zip(axes, VIEWS, strict=True):
-            shown = _draw_slice(ax, found, channel, along)
-            ax.set_title(title, fontsize=9)
-        axes[0].set_ylabel(name, fontsize=8)
-    if shown is not None:
-        figure.colorbar(shown, ax=rows, shrink=0.6, label="anatomical coordinate")
+    rows = figure.subplots(len(maps), 3, squeeze=False)
+    for panels, (name, anatomical) in zip(rows, maps.items(), strict=True):
+        shape = anatomical.values.shape[1:]
+        frame = Frame.from_affine(shape, anatomical.affine, "LPS")
+        for channel, (panel, view) in enumerate(zip(panels, (CORONAL, SAGITTAL, CORONAL), strict=True)):
+            piece = Slice(frame, view, [n // 2 for n in shape])
+            plane = piece.of(anatomical.values[channel])
+            piece.paint(panel, plane, cmap="coolwarm", vmin=-0.6, vmax=0.6)
+            lines = np.arange(-1, 1.01, 0.1)
+            panel.contour(plane, lines, extent=piece.extent, origin="upper", colors="k", linewidths=0.4)
+            clear(panel)
+            panel.set_title(f"{'RAS'[channel]}, {view.name}", fontsize=9)
+        panels[0].set_ylabel(name, fontsize=8)
+    figure.colorbar(rows[0, 0].images[0], ax=rows, shrink=0.6, label="anatomical coordinate")
     return figure
-
-
-def _draw_slice(ax: Axes, found: AnatomicalMap, channel: int, along: int) -> Any:
-    """The map's middle slice the way the patient stands: superior up, the patient's right on the left."""
-    steps = PATIENT_FROM_LPS @ found.affine[:3, :3]
-    order = [int(np.argmax(np.abs(steps[axis]))) for axis in range(3)]  # array axis of each patient axis
-    values = found.values[channel].transpose(order)
-    for axis in range(3):
-        if steps[axis, order[axis]] < 0:
-            values = np.flip(values, axis)
-    image = values.take(values.shape[along] // 2, axis=along).T
-    sizes = [float(np.linalg.norm(steps[:, order[axis]])) for axis in range(3) if axis != along]
-    picture = ax.imshow(
-        image[:, ::-1] if along == 1 else image,
-        origin="lower",
-        cmap="coolwarm",
-        vmin=-0.6,
-        vmax=0.6,
-        aspect=sizes[1] / sizes[0] if math.isfinite(sizes[1]) else 1.0,
-    )
-    ax.contour(
-        image[:, ::-1] if along == 1 else image, levels=np.arange(-1, 1.01, 0.1), colors="k", linewidths=0.4
-    )
-    ax.set_xticks([])
-    ax.set_yticks([])
-    return picture

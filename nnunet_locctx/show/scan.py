@@ -1,22 +1,25 @@
 """A scan as nnU-Net hands it to the network, with what is needed to draw it the way the patient lies."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import SupportsInt
 
 import numpy as np
 import numpy.typing as npt
 
-from nnunet_locctx.geometry import PATIENT_FROM_LPS, Frame
+from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import LocationField, LocationSource, Measurement
 from nnunet_locctx.nnunet.data.fitted import open_regressor
-from nnunet_locctx.nnunet.data.reading import read_any
+from nnunet_locctx.nnunet.data.reading import read_scan
+from nnunet_locctx.nnunet.predicting.prediction import load_located_model
+from nnunet_locctx.scan import Scan
+from nnunet_locctx.viewing import per_plane
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Predictions of one model with and without the true location, (z, y, x)-like array axes of the scan.
+    """Predictions of one model with and without the true location, array axes of the scan.
 
     Attributes:
         located: Segmentation with the true location.
@@ -59,13 +62,13 @@ class LocatedScan:
     comparison: Comparison | None = None
 
     def centre_of_interest(self) -> tuple[int, int, int]:
-        """Index of the voxel to show: amid what a location changes, amid the labels, or the middle of the volume."""
+        """Index of the voxel to show: where a location changes most, amid the labels, or the middle of the volume."""
         if self.comparison is not None and self.comparison.changed.any():
-            return _fullest_planes(self.comparison.changed)
+            return _three(np.argmax(counts) for counts in per_plane(self.comparison.changed))
         if self.label is not None and (self.label > 0).any():
-            return _median_planes(self.label > 0)
-        first, second, third = (n // 2 for n in self.frame.shape)
-        return first, second, third
+            sums = [np.cumsum(counts) for counts in per_plane(self.label > 0)]
+            return _three(np.searchsorted(one, one[-1] / 2) for one in sums)
+        return _three(n // 2 for n in self.frame.shape)
 
     def index_at(self, fraction: Sequence[float]) -> tuple[int, int, int]:
         """Index of the voxel at a fraction (R, A, S) of the volume.
@@ -80,18 +83,10 @@ class LocatedScan:
             raise ValueError(
                 f"the place {list(fraction)} lies outside the volume; fractions run from -0.5 to 0.5 along R, A and S"
             )
-        first, second, third = (int(n) for n in np.clip(index, 0, last))
-        return first, second, third
-
-    def patient_axes(self) -> tuple[tuple[int, bool], ...]:
-        """Per patient axis (R, A, S): the array axis that runs closest to it, and whether that grows along it."""
-        cosines = PATIENT_FROM_LPS @ self.frame.affine_lps[:3, :3]
-        return tuple(
-            (axis, bool(cosines[patient, axis] > 0)) for patient, axis in enumerate(self.frame.array_axes)
-        )
+        return _three(np.clip(index, 0, last))
 
 
-def read_scan(
+def locate_scan(
     images: Sequence[Path],
     source: LocationSource,
     *,
@@ -114,18 +109,18 @@ def read_scan(
     """
     from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
-    data, properties = read_any(images)
-    seg = None
-    if label is not None:
-        seg, _ = read_any([label], segmentation=True)
-        if seg.shape[1:] != data.shape[1:]:
-            raise ValueError(f"the label has the shape {seg.shape[1:]} (z, y, x), the image {data.shape[1:]}")
-    if not np.isfinite(data).all():
-        data = np.nan_to_num(data)
-    measured = None if regressor is None else _measure(regressor, source, data, properties)
-    data, cropped, box = crop_to_nonzero(data, seg)
-    properties["bbox_used_for_cropping"] = box
-    properties["shape_after_cropping_and_before_resampling"] = data.shape[1:]
+    whole = read_scan(images)
+    seg = None if label is None else read_scan([label], segmentation=True).voxels
+    if seg is not None and seg.shape[1:] != whole.frame.shape:
+        raise ValueError(f"the label has the shape {seg.shape[1:]} (z, y, x), the image {whole.frame.shape}")
+    whole = Scan(np.nan_to_num(whole.voxels), whole.frame, whole.properties)
+    measured = None if regressor is None else _measure(regressor, source, whole)
+    data, cropped, box = crop_to_nonzero(whole.voxels, seg)
+    properties = {
+        **whole.properties,
+        "bbox_used_for_cropping": box,
+        "shape_after_cropping_and_before_resampling": data.shape[1:],
+    }
     frame = Frame.from_properties(properties, data.shape[1:])
     return LocatedScan(
         name=images[0].name,
@@ -138,6 +133,57 @@ def read_scan(
     )
 
 
+def compare_predictions(
+    images: Sequence[Path],
+    model: Path,
+    *,
+    label: Path | None = None,
+    fold: str | None = None,
+    shift: Sequence[float] | None = None,
+    device: str | None = None,
+) -> LocatedScan:
+    """Preprocesses a scan as the model's plans say and predicts it twice.
+
+    Args:
+        images: One file per channel of the model's dataset.
+        model: A trained model's folder (TRAINER__PLANS__CONFIGURATION).
+        label: A segmentation of the scan.
+        fold: The fold to use; None: the first that is there.
+        shift: Added to the location (R, A, S; units of the model's source) for the second prediction; None replaces the
+            location by the source's neutral value.
+        device: Torch device; None: the GPU if there is one.
+
+    Raises:
+        ValueError: The folder is no trained model or not one with location, a file is missing, or the model needs the
+            predictions of a previous stage.
+    """
+    for file in [*images, *([label] if label else [])]:
+        if not file.is_file():
+            raise ValueError(f"no file {file}")
+    # mirroring would average predictions and blur what the location does
+    loaded = load_located_model(model, fold, device=device, mirroring=False)
+    scan = loaded.prepare(images, label)
+    located = loaded.labels(scan.data)
+    if shift is None:
+        scan.location[:] = np.reshape(loaded.source.neutral, (-1, 1, 1, 1))
+        words = "neutral location"
+    else:
+        scan.location[:] += np.reshape(np.asarray(shift, dtype=np.float32), (-1, 1, 1, 1))
+        words = "location shifted by " + ", ".join(
+            f"{name} {value:+g}" for name, value in zip("RAS", shift, strict=True)
+        )
+    return LocatedScan(
+        name=images[0].name,
+        image=scan.data[0],
+        frame=scan.frame,
+        source=loaded.source,
+        field=loaded.field(scan),
+        label=None if scan.seg is None else np.maximum(scan.seg[0], 0).astype(np.int32),
+        patch_size=checked_patch(loaded.configuration.patch_size),
+        comparison=Comparison(located, loaded.labels(scan.data), words),
+    )
+
+
 def checked_patch(patch_size: Sequence[int]) -> tuple[int, int, int]:
     """A patch size along three array axes; a 2D patch is one voxel thick along the first.
 
@@ -147,35 +193,21 @@ def checked_patch(patch_size: Sequence[int]) -> tuple[int, int, int]:
     sizes = [int(n) for n in patch_size]
     if len(sizes) not in (2, 3) or min(sizes) < 1:
         raise ValueError(f"a patch needs two or three sizes of at least 1 voxel, got {list(patch_size)}")
-    first, second, third = [1] * (3 - len(sizes)) + sizes
-    return first, second, third
+    return _three([1] * (3 - len(sizes)) + sizes)
 
 
-def _measure(
-    file: Path, source: LocationSource, data: npt.NDArray[np.float32], properties: dict[str, Any]
-) -> Measurement:
+def _measure(file: Path, source: LocationSource, scan: Scan) -> Measurement:
     regressor = open_regressor(file, source.name)
-    if regressor.channel >= len(data):
-        raise ValueError(f"{file} looks at channel {regressor.channel}; {len(data)} image files are given")
-    measured = regressor.measure(data[regressor.channel], Frame.as_read(properties, data.shape[1:]))
+    if regressor.channel >= len(scan.voxels):
+        raise ValueError(
+            f"{file} looks at channel {regressor.channel}; {len(scan.voxels)} image files are given"
+        )
+    measured = regressor.measure(scan.voxels[regressor.channel], scan.frame)
     if measured.problem:
         raise ValueError(f"the scan cannot be measured: {measured.problem}")
     return measured
 
 
-def _fullest_planes(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int]:
-    """Per axis, the plane that holds most of the mask."""
-    first, second, third = (int(np.argmax(counts)) for counts in _per_plane(mask))
+def _three(numbers: Iterable[SupportsInt]) -> tuple[int, int, int]:
+    first, second, third = (int(number) for number in numbers)
     return first, second, third
-
-
-def _median_planes(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int]:
-    """Per axis, the plane with half of the mask on either side."""
-    first, second, third = (
-        int(np.searchsorted(np.cumsum(counts), counts.sum() / 2)) for counts in _per_plane(mask)
-    )
-    return first, second, third
-
-
-def _per_plane(mask: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.integer]]:
-    return [mask.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]

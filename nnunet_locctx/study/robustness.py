@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnunet_locctx.nnunet.commands import executable
-from nnunet_locctx.nnunet.data.raw_scans import read_dataset_json, training_cases
+from nnunet_locctx.nnunet.data.dataset_json import read_dataset_json
+from nnunet_locctx.nnunet.data.raw_scans import training_cases
 from nnunet_locctx.study.plan import PLAN
 from nnunet_locctx.study.splits import SPLITS, read_splits
 from nnunet_locctx.study.work_folder import read_json

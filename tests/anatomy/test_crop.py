@@ -14,8 +14,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_locctx.anatomy import fit_region
-from nnunet_locctx.anatomy.blocks import Blocks, Box
-from nnunet_locctx.anatomy.region import Example
+from nnunet_locctx.anatomy.region import Blocks, Box, Example
 from nnunet_locctx.cli import main
 from nnunet_locctx.geometry import Frame
 from tests.anatomy.warped_scans import KnowingRegressor, Patient, cut, save, save_scan, whole_frame
@@ -155,19 +154,7 @@ class TestCommand:
     ) -> None:
         before = {file: file.read_bytes() for file in raw.rglob("*") if file.is_file()}
         out = tmp_path / "raw" / "Dataset107_Crop"
-        line = [
-            "crop",
-            "-d",
-            "7",
-            "--regressor",
-            str(regressor_file),
-            "--labels",
-            "liver",
-            "2",
-            "-o",
-            str(out),
-        ]
-        assert main([*line, "--quiet"]) == 0
+        assert main([*self.command(regressor_file, out), "--labels", "liver", "2"]) == 0
         assert {file: file.read_bytes() for file in raw.rglob("*") if file.is_file()} == before
         report = json.loads((out / "crop.json").read_text())
         by_case = {scan["case"]: scan for scan in report["scans"]}
@@ -288,18 +275,7 @@ class TestCommand:
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         out = tmp_path / "out"
-        line = [
-            "crop",
-            "-d",
-            "7",
-            "--regressor",
-            str(regressor_file),
-            "--labels",
-            "liver",
-            "-o",
-            str(out),
-            "--quiet",
-        ]
+        line = self.command(regressor_file, out)
         assert main([*line, *more]) == 2
         assert message in capsys.readouterr().err
         assert not out.exists()
@@ -308,18 +284,7 @@ class TestCommand:
         self, raw: Path, regressor_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         out = tmp_path / "out"
-        line = [
-            "crop",
-            "-d",
-            "7",
-            "--regressor",
-            str(regressor_file),
-            "--labels",
-            "liver",
-            "-o",
-            str(out),
-            "--quiet",
-        ]
+        line = self.command(regressor_file, out)
         label = raw / "labelsTr" / "case_2.nii.gz"
         good = label.read_bytes()
         save(np.zeros((4, 5, 6), dtype=np.uint8), whole_frame(1), label)
@@ -398,9 +363,8 @@ class TestCommand:
     def test_only_an_empty_folder_is_written_to(
         self, raw: Path, regressor_file: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        line = ["crop", "-d", "7", "--regressor", str(regressor_file), "--labels", "liver", "-o", str(raw)]
         before = sorted(raw.rglob("*"))
-        assert main([*line, "--quiet"]) == 2
+        assert main(self.command(regressor_file, raw)) == 2
         assert "not an empty folder" in capsys.readouterr().err
         assert sorted(raw.rglob("*")) == before
 

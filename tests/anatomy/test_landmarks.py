@@ -112,15 +112,7 @@ class TestCommand:
         index = np.array([[40.0, 30.0, 45.0], [50.0, 36.5, 41.0]])  # z, y, x
         truth = Patient.number(2).place(Patient.number(1).atlas(one.millimetres(index)))
         at = [text for row in index for text in ("--at", *map(str, row[::-1]))]
-        line = [
-            "landmarks",
-            "--regressor",
-            str(regressor_file),
-            "--from",
-            str(files[0]),
-            "--to",
-            str(files[1]),
-        ]
+        line = f"landmarks --regressor {regressor_file} --from {files[0]} --to {files[1]}".split()
         assert main([*line, *at, "--json", str(tmp_path / "found.json")]) == 0
         rows = json.loads((tmp_path / "found.json").read_text())["landmarks"]
         assert [row["from"]["voxel_xyz"] for row in rows] == index[:, ::-1].tolist()

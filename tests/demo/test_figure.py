@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_locctx.demo import figure
-from nnunet_locctx.demo.figure import Row, draw_figure, plot_rows, read_row
+from nnunet_locctx.demo.figure import COLOURS, Row, draw_figure, plot_rows, read_row
 from nnunet_locctx.phantoms.twin_organs import make_phantom
 
 
@@ -84,7 +83,7 @@ def test_nothing_to_draw(tmp_path):
 
 
 def test_the_colours_differ():
-    assert len(set(figure._colours())) == 6
+    assert len(set(COLOURS)) == 6
 
 
 def test_a_scan_without_labels_still_gives_a_slice(tmp_path):

@@ -12,24 +12,29 @@ KEYS = ("channel_names", "labels", "regions_class_order", "numTraining", "file_e
 def read_dataset_json(
     folder: Path, needed: Collection[str] = ("channel_names", "labels", "file_ending")
 ) -> dict[str, Any]:
-    """A raw dataset's description.
+    """A dataset's description.
 
     Args:
-        folder: The dataset's folder.
+        folder: The folder in which it lies, or the file itself.
         needed: Keys that are used, of :data:`KEYS`; the others may be missing or wrong.
 
     Raises:
         ValueError: It is not there, or no JSON, or something in it is missing or not in nnU-Net's form; names the file
             and the right form.
     """
-    file = folder / "dataset.json"
+    file = folder if folder.is_file() else folder / "dataset.json"
     try:
         content: Any = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
+    return checked_content(content, str(file), needed)
+
+
+def checked_content(content: Any, name: str, needed: Collection[str]) -> dict[str, Any]:
+    """The content of a dataset.json, if nothing in it is wrong; raises ValueError that begins with its name."""
     problems = dataset_json_problems(content, needed)
     if problems:
-        raise ValueError(f"{file}: " + "; ".join(problems))
+        raise ValueError(f"{name}: " + "; ".join(problems))
     return dict(content)
 
 
@@ -42,21 +47,21 @@ def dataset_json_problems(content: Any, needed: Collection[str] = KEYS) -> list[
     """
     if not isinstance(content, dict):
         return [f'it must hold an object such as {{"labels": ...}}, got {_short(content)}']
-    found: list[str] = []
+    problems: list[str] = []
     missing = [key for key in KEYS if key in needed and key not in content and key != "regions_class_order"]
     if "channel_names" in missing and "modality" in content:
         missing.remove("channel_names")
-        found.append('"modality" is what nnU-Net 1 called "channel_names": rename it')
+        problems.append('"modality" is what nnU-Net 1 called "channel_names": rename it')
     if missing:
-        found.append(f"it lacks {', '.join(missing)}; it has {', '.join(content) or 'nothing'}")
+        problems.append(f"it lacks {', '.join(missing)}; it has {', '.join(content) or 'nothing'}")
     for key, check in _CHECKS.items():
         if key in needed and key in content:
-            found += check(content[key])
+            problems += check(content[key])
     if "regions_class_order" in needed:
-        found += _order(content)
+        problems += _order(content)
     if "dataset" in content:
-        found += _cases(content["dataset"])
-    return found
+        problems += _cases(content["dataset"])
+    return problems
 
 
 def _channels(value: Any) -> Iterator[str]:
@@ -90,8 +95,8 @@ def _labels(value: Any) -> Iterator[str]:
             flat = list(_flat(number))
             if not flat or not all(_whole(n) for n in flat) or flat != number:
                 numbers = [int(n) for n in flat if _whole(n) or _digits(n)]
-                wanted = numbers if numbers and len(numbers) == len(flat) else [1, 2]
-                yield f"label {name!r} must be one number or a list of numbers, {wanted}, got {_short(number)}"
+                values = numbers if numbers and len(numbers) == len(flat) else [1, 2]
+                yield f"label {name!r} must be one number or a list of numbers, {values}, got {_short(number)}"
         elif not _whole(number):
             right = number if _digits(number) else "0" if name == "background" else "1"
             yield f"label {name!r} must be a whole number, {right}, got {_short(number)}"

@@ -17,6 +17,7 @@ from nnunet_locctx.files import write_atomically
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import BodyPartCurve, Measurement
 from nnunet_locctx.locks import one_at_a_time
+from nnunet_locctx.nnunet.data.dataset_json import read_dataset_json
 from nnunet_locctx.nnunet.data.digests import file_digests
 from nnunet_locctx.nnunet.data.fitted import (
     COMMANDS,
@@ -30,12 +31,7 @@ from nnunet_locctx.nnunet.data.fitted import (
     summarise,
 )
 from nnunet_locctx.nnunet.data.paths import dataset_folder, nnunet_folder
-from nnunet_locctx.nnunet.data.raw_scans import (
-    RawCase,
-    keep_scans,
-    read_dataset_json,
-    training_cases,
-)
+from nnunet_locctx.nnunet.data.raw_scans import RawCase, keep_scans, training_cases
 from nnunet_locctx.nnunet.data.workers import map_in_workers
 from nnunet_locctx.regression.bpreg import curve_from_bpreg, file_frame, find_files, read_scores
 from nnunet_locctx.regression.registry import load_regressor
@@ -356,19 +352,18 @@ def _measure(job: tuple[RawCase, str, bytes, CaseMeasurements, Path | None]) -> 
     case, stamp, data, measurements, file = job
     try:
         regressor = load_regressor(data)
-        image, properties = case.read_with_properties()
-        frame = Frame.as_read(properties, image.shape[1:])
-        found = regressor.measure(image[regressor.channel], frame)
+        scan = case.read()
+        found = regressor.measure(scan.voxels[regressor.channel], scan.frame)
         if file is not None:
             body = None
             if isinstance(found, BodyPartCurve) and found.cross_section is not None:
                 body = (found.positions, found.cross_section)
             # bpreg counts the slices of the file, which a reader may have turned
-            of_file = file_frame(properties, image.shape[1:])
+            of_file = file_frame(scan.properties, scan.frame.shape)
             found = curve_from_bpreg(read_scores(file), of_file, cross_section=body)
     except (ValueError, OSError) as error:
         return str(error) if case.identifier in str(error) else f"case {case.identifier}: {error}"
-    found.stamp, found.scan = stamp, frame
+    found.stamp, found.scan = stamp, scan.frame
     measurements.write(case.identifier, found)
     return ""
 
@@ -385,8 +380,8 @@ def _targets(cases: Sequence[RawCase], imports: Mapping[str, Path]) -> dict[str,
     """The imported curve of every case that has a usable one."""
     found = {}
     for case in cases:
-        image, properties = case.read_with_properties()
-        frame = file_frame(properties, image.shape[1:])
+        scan = case.read()
+        frame = file_frame(scan.properties, scan.frame.shape)
         curve = curve_from_bpreg(read_scores(imports[case.identifier]), frame)
         if not curve.problem:
             found[case.identifier] = curve
@@ -400,9 +395,9 @@ def _anchor_heights(
     low: dict[str, float] = {}
     high: dict[str, float] = {}
     for case in tqdm(cases, desc="reading labels", unit="scan", disable=not progress):
-        label, frame = case.read_label()
+        label = case.read_label()
         for name, heights, pick in ((anchors.lowest, low, np.min), (anchors.highest, high, np.max)):
-            found = _heights(label, frame, labels[name])
+            found = _heights(label.voxels[0], label.frame, labels[name])
             if found.size:
                 heights[case.identifier] = float(pick(found))
     return low, high

@@ -6,27 +6,17 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from nnunet_locctx.files import write_atomically
-from nnunet_locctx.geometry import Frame
-from nnunet_locctx.nnunet.data.dataset_json import dataset_json_problems, read_dataset_json
+from nnunet_locctx.nnunet.data.dataset_json import read_dataset_json
 from nnunet_locctx.nnunet.data.fitted import summarise
-from nnunet_locctx.nnunet.data.reading import choose_reader, explain, read_quietly
+from nnunet_locctx.nnunet.data.reading import choose_reader, read_scan
 from nnunet_locctx.nnunet.data.workers import map_in_workers
 from nnunet_locctx.regression.canonical import CanonicalScan, to_canonical
-
-__all__ = [
-    "CanonicalScans",
-    "RawCase",
-    "dataset_json_problems",
-    "keep_scans",
-    "read_dataset_json",
-    "training_cases",
-]
+from nnunet_locctx.scan import Scan
 
 LEVELS = 65535
 """Intensities are kept as whole numbers from 0 to this, from a scan's least to its greatest."""
@@ -62,36 +52,23 @@ class RawCase:
         parts = [str(READING), self.reader, *[digests[file] for file in (*self.images, *further)]]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
-    def read(self) -> tuple[np.ndarray, Frame]:
-        """The image (C, i, j, k) as stored, and its frame.
+    def read(self) -> Scan:
+        """The image as stored.
 
         Raises:
             ValueError: It cannot be read, or its geometry is broken; names the case.
         """
-        data, properties = self.read_with_properties()
+        return self._read(self.images)
+
+    def read_label(self) -> Scan:
+        """The segmentation as stored; errors as in :meth:`read`."""
+        return self._read([self.label], "label of ", segmentation=True)
+
+    def _read(self, files: Sequence[Path], what: str = "", *, segmentation: bool = False) -> Scan:
         try:
-            return data, Frame.as_read(properties, data.shape[1:])
+            return read_scan(files, self.reader, segmentation=segmentation)
         except ValueError as error:
-            raise ValueError(f"case {self.identifier}: {error}") from error
-
-    def read_with_properties(self) -> tuple[np.ndarray, dict[str, Any]]:
-        """The image (C, i, j, k) as stored, and nnU-Net's properties.
-
-        Raises:
-            ValueError: It cannot be read; names the case.
-        """
-        try:
-            return read_quietly(self.images, self.reader)
-        except Exception as error:  # whatever a reader raises
-            raise ValueError(f"case {self.identifier}: {explain(error)}") from error
-
-    def read_label(self) -> tuple[np.ndarray, Frame]:
-        """The segmentation (i, j, k) as stored, and its frame; errors as in :meth:`read`."""
-        try:
-            data, properties = read_quietly([self.label], self.reader, segmentation=True)
-            return data[0], Frame.as_read(properties, data.shape[1:])
-        except Exception as error:  # whatever a reader raises
-            raise ValueError(f"label of case {self.identifier}: {explain(error)}") from error
+            raise ValueError(f"{what}case {self.identifier}: {error}") from error
 
 
 def training_cases(folder: Path) -> list[RawCase]:
@@ -109,17 +86,17 @@ def training_cases(folder: Path) -> list[RawCase]:
         files = get_filenames_of_train_images_and_targets(str(folder), dataset)
     except (OSError, AssertionError, KeyError) as error:
         raise ValueError(f"the training cases of {folder} cannot be listed: {error}") from error
-    found: dict[str, tuple[tuple[Path, ...], Path]] = {
+    cases = {
         name: (tuple(Path(file) for file in entry["images"]), Path(entry["label"]))
         for name, entry in sorted(files.items())
     }
-    missing = [str(file) for images, _ in found.values() for file in images if not file.is_file()]
-    if not found or missing:
-        raise ValueError(
-            f"{folder} has no training scans" if not found else f"not there: {summarise(missing)}"
-        )
-    reader = choose_reader(dataset, next(iter(found.values()))[0][0])
-    return [RawCase(name, images, label, reader) for name, (images, label) in found.items()]
+    if not cases:
+        raise ValueError(f"{folder} has no training scans")
+    missing = [str(file) for images, _ in cases.values() for file in images if not file.is_file()]
+    if missing:
+        raise ValueError(f"not there: {summarise(missing)}")
+    reader = choose_reader(dataset, next(iter(cases.values()))[0][0])
+    return [RawCase(name, images, label, reader) for name, (images, label) in cases.items()]
 
 
 def _check_names(images: Path, ending: str, count: int) -> None:
@@ -140,7 +117,7 @@ def _check_names(images: Path, ending: str, count: int) -> None:
     for match in matches.values():
         if match is not None:
             channels.setdefault(match[1], []).append(int(match[2]))
-    many = [f"{name} has {len(there)}" for name, there in channels.items() if len(there) > count]
+    many = [f"{name} has {len(numbers)}" for name, numbers in channels.items() if len(numbers) > count]
     if many:
         raise ValueError(
             f"dataset.json names {count} channel(s), but by the names of the files in {images} cases have more "
@@ -148,9 +125,9 @@ def _check_names(images: Path, ending: str, count: int) -> None:
         )
     lacking = [
         f"{name}_{number:04d}{ending}"
-        for name, there in channels.items()
-        for number in range(max(there))
-        if number not in there
+        for name, numbers in channels.items()
+        for number in range(max(numbers))
+        if number not in numbers
     ]
     if lacking:
         raise ValueError(f"channels are missing in {images}:\n{summarise(lacking)}")
@@ -237,26 +214,24 @@ def _keep(job: tuple[RawCase, str, Path, int, float]) -> str:
     """Keeps one scan; returns what is wrong with it."""
     case, stamp, folder, channel, spacing = job
     try:
-        data, frame = case.read()
-        if not 0 <= channel < data.shape[0]:
-            raise ValueError(
-                f"case {case.identifier}: has {data.shape[0]} channels, channel {channel} is asked for"
-            )
-        try:
-            scan = to_canonical(data[channel], frame, spacing)
-        except ValueError as error:
-            raise ValueError(f"case {case.identifier}: {error}") from error
+        scan = case.read()
+        if not 0 <= channel < len(scan.voxels):
+            return f"case {case.identifier}: has {len(scan.voxels)} channels, channel {channel} is asked for"
     except (ValueError, OSError) as error:
         return str(error)
-    lower, upper = float(scan.image.min()), float(scan.image.max())
-    scaled = (scan.image - lower) * (LEVELS / max(upper - lower, 1e-30))
+    try:
+        canonical = to_canonical(scan.voxels[channel], scan.frame, spacing)
+    except ValueError as error:
+        return f"case {case.identifier}: {error}"
+    lower, upper = float(canonical.image.min()), float(canonical.image.max())
+    scaled = (canonical.image - lower) * (LEVELS / max(upper - lower, 1e-30))
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
         image=np.rint(scaled).astype(np.uint16),
         range=np.array([lower, upper]),
-        inside=np.packbits(scan.inside),
-        affine=scan.affine,
+        inside=np.packbits(canonical.inside),
+        affine=canonical.affine,
         stamp=np.array(stamp),
     )
     write_atomically(folder / f"{case.identifier}.npz", buffer.getvalue())

@@ -13,16 +13,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nnunet_locctx.geometry import Frame
 from nnunet_locctx.image_files import BrokenFileError, check_whole, explain
+from nnunet_locctx.scan import Scan
 
 __all__ = [
     "BrokenFileError",
     "choose_reader",
     "explain",
     "file_ending",
-    "read_any",
     "read_quietly",
+    "read_scan",
     "readers_for",
+    "share_not_finite",
 ]
 
 
@@ -44,7 +47,7 @@ def readers_for(ending: str) -> list[str]:
 
 
 def choose_reader(content: Mapping[str, Any], example: Path) -> str:
-    """Class name of the reader that nnU-Net takes for a data set: the one it names, or the first that reads a file.
+    """Class name of the reader that nnU-Net takes for a dataset: the one it names, or the first that reads a file.
 
     Args:
         content: Of dataset.json.
@@ -96,21 +99,45 @@ def read_quietly(
         return instance.read_images([str(file) for file in files])
 
 
-def read_any(
-    files: Sequence[Path], *, segmentation: bool = False
-) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-    """:func:`read_quietly` with the first of nnU-Net's readers that manages.
+def share_not_finite(file: Path) -> float:
+    """The share of a NIfTI file's voxels that are NaN or infinite; 0 for other files.
+
+    ITK's library reads such voxels as 0, so the file itself is asked.
+    """
+    if not file.name.endswith((".nii", ".nii.gz")):
+        return 0.0
+    import nibabel
+
+    image: Any = nibabel.load(file)
+    if image.get_data_dtype().kind != "f":
+        return 0.0
+    finite = np.isfinite(np.asanyarray(image.dataobj))
+    return float((finite.size - np.count_nonzero(finite)) / max(finite.size, 1))
+
+
+def read_scan(files: Sequence[Path], reader: str | None = None, *, segmentation: bool = False) -> Scan:
+    """A scan and its frame, as nnU-Net's reader gives them: neither cropped nor resampled.
+
+    Args:
+        files: One file per channel, or one segmentation.
+        reader: Class name of the reader; None: the first of nnU-Net's that manages.
+        segmentation: Read a segmentation.
 
     Raises:
         BrokenFileError: A file is missing, not whole, or not what its name says.
-        ValueError: No reader can read them; says why for each.
+        ValueError: No reader can read them (says why for each), or their geometry is unusable; names the file.
     """
     reasons = []
-    for reader in readers_for(file_ending(files[0])):
+    for name in readers_for(file_ending(files[0])) if reader is None else [reader]:
         try:
-            return read_quietly(files, reader, segmentation=segmentation)
+            voxels, properties = read_quietly(files, name, segmentation=segmentation)
         except BrokenFileError:
             raise
-        except Exception as error:  # the next reader may manage, as in nnU-Net
-            reasons.append(f"{reader}: {explain(error)}")
+        except Exception as error:  # readers raise anything; the next one may manage, as in nnU-Net
+            reasons.append(f"{name}: {explain(error)}")
+            continue
+        try:
+            return Scan(voxels, Frame.as_read(properties, voxels.shape[1:]), properties)
+        except ValueError as error:
+            raise ValueError(f"{files[0]}: {error}") from error
     raise ValueError(f"nnU-Net cannot read {', '.join(map(str, files))}. " + "; ".join(reasons))

@@ -21,13 +21,11 @@ from tqdm import tqdm
 from nnunet_locctx.anatomy import LabelledScan, find_landmarks, localize, sample_organs
 from nnunet_locctx.anatomy.scans import (
     ScanFiles,
-    channel_file,
     label_values,
     list_scans,
     list_training,
     load_anatomical,
     measure_scan,
-    read_description,
     read_labels,
 )
 from nnunet_locctx.commands.anatomy_options import add_regressor, check_output
@@ -96,7 +94,7 @@ class Row:
 def read_scan(files: ScanFiles, regressor: Regressor, values: Mapping[str, Sequence[int]]) -> Scan | None:
     """A labelled scan; None if it cannot be measured."""
     assert files.label is not None
-    found, frame = measure_scan(channel_file(files, regressor.channel), regressor)
+    found, frame = measure_scan(files.file_of(regressor.channel), regressor)
     if found.problem:
         return None
     labels = read_labels(files.label, frame)
@@ -270,7 +268,7 @@ def evaluate(options: argparse.Namespace) -> list[Row]:
         files = list_training(folder)
     else:
         folder, files = options.labelled[0].resolve().parent, list_scans(*options.labelled)
-    values = label_values(read_description(folder), options.labels)
+    values = label_values(folder, options.labels)
     there = {one.name: one for one in files if one.label is not None}
     unknown = [name for name in options.cases or () if name not in there]
     if unknown:

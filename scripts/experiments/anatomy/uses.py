@@ -13,8 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunet_locctx.anatomy import LabelledScan, find_landmarks, fit_region, localize, sample_organs
-from nnunet_locctx.anatomy.blocks import Blocks
-from nnunet_locctx.anatomy.region import Example
+from nnunet_locctx.anatomy.region import Blocks, Example
 from nnunet_locctx.location import AnatomicalMap
 from nnunet_locctx.phantoms.whole_body import ORGANS, WholeBodyCase, whole_body_case
 from nnunet_locctx.regression.registry import load_regressor
