@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from nnunet_locctx.evaluation.atlas import Atlas, AtlasMask, read_atlas
+from nnunet_locctx.evaluation.atlas import Atlas, mask_of_file, read_atlas
 from nnunet_locctx.evaluation.classes import Classes
 from nnunet_locctx.evaluation.label_files import (
     Description,
@@ -72,7 +72,7 @@ class MaskByAtlas:
     file: Path
 
     def __call__(self, segmentation: npt.NDArray[np.int32], frame: Frame) -> npt.NDArray[np.int32]:
-        return AtlasMask.of_file(self.file).apply(segmentation, frame)
+        return mask_of_file(self.file).apply(segmentation, frame)
 
 
 def largest_component(
