@@ -118,18 +118,18 @@ def fit_atlas(
     folders = [one.predictions if isinstance(one, ValidationFold) else one for one in validation]
     description = read_description(dataset_json, (labels, *folders))
     classes = Classes.from_labels(description.labels)
-    found = list_label_files(labels, description.file_ending)
-    names = sorted(found) if cases is None else sorted(set(cases))
+    references = list_label_files(labels, description.file_ending)
+    names = sorted(references) if cases is None else sorted(set(cases))
     refuse(
-        [f"case {name} is not in {labels}" for name in names if name not in found],
+        [f"case {name} is not in {labels}" for name in names if name not in references],
         "training cases are missing",
     )
     if not names:
         raise ValueError("an atlas needs at least one case")
-    folds = _find_folds(validation, names, found, description.file_ending)
-    reader = choose_reader(description.content, found[names[0]])
+    folds = _find_folds(validation, names, references, description.file_ending)
+    reader = choose_reader(description.content, references[names[0]])
     used = sorted({*names, *(case for fold in folds for case in (*fold.training, *fold.cases))})
-    stamps = {case: fingerprint(found[case]) for case in used}
+    stamps = {case: fingerprint(references[case]) for case in used}
     history: dict[str, Any] = {
         "whole": True,  # earlier versions also took files that were cut off
         "training": {case: stamps[case] for case in names},
@@ -151,9 +151,9 @@ def fit_atlas(
     if old is not None:
         return old
     allowed = classes.in_references
-    checks = [LabelFile(case, found[case], reader, allowed) for case in used]
+    checks = [LabelFile(case, references[case], reader, allowed) for case in used]
     checks += [
-        LabelFile(case, file, reader, classes.known, found[case], allowed)
+        LabelFile(case, file, reader, classes.known, references[case], allowed)
         for fold in folds
         for case, file in fold.cases.items()
     ]
@@ -163,12 +163,12 @@ def fit_atlas(
         answers = map_in_workers(function, jobs, processes)
         return list(tqdm(answers, total=len(jobs), desc=title, unit=unit, disable=not progress or not jobs))
 
-    frames = in_workers(_frame, [(found[case], reader) for case in names], "sizes")
+    frames = in_workers(_frame, [(references[case], reader) for case in names], "sizes")
     common = Grid.median(frames, grid)
     kept = output.with_name(f".{output.stem}.cells")
     kept.mkdir(parents=True, exist_ok=True)
     values = tuple(sorted(classes.known - {0}))
-    cells_jobs = [_CellsJob(found[case], stamps[case], reader, common, values, kept) for case in used]
+    cells_jobs = [_CellsJob(references[case], stamps[case], reader, common, values, kept) for case in used]
     cells = dict(zip(used, in_workers(_keep_cells, cells_jobs, "labels to grid"), strict=True))
 
     def atlas_of(members: Sequence[str]) -> Atlas:
@@ -181,7 +181,7 @@ def fit_atlas(
         file = kept / f"atlas_{number}.npz"
         write_atlas(atlas, file)
         tuning_jobs += [
-            _TuningJob(file, tuple(tried), prediction, found[case], reader, classes)
+            _TuningJob(file, tuple(tried), prediction, references[case], reader, classes)
             for case, prediction in fold.cases.items()
         ]
     dice = iter(in_workers(_dice_at_radii, tuning_jobs, "tuning"))
@@ -200,7 +200,10 @@ def fit_atlas(
 
 
 def _find_folds(
-    validation: Sequence[Path | ValidationFold], names: Sequence[str], found: Mapping[str, Path], ending: str
+    validation: Sequence[Path | ValidationFold],
+    names: Sequence[str],
+    references: Mapping[str, Path],
+    ending: str,
 ) -> list[ValidationFold]:
     """The folds with their cases; a fold's training cases are those it does not validate, unless given."""
     folds: list[ValidationFold] = []
@@ -208,11 +211,11 @@ def _find_folds(
         fold = given if isinstance(given, ValidationFold) else ValidationFold(given)
         cases = list_label_files(fold.predictions, ending)
         refuse(
-            [f"case {case} of {fold.predictions} has no label" for case in cases if case not in found],
+            [f"case {case} of {fold.predictions} has no label" for case in cases if case not in references],
             "labels are missing",
         )
         training = tuple(fold.training) or tuple(name for name in names if name not in cases)
-        absent = [case for case in training if case not in found]
+        absent = [case for case in training if case not in references]
         refuse([f"training case {case} has no label" for case in absent], "labels are missing")
         both = sorted(set(training) & set(cases))
         if both or not training:

@@ -241,14 +241,7 @@ class TestFit:
 
     def test_the_command_and_new_scans(self, study: Path, capsys: pytest.CaptureFixture[str]) -> None:
         folders = [str(study / f"fold_{n}" / "validation") for n in (0, 1)]
-        given = [
-            "postprocess",
-            "fit-atlas",
-            "--labels",
-            str(study / "labels"),
-            "-o",
-            str(study / "atlas.npz"),
-        ]
+        given = f"postprocess fit-atlas --labels {study / 'labels'} -o {study / 'atlas.npz'}".split()
         assert main([*given, "--validation", *folders, "--quiet", "-np", "1"]) == 0
         text = capsys.readouterr().out
         assert "4 cases on a grid of 24 x 20 x 30 cells of 2.00 x 2.00 x 2.00 mm (R, A, S)" in text
