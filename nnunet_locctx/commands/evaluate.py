@@ -68,8 +68,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
-    from nnunet_locctx.evaluation.evaluation_report import CSV, JSON, MARKDOWN, to_table
-    from nnunet_locctx.evaluation.folders import evaluate_folders
+    from nnunet_locctx.evaluation.folders import CSV, JSON, MARKDOWN, evaluate_folders, to_table
 
     pairs = None if options.pairs is None else [text.split("=") for text in options.pairs]
     content = evaluate_folders(

@@ -1,15 +1,18 @@
 """An atlas of where each class occurs, and its use as a mask (atlas masking, LocBAM paper, section 3.3).
 
-The training labels are brought to one grid and averaged; cells where a class's mean is above a threshold, and those
-within a radius of them, may hold the class. The grid is described in :mod:`.atlas_grid`, the fit in
-:mod:`.atlas_fit`.
+The training labels are brought to one grid and counted; cells where a class's share of the scans is above a threshold,
+and those within a radius of them, may hold the class. The fit is described in :mod:`.atlas_fit`.
+
+The grid is made of fractions of each scan's volume along the patient's axes. Index frames here have the patient's axis
+order (R, A, S): a stored array is first flipped and transposed so that each axis grows along the patient axis next to
+it. Flips and permutations of the storage then change nothing.
 """
 
 import functools
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +20,105 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nnunet_locctx.evaluation.atlas_grid import Grid, Indices, patient_order
 from nnunet_locctx.files import write_atomically
-from nnunet_locctx.geometry import Frame
+from nnunet_locctx.geometry import Array, Frame
 
 FORMAT = 1
+TIE = 1e-6
+"""Cells: what lies half way between two goes to the greater one, whatever the last bits of its place say."""
+
+SLACK = 1e-4
+"""Millimetres: distances are sums of rounded cell sizes, kept in single precision."""
+
+Indices = npt.NDArray[np.int64]
+Labels = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid over the whole volume of any scan.
+
+    Attributes:
+        shape: Cells along (R, A, S).
+        spacing: Size of a cell in mm in a scan of median extent, (R, A, S); gives distances on the grid their unit.
+    """
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+
+    @classmethod
+    def median(cls, frames: Sequence[Frame], shape: Sequence[int] | None = None) -> "Grid":
+        """The grid of the scans' median size in voxels (or `shape`) and median extent in mm.
+
+        Raises:
+            ValueError: There is no scan, or a shape is not three numbers above 0.
+        """
+        if not frames:
+            raise ValueError("an atlas needs at least one scan")
+        if shape is None:
+            sizes = [[frame.shape[axis] for axis in frame.array_axes] for frame in frames]
+            shape = [max(1, round(float(n))) for n in np.median(sizes, axis=0)]
+        if len(shape) != 3 or min(shape) < 1:
+            raise ValueError(f"the grid needs three numbers of cells above 0 (R, A, S), got {list(shape)}")
+        extent = np.median([frame.extent for frame in frames], axis=0)
+        spacing = [float(length) / n for length, n in zip(extent, shape, strict=True)]
+        return cls((shape[0], shape[1], shape[2]), (spacing[0], spacing[1], spacing[2]))
+
+    def fraction(self, index: npt.ArrayLike) -> Array:
+        """Continuous cell index (..., 3), cell centres at whole numbers -> fraction of the volume."""
+        return np.asarray((np.asarray(index, dtype=np.float64) + 0.5) / self.shape - 0.5)
+
+    def cells(self, frame: Frame, voxels: npt.NDArray[np.integer]) -> Indices:
+        """(N, 3) cell that holds the centre of each voxel (N, 3) of a patient-ordered scan."""
+        index = np.floor((frame.fraction(voxels) + 0.5) * self.shape + TIE).astype(np.int64)
+        # a face of the scan may be rounded outwards
+        return np.asarray(np.clip(index, 0, np.array(self.shape) - 1))
+
+
+def patient_order(array: Labels, frame: Frame) -> tuple[Labels, Frame]:
+    """A view of a stored array whose axes run to the patient's right, anterior and superior, and its frame."""
+    axes = frame.array_axes
+    affine = frame.affine_lps.copy()
+    affine[:3, :3] = affine[:3, list(axes)]
+    view = array.transpose(axes)
+    for patient in range(3):
+        if frame.absolute_affine[patient, axes[patient]] < 0:
+            view = np.flip(view, patient)
+            affine[:3, 3] += affine[:3, patient] * (view.shape[patient] - 1)
+            affine[:3, patient] *= -1
+    shape = (view.shape[0], view.shape[1], view.shape[2])
+    return view, Frame(shape, affine_lps=affine, has_geometry=frame.has_geometry)
+
+
+def occupied_cells(
+    segmentation: Labels, frame: Frame, grid: Grid, labels: Sequence[int]
+) -> dict[int, Indices]:
+    """Label -> the cells (flat index, sorted) where it occurs in a scan.
+
+    These are the cells at whose centre the scan has the label, by the nearest voxel, and those that hold the centre of
+    one of its voxels: no voxel is lost where the grid is coarser than the scan.
+
+    Args:
+        segmentation: (z, y, x) label values as stored.
+        frame: That array's.
+        grid: The atlas's grid.
+        labels: Label values to look for.
+    """
+    from scipy.ndimage import affine_transform
+
+    ordered, patient = patient_order(segmentation, frame)
+    # cell -> voxel is affine: four cells tell it
+    origin, *ends = patient.index_from_fraction(grid.fraction(np.vstack([np.zeros(3), np.eye(3)])))
+    matrix = (np.array(ends) - origin).T
+    sampled = affine_transform(
+        ordered, matrix, origin + TIE, grid.shape, order=0, mode="grid-constant", prefilter=False
+    )
+    cells = {}
+    for label in labels:
+        held = sampled == label
+        held[tuple(grid.cells(patient, np.argwhere(ordered == label)).T)] = True
+        cells[label] = np.flatnonzero(held).astype(np.int64)
+    return cells
 
 
 @dataclass(frozen=True)
@@ -61,72 +158,71 @@ class Atlas:
 
 
 class AtlasMask:
-    """An atlas with its distances worked out: for each label, by how much it must be dilated to reach a cell.
+    """An atlas with its distances worked out: by how much a label must be dilated to reach a cell.
 
     Args:
         atlas: The atlas.
-        radii: Radii in mm, ascending; None: the atlas's own.
+        reach_mm: Distances up to this are needed; None: the atlas's radius.
     """
 
-    def __init__(self, atlas: Atlas, radii: Sequence[float] | None = None) -> None:
+    def __init__(self, atlas: Atlas, reach_mm: float | None = None) -> None:
         self.atlas = atlas
-        self.radii = np.array([atlas.radius_mm] if radii is None else radii, dtype=np.float64)
-        if not self.radii.size or (np.diff(self.radii) <= 0).any() or self.radii[0] < 0:
-            raise ValueError(f"radii must be numbers of mm from 0, ascending, got {self.radii.tolist()}")
-        self._levels = {label: self._level_box(label) for label in atlas.cells}
+        self._reach = atlas.radius_mm if reach_mm is None else reach_mm
+        self._boxes = {label: self._distance_box(label) for label in atlas.cells}
 
-    @classmethod
-    def of_file(cls, file: Path) -> "AtlasMask":
-        """The atlas of a file with its own radius; kept for the next call."""
-        stamp = file.stat()
-        return _mask_of_file(file, stamp.st_mtime_ns, stamp.st_size)
-
-    def levels(self, label: int, cells: Indices) -> npt.NDArray[np.uint8]:
-        """(N,) index of the smallest radius that reaches each cell (N, 3); the number of radii if none does."""
-        lower, box = self._levels[label]
-        found = np.full(len(cells), len(self.radii), dtype=np.uint8)
-        at = cells - lower
-        inside = ((at >= 0) & (at < box.shape)).all(axis=-1)
-        found[inside] = box[tuple(at[inside].T)]
-        return found
-
-    def apply(self, segmentation: npt.NDArray[np.int32], frame: Frame) -> npt.NDArray[np.int32]:
-        """(z, y, x) label values as stored -> the same with those voxels 0 that no radius reaches."""
+    def apply(self, segmentation: Labels, frame: Frame) -> Labels:
+        """(z, y, x) label values as stored -> the same with those voxels 0 that the atlas's radius does not reach."""
         changed = segmentation.copy()
-        for label, voxels, levels in self.voxel_levels(segmentation, frame):
-            ordered, _ = patient_order(changed, frame)  # a view: writes to `changed`
-            lost = voxels[levels == len(self.radii)]
-            assert (ordered[tuple(lost.T)] == label).all()
-            ordered[tuple(lost.T)] = 0
+        ordered, _ = patient_order(changed, frame)  # a view: writes to `changed`
+        for _, voxels, distances in self.distances(segmentation, frame):
+            ordered[tuple(voxels[distances > self.atlas.radius_mm + SLACK].T)] = 0
         return changed
 
-    def voxel_levels(
-        self, segmentation: npt.NDArray[np.int32], frame: Frame
-    ) -> list[tuple[int, Indices, npt.NDArray[np.uint8]]]:
-        """(label, voxels (N, 3) in patient order, their levels) for each label of the atlas."""
-        ordered, patient = patient_order(segmentation, frame)
-        found = []
-        for label in self.atlas.cells:
-            voxels = np.argwhere(ordered == label)
-            found.append((label, voxels, self.levels(label, self.atlas.grid.cells(patient, voxels))))
-        return found
+    def distances(
+        self, segmentation: Labels, frame: Frame
+    ) -> Iterator[tuple[int, Indices, npt.NDArray[np.float32]]]:
+        """(label, its voxels (N, 3) in patient order, mm on the grid to the label's cells) for each label of the atlas.
 
-    def _level_box(self, label: int) -> tuple[Indices, npt.NDArray[np.uint8]]:
-        """First cell of the box that the greatest radius reaches, and the levels in it."""
+        Voxels out of reach are infinitely far.
+        """
+        ordered, patient = patient_order(segmentation, frame)
+        for label, (lower, box) in self._boxes.items():
+            voxels = np.argwhere(ordered == label)
+            place = self.atlas.grid.cells(patient, voxels) - lower
+            inside = ((place >= 0) & (place < box.shape)).all(axis=-1)
+            millimetres = np.full(len(voxels), np.inf, dtype=np.float32)
+            millimetres[inside] = box[tuple(place[inside].T)]
+            yield label, voxels, millimetres
+
+    def _distance_box(self, label: int) -> tuple[Indices, npt.NDArray[np.float32]]:
+        """First cell of the box within reach of the label's cells, and the distances in it."""
         from scipy.ndimage import distance_transform_edt
 
         support = self.atlas.support(label)
         if not len(support):
-            return np.zeros(3, dtype=np.int64), np.zeros((0, 0, 0), dtype=np.uint8)
+            return np.zeros(3, dtype=np.int64), np.zeros((0, 0, 0), dtype=np.float32)
         spacing = np.array(self.atlas.grid.spacing)
-        margin = np.ceil(self.radii[-1] / spacing).astype(np.int64)
+        margin = np.ceil(self._reach / spacing).astype(np.int64)
         lower = np.maximum(support.min(axis=0) - margin, 0)
         upper = np.minimum(support.max(axis=0) + 1 + margin, self.atlas.grid.shape)
         outside = np.ones(upper - lower, dtype=bool)
         outside[tuple((support - lower).T)] = False
-        distance = distance_transform_edt(outside, sampling=spacing)
-        # the slack is for sums of rounded cell sizes
-        return lower, np.searchsorted(self.radii, distance - 1e-6).astype(np.uint8)
+        return lower, distance_transform_edt(outside, sampling=spacing).astype(np.float32)
+
+
+def mask_of_file(file: Path, reach_mm: float | None = None) -> AtlasMask:
+    """The atlas of a file as a mask; kept for the next call, as a worker masks many scans with it.
+
+    Raises:
+        ValueError: It cannot be read, or holds something else.
+    """
+    stamp = file.stat()
+    return _mask_of_file(file, stamp.st_mtime_ns, stamp.st_size, reach_mm)
+
+
+@functools.lru_cache(maxsize=1)
+def _mask_of_file(file: Path, changed: int, size: int, reach_mm: float | None) -> AtlasMask:
+    return AtlasMask(read_atlas(file), reach_mm)
 
 
 def write_atlas(atlas: Atlas, file: Path) -> None:
@@ -168,19 +264,7 @@ def read_atlas(file: Path) -> Atlas:
             cells = {
                 int(label): (stored[f"cells_{label}"], stored[f"counts_{label}"]) for label in about["values"]
             }
+            described = [about[key] for key in ("labels", "threshold", "radius_mm", "history")]
     except Exception as error:  # numpy raises many kinds
         raise ValueError(f"{file} is no atlas of `locctx postprocess fit-atlas`: {error}") from error
-    return Atlas(
-        grid,
-        tuple(about["cases"]),
-        cells,
-        about["labels"],
-        about["threshold"],
-        about["radius_mm"],
-        about["history"],
-    )
-
-
-@functools.lru_cache(maxsize=1)
-def _mask_of_file(file: Path, changed: int, size: int) -> AtlasMask:
-    return AtlasMask(read_atlas(file))
+    return Atlas(grid, tuple(about["cases"]), cells, *described)

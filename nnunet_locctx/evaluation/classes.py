@@ -1,4 +1,4 @@
-"""The classes of a data set, and which of them are the two sides of one organ."""
+"""The classes of a dataset, and which of them are the two sides of one organ."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -31,15 +31,15 @@ class Classes:
             ValueError: There is no class, or a label is no whole number above 0.
         """
         try:
-            found = foreground(labels)
+            by_name = foreground(labels)
             ignore = labels.get("ignore")
-            classes = cls(found, None if ignore is None else int(ignore))
+            classes = cls(by_name, None if ignore is None else int(ignore))
         except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"the labels of dataset.json must be {{name: label or list of labels}}, got {labels!r}"
             ) from error
         wrong = [name for name, values in classes.values.items() if not values or min(values) < 1]
-        if not found or wrong:
+        if not by_name or wrong:
             what = f"class {wrong[0]!r} has {labels[wrong[0]]}" if wrong else "there is no foreground class"
             raise ValueError(f"{what}; dataset.json must give each class one label above 0 or a list of them")
         return classes
@@ -94,7 +94,7 @@ def check_pairs(pairs: Sequence[Sequence[str]], classes: Classes) -> list[tuple[
     Raises:
         ValueError: A pair is not two different classes, a class is in two pairs, or the two share a label.
     """
-    found: list[tuple[str, str]] = []
+    checked: list[tuple[str, str]] = []
     used: set[str] = set()
     for pair in pairs:
         if len(pair) != 2 or pair[0] == pair[1]:
@@ -113,8 +113,8 @@ def check_pairs(pairs: Sequence[Sequence[str]], classes: Classes) -> list[tuple[
                 f"the classes {list(pair)} of a pair must not share labels, got {sorted(shared)}"
             )
         used.update(pair)
-        found.append((pair[0], pair[1]))
-    return found
+        checked.append((pair[0], pair[1]))
+    return checked
 
 
 def _words(name: str) -> list[str]:

@@ -37,7 +37,7 @@ def mean_dice(summary: Path, labels: Mapping[str, Any]) -> DiceScores:
 
     Args:
         summary: Path of the file.
-        labels: The ``labels`` of the data set's ``dataset.json``; background and ignore label are skipped.
+        labels: The ``labels`` of the dataset's ``dataset.json``; background and ignore label are skipped.
 
     Raises:
         ValueError: The summary lacks a class of `labels`.
@@ -61,7 +61,7 @@ def foreground(labels: Mapping[str, Any]) -> dict[str, int | tuple[int, ...]]:
     """Class name -> label or region, without background and ignore label.
 
     Args:
-        labels: The ``labels`` of the data set's ``dataset.json``.
+        labels: The ``labels`` of the dataset's ``dataset.json``.
     """
     return {
         name: tuple(int(one) for one in label) if isinstance(label, list | tuple) else int(label)
@@ -76,7 +76,7 @@ def file_dice(reference: Path, prediction: Path, labels: Mapping[str, Any], read
     Args:
         reference: The true segmentation.
         prediction: The predicted one, on the same grid.
-        labels: The ``labels`` of the data set's ``dataset.json``.
+        labels: The ``labels`` of the dataset's ``dataset.json``.
         reader: nnU-Net's reader of the files.
 
     Raises:
@@ -88,11 +88,11 @@ def file_dice(reference: Path, prediction: Path, labels: Mapping[str, Any], read
         check_whole(file)
     classes = foreground(labels)
     ignore = labels.get("ignore")
-    found = compute_metrics(
+    metrics = compute_metrics(
         str(reference),
         str(prediction),
         reader,
         list(classes.values()),
         None if ignore is None else int(ignore),
     )["metrics"]
-    return {name: float(found[label]["Dice"]) for name, label in classes.items()}
+    return {name: float(metrics[label]["Dice"]) for name, label in classes.items()}

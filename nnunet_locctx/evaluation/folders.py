@@ -1,4 +1,4 @@
-"""Evaluates a folder of predictions (`locctx evaluate`)."""
+"""Evaluates a folder of predictions (`locctx evaluate`), and what that writes: JSON, CSV and Markdown."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,8 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from nnunet_locctx.evaluation.classes import Classes, check_pairs, find_pairs
-from nnunet_locctx.evaluation.evaluation_report import read_evaluation, summarise_cases, write_evaluation
 from nnunet_locctx.evaluation.label_files import (
     LabelFile,
     check_label_files,
@@ -18,16 +19,33 @@ from nnunet_locctx.evaluation.label_files import (
     read_labels,
     refuse,
 )
-from nnunet_locctx.evaluation.measures import Settings, definitions, measure_case
+from nnunet_locctx.evaluation.measures import PAPER_MEASURES, Settings, definitions, measure_case
 from nnunet_locctx.evaluation.records import Records
+from nnunet_locctx.files import write_atomically
 from nnunet_locctx.nnunet.data.reading import choose_reader
 from nnunet_locctx.nnunet.data.workers import map_in_workers
-
-__all__ = ["evaluate_folders", "read_evaluation"]
 
 RECORDS = "evaluation.jsonl"
 VERSION = 1
 """Of the measures; results of another version are measured again."""
+
+JSON, CSV, MARKDOWN = "evaluation.json", "evaluation.csv", "evaluation.md"
+KEYS = ("version", "definitions", "settings", "classes", "pairs", "cases", "mean", "foreground")
+COLUMNS = {
+    "reference_ml": ("reference ml", 1),
+    "dice": ("Dice", 3),
+    "hd95_mm": ("HD95 mm", 2),
+    "nsd": ("NSD", 3),
+    "volume_error_ml": ("error ml", 1),
+    "volume_error_percent": ("error %", 1),
+    "swap_rate": ("swap rate", 4),
+    "off_region_ml": ("off region ml", 2),
+    "paper_dice": ("paper Dice", 3),
+    "paper_hd95_voxels": ("paper HD95 voxels", 2),
+}
+"""Measure -> heading and decimals in the table."""
+
+PRESENCE = ("both", "missing", "spurious", "absent")
 
 
 @dataclass(frozen=True)
@@ -65,7 +83,7 @@ def evaluate_folders(
         predictions: Folder of ``CASE.ENDING`` files, as nnU-Net writes them.
         references: Folder of the true segmentations, named likewise.
         output: Folder of the results; made if needed.
-        dataset_json: The data set's description (labels, file ending) or its file; None: the one that lies with the
+        dataset_json: The dataset's description (labels, file ending) or its file; None: the one that lies with the
             predictions, in a folder above them, or with the references.
         tolerance_mm: Of the NSD.
         off_region_mm: Distance from which predicted voxels are off their class's region.
@@ -92,19 +110,22 @@ def evaluate_folders(
     chosen = find_pairs(list(classes.labels)) if pairs is None else check_pairs(pairs, classes)
     # sides that share labels (a region of both) cannot be swapped
     sides = [pair for pair in chosen if not set(classes.values[pair[0]]) & set(classes.values[pair[1]])]
-    found, true = (list_label_files(folder, description.file_ending) for folder in (predictions, references))
-    names = _names(found, true, cases, predicted_only, predictions, references)
+    predicted, true = (
+        list_label_files(folder, description.file_ending) for folder in (predictions, references)
+    )
+    names = _names(predicted, true, cases, predicted_only, predictions, references)
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file; the results need a folder")
     records = Records(output / RECORDS)
     reader = choose_reader(description.content, true[names[0]])
     jobs = {
-        name: _Job(name, found[name], true[name], reader, classes, tuple(sides), settings) for name in names
+        name: _Job(name, predicted[name], true[name], reader, classes, tuple(sides), settings)
+        for name in names
     }
     what = {name: _what(job) for name, job in jobs.items()}
     open_ones = [name for name in names if what[name] not in records]
     files = [
-        LabelFile(name, found[name], reader, classes.known, true[name], classes.in_references)
+        LabelFile(name, predicted[name], reader, classes.known, true[name], classes.in_references)
         for name in open_ones
     ]
     refuse(check_label_files(files, processes, progress=progress), "the files cannot be compared")
@@ -135,8 +156,127 @@ def evaluate_folders(
     return content
 
 
+def summarise_cases(
+    rows: Sequence[Mapping[str, Any]], classes: Sequence[str], settings: Settings
+) -> dict[str, Any]:
+    """Means over the cases, then over the classes; values that are None are left out.
+
+    Args:
+        rows: The cases' rows, those of the background (if a paper counts it) among them.
+        classes: The foreground classes.
+        settings: What was measured.
+
+    Returns:
+        ``mean`` (per class), ``foreground`` (mean of the foreground classes' means), ``presence`` (per class, cases
+        of each kind) and, with the measures of a paper, ``paper``: the mean over the classes of a case, background
+        included where the paper does, then over the cases (``locbam``); or over the cases of a class, then over the
+        classes (``gpe``).
+    """
+    measures = list(settings.measures)
+    frame = _frame(rows, measures)
+    mean = frame.groupby("class", sort=False)[measures].mean()
+    presence = frame.groupby(["class", "presence"]).size().unstack(fill_value=0)
+    summary: dict[str, Any] = {
+        "mean": {name: _without_nan(values) for name, values in mean.to_dict("index").items()},
+        "foreground": _without_nan(mean.loc[list(classes)].mean().to_dict()),
+        "presence": presence.reindex(index=classes, columns=PRESENCE, fill_value=0).to_dict("index"),
+    }
+    if settings.paper is not None:
+        inner = frame.groupby("class" if settings.paper == "gpe" else "case", sort=False)
+        summary["paper"] = _without_nan(inner[list(PAPER_MEASURES)].mean().mean().to_dict())
+    return summary
+
+
+def write_evaluation(content: Mapping[str, Any], output: Path) -> list[Path]:
+    """Writes the three files into the folder.
+
+    Returns:
+        The files.
+    """
+    texts = {
+        JSON: json.dumps(content, indent=1, allow_nan=False) + "\n",
+        CSV: to_csv(content),
+        MARKDOWN: to_markdown(content),
+    }
+    for name, text in texts.items():
+        write_atomically(output / name, text.encode())
+    return [output / name for name in texts]
+
+
+def read_evaluation(file: Path) -> dict[str, Any]:
+    """What ``evaluation.json`` holds.
+
+    Args:
+        file: The file, or its folder.
+
+    Raises:
+        ValueError: It cannot be read, or holds something else.
+    """
+    file = file / JSON if file.is_dir() else file
+    try:
+        content: Any = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    missing = [key for key in KEYS if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise ValueError(f"{file} is no evaluation by `locctx evaluate`: it lacks {', '.join(missing)}")
+    if content["version"] != 1:
+        raise ValueError(f"{file} has version {content['version']}, this package reads version 1")
+    return dict(content)
+
+
+def to_csv(content: Mapping[str, Any]) -> str:
+    """One line per case and class; nothing where a measure is not defined."""
+    measures = [name for name in content["definitions"] if name != "presence"]
+    frame = _frame(content["cases"], measures)[["case", "class", *content["definitions"]]]
+    return str(frame.to_csv(index=False, float_format="%.8g", lineterminator="\n"))
+
+
+def to_table(content: Mapping[str, Any]) -> str:
+    """The means over the cases, as a Markdown table whose columns are aligned."""
+    columns = [name for name in COLUMNS if name in content["definitions"]]
+    heads = ["class", *(COLUMNS[name][0] for name in columns), "missing", "spurious"]
+    lines = []
+    for name in [*content["classes"], *(["background"] if "background" in content["mean"] else [])]:
+        counts = content["presence"].get(name, {})
+        shown = [_number(content["mean"][name][measure], COLUMNS[measure][1]) for measure in columns]
+        lines.append([_cell(name), *shown, *(str(counts.get(kind, "-")) for kind in ("missing", "spurious"))])
+    means = [_number(content["foreground"][measure], COLUMNS[measure][1]) for measure in columns]
+    totals = [
+        str(sum(counts[kind] for counts in content["presence"].values())) for kind in ("missing", "spurious")
+    ]
+    lines.append(["foreground", *means, *totals])
+    widths = [max(len(line[at]) for line in [heads, *lines]) for at in range(len(heads))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+
+    def joined(cells: Sequence[str]) -> str:
+        first = cells[0].ljust(widths[0])
+        rest = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        return f"| {' | '.join([first, *rest])} |"
+
+    return "\n".join(map(joined, [heads, rule, *lines])) + "\n"
+
+
+def to_markdown(content: Mapping[str, Any]) -> str:
+    """The table, what it is of, and the definitions."""
+    count = len({row["case"] for row in content["cases"]})
+    intro = (
+        f"{content['settings']['predictions']} against {content['settings']['references']}, {count} "
+        f"case{'s' if count != 1 else ''}. Means over the cases; foreground: mean of the classes' means. Values that "
+        "are not defined are left out. `missing` and `spurious` count cases."
+    )
+    lines = ["# Evaluation", "", intro, "", to_table(content)]
+    if "paper" in content:
+        means = [f"{name} {_number(value, 3)}" for name, value in content["paper"].items()]
+        lines += [f"As the paper ({content['settings']['paper']}) takes the mean: {', '.join(means)}.", ""]
+    if content["pairs"]:
+        lines += [f"Sides: {'; '.join(f'{left} - {right}' for left, right in content['pairs'])}.", ""]
+    lines += [f"- {name}: {text}" for name, text in content["definitions"].items()]
+    return "\n".join(lines) + "\n"
+
+
 def _names(
-    found: Mapping[str, Path],
+    predicted: Mapping[str, Path],
     true: Mapping[str, Path],
     cases: Sequence[str] | None,
     predicted_only: bool,
@@ -144,13 +284,13 @@ def _names(
     references: Path,
 ) -> list[str]:
     """The cases to evaluate, sorted."""
-    wanted = set(cases) if cases is not None else set(found) | (set() if predicted_only else set(true))
-    if not wanted:
+    chosen = set(cases) if cases is not None else set(predicted) | (set() if predicted_only else set(true))
+    if not chosen:
         raise ValueError("no case is to be evaluated")
-    problems = [f"case {name} is not in {predictions}" for name in sorted(wanted - set(found))]
-    problems += [f"case {name} is not in {references}" for name in sorted(wanted - set(true))]
+    problems = [f"case {name} is not in {predictions}" for name in sorted(chosen - set(predicted))]
+    problems += [f"case {name} is not in {references}" for name in sorted(chosen - set(true))]
     refuse(problems, "the folders do not hold the same cases (see --cases and --predicted-only)")
-    return sorted(wanted)
+    return sorted(chosen)
 
 
 def _what(job: _Job) -> dict[str, Any]:
@@ -178,3 +318,21 @@ def _measure(job: _Job) -> list[dict[str, Any]]:
     prediction, _ = read_labels(job.prediction, job.reader)
     spacing = [float(size) for size in properties["spacing"]]
     return measure_case(reference, prediction, spacing, job.classes, job.pairs, job.settings)
+
+
+def _frame(rows: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> pd.DataFrame:
+    """The rows, with NaN where a measure is not defined."""
+    return pd.DataFrame(rows).astype(dict.fromkeys(measures, float))
+
+
+def _without_nan(values: Mapping[Any, float]) -> dict[Any, float | None]:
+    """As JSON can hold it."""
+    return {name: None if pd.isna(value) else value for name, value in values.items()}
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -3,8 +3,10 @@
 Arrays are in stored order (z, y, x), spacings in mm along the same axes, volumes in ml.
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,16 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_locctx.evaluation.classes import Classes
-from nnunet_locctx.evaluation.surfaces import (
-    MARGIN,
-    Mask,
-    bounding_box,
-    off_region_voxels,
-    surface_measures,
-    voxel_distance,
-)
 
+Mask: TypeAlias = npt.NDArray[np.bool_]
 Labels: TypeAlias = npt.NDArray[np.integer[Any]]
+
+MARGIN = (1, 1, 1)
+"""Voxels left around masks that are cropped: a mask of one slice must not look like an image of one slice."""
 
 PAPERS = ("locbam", "gpe")
 """Papers whose own measures can be added."""
@@ -81,7 +79,7 @@ class Settings:
 
 def definitions(settings: Settings) -> dict[str, str]:
     """Measure -> what it is, in a sentence or two."""
-    found = {
+    texts = {
         "reference_ml": "Volume of the class in the reference, ml. Voxels with the ignore label in the reference "
         "count nowhere.",
         "prediction_ml": "Volume of the class in the prediction, ml.",
@@ -103,9 +101,9 @@ def definitions(settings: Settings) -> dict[str, str]:
         "presence": "both, missing (not predicted), spurious (predicted, not in the reference) or absent (neither).",
     }
     if settings.paper is not None:
-        found["paper_dice"] = _PAPER_DICE[settings.paper]
-        found["paper_hd95_voxels"] = _PAPER_HD95[settings.paper]
-    return found
+        texts["paper_dice"] = _PAPER_DICE[settings.paper]
+        texts["paper_hd95_voxels"] = _PAPER_HD95[settings.paper]
+    return texts
 
 
 def measure_case(
@@ -145,8 +143,8 @@ def measure_case(
         reference, prediction = reference[box], prediction[box]
     other = {**dict(pairs), **{right: left for left, right in pairs}}
     for name, values in classes.values.items():
-        true, found = _is_one_of(reference, values), _is_one_of(prediction, values)
-        row = {"class": name, **_measure(true, found, spacing, settings)}
+        true, predicted = _is_one_of(reference, values), _is_one_of(prediction, values)
+        row = {"class": name, **_measure(true, predicted, spacing, settings)}
         if name in other and true.any():
             swapped = true & _is_one_of(prediction, classes.values[other[name]])
             row["swap_rate"] = float(swapped.sum() / true.sum())
@@ -154,47 +152,49 @@ def measure_case(
     return rows
 
 
-def _measure(true: Mask, found: Mask, spacing: Sequence[float], settings: Settings) -> dict[str, Any]:
+def _measure(true: Mask, predicted: Mask, spacing: Sequence[float], settings: Settings) -> dict[str, Any]:
     volume = math.prod(spacing) / 1000
-    box = bounding_box(true | found, MARGIN)
+    box = bounding_box(true | predicted, MARGIN)
     if box is not None:
-        true, found = true[box], found[box]
-    n_true, n_found, both = int(true.sum()), int(found.sum()), int((true & found).sum())
+        true, predicted = true[box], predicted[box]
+    n_true, n_predicted, both = int(true.sum()), int(predicted.sum()), int((true & predicted).sum())
     presence = {(1, 1): "both", (1, 0): "missing", (0, 1): "spurious", (0, 0): "absent"}
     hd95 = nsd = None
-    if n_true and n_found:
-        hd95, nsd = surface_measures(true, found, spacing, settings.tolerance_mm)
-    elif n_true or n_found:
+    if n_true and n_predicted:
+        hd95, nsd = surface_measures(true, predicted, spacing, settings.tolerance_mm)
+    elif n_true or n_predicted:
         nsd = 0.0
-    dice = 2 * both / (n_true + n_found) if n_true + n_found else None
+    dice = 2 * both / (n_true + n_predicted) if n_true + n_predicted else None
     row: dict[str, Any] = {
-        "presence": presence[int(n_true > 0), int(n_found > 0)],
+        "presence": presence[int(n_true > 0), int(n_predicted > 0)],
         "reference_ml": n_true * volume,
-        "prediction_ml": n_found * volume,
+        "prediction_ml": n_predicted * volume,
         "dice": dice,
         "hd95_mm": hd95,
         "nsd": nsd,
-        "volume_error_ml": (n_found - n_true) * volume,
-        "volume_error_percent": 100 * (n_found - n_true) / n_true if n_true else None,
+        "volume_error_ml": (n_predicted - n_true) * volume,
+        "volume_error_percent": 100 * (n_predicted - n_true) / n_true if n_true else None,
         "swap_rate": None,
-        "off_region_ml": off_region_voxels(true, found, spacing, settings.off_region_mm) * volume,
+        "off_region_ml": off_region_voxels(true, predicted, spacing, settings.off_region_mm) * volume,
     }
     if settings.paper is not None:
         gpe = settings.paper == "gpe"
-        empty = 1.0 if n_found == 0 and gpe else 0.0 if gpe else None
+        empty = 1.0 if n_predicted == 0 and gpe else 0.0 if gpe else None
         row["paper_dice"] = dice if n_true else empty
-        row["paper_hd95_voxels"] = voxel_distance(true, found, pooled=gpe) if n_true and n_found else 0.0
+        row["paper_hd95_voxels"] = (
+            voxel_distance(true, predicted, pooled=gpe) if n_true and n_predicted else 0.0
+        )
     return row
 
 
 def _background(reference: Labels, prediction: Labels, ignored: Mask | None) -> dict[str, Any]:
     """The row of the background, which only a paper counts."""
-    true, found = reference == 0, prediction == 0
+    true, predicted = reference == 0, prediction == 0
     if ignored is not None:
-        found &= ~ignored
+        predicted &= ~ignored
     count = int(true.sum())
     row: dict[str, Any] = {"class": "background", "presence": None, **dict.fromkeys(MEASURES)}
-    dice = 2 * int((true & found).sum()) / (count + int(found.sum())) if count else None
+    dice = 2 * int((true & predicted).sum()) / (count + int(predicted.sum())) if count else None
     return {**row, "paper_dice": dice, "paper_hd95_voxels": None}
 
 
@@ -203,3 +203,120 @@ def _is_one_of(labels: Labels, values: tuple[int, ...]) -> Mask:
     for value in values[1:]:
         mask |= labels == value
     return mask
+
+
+def bounding_box(mask: Mask, margin: Sequence[int] = (0, 0, 0)) -> tuple[slice, ...] | None:
+    """The smallest box that holds the mask, grown by `margin` voxels within the array; None if the mask is empty."""
+    box = []
+    for axis, more in enumerate(margin):
+        (at,) = np.nonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
+        if not at.size:
+            return None
+        box.append(slice(max(int(at[0]) - more, 0), int(at[-1]) + 1 + more))
+    return tuple(box)
+
+
+def surface_measures(
+    true: Mask, predicted: Mask, spacing: Sequence[float], tolerance: float, *, crop: bool = True
+) -> tuple[float, float]:
+    """(95th percentile Hausdorff distance in mm, NSD) of two masks, neither empty, through MONAI.
+
+    Images of one slice are measured in their plane.
+
+    Args:
+        true: (z, y, x).
+        predicted: (z, y, x).
+        spacing: Voxel size in mm.
+        tolerance: Of the NSD, mm.
+        crop: Look at the masks' common box alone, which gives the same in less time.
+    """
+    from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+    from monai.metrics.surface_dice import compute_surface_dice
+
+    y_pred, y, sizes = _as_tensors(true, predicted, spacing, crop)
+    with _without_own_warnings():
+        distance = compute_hausdorff_distance(
+            y_pred, y, include_background=True, percentile=95, spacing=sizes
+        )
+        shared = compute_surface_dice(
+            y_pred, y, [tolerance], include_background=True, spacing=sizes, use_subvoxels=True
+        )
+    return float(distance), float(shared)
+
+
+def voxel_distance(true: Mask, predicted: Mask, *, pooled: bool) -> float:
+    """95th percentile of the surface distances in voxels; neither mask empty.
+
+    Args:
+        true: (z, y, x).
+        predicted: (z, y, x).
+        pooled: Of both directions taken together; else the larger of the two directions'.
+    """
+    from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+    from monai.metrics.utils import get_edge_surface_distance
+
+    y_pred, y, _ = _as_tensors(true, predicted, (1, 1, 1), True)
+    with _without_own_warnings():
+        if not pooled:
+            return float(compute_hausdorff_distance(y_pred, y, include_background=True, percentile=95))
+        _, distances, _ = get_edge_surface_distance(y_pred[0, 0], y[0, 0], symmetric=True)
+    return float(np.percentile(np.concatenate([one.numpy() for one in distances]), 95))
+
+
+def off_region_voxels(true: Mask, predicted: Mask, spacing: Sequence[float], distance: float) -> int:
+    """Number of voxels of `predicted` whose centre is farther than `distance` mm from every voxel centre of `true`.
+
+    All of them if `true` is empty.
+    """
+    from scipy.ndimage import binary_erosion
+    from scipy.spatial import KDTree
+
+    total = int(predicted.sum())
+    box = bounding_box(true)
+    if not total or box is None:
+        return total
+    # whatever is outside the grown box is too far along one axis already
+    margin = [math.ceil(distance / size) for size in spacing]
+    grown = bounding_box(true, margin)
+    assert grown is not None
+    far = total - int(predicted[grown].sum())
+    near = np.argwhere(predicted[grown] & ~true[grown]) + [part.start for part in grown]
+    if len(near):
+        # the nearest voxel of the class is one of its surface
+        inner = true[box]
+        surface = np.argwhere(inner & ~binary_erosion(inner)) + [part.start for part in box]
+        sizes = np.asarray(spacing, dtype=np.float64)
+        # the slack is for sums of rounded voxel sizes
+        reached, _ = KDTree(surface * sizes).query(near * sizes, distance_upper_bound=distance + 1e-6)
+        far += int(np.isinf(reached).sum())
+    return far
+
+
+@contextlib.contextmanager
+def _without_own_warnings() -> Iterator[None]:
+    """MONAI 1.6 calls itself with an argument that it deprecates."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)
+        yield
+
+
+def _as_tensors(
+    true: Mask, predicted: Mask, spacing: Sequence[float], crop: bool
+) -> tuple[Any, Any, list[float]]:
+    """MONAI's (batch, class, ...) prediction and reference, and the voxel sizes."""
+    import torch
+
+    if crop:
+        box = bounding_box(true | predicted, MARGIN)
+        assert box is not None
+        true, predicted = true[box], predicted[box]
+    sizes = [float(size) for size in spacing]
+    flat = next((axis for axis, n in enumerate(true.shape) if n == 1), None)
+    if flat is not None:
+        true, predicted = true.squeeze(flat), predicted.squeeze(flat)
+        del sizes[flat]
+    y, y_pred = (
+        torch.from_numpy(np.ascontiguousarray(mask, dtype=np.float32))[None, None]
+        for mask in (true, predicted)
+    )
+    return y_pred, y, sizes

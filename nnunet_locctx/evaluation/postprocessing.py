@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from nnunet_locctx.evaluation.atlas import Atlas, AtlasMask, read_atlas
+from nnunet_locctx.evaluation.atlas import Atlas, mask_of_file, read_atlas
 from nnunet_locctx.evaluation.classes import Classes
 from nnunet_locctx.evaluation.label_files import (
     Description,
@@ -72,7 +72,7 @@ class MaskByAtlas:
     file: Path
 
     def __call__(self, segmentation: npt.NDArray[np.int32], frame: Frame) -> npt.NDArray[np.int32]:
-        return AtlasMask.of_file(self.file).apply(segmentation, frame)
+        return mask_of_file(self.file).apply(segmentation, frame)
 
 
 def largest_component(
@@ -147,11 +147,11 @@ def apply_atlas(
 
 
 def _check_labels(atlas: Atlas, classes: Classes, file: Path) -> None:
-    wanted = classes.known - {0}
-    if set(atlas.cells) != wanted:
+    values = classes.known - {0}
+    if set(atlas.cells) != values:
         raise ValueError(
             f"the atlas {file} is of the labels {sorted(atlas.cells)}, the predictions' dataset.json has "
-            f"{sorted(wanted)}"
+            f"{sorted(values)}"
         )
 
 
@@ -174,26 +174,26 @@ def _change_folder(
 ) -> list[Path]:
     if processes < 1:
         raise ValueError(f"the number of processes must be at least 1, got {processes}")
-    found = list_label_files(predictions, description.file_ending)
+    sources = list_label_files(predictions, description.file_ending)
     if output.exists() and (not output.is_dir() or output.resolve() == predictions.resolve()):
         raise ValueError(f"{output} must be another folder than the predictions'")
-    reader = choose_reader(description.content, next(iter(found.values())))
+    reader = choose_reader(description.content, next(iter(sources.values())))
     records = Records(output / RECORDS)
     whats = {
         # earlier versions also changed files that were cut off, and wrote such
         case: {**what, "whole": True, "case": case, "prediction": fingerprint(file)}
-        for case, file in found.items()
+        for case, file in sources.items()
     }
-    targets = {case: output / file.name for case, file in found.items()}
-    due = [case for case in found if not _is_done(records, whats[case], targets[case])]
+    targets = {case: output / file.name for case, file in sources.items()}
+    due = [case for case in sources if not _is_done(records, whats[case], targets[case])]
     allowed = Classes.from_labels(description.labels).known
-    files = [LabelFile(case, found[case], reader, allowed) for case in due]
+    files = [LabelFile(case, sources[case], reader, allowed) for case in due]
     refuse(check_label_files(files, processes, progress=progress), "the predictions cannot be used")
     output.mkdir(parents=True, exist_ok=True)
-    jobs = [_Job(found[case], targets[case], reader, change) for case in due]
+    jobs = [_Job(sources[case], targets[case], reader, change) for case in due]
     answers = map_in_workers(_change, jobs, processes)
     records.add_all(
-        [whats[case] for case in due], answers, total=len(found), title="postprocessing", progress=progress
+        [whats[case] for case in due], answers, total=len(sources), title="postprocessing", progress=progress
     )
     text = json.dumps(dict(description.content), indent=1) + "\n"
     write_atomically(output / "dataset.json", text.encode())

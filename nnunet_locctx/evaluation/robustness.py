@@ -53,7 +53,7 @@ def list_cases(images: Path, labels: Path, file_ending: str, channels: int) -> l
     Args:
         images: Folder of ``CASE_0000.ENDING`` files, one per channel.
         labels: Folder of ``CASE.ENDING`` files.
-        file_ending: Of the model's data set.
+        file_ending: Of the model's dataset.
         channels: Image files per case.
 
     Raises:
@@ -66,17 +66,17 @@ def list_cases(images: Path, labels: Path, file_ending: str, channels: int) -> l
             raise ValueError(f"there is no folder {folder}")
     names = [str(name) for name in get_identifiers_from_splitted_dataset_folder(str(images), file_ending)]
     if not names:
-        raise ValueError(f"{images} has no files that end in {file_ending}, as the model's data set does")
+        raise ValueError(f"{images} has no files that end in {file_ending}, as the model's dataset does")
     files = sorted(file.name for file in images.iterdir())
     cases = []
     for name in names:
-        found = create_paths_fn(str(images), files, file_ending, name)
-        if len(found) != channels:
+        channel_files = create_paths_fn(str(images), files, file_ending, name)
+        if len(channel_files) != channels:
             raise ValueError(
-                f"case {name!r} of {images} has {len(found)} files named {name}_XXXX{file_ending}, the model takes "
-                f"{channels} (one per channel)"
+                f"case {name!r} of {images} has {len(channel_files)} files named {name}_XXXX{file_ending}, the "
+                f"model takes {channels} (one per channel)"
             )
-        cases.append(Case(name, tuple(Path(file) for file in found), labels / f"{name}{file_ending}"))
+        cases.append(Case(name, tuple(Path(file) for file in channel_files), labels / f"{name}{file_ending}"))
     missing = [case.label.name for case in cases if not case.label.is_file()]
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
@@ -95,7 +95,7 @@ def load_models(
     """Loads the models to compare.
 
     Args:
-        folders: Trained models' folders (TRAINER__PLANS__CONFIGURATION), of one data set.
+        folders: Trained models' folders (TRAINER__PLANS__CONFIGURATION), of one dataset.
         names: What to call them; None: trainer, folder, or folder within its parent, whichever tells them apart.
         fold: The fold of each; None: the first that is there.
         device: Torch device; None: the GPU if there is one.
@@ -128,7 +128,7 @@ def load_models(
         ):
             if one != other:
                 raise ValueError(
-                    f"models to compare must be of one data set, but {first.folder} and {model.folder} differ in their "
+                    f"models to compare must be of one dataset, but {first.folder} and {model.folder} differ in their "
                     f"{what}: {one} and {other}"
                 )
     return [NamedModel(name, model) for name, model in zip(called, models, strict=True)]
@@ -181,10 +181,10 @@ class Robustness:
         with tqdm(total=total, initial=total - left, unit="prediction", disable=not progress) as bar:
             for one in self.models:
                 for case in self.cases:
-                    wanted = open_ones[one.name, case.name]
-                    if wanted:
+                    open_changes = open_ones[one.name, case.name]
+                    if open_changes:
                         bar.set_description(f"{one.name}, {case.name}")
-                        self._predict(one, case, wanted, bar)
+                        self._predict(one, case, open_changes, bar)
 
     def dice(self, one: NamedModel, case: Case, change: Change) -> dict[str, float]:
         """Class name -> Dice of one prediction; NaN if the class is in neither label nor prediction.
@@ -192,8 +192,8 @@ class Robustness:
         Raises:
             KeyError: It has not been predicted.
         """
-        found = self.records.get(self._what(one, case, change))
-        return {name: math.nan if value is None else value for name, value in found.items()}
+        stored = self.records.get(self._what(one, case, change))
+        return {name: math.nan if value is None else value for name, value in stored.items()}
 
     def _what(self, one: NamedModel, case: Case, change: Change) -> dict[str, Any]:
         what: dict[str, Any] = {

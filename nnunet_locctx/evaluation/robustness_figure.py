@@ -2,9 +2,10 @@
 
 import io
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's, told apart with every common colour blindness."""
@@ -16,28 +17,13 @@ LABEL_GAP = 0.055
 """Least distance of two labels, as a fraction of the panel's height."""
 
 
-class CurvePoint(Protocol):
-    """What is drawn."""
-
-    @property
-    def model(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def axes(self) -> str: ...
-    @property
-    def percent(self) -> float: ...
-    @property
-    def dice(self) -> float: ...
-
-
-def draw_curves(points: Sequence[CurvePoint]) -> bytes:
+def draw_curves(points: pd.DataFrame) -> bytes:
     """A panel per kind of error, a line per model (colour) and axes (dash), labelled at its end.
 
     The amounts stand at equal distances, as they span two orders of magnitude and begin at 0.
 
     Args:
-        points: All of them.
+        points: A row per point: ``model``, ``kind``, ``axes``, ``percent``, ``dice``.
 
     Returns:
         A PNG.
@@ -45,10 +31,10 @@ def draw_curves(points: Sequence[CurvePoint]) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    kinds = list(dict.fromkeys(point.kind for point in points))
-    models = list(dict.fromkeys(point.model for point in points))
-    several = len({point.axes for point in points}) > 1
-    amounts = sorted({point.percent for point in points})
+    kinds, models = points["kind"].unique(), points["model"].unique()
+    several = points["axes"].nunique() > 1
+    amounts = sorted(points["percent"].unique())
+    curves = points.set_index(["kind", "model", "axes", "percent"])["dice"].unstack("percent")
     longest = max(map(len, models)) + (10 if several else 0)
     figure = Figure(figsize=((4.2 + 0.085 * longest) * len(kinds), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
@@ -58,14 +44,11 @@ def draw_curves(points: Sequence[CurvePoint]) -> bytes:
         for number, model in enumerate(models):
             colour = COLOURS[number % len(COLOURS)]
             for axes, style in STYLES.items():
-                line = {
-                    point.percent: point.dice
-                    for point in points
-                    if (point.kind, point.model, point.axes) == (kind, model, axes)
-                }
-                values = [line.get(amount, np.nan) for amount in amounts]
-                known = [place for place, value in enumerate(values) if not np.isnan(value)]
-                if not known:
+                if (kind, model, axes) not in curves.index:
+                    continue
+                values = curves.loc[(kind, model, axes), amounts].to_numpy()
+                (known,) = np.nonzero(~np.isnan(values))
+                if not known.size:
                     continue
                 panel.plot(values, style, color=colour, marker="o", markersize=3.5, linewidth=1.6)
                 label = f"{model}, {AXES_WORDS[axes]}" if several else model
@@ -77,7 +60,7 @@ def draw_curves(points: Sequence[CurvePoint]) -> bytes:
         panel.grid(axis="y", alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(labelleft=True)
-        _limit(panel, [point.dice for point in points])
+        _limit(panel, points["dice"])
         _label(panel, ends)
     panels[0].set_ylabel("foreground Dice")
     picture = io.BytesIO()
@@ -102,10 +85,9 @@ def spread(places: Sequence[float], gap: float, low: float, high: float) -> list
     return [float(value) for value in moved]
 
 
-def _limit(panel: Any, values: Sequence[float]) -> None:
+def _limit(panel: Any, values: "pd.Series[float]") -> None:
     """The range of all values with some air, so that small differences can be seen as well."""
-    known = [value for value in values if not np.isnan(value)]
-    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    low, high = (values.min(), values.max()) if values.notna().any() else (0.0, 1.0)
     air = max(0.02, 0.06 * (high - low))
     panel.set_ylim(max(-0.02, low - air), min(1.02, high + air))
 

@@ -1,19 +1,18 @@
 """Table and figures of a robustness run, as Markdown, CSV and JSON."""
 
-import csv
-import io
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
-from nnunet_locctx.evaluation.robustness import NamedModel, Robustness
+from nnunet_locctx.evaluation.robustness import Robustness
 from nnunet_locctx.evaluation.robustness_figure import draw_curves
 from nnunet_locctx.files import write_atomically
+
+CURVE = ["model", "kind", "axes", "percent"]
+"""What tells the points of the curves apart: names of the index of :func:`collect`'s frames."""
 
 NAMES = ("robustness.md", "robustness.csv", "robustness.json", "robustness.png")
 KIND_WORDS = {
@@ -22,32 +21,6 @@ KIND_WORDS = {
 }
 AXES_WORDS = {"axial": "along the body", "all": "along all three axes"}
 SIGN_WORDS = {"both": "mean of both directions", "plus": "towards +", "minus": "towards -"}
-
-
-@dataclass(frozen=True)
-class Point:
-    """One point of a curve.
-
-    Attributes:
-        model: Name of the model.
-        kind: ``shift`` or ``noise``.
-        axes: ``axial`` or ``all``.
-        percent: Of the axis.
-        dice: Foreground Dice, a fraction: mean over the classes of a case, then over directions, then over cases.
-            Classes in neither label nor prediction are left out. NaN if nothing is left.
-        deviation: Standard deviation over the cases (n - 1); NaN for fewer than two.
-        cases: Cases that count.
-        per_class: Class name -> mean over directions, then over cases.
-    """
-
-    model: str
-    kind: str
-    axes: str
-    percent: float
-    dice: float
-    deviation: float
-    cases: int
-    per_class: Mapping[str, float]
 
 
 def write_report(run: Robustness) -> list[Path]:
@@ -59,24 +32,42 @@ def write_report(run: Robustness) -> list[Path]:
     Raises:
         KeyError: The run is not finished.
     """
-    points = collect(run)
+    points, per_class = collect(run)
     settings = describe(run)
-    picture = draw_curves(points)
-    texts = (to_markdown(points, settings), to_csv(points), to_json(points, settings))
+    contents = (
+        to_markdown(points, settings).encode(),
+        to_csv(points, per_class).encode(),
+        to_json(points, per_class, settings).encode(),
+        draw_curves(points.reset_index()),
+    )
     files = [run.output / name for name in NAMES]
-    for file, data in zip(files, [*(text.encode() for text in texts), picture], strict=True):
+    for file, data in zip(files, contents, strict=True):
         write_atomically(file, data)
     return files
 
 
-def collect(run: Robustness) -> list[Point]:
-    """Every point of every curve."""
-    return [
-        _point(run, one, kind, axes, amount)
-        for kind, axes in run.design.curves()
-        for one in run.models
-        for amount in run.design.amounts
-    ]
+def collect(run: Robustness) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Every point of every curve.
+
+    Returns:
+        points: ``dice`` (foreground Dice, a fraction: mean over the classes of a case, then over directions, then over
+            cases), ``deviation`` (standard deviation over the cases, n - 1) and ``cases`` (those that count). Classes
+            in neither label nor prediction are left out; NaN where nothing is left.
+        per_class: A column per class: mean over directions, then over cases.
+    """
+    keys, values = [], []
+    for kind, axes in run.design.curves():
+        for one in run.models:
+            for amount in run.design.amounts:
+                for case in run.cases:
+                    for change in run.design.point(kind, axes, amount):
+                        keys.append((one.name, kind, axes, amount, case.name))
+                        values.append(run.dice(one, case, change))
+    by_class = pd.DataFrame(values, index=pd.MultiIndex.from_tuples(keys, names=[*CURVE, "case"]))
+    by_case = by_class.mean(axis=1).groupby(level=[*CURVE, "case"], sort=False).mean()
+    points = by_case.groupby(level=CURVE, sort=False).agg(dice="mean", deviation="std", cases="count")
+    per_class = by_class.groupby(level=[*CURVE, "case"], sort=False).mean()
+    return points, per_class.groupby(level=CURVE, sort=False).mean()
 
 
 def describe(run: Robustness) -> dict[str, Any]:
@@ -99,10 +90,10 @@ def describe(run: Robustness) -> dict[str, Any]:
     }
 
 
-def to_markdown(points: Sequence[Point], settings: Mapping[str, Any]) -> str:
+def to_markdown(points: pd.DataFrame, settings: Mapping[str, Any]) -> str:
     """One table per kind of error, a line per model and axes."""
     count = len(settings["cases"])
-    told = (
+    intro = (
         f"Foreground Dice on the original grid, mean over the classes and then over {count} "
         f"case{'s' if count != 1 else ''}. Amounts are percent of the axis: of the coordinate's range, for the source "
         "`scanner` of the scan's extent."
@@ -110,25 +101,22 @@ def to_markdown(points: Sequence[Point], settings: Mapping[str, Any]) -> str:
     lines = [
         "# Dice under a wrong location",
         "",
-        told,
+        intro,
     ]
-    for kind in dict.fromkeys(point.kind for point in points):
-        chosen = [point for point in points if point.kind == kind]
-        amounts = sorted({point.percent for point in chosen})
+    for kind in points.index.unique("kind"):
+        table = points["dice"].xs(kind, level="kind").unstack("percent", sort=False)
         direction = f", {SIGN_WORDS[settings['sign']]}" if kind == "shift" else ""
         lines += [
             "",
             f"{KIND_WORDS[kind]}{direction}:",
             "",
-            f"| model | error | {' | '.join(f'{amount:g} %' for amount in amounts)} |",
-            "|---|---|" + "---:|" * len(amounts),
+            f"| model | error | {' | '.join(f'{amount:g} %' for amount in table.columns)} |",
+            "|---|---|" + "---:|" * len(table.columns),
         ]
-        for name, axes in dict.fromkeys((point.model, point.axes) for point in chosen):
-            row = {point.percent: point.dice for point in chosen if (point.model, point.axes) == (name, axes)}
-            values = [_number(row[amount]) for amount in amounts]
-            lines.append(
-                f"| {name.replace('|', chr(92) + '|')} | {AXES_WORDS[axes]} | {' | '.join(values)} |"
-            )
+        for (name, axes), values in table.iterrows():
+            shown = ["-" if pd.isna(value) else f"{value:.3f}" for value in values]
+            model = name.replace("|", "\\|")
+            lines.append(f"| {model} | {AXES_WORDS[axes]} | {' | '.join(shown)} |")
     lines.append("")
     lines += [
         f"- {one['name']}: {one['folder']}, fold {one['fold']}, {one['checkpoint']}, source `{one['source']}`"
@@ -137,63 +125,23 @@ def to_markdown(points: Sequence[Point], settings: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def to_csv(points: Sequence[Point]) -> str:
+def to_csv(points: pd.DataFrame, per_class: pd.DataFrame) -> str:
     """One line per point; no value where a number is not defined."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    classes = list(points[0].per_class)
-    writer.writerow(["model", "change", "axes", "percent", "dice", "deviation", "cases", *classes])
-    for point in points:
-        numbers = [point.dice, point.deviation, point.cases, *point.per_class.values()]
-        shown = ["" if math.isnan(number) else f"{number:.6g}" for number in numbers]
-        writer.writerow([point.model, point.kind, point.axes, f"{point.percent:g}", *shown])
-    return text.getvalue()
+    table = pd.concat([points, per_class], axis=1)
+    names = ["model", "change", "axes", "percent"]
+    return str(table.to_csv(index_label=names, float_format="%.6g", lineterminator="\n"))
 
 
-def to_json(points: Sequence[Point], settings: Mapping[str, Any]) -> str:
+def to_json(points: pd.DataFrame, per_class: pd.DataFrame, settings: Mapping[str, Any]) -> str:
     """Settings and points; null where a number is not defined."""
-    content = {**settings, "points": [asdict(point) for point in points]}
-    return json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n"
+    rows = []
+    for (key, point), classes in zip(points.iterrows(), per_class.to_dict("records"), strict=True):
+        numbers = {name: _or_null(point[name]) for name in ("dice", "deviation")}
+        count = int(point["cases"])
+        by_class = {name: _or_null(value) for name, value in classes.items()}
+        rows.append({**dict(zip(CURVE, key, strict=True)), **numbers, "cases": count, "per_class": by_class})
+    return json.dumps({**settings, "points": rows}, indent=1, allow_nan=False) + "\n"
 
 
-def _point(run: Robustness, one: NamedModel, kind: str, axes: str, amount: float) -> Point:
-    names = list(run.dice(one, run.cases[0], run.design.point(kind, axes, amount)[0]))
-    # (cases, directions, classes)
-    found = np.array(
-        [
-            [list(run.dice(one, case, change).values()) for change in run.design.point(kind, axes, amount)]
-            for case in run.cases
-        ]
-    )
-    per_case = [_mean([_mean(classes) for classes in directions]) for directions in found]
-    known = [value for value in per_case if not math.isnan(value)]
-    return Point(
-        model=one.name,
-        kind=kind,
-        axes=axes,
-        percent=amount,
-        dice=_mean(per_case),
-        deviation=float(np.std(known, ddof=1)) if len(known) > 1 else math.nan,
-        cases=len(known),
-        per_class={
-            name: _mean([_mean(directions) for directions in found[:, :, number]])
-            for number, name in enumerate(names)
-        },
-    )
-
-
-def _mean(values: Any) -> float:
-    known = [float(value) for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nan(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(one) for one in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+def _or_null(value: float) -> float | None:
+    return None if pd.isna(value) else float(value)

@@ -96,8 +96,8 @@ class Design:
 
     def changes(self) -> list[Change]:
         """Everything to predict, each once."""
-        found = (self.point(*curve, amount) for curve in self.curves() for amount in self.amounts)
-        return list(dict.fromkeys(change for point in found for change in point))
+        points = (self.point(*curve, amount) for curve in self.curves() for amount in self.amounts)
+        return list(dict.fromkeys(change for point in points for change in point))
 
 
 def axis_lengths(source: LocationSource, frame: Frame) -> Array:

@@ -22,8 +22,7 @@ import numpy as np
 import torch
 
 from nnunet_locctx.evaluation.classes import Classes
-from nnunet_locctx.evaluation.measures import Settings, measure_case
-from nnunet_locctx.evaluation.surfaces import Mask, surface_measures
+from nnunet_locctx.evaluation.measures import Mask, Settings, measure_case, surface_measures
 from scripts.benchmarks.harness import REPOSITORY, by, describe_machine, replace_section, say, spread
 
 BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"

@@ -2,20 +2,22 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import numpy as np
+import pandas as pd
 import pytest
 import SimpleITK as sitk
 from hypothesis import strategies as st
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunet_locctx.cli import main
-from nnunet_locctx.evaluation.atlas import Atlas, AtlasMask, read_atlas, write_atlas
+from nnunet_locctx.evaluation.atlas import Atlas, AtlasMask, Grid, occupied_cells, read_atlas, write_atlas
 from nnunet_locctx.evaluation.atlas_fit import fit_atlas
-from nnunet_locctx.evaluation.atlas_grid import Grid, occupied_cells
-from nnunet_locctx.evaluation.folders import evaluate_folders
+from nnunet_locctx.evaluation.dice import file_dice
 from nnunet_locctx.evaluation.postprocessing import apply_atlas
 from nnunet_locctx.geometry import Frame
 from tests.evaluation.label_scans import STORAGES, box, describe, store, write
@@ -139,11 +141,19 @@ class TestMask:
         z, y, x = np.indices(kept.shape) - 10
         assert np.array_equal(kept > 0, (x * 1.0) ** 2 + (y * 2.0) ** 2 + (z * 3.0) ** 2 <= 36)
 
-    def test_levels(self) -> None:
-        mask = AtlasMask(self.atlas(), [0, 2, 6])
-        cells = np.array([[10, 10, 10], [11, 10, 10], [10, 11, 10], [10, 10, 12], [10, 10, 13], [0, 0, 0]])
-        assert mask.levels(1, cells).tolist() == [0, 1, 1, 2, 3, 3]
-        assert mask.levels(2, cells).tolist() == [3] * 6
+    def test_distances(self) -> None:
+        mask = AtlasMask(self.atlas(), reach_mm=6)
+        labels = np.zeros((21, 21, 21), dtype=np.int32)  # L, P, S
+        places = [(10, 10, 10), (11, 10, 10), (10, 11, 10), (10, 10, 12), (0, 0, 0)]
+        labels[tuple(np.array(places).T)] = 1
+        labels[5, 5, 5] = 2  # occurs nowhere
+        array, properties = store(labels, (1.0, 2.0, 3.0))
+        (one, voxels, distances), (other, _, nowhere) = mask.distances(array, frame(properties, array))
+        assert (one, other) == (1, 2)
+        flipped = {(20 - x, 20 - y, z) for x, y, z in places}
+        assert {tuple(voxel) for voxel in voxels.tolist()} == flipped
+        assert sorted(distances.tolist()) == [0, 1, 2, 6, np.inf]
+        assert nowhere.tolist() == [np.inf]
 
     def test_mean_and_threshold(self) -> None:
         atlas = self.atlas()
@@ -163,14 +173,10 @@ class TestMask:
         with pytest.raises(ValueError, match="is no atlas"):
             read_atlas(tmp_path / "other.npz")
 
-    @pytest.mark.parametrize("radii", [[], [3, 2], [-1.0], [1, 1]])
-    def test_radii_that_are_refused(self, radii: list[float]) -> None:
-        with pytest.raises(ValueError, match="ascending"):
-            AtlasMask(self.atlas(), radii)
-
 
 SHAPE = (24, 20, 30)
 CASES = ("a", "b", "c", "d")
+LABELS = {"moving": 1, "still": 2}
 
 
 def truth(number: int) -> np.ndarray:
@@ -191,7 +197,7 @@ def study(tmp_path: Path) -> Path:
         found[14:18, 15:17, 4:8] = 2
         fold = f"fold_{number // 2}"
         write(tmp_path / fold / "validation" / f"{case}.nii.gz", found, (2.0, 2.0, 2.0), *STORAGES[number])
-    describe(tmp_path, {"moving": 1, "still": 2})
+    describe(tmp_path, LABELS)
     return tmp_path
 
 
@@ -210,47 +216,32 @@ class TestFit:
 
     def test_tuning_is_what_masking_and_evaluating_gives(self, study: Path) -> None:
         radii = (0.0, 2.0, 4.0, 10.0, 20.0, 80.0)
-        atlas = fit(study, radii=radii, fold_atlases=True)
-        tuning = atlas.history["tuning"]
+        tuning = fit(study, radii=radii, fold_atlases=True).history["tuning"]
         assert tuning["cases"] == 4
+        per_radius = tuning["foreground_dice"]
         for radius in [*radii, None]:
-            per_class: dict[str, list[float]] = {"moving": [], "still": []}
+            rows = []
             for fold, training in (("fold_0", ("c", "d")), ("fold_1", ("a", "b"))):
                 own = read_atlas(study / f"atlas_{fold}.npz")
                 assert own.cases == training  # none of those that are masked
                 folder = study / fold / "validation"
                 if radius is not None:
-                    changed = Atlas(own.grid, own.cases, own.cells, own.labels, own.threshold, radius)
-                    write_atlas(changed, study / "one.npz")
+                    write_atlas(replace(own, radius_mm=radius), study / "one.npz")
                     folder = study / f"masked_{fold}_{radius}"
                     apply_atlas(study / "one.npz", study / fold / "validation", folder, progress=False)
-                content = evaluate_folders(
-                    folder,
-                    study / "labels",
-                    study / f"{folder.name}_{fold}",
-                    predicted_only=True,
-                    progress=False,
-                )
-                for row in content["cases"]:
-                    per_class[row["class"]].append(row["dice"])
-            expected = np.mean([np.mean(values) for values in per_class.values()])
-            told = tuning["foreground_dice_without_mask" if radius is None else "foreground_dice"]
-            assert (told if radius is None else told[f"{radius:g}"]) == pytest.approx(expected)
+                for file in folder.glob("*.nii.gz"):
+                    rows.append(file_dice(study / "labels" / file.name, file, LABELS, SimpleITKIO()))
+            expected = pd.DataFrame(rows).mean().mean()
+            value = tuning["foreground_dice_without_mask"] if radius is None else per_radius[f"{radius:g}"]
+            assert value == pytest.approx(expected)
         # 4 mm reach every true voxel from the other cases; 10 mm take no false one in yet
-        assert atlas.radius_mm == 10
-        assert tuning["foreground_dice"]["10"] == 1
-        assert tuning["foreground_dice"]["0"] < 1
+        assert tuning["radius_mm"] == read_atlas(study / "atlas.npz").radius_mm == 10
+        assert per_radius["10"] == 1
+        assert per_radius["0"] < 1
 
     def test_the_command_and_new_scans(self, study: Path, capsys: pytest.CaptureFixture[str]) -> None:
         folders = [str(study / f"fold_{n}" / "validation") for n in (0, 1)]
-        given = [
-            "postprocess",
-            "fit-atlas",
-            "--labels",
-            str(study / "labels"),
-            "-o",
-            str(study / "atlas.npz"),
-        ]
+        given = f"postprocess fit-atlas --labels {study / 'labels'} -o {study / 'atlas.npz'}".split()
         assert main([*given, "--validation", *folders, "--quiet", "-np", "1"]) == 0
         text = capsys.readouterr().out
         assert "4 cases on a grid of 24 x 20 x 30 cells of 2.00 x 2.00 x 2.00 mm (R, A, S)" in text
@@ -283,7 +274,7 @@ class TestFit:
         assert not [path for path in study.iterdir() if path.name.startswith(".")]
 
     def test_goes_on(self, study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from nnunet_locctx.evaluation import atlas_cells
+        from nnunet_locctx.evaluation import atlas_fit
 
         done = []
         real = occupied_cells
@@ -294,7 +285,7 @@ class TestFit:
                 raise KeyboardInterrupt
             return real(*args)
 
-        monkeypatch.setattr(atlas_cells, "occupied_cells", noted)
+        monkeypatch.setattr(atlas_fit, "occupied_cells", noted)
         with pytest.raises(KeyboardInterrupt):
             fit(study)
         assert not (study / "atlas.npz").exists()
@@ -316,7 +307,7 @@ class TestFit:
         [
             ({"validation": ()}, "needs either"),
             ({"radius_mm": 3.0}, "needs either"),
-            ({"radii": (5.0, 1.0)}, "ascending"),
+            *(({"radii": radii}, "ascending") for radii in ((), (5.0, 1.0), (1.0, 1.0), (-1.0,))),
             ({"threshold": 1.0}, "threshold"),
             ({"grid": (0, 2, 2)}, "three numbers"),
             ({"cases": ["z"]}, "case z is not in"),

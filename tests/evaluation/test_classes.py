@@ -1,4 +1,4 @@
-"""Classes of a data set and their sides."""
+"""Classes of a dataset and their sides."""
 
 import pytest
 

@@ -12,8 +12,7 @@ import pytest
 
 from nnunet_locctx.cli import main
 from nnunet_locctx.evaluation import folders
-from nnunet_locctx.evaluation.evaluation_report import read_evaluation, summarise_cases
-from nnunet_locctx.evaluation.folders import evaluate_folders
+from nnunet_locctx.evaluation.folders import evaluate_folders, read_evaluation, summarise_cases
 from nnunet_locctx.evaluation.measures import Settings
 from tests.evaluation.label_scans import STORAGES, describe, write
 
@@ -255,16 +254,7 @@ class TestBadInput:
 
 class TestCommand:
     def test_prints_the_table(self, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        given = [
-            "evaluate",
-            str(data / "pred"),
-            str(data / "gt"),
-            "-o",
-            str(data / "out"),
-            "--quiet",
-            "-np",
-            "1",
-        ]
+        given = f"evaluate {data / 'pred'} {data / 'gt'} -o {data / 'out'} --quiet -np 1".split()
         assert main([*given, "--paper", "gpe", "--pairs", "L kidney=R kidney"]) == 0
         text = capsys.readouterr().out
         content = read_evaluation(data / "out")
@@ -277,16 +267,7 @@ class TestCommand:
         assert f"paper_dice as the paper takes the mean: {content['paper']['paper_dice']:.4f}" in text
 
     def test_says_what_is_wrong(self, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        given = [
-            "evaluate",
-            str(data / "pred"),
-            str(data / "gt"),
-            "-o",
-            str(data / "out"),
-            "--pairs",
-            "liver",
-        ]
-        assert main(given) == 2
+        assert main(f"evaluate {data / 'pred'} {data / 'gt'} -o {data / 'out'} --pairs liver".split()) == 2
         assert "a pair is two different classes" in capsys.readouterr().err
 
 

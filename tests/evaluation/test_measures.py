@@ -12,8 +12,14 @@ from hypothesis.extra.numpy import arrays
 from scipy.spatial.distance import cdist
 
 from nnunet_locctx.evaluation.classes import Classes
-from nnunet_locctx.evaluation.measures import Settings, definitions, measure_case
-from nnunet_locctx.evaluation.surfaces import off_region_voxels, surface_measures, voxel_distance
+from nnunet_locctx.evaluation.measures import (
+    Settings,
+    definitions,
+    measure_case,
+    off_region_voxels,
+    surface_measures,
+    voxel_distance,
+)
 from tests.evaluation.label_scans import box, write
 
 SHAPE = (12, 14, 16)

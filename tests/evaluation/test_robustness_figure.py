@@ -1,21 +1,18 @@
 """The curves of `locctx robustness`: labels that can be read."""
 
-from types import SimpleNamespace
-
 import numpy as np
+import pandas as pd
 import pytest
 
 from nnunet_locctx.evaluation.robustness_figure import draw_curves, spread
 
 
-def points(models: int, amounts: tuple[float, ...], dice: float = 0.9) -> list[SimpleNamespace]:
-    return [
-        SimpleNamespace(model=f"model {number}", kind=kind, axes=axes, percent=amount, dice=dice)
-        for kind in ("shift", "noise")
-        for number in range(models)
-        for axes in ("axial", "all")
-        for amount in amounts
-    ]
+def points(models: int, amounts: tuple[float, ...], dice: float) -> pd.DataFrame:
+    names = [f"model {number}" for number in range(models)]
+    index = pd.MultiIndex.from_product(
+        [("shift", "noise"), names, ("axial", "all"), amounts], names=["kind", "model", "axes", "percent"]
+    )
+    return pd.DataFrame({"dice": dice}, index=index).reset_index()
 
 
 def test_labels_that_are_far_apart_stay() -> None:
