@@ -191,7 +191,7 @@ class TestSharedTable:
         stages = self.make()
         assert len(self.tables(stages)) == 1
         assert len({id(block.encoding) for block in stages}) == 1
-        projections = sum(c * 8 + c for c in self.channels)
+        projections = sum(c * 8 + c + c * 3 for c in self.channels)  # flags of the axes as well
         table = HashEncoding(**SMALL).grid.parameters
         assert sum(p.numel() for p in stages.parameters()) == projections + table
 
