@@ -55,10 +55,16 @@ class LocationSignature(nn.Module):
             )
         trained = bytes(stored.tolist()).rstrip(b"\0").decode()
         if self._completed(trained) != self._completed(self.decoded()):
+            hint = ""
+            if '"span"' in self.decoded() and '"span"' not in trained:
+                hint = (
+                    " This one is from before the option span, when the frequencies doubled from band to band: "
+                    'with "span": null in location.block of its plans.json they still do.'
+                )
             raise ValueError(
                 f"the checkpoint was trained with the location options {trained}, the plans say "
                 f"{self.decoded()}. Use the plans.json of the model folder as training wrote it; an option that only "
-                "one of them names belongs to another version of nnunet_locctx."
+                f"one of them names belongs to another version of nnunet_locctx.{hint}"
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
