@@ -10,7 +10,7 @@ Importing this module loads neither torch nor nnU-Net.
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Bool, Float, Float32, Float64
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +20,7 @@ else:
 # torch
 Features: TypeAlias = Float[Tensor, "batch channels *size"]
 Location: TypeAlias = Float[Tensor, "batch ras=3 *size"]
+Known: TypeAlias = Bool[Tensor, "batch ras=3"]
 NetworkInput: TypeAlias = Float[Tensor, "batch channels_with_location *size"]
 Logits: TypeAlias = Float[Tensor, "batch classes *size"]
 

@@ -1,164 +1,36 @@
 """What a network does with its location.
 
-A block maps features (B, C, *spatial) and the location at their resolution (B, 3, *spatial) to features of
-the same shape. Blocks work by themselves, in any torch network; ``nnunet_locctx.networks`` fits them into
-planned U-Nets.
+A block maps features (B, C, *spatial), the location at their resolution (B, 3, *spatial) and what of it is known
+(B, 3) to features of the same shape. Where nothing is known it is exactly the identity; where some axes are, it uses
+those and nothing of the others. Blocks work by themselves, in any torch network; ``nnunet_locctx.networks`` fits them
+into planned U-Nets.
 """
-
-import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import nn
 
 from nnunet_locctx.blocks.anchors import AnchorBlock
 from nnunet_locctx.blocks.coordconv import CoordConv, CoordConvStem
-from nnunet_locctx.blocks.encoding import ENCODINGS, FrequencyEncoding, IdentityEncoding, make_encoding
+from nnunet_locctx.blocks.encoding import (
+    ENCODINGS,
+    Encoding,
+    FrequencyEncoding,
+    GlobalEncoding,
+    IdentityEncoding,
+)
 from nnunet_locctx.blocks.gpe import GlobalPositionalEncoding, make_positional_encodings, share_encodings
 from nnunet_locctx.blocks.hash_encoding import HashEncoding
 from nnunet_locctx.blocks.locbam import LocBAM
 from nnunet_locctx.blocks.prior import PriorHead
+from nnunet_locctx.blocks.registry import (
+    BLOCKS,
+    DEFAULTS,
+    PLACES,
+    BlockDefault,
+    block_options,
+    check_block,
+    complete_options,
+    make_block,
+)
 from nnunet_locctx.blocks.resolution import resize_location
 from nnunet_locctx.blocks.transport import LocalToGlobal, auxiliary_losses
-
-BLOCKS: dict[str, type[nn.Module]] = {
-    "coordconv": CoordConv,
-    "locbam": LocBAM,
-    "gpe": GlobalPositionalEncoding,
-    "prior": PriorHead,
-    "anchors": AnchorBlock,
-    "l2g": LocalToGlobal,
-}
-
-PLACES = (
-    "input",
-    "encoder_first",
-    "encoder",
-    "encoder_deep",
-    "bottleneck",
-    "decoder",
-    "decoder_inner",
-    "decoder_last",
-    "stages",
-    "logits",
-)
-"""Where a block can sit in a U-Net.
-
-``input``: before the first convolution (CoordConv: within it); ``encoder_first``: after the first encoder
-stage, which also feeds the topmost skip connection; ``encoder``: after every encoder stage; ``encoder_deep``:
-after the deepest encoder stage that has 128 tokens or more; ``bottleneck``: after the last encoder stage;
-``decoder``: after every decoder stage; ``decoder_inner``: after every one but the last; ``decoder_last``: after
-the last decoder stage; ``stages``: after every encoder and every decoder stage; ``logits``: on the logits of every
-resolution.
-"""
-
-
-@dataclass(frozen=True)
-class BlockDefault:
-    """Where a block sits, and its options, unless the plans say otherwise.
-
-    Attributes:
-        place: One of :data:`PLACES`.
-        options: Options of the block that differ from those of its class.
-        reason: Why, with the measurement.
-    """
-
-    place: str
-    options: dict[str, Any] = field(default_factory=dict)
-    reason: str = ""
-
-
-# Figures: docs/recommendation.md, mean Dice of the phantom's organs over three seeds; without location 0.04.
-DEFAULTS: dict[str, BlockDefault] = {
-    "coordconv": BlockDefault(
-        "decoder_last", reason="Dice 0.86, the cheapest that works; at the input, as published, 0.06"
-    ),
-    "locbam": BlockDefault("decoder", reason="Dice 0.75, the only place where gates were seen to learn"),
-    "gpe": BlockDefault(
-        "stages",
-        {"stride": 2},
-        reason="Dice 0.89; as published (stride 1, not zero at first) 0.92, in the decoder alone 0.86",
-    ),
-    "prior": BlockDefault(
-        "logits", reason="Dice 0.88; in the decoder 0.93, at more cost; gamma and beta can be drawn"
-    ),
-    "anchors": BlockDefault("decoder", reason="Dice 0.70"),
-    "l2g": BlockDefault(
-        "encoder_deep",
-        reason="the method's place, a deep stage with enough tokens; Dice 0.05 (one seed), without its location 0.00",
-    ),
-}
-
-
-def block_options(name: str, place: str = "") -> tuple[str, ...]:
-    """Names of the options that the block `name` takes, at `place` if that matters.
-
-    Raises:
-        ValueError: If there is no such block.
-    """
-    _check_name(name)
-    return tuple(
-        parameter.name
-        for parameter in inspect.signature(_class(name, place)).parameters.values()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    )
-
-
-def complete_options(name: str, place: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """`options` with the defaults of the block's class filled in: all that decides what the block computes."""
-    parameters = inspect.signature(_class(name, place)).parameters
-    return {option: options.get(option, parameters[option].default) for option in block_options(name, place)}
-
-
-def make_block(name: str, channels: int, rank: int, **options: Any) -> nn.Module:
-    """A block by its name.
-
-    Args:
-        name: A key of :data:`BLOCKS`.
-        channels: Feature channels.
-        rank: Spatial axes, 2 or 3.
-        **options: The block's own options, see its class.
-
-    Raises:
-        ValueError: If the name, an option or the value of an option is not allowed.
-    """
-    _check_options(name, options)
-    return BLOCKS[name](channels, rank, **options)
-
-
-def check_block(name: str, place: str, options: dict[str, Any]) -> None:
-    """Raises ValueError if block, place or an option is not allowed; leaves the random state alone."""
-    _check_name(name)
-    if place not in PLACES:
-        raise ValueError(f"place must be one of {', '.join(PLACES)}; got {place!r}")
-    _check_options(name, options, place)
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):  # a hash table is large
-        make_block(name, channels=4, rank=2, **options)
-
-
-def _check_name(name: str) -> None:
-    if name not in BLOCKS:
-        raise ValueError(f"block must be one of {', '.join(BLOCKS)}; got {name!r}")
-
-
-def _class(name: str, place: str) -> type[nn.Module]:
-    """CoordConv at the input is another module: it shares the planned network's first convolution."""
-    return CoordConvStem if (name, place) == ("coordconv", "input") else BLOCKS[name]
-
-
-def _check_options(name: str, options: dict[str, Any], place: str = "") -> None:
-    allowed = block_options(name, place)
-    unknown = [option for option in options if option not in allowed]
-    if unknown:
-        where = (
-            f"block {name!r} at place {place!r}"
-            if _class(name, place) is CoordConvStem
-            else f"block {name!r}"
-        )
-        raise ValueError(f"unknown option {unknown[0]!r} for {where}; allowed are {', '.join(allowed)}")
-
 
 __all__ = [
     "BLOCKS",
@@ -169,7 +41,9 @@ __all__ = [
     "BlockDefault",
     "CoordConv",
     "CoordConvStem",
+    "Encoding",
     "FrequencyEncoding",
+    "GlobalEncoding",
     "GlobalPositionalEncoding",
     "HashEncoding",
     "IdentityEncoding",
@@ -181,7 +55,6 @@ __all__ = [
     "check_block",
     "complete_options",
     "make_block",
-    "make_encoding",
     "make_positional_encodings",
     "resize_location",
     "share_encodings",

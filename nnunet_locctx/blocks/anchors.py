@@ -8,19 +8,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from nnunet_locctx.blocks.checks import check_channels, check_input, check_integer
+from nnunet_locctx.blocks.checks import check_channels, check_choice, check_input, check_integer
 from nnunet_locctx.blocks.coordconv import CONV
 from nnunet_locctx.blocks.resolution import coarser, in_full_precision, resize_location, spread
-from nnunet_locctx.types import Features, Location
+from nnunet_locctx.blocks.unknown import hide_unknown, if_any_known
+from nnunet_locctx.types import Features, Known, Location
 
 ANCHORS_FROM = ("soft_argmax", "paper")
 BIASES = ("gauss", "paper")
-
-
-def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Raises ValueError unless `value` is one of the names."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
 
 
 class AnchorPoints(nn.Module):
@@ -74,14 +69,19 @@ class AnchorPoints(nn.Module):
             nn.Linear(values if self.searching else channels, hidden), nn.SiLU(), last
         )
 
-    def forward(self, features: Features, location: Tensor) -> Tensor:
-        """(B, C, *spatial), (B, dimensions, *spatial) -> (B, K, dimensions), float32."""
-        if not self.searching:
+    def forward(self, features: Features, location: Tensor, known: Known | None = None) -> Tensor:
+        """(B, C, *spatial), (B, dimensions, *spatial), (B, dimensions) -> (B, K, dimensions), float32.
+
+        Points are 0 along the axes that are not known; the location must be so, too.
+        """
+        if self.searching:
+            seen = soft_argmax(self.score(features), location)
+            points = self.reference + self.regress(seen.flatten(1)).unflatten(1, seen.shape[1:])
+        else:
             mean = features.mean(dim=tuple(range(2, features.dim())))
-            points = self.regress(mean).sigmoid() - 0.5
-            return in_full_precision(points.unflatten(1, (self.anchors, self.dimensions)))
-        found = soft_argmax(self.score(features), location)
-        return self.reference + self.regress(found.flatten(1)).unflatten(1, found.shape[1:])
+            points = in_full_precision(self.regress(mean).sigmoid() - 0.5)
+            points = points.unflatten(1, (self.anchors, self.dimensions))
+        return points if known is None else points * known.unsqueeze(1)
 
 
 class PositionMaps(nn.Module):
@@ -139,7 +139,8 @@ class AnchorBlock(nn.Module):
 
     LightMedSeg's conditioning (FiLM from the anchors, and a position bias) as a block for any stage. gamma, beta and
     the projection P of the position maps are zero at first, so the block starts as exactly the identity. FiLM also
-    gets the patch's extent in the scan, as far as the location tells.
+    gets the patch's extent in the scan, as far as the location tells. Along an axis that is not known, location and
+    anchors are 0: no distance to anything.
 
     ``anchors_from="paper", bias="paper"`` is the published form, but with the coordinates of the scan: relative to the
     patch it would not use the location at all.
@@ -182,15 +183,16 @@ class AnchorBlock(nn.Module):
         for parameter in (*self.film.parameters(), *self.project.parameters()):
             nn.init.zeros_(parameter)
 
-    def forward(self, features: Features, location: Location) -> Features:
-        """(B, C, *spatial), (B, 3, *spatial) -> (B, C, *spatial)."""
-        check_input(features, location, self.channels, self.rank)
+    def forward(self, features: Features, location: Location, known: Known | None = None) -> Features:
+        """(B, C, *spatial), (B, 3, *spatial), (B, 3) -> (B, C, *spatial)."""
+        check_input(features, location, known, self.channels, self.rank)
         size = features.shape[2:]
-        points = self.points(features, location)
+        location = hide_unknown(location, known)
+        points = self.points(features, location, known)
         coarse = resize_location(location, coarser(size, self.stride))
-        film = self.film(anchor_values(points, coarse if self.box else None))
+        film = if_any_known(self.film(anchor_values(points, coarse if self.box else None)), known)
         gamma, beta = film.view(*film.shape, *[1] * self.rank).chunk(2, dim=1)
-        position = spread(self.project(self.maps(coarse, points)), size)
+        position = spread(if_any_known(self.project(self.maps(coarse, points)), known), size)
         return torch.addcmul(features + position + beta, features, gamma)
 
 

@@ -14,9 +14,9 @@ def check_channels(channels: int, rank: int) -> None:
         raise ValueError(f"rank must be 2 or 3 spatial axes, got {rank}")
 
 
-def check_input(features: Tensor, location: Tensor, channels: int, rank: int) -> None:
-    """Raises ValueError unless features (B, channels, *spatial) and location (B, 3, *spatial) fit each other
-    and the block.
+def check_input(features: Tensor, location: Tensor, known: Tensor | None, channels: int, rank: int) -> None:
+    """Raises ValueError unless features (B, channels, *spatial), location (B, 3, *spatial) and known (B, 3) fit each
+    other and the block.
 
     Skipped while torch.compile traces, where a check costs a graph break and shapes were seen before.
     """
@@ -30,6 +30,11 @@ def check_input(features: Tensor, location: Tensor, channels: int, rank: int) ->
         raise ValueError(
             f"location must have shape {expected}, the batch and spatial size of the features, "
             f"got {tuple(location.shape)}"
+        )
+    if known is not None and (tuple(known.shape) != expected[:2] or known.dtype != torch.bool):
+        raise ValueError(
+            f"known must be a mask of shape {expected[:2]}, one truth value for each sample and axis; got "
+            f"{tuple(known.shape)}, {known.dtype}"
         )
 
 
@@ -64,3 +69,9 @@ def check_share(name: str, value: object) -> None:
     """Raises ValueError unless `value` is a number from 0 up to, but not including, 1."""
     if not is_number(value) or not 0 <= value < 1:  # type: ignore[operator] # it is a number
         raise ValueError(f"{name} must be a number from 0 up to, but not including, 1; got {value!r}")
+
+
+def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raises ValueError unless `value` is one of the names."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")

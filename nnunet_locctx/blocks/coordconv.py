@@ -1,15 +1,16 @@
 """CoordConv: coordinates beside the features, mixed by a convolution."""
 
-import math
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from nnunet_locctx.blocks.checks import check_channels, check_flag, check_input, check_integer
-from nnunet_locctx.blocks.encoding import make_fixed_encoding
+from nnunet_locctx.blocks.encoding import Encoding, flags_for
 from nnunet_locctx.blocks.resolution import FeaturesOfStage, coarser, resize_location, spread
-from nnunet_locctx.types import Features, Location
+from nnunet_locctx.blocks.unknown import if_any_known
+from nnunet_locctx.types import Features, Known, Location
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -27,41 +28,38 @@ class CoordConv(nn.Module):
     Args:
         channels: Feature channels C.
         rank: Spatial axes, 2 or 3.
-        encoding: ``"identity"`` or ``"frequency"``.
-        bands: Bands of the frequency encoding.
-        base: Angular frequency of its lowest band.
-        band_limit: Whether bands too fine for the stage are faded out.
         stride: Computes the location's part for every `stride`-th voxel along each axis, at its exact centre, and
             linearly between: it varies slowly, and computing it is what the block costs. 1: everywhere.
         zero_init: Starts as the identity. False: as published, an ordinary convolution over features and encoded
             location, all its input channels drawn alike (He et al. 2015, as nnU-Net draws its convolutions).
+        **encoding: Options of :class:`~nnunet_locctx.blocks.encoding.Encoding`.
 
     Raises:
         ValueError: If an option is not allowed.
     """
+
+    encoding_defaults: ClassVar[Encoding] = Encoding()
 
     def __init__(
         self,
         channels: int,
         rank: int,
         *,
-        encoding: str = "frequency",
-        bands: int = 6,
-        base: float = math.pi,
-        band_limit: bool = True,
         stride: int = 2,
         zero_init: bool = True,
+        **encoding: Any,
     ) -> None:
         super().__init__()
         check_channels(channels, rank)
         check_integer("stride", stride, 1)
         check_flag("zero_init", zero_init)
         self.channels, self.rank, self.stride = channels, rank, stride
-        self.encoding = make_fixed_encoding(encoding, bands, base, band_limit)
+        self.encoding = replace(self.encoding_defaults, **encoding).make()
         self.mix_features = CONV[rank](channels, channels, 1)
         self.mix_location = CONV[rank](self.encoding.channels, channels, 1, bias=False)
         for parameter in (*self.mix_features.parameters(), *self.mix_location.parameters()):
             nn.init.zeros_(parameter)
+        self.flags = flags_for(self.encoding, zero_init, channels, rank)
         if not zero_init:
             with torch.no_grad():
                 both = self.mix_features.weight.new_empty(channels, channels + self.encoding.channels)
@@ -70,12 +68,16 @@ class CoordConv(nn.Module):
                 self.mix_features.weight.copy_(mixed.view_as(self.mix_features.weight))
                 self.mix_location.weight.copy_(both[:, channels:].reshape(self.mix_location.weight.shape))
 
-    def forward(self, features: Features, location: Location) -> Features:
-        """(B, C, *spatial), (B, 3, *spatial) -> (B, C, *spatial)."""
-        check_input(features, location, self.channels, self.rank)
+    def forward(self, features: Features, location: Location, known: Known | None = None) -> Features:
+        """(B, C, *spatial), (B, 3, *spatial), (B, 3) -> (B, C, *spatial)."""
+        check_input(features, location, known, self.channels, self.rank)
         size = features.shape[2:]
-        located = self.mix_location(self.encoding(resize_location(location, coarser(size, self.stride))))
-        return features + self.mix_features(features) + spread(located, size)
+        located = self.mix_location(
+            self.encoding(resize_location(location, coarser(size, self.stride)), known)
+        )
+        if self.flags is not None:
+            located = self.flags(located, known)
+        return features + if_any_known(self.mix_features(features) + spread(located, size), known)
 
 
 class CoordConvStem(nn.Module):
@@ -87,30 +89,26 @@ class CoordConvStem(nn.Module):
 
     Args:
         first: The planned network's first convolution.
-        encoding: ``"identity"`` or ``"frequency"``.
-        bands: Bands of the frequency encoding.
-        base: Angular frequency of its lowest band.
-        band_limit: Whether bands too fine for the stage are faded out.
         zero_init: Starts at zero: the network is the planned one. False: as published, drawn like the image's channels,
             from a normal distribution with the standard deviation of the first convolution's weights.
+        **encoding: Options of :class:`~nnunet_locctx.blocks.encoding.Encoding`.
 
     Raises:
         ValueError: If an option is not allowed.
     """
 
+    encoding_defaults: ClassVar[Encoding] = Encoding("identity")
+
     def __init__(
         self,
         first: nn.Conv2d | nn.Conv3d,
         *,
-        encoding: str = "identity",
-        bands: int = 6,
-        base: float = math.pi,
-        band_limit: bool = True,
         zero_init: bool = True,
+        **encoding: Any,
     ) -> None:
         super().__init__()
         check_flag("zero_init", zero_init)
-        self.encoding = make_fixed_encoding(encoding, bands, base, band_limit)
+        self.encoding = replace(self.encoding_defaults, **encoding).make()
         geometry: dict[str, Any] = {
             name: getattr(first, name) for name in ("kernel_size", "stride", "padding", "dilation")
         }
@@ -122,6 +120,7 @@ class CoordConvStem(nn.Module):
             else:
                 self.conv.weight.normal_().mul_(first.weight.std())
 
-    def forward(self, location: Location) -> FeaturesOfStage:
-        """(B, 3, *spatial) -> (B, channels of the first convolution, *spatial / stride)."""
-        return self.conv(self.encoding(location))
+    def forward(self, location: Location, known: Known | None = None) -> FeaturesOfStage:
+        """(B, 3, *spatial), (B, 3) -> (B, channels of the first convolution, *spatial / stride); 0 where nothing is
+        known."""
+        return self.conv(self.encoding(location, known))

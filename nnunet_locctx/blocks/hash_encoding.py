@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from nnunet_locctx.blocks.checks import check_flag, check_integer, check_positive, is_number
 from nnunet_locctx.blocks.hash_grid import HashGrid, hash_lookup
 from nnunet_locctx.blocks.resolution import fade_out, in_full_precision, token_step
-from nnunet_locctx.types import Features, Location
+from nnunet_locctx.blocks.unknown import hide_unknown
+from nnunet_locctx.types import Features, Known, Location
 
 BACKENDS = ("torch", "tcnn")
 FEATURES = (1, 2, 4, 8)
@@ -109,14 +110,17 @@ class HashEncoding(nn.Module):
         self.register_buffer("scales", torch.tensor(self.grid.scales), persistent=False)
         self.scales: Tensor
 
-    def forward(self, location: Location) -> Features:
-        """(B, 3, *spatial) -> (B, levels * features, *spatial), rank 1 to 3, level by level.
+    def forward(self, location: Location, known: Known | None = None) -> Features:
+        """(B, 3, *spatial), (B, 3) -> (B, levels * features, *spatial), rank 1 to 3, level by level.
+
+        A vertex has one feature for its place, not one for each axis: along axes that are not known the middle of the
+        cube is looked up, and blocks add a flag (:class:`~nnunet_locctx.blocks.unknown.UnknownFlags`).
 
         Raises:
             ImportError: The backend is tiny-cuda-nn, and it cannot be loaded.
             ValueError: The backend is tiny-cuda-nn, and the location not on a CUDA device.
         """
-        location = in_full_precision(location.detach())
+        location = hide_unknown(in_full_precision(location.detach()), known)
         if self.band_limit:
             weights = self.level_weights(location)
         else:

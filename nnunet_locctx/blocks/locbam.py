@@ -5,15 +5,17 @@ Written from the formulas of the method, which follows HANet (Choi et al., CVPR 
 """
 
 import math
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from nnunet_locctx.blocks.checks import check_channels, check_input, check_integer, is_number
 from nnunet_locctx.blocks.coordconv import CONV
-from nnunet_locctx.blocks.encoding import make_fixed_encoding
-from nnunet_locctx.types import Features, Location
+from nnunet_locctx.blocks.encoding import Encoding
+from nnunet_locctx.blocks.unknown import hide_unknown, if_any_known
+from nnunet_locctx.types import Features, Known, Location
 
 NORMS = ("none", "layer", "batch")
 FUSIONS = ("conv", "sum", "product")
@@ -29,7 +31,7 @@ class LocBAM(nn.Module):
     nothing is assumed about how the location lies in the array. No batch norm, which would subtract the mean
     position of a small batch. A wide middle, two layers, He initialisation: what learns (docs/why-location.md). The
     gates ``2 * sigmoid(a)`` multiply, so that a channel can be let through in one box of the body; a is zero at
-    first, and the block exactly the identity.
+    first, and the block exactly the identity. Along an array axis whose coordinate is not known the gate is 1.
 
     ``faithful=True`` is the published block: the raw coordinate is added to all channels of the profile, batch
     norm, a middle of ``ceil(C / 32)`` channels, ``sigmoid`` gates, a 1x1 convolution over the gated features, no
@@ -52,14 +54,14 @@ class LocBAM(nn.Module):
         fusion: ``"product"`` multiplies the gates. The others use signed gates ``tanh(a / 2)`` and a residual:
             ``"sum"`` adds the gated features to the features, ``"conv"`` mixes them by a 1x1 convolution first.
             Default ``"product"``; faithful ``"conv"`` without residual.
-        encoding: ``"identity"`` or ``"frequency"``. Default ``"frequency"``; faithful the raw coordinate, no other.
-        bands: Bands of the frequency encoding. Default 6.
-        base: Angular frequency of its lowest band. Default pi.
-        band_limit: Whether bands too fine for the stage are faded out. Default True.
+        **encoding: Options of :class:`~nnunet_locctx.blocks.encoding.Encoding`. Default ``"frequency"``; faithful the
+            raw coordinate, no other.
 
     Raises:
         ValueError: If an option is not allowed, or not together with ``faithful=True``.
     """
+
+    encoding_defaults: ClassVar[Encoding] = Encoding(None)
 
     def __init__(
         self,
@@ -74,10 +76,7 @@ class LocBAM(nn.Module):
         dropout: float | None = None,
         norm: str | None = None,
         fusion: str | None = None,
-        encoding: str | None = None,
-        bands: int = 6,
-        base: float = math.pi,
-        band_limit: bool = True,
+        **encoding: Any,
     ) -> None:
         super().__init__()
         check_channels(channels, rank)
@@ -87,7 +86,9 @@ class LocBAM(nn.Module):
         dropout = _or(dropout, 0.1 if faithful else 0.0)
         norm = _or(norm, "batch" if faithful else "none")
         fusion = _or(fusion, "conv" if faithful else "product")
-        encoding = _or(encoding, "identity" if faithful else "frequency")
+        options = replace(self.encoding_defaults, **encoding)
+        if options.encoding is None:
+            options = replace(options, encoding="identity" if faithful else "frequency")
         check_integer("reduction", reduction, 1)
         check_integer("min_channels", min_channels, 1)
         check_integer("kernel_size", kernel_size, 1)
@@ -101,10 +102,10 @@ class LocBAM(nn.Module):
             raise ValueError(f"norm must be one of {NORMS}, got {norm!r}")
         if fusion not in FUSIONS:
             raise ValueError(f"fusion must be one of {FUSIONS}, got {fusion!r}")
-        if faithful and encoding != "identity":
+        if faithful and options.encoding != "identity":
             raise ValueError(
                 "the faithful LocBAM adds the raw coordinate: its encoding must be 'identity' or left out, "
-                f"got {encoding!r}"
+                f"got {options.encoding!r}"
             )
         if faithful and fusion != "conv":
             raise ValueError(
@@ -112,7 +113,7 @@ class LocBAM(nn.Module):
                 f"got {fusion!r}"
             )
         self.channels, self.rank, self.faithful, self.fusion = channels, rank, faithful, fusion
-        self.encoding = make_fixed_encoding(encoding, bands, base, band_limit)
+        self.encoding = options.make()
         middle = max(min_channels, math.ceil(channels / reduction))
         position_channels = 0 if faithful else self.encoding.channels
         gates = [
@@ -130,17 +131,27 @@ class LocBAM(nn.Module):
                 with torch.no_grad():
                     self.fuse.weight.copy_(torch.eye(channels).repeat(1, rank).view_as(self.fuse.weight))
 
-    def forward(self, features: Features, location: Location) -> Features:
-        """(B, C, *spatial), (B, 3, *spatial) -> (B, C, *spatial)."""
-        check_input(features, location, self.channels, self.rank)
+    def forward(self, features: Features, location: Location, known: Known | None = None) -> Features:
+        """(B, C, *spatial), (B, 3, *spatial), (B, 3) -> (B, C, *spatial)."""
+        check_input(features, location, known, self.channels, self.rank)
+        positions = axis_profiles(location)
+        if known is not None:
+            positions = [hide_unknown(position, known) for position in positions]
         gates = []
-        profiles, positions = axis_profiles(features), axis_profiles(location)
-        for axis, (gate, profile, position) in enumerate(zip(self.gates, profiles, positions, strict=True)):
+        for axis, (gate, profile, position) in enumerate(
+            zip(self.gates, axis_profiles(features), positions, strict=True)
+        ):
             if self.faithful:
-                score = gate(profile + varying_channel(position).to(profile.dtype), None).sigmoid()
+                score = gate(profile + varying_channel(position, known).to(profile.dtype), None).sigmoid()
             else:
-                score = gate(profile, self.encoding(position))
+                score = gate(profile, self.encoding(position, known))
                 score = 2 * score.sigmoid() if self.fusion == "product" else torch.tanh(score / 2)
+            if known is not None:
+                through = (
+                    1.0 if self.fusion == "product" or self.faithful else 0.0
+                )  # signed gates: nothing added
+                tells = tells_along(axis, positions, known).view(-1, 1, 1)
+                score = torch.where(tells, score, through)
             shape = [1] * self.rank
             shape[axis] = -1
             gates.append(score.reshape(*score.shape[:2], *shape))
@@ -149,7 +160,11 @@ class LocBAM(nn.Module):
         if self.fuse is None:
             return torch.addcmul(features, features, sum(gates[1:], start=gates[0]))
         gated = self.fuse(torch.cat([features * gate for gate in gates], dim=1))
-        return gated if self.faithful else features + gated
+        if not self.faithful:
+            return features + if_any_known(gated, known)
+        if known is None:
+            return gated
+        return torch.where(known.any(dim=1).view(-1, *[1] * (self.rank + 1)), gated, features)
 
 
 class AxisGate(nn.Module):
@@ -222,11 +237,34 @@ def axis_profiles(tensor: Tensor) -> list[Tensor]:
     return [one * (n / size.numel()) for one, n in zip(sums, size, strict=True)]
 
 
-def varying_channel(position: Tensor) -> Tensor:
-    """The coordinate that varies most along the axis, chosen for each sample: (B, 3, L) -> (B, 1, L)."""
-    span = (position[..., -1] - position[..., 0]).abs()
+def varying_channel(position: Tensor, known: Known | None = None) -> Tensor:
+    """The known coordinate that varies most along the axis, chosen for each sample: (B, 3, L), (B, 3) -> (B, 1, L)."""
+    span = _span(position)
+    if known is not None:
+        span = torch.where(known, span, -1.0)
     chosen = span.argmax(dim=1).view(-1, 1, 1).expand(-1, 1, position.shape[-1])
     return position.gather(1, chosen)
+
+
+def tells_along(axis: int, positions: list[Tensor], known: Known) -> Tensor:
+    """Whether the location says where a sample lies along an array axis: (B,).
+
+    A coordinate tells along the array axis where it varies most; one that is constant (the slice of a 2D patch) along
+    each. What is not known is nowhere to be seen, so only what is known decides.
+
+    Args:
+        axis: Array axis.
+        positions: Profiles of the location along each array axis, (B, 3, L_k).
+        known: (B, 3).
+    """
+    spans = torch.stack([_span(position) for position in positions])
+    own = spans[axis] >= spans.amax(dim=0)
+    return (own & known).any(dim=1) | known.all(dim=1)
+
+
+def _span(position: Tensor) -> Tensor:
+    """How far each coordinate varies along an axis: (B, 3, L) -> (B, 3)."""
+    return (position[..., -1] - position[..., 0]).abs()
 
 
 def _norm(name: str, channels: int) -> nn.Module:

@@ -1,15 +1,17 @@
 """PriorHead: a learned, continuous atlas that scales and shifts features or logits."""
 
-import math
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from nnunet_locctx.blocks.checks import check_channels, check_input, check_integer, check_positive
 from nnunet_locctx.blocks.coordconv import CONV
-from nnunet_locctx.blocks.encoding import make_fixed_encoding
+from nnunet_locctx.blocks.encoding import Encoding, flags_for
 from nnunet_locctx.blocks.resolution import coarser, resize_location, spread
-from nnunet_locctx.types import Features, Location
+from nnunet_locctx.blocks.unknown import if_any_known
+from nnunet_locctx.types import Features, Known, Location
 
 
 class PriorHead(nn.Module):
@@ -26,32 +28,28 @@ class PriorHead(nn.Module):
     Args:
         channels: Feature channels C.
         rank: Spatial axes, 2 or 3.
-        encoding: ``"identity"`` or ``"frequency"``.
-        bands: Bands of the frequency encoding.
-        base: Angular frequency of its lowest band.
-        band_limit: Whether bands too fine for the stage are faded out.
         stride: Computes gamma and beta for every `stride`-th voxel along each axis, at its exact centre, and linearly
             between: they vary slowly, and computing them is what the block costs. 1: everywhere.
         hidden: Width of the hidden layer.
         bound: Of gamma: features are scaled by ``1 - bound`` to ``1 + bound``. With 1 the phantoms are learned
             more slowly (docs/recommended.md).
+        **encoding: Options of :class:`~nnunet_locctx.blocks.encoding.Encoding`.
 
     Raises:
         ValueError: If an option is not allowed.
     """
+
+    encoding_defaults: ClassVar[Encoding] = Encoding()
 
     def __init__(
         self,
         channels: int,
         rank: int,
         *,
-        encoding: str = "frequency",
-        bands: int = 6,
-        base: float = math.pi,
-        band_limit: bool = True,
         stride: int = 2,
         hidden: int = 32,
         bound: float = 3.0,
+        **encoding: Any,
     ) -> None:
         super().__init__()
         check_channels(channels, rank)
@@ -59,7 +57,8 @@ class PriorHead(nn.Module):
         check_integer("stride", stride, 1)
         check_positive("bound", bound)
         self.channels, self.rank, self.stride, self.bound = channels, rank, stride, bound
-        self.encoding = make_fixed_encoding(encoding, bands, base, band_limit)
+        self.encoding = replace(self.encoding_defaults, **encoding).make()
+        self.flags = flags_for(self.encoding, True, hidden, rank)
         last = CONV[rank](hidden, 2 * channels, 1)
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
@@ -67,11 +66,14 @@ class PriorHead(nn.Module):
             CONV[rank](self.encoding.channels, hidden, 1), nn.LeakyReLU(inplace=True), last
         )
 
-    def forward(self, features: Features, location: Location) -> Features:
-        """(B, C, *spatial), (B, 3, *spatial) -> (B, C, *spatial)."""
-        check_input(features, location, self.channels, self.rank)
+    def forward(self, features: Features, location: Location, known: Known | None = None) -> Features:
+        """(B, C, *spatial), (B, 3, *spatial), (B, 3) -> (B, C, *spatial)."""
+        check_input(features, location, known, self.channels, self.rank)
         size = features.shape[2:]
-        atlas = self.atlas(self.encoding(resize_location(location, coarser(size, self.stride))))
-        gamma, beta = atlas.chunk(2, dim=1)
+        first, activation, last = self.atlas
+        hidden = first(self.encoding(resize_location(location, coarser(size, self.stride)), known))
+        if self.flags is not None:
+            hidden = self.flags(hidden, known)
+        gamma, beta = if_any_known(last(activation(hidden)), known).chunk(2, dim=1)
         gamma = self.bound * (gamma / self.bound).tanh()
         return torch.addcmul(features + spread(beta, size), features, spread(gamma, size))

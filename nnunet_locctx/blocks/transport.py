@@ -16,7 +16,8 @@ from nnunet_locctx.blocks.coordconv import CONV
 from nnunet_locctx.blocks.quantise import VectorQuantiser
 from nnunet_locctx.blocks.resolution import in_full_precision
 from nnunet_locctx.blocks.sinkhorn import log_sinkhorn
-from nnunet_locctx.types import Features, Location
+from nnunet_locctx.blocks.unknown import hide_unknown, if_any_known
+from nnunet_locctx.types import Features, Known, Location
 
 EPSILON_RANGE = (0.03, 1.0)
 """Where a learned epsilon may go: below, the gradients of ten iterations are poor; above, the plan is uniform."""
@@ -135,34 +136,37 @@ class LocalToGlobal(nn.Module):
         self.weight = nn.Parameter(torch.zeros(()))
         self.auxiliary_loss: Tensor | None = None
 
-    def forward(self, features: Features, location: Location) -> Features:
-        """(B, C, *spatial), (B, 3, *spatial) -> (B, C, *spatial)."""
-        check_input(features, location, self.channels, self.rank)
+    def forward(self, features: Features, location: Location, known: Known | None = None) -> Features:
+        """(B, C, *spatial), (B, 3, *spatial), (B, 3) -> (B, C, *spatial)."""
+        check_input(features, location, known, self.channels, self.rank)
         with torch.autocast(features.device.type, enabled=False):
             tokens = self.reduce(in_full_precision(features)).flatten(2).transpose(1, 2)  # (B, N, D)
             quantised = self.quantiser(tokens)
             codes = quantised.values
-            place = in_full_precision(location).flatten(2).transpose(1, 2) if self.location else None
-            aligned = self._align(codes, place)
+            place = None
+            if self.location:
+                place = hide_unknown(in_full_precision(location), known).flatten(2).transpose(1, 2)
+            aligned = self._align(codes, place, known)
         self.auxiliary_loss = self.commitment * quantised.commitment if self.training else None
         both = torch.cat([codes, aligned], dim=2).transpose(1, 2)
         both = both.reshape(len(both), -1, *features.shape[2:])
-        return features + (self.weight * self.fuse(both)).to(features.dtype)
+        return features + if_any_known((self.weight * self.fuse(both)).to(features.dtype), known)
 
-    def _align(self, codes: Tensor, place: Tensor | None) -> Tensor:
-        """Y: (B, N, D), (B, N, 3) or None -> (B, N, D)."""
-        log_plan = self.log_plan(codes, place)
+    def _align(self, codes: Tensor, place: Tensor | None, known: Known | None) -> Tensor:
+        """Y: (B, N, D), (B, N, 3) or None, (B, 3) -> (B, N, D)."""
+        log_plan = self.log_plan(codes, place, known)
         collected = log_plan.softmax(dim=2).transpose(2, 3) @ codes.unsqueeze(1)  # (B, heads, p, D)
         if self.add_references:
             collected = collected + self.references[:, : log_plan.shape[3]]
         return (log_plan.softmax(dim=3) @ collected).mean(dim=1)
 
-    def log_plan(self, codes: Tensor, place: Tensor | None) -> Tensor:
+    def log_plan(self, codes: Tensor, place: Tensor | None, known: Known | None = None) -> Tensor:
         """Logarithm of the transport plan, float32.
 
         Args:
             codes: (B, N, D).
             place: (B, N, 3), needed with the option `location`.
+            known: (B, 3), axes along which a place is near or far.
 
         Returns:
             (B, heads, N, p).
@@ -171,7 +175,7 @@ class LocalToGlobal(nn.Module):
         if not self.location:
             references = references[:, : max(1, min(references.shape[1], codes.shape[1] // 2))]
         similarity = F.normalize(codes, dim=2).unsqueeze(1) @ F.normalize(references, dim=2).transpose(1, 2)
-        log_prior = self._log_prior(place, references.shape[1])
+        log_prior = self._log_prior(place, references.shape[1], known)
         log_kernel = similarity / self.current_epsilon()
         log_columns = None
         if log_prior is not None:
@@ -179,14 +183,17 @@ class LocalToGlobal(nn.Module):
             log_columns = log_prior.log_softmax(dim=3).logsumexp(dim=2) - math.log(log_prior.shape[2])
         return log_sinkhorn(log_kernel, log_columns, self.iterations, self.detach_potentials)
 
-    def _log_prior(self, place: Tensor | None, references: int) -> Tensor | None:
+    def _log_prior(self, place: Tensor | None, references: int, known: Known | None = None) -> Tensor | None:
         """Logarithm of the prior, up to a factor per token: (B or 1, heads, N or 1, p); None if it is uniform."""
         log_prior = None
         if self.columns is not None:
             log_prior = self.columns[None, :, None, :references]
         if self.anchors is not None and self.log_sigma is not None:
             assert place is not None
-            distance = (place[:, None, :, None] - self.anchors[None, :, None]).square().sum(dim=4)
+            offset = place[:, None, :, None] - self.anchors[None, :, None]  # (B, heads, N, p, 3)
+            if known is not None:
+                offset = offset * known[:, None, None, None]
+            distance = offset.square().sum(dim=4)
             near = -0.5 * distance * torch.exp(-2 * self.log_sigma)
             log_prior = near if log_prior is None else near + log_prior
         return log_prior

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from nnunet_locctx.blocks import resize_location
 from nnunet_locctx.blocks.resolution import nearest, published_location
+from nnunet_locctx.blocks.unknown import hide_unknown
 from nnunet_locctx.location import LOCATION_CHANNELS, extrapolate_padding
 
 
@@ -12,11 +13,12 @@ class LocationPyramid:
     """The location of one forward pass at the sizes asked for, each computed once.
 
     Args:
-        full: (B, 3, *patch).
+        full: (B, 3, *patch), finite.
+        known: (B, 3), the axes along which it is known.
     """
 
-    def __init__(self, full: Tensor) -> None:
-        self.full = full
+    def __init__(self, full: Tensor, known: Tensor) -> None:
+        self.full, self.known = full, known
         self._sizes: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
     def at(self, size: torch.Size | tuple[int, ...], sampling: str = "centres") -> Tensor:
@@ -54,12 +56,16 @@ def split_input(
             border that nnU-Net pads with zeros around a volume smaller than the patch.
 
     Returns:
-        [image | previous stage], (B, image + previous, *patch), and the location.
+        [image | previous stage], (B, image + previous, *patch), and the location. NaN in a location channel says that
+        the location of a sample is not known along that axis; there it is 0 and not `known`.
     """
     image, location, previous = x.split((image_channels, LOCATION_CHANNELS, previous_channels), dim=1)
     if previous_channels:
         image = torch.cat([image, previous], dim=1)
-    return image, LocationPyramid(location if training else extrapolate_padding(location))
+    known = ~location.isnan().flatten(2).any(dim=2)
+    if not training:
+        location = extrapolate_padding(location)  # NaN is continued as well
+    return image, LocationPyramid(hide_unknown(location, known), known)
 
 
 def check_input_shape(

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_locctx.blocks.anchors import ANCHORS_FROM, BIASES, AnchorPoints, anchor_values, check_choice
-from nnunet_locctx.blocks.checks import check_integer
+from nnunet_locctx.blocks.anchors import ANCHORS_FROM, BIASES, AnchorPoints, anchor_values
+from nnunet_locctx.blocks.checks import check_choice, check_integer
 from nnunet_locctx.blocks.coordconv import CONV
 from nnunet_locctx.blocks.resolution import coarser
 from nnunet_locctx.networks.inputs import LocationPyramid
@@ -38,6 +38,8 @@ class PatchCoordinates:
     Args:
         like: (B, C, *patch); its batch, device and number of axes.
     """
+
+    known = None
 
     def __init__(self, like: Tensor) -> None:
         self.like = like
@@ -79,7 +81,7 @@ class AnchorDetector(nn.Module):
         """(B, channels, *patch) -> anchors (B, K, D) and the location (B, D, *patch / 8)."""
         features = self.features(image)
         located = location.at(features.shape[2:])
-        return self.points(features, located), located
+        return self.points(features, located, location.known), located
 
 
 class LightMedSeg(WholeNetwork):
@@ -120,6 +122,8 @@ class LightMedSeg(WholeNetwork):
     Raises:
         ValueError: An option or the patch size is not allowed.
     """
+
+    encoding_defaults = None
 
     def __init__(
         self,
@@ -206,12 +210,13 @@ class LightMedSeg(WholeNetwork):
         else:
             points = image.new_zeros(image.shape[0], 0, self.dimensions)
             coarse = coordinates.at(coarser(image.shape[2:], 8))
+        known = coordinates.known
         s = anchor_values(points, coarse if self.box else None)
         stem = self.stem(image)
         texture, features = (None, stem) if self.prior is None else self.prior(stem)
         encoded: list[Tensor] = []
         for stage in self.encoder:
-            features = stage(halve(features) if encoded else features, texture, s)
+            features = stage(halve(features) if encoded else features, texture, s, known)
             encoded.append(features)
         if self.bottleneck is not None:
             features = self.bottleneck(features)
@@ -223,6 +228,6 @@ class LightMedSeg(WholeNetwork):
         skips = self.router(stem, encoded, sizes)
         steps = (1, 1, 1, self.stride)
         for stage, skip, size, step in zip(self.stages, skips, sizes, steps, strict=True):
-            features = stage(features, skip, coordinates.at(coarser(size, step)), points)
+            features = stage(features, skip, coordinates.at(coarser(size, step)), points, known)
         logits: Tensor = self.head(features)
         return logits if self.enlarge is None else self.enlarge(logits)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from nnunet_locctx.blocks.anchors import PositionMaps
 from nnunet_locctx.blocks.coordconv import CONV
 from nnunet_locctx.blocks.resolution import spread
+from nnunet_locctx.blocks.unknown import if_any_known
+from nnunet_locctx.types import Known
 
 TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 GROUPS = 4
@@ -133,10 +135,11 @@ class FiLM(nn.Module):
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor, s: Tensor) -> Tensor:
-        """(B, channels, *spatial), (B, values) -> (B, channels, *spatial)."""
+    def forward(self, x: Tensor, s: Tensor, known: Known | None) -> Tensor:
+        """(B, channels, *spatial), (B, values), (B, 3) -> (B, channels, *spatial); x where nothing is known."""
         shape = (*x.shape[:2], *[1 for _ in x.shape[2:]])
-        return x + x * self.gamma(s).view(shape) + self.beta(s).view(shape)
+        gamma, beta = (if_any_known(layer(s), known).view(shape) for layer in (self.gamma, self.beta))
+        return x + x * gamma + beta
 
 
 class EncoderStage(nn.Module):
@@ -162,14 +165,14 @@ class EncoderStage(nn.Module):
         self.smooth = pointwise(out, out, rank)
         self.excite = SqueezeExcite(out, reduction)
 
-    def forward(self, x: Tensor, texture: Tensor | None, s: Tensor) -> Tensor:
-        """(B, channels, *spatial), (B, 1, *any), (B, values) -> (B, out, *spatial).
+    def forward(self, x: Tensor, texture: Tensor | None, s: Tensor, known: Known | None) -> Tensor:
+        """(B, channels, *spatial), (B, 1, *any), (B, values), (B, 3) -> (B, out, *spatial).
 
         Without a texture both paths count half.
         """
         x = self.conv(x)
         if self.film is not None:
-            x = self.film(x, s)
+            x = self.film(x, s, known)
         smooth = self.smooth(x)
         share = 0.5 if texture is None else spread(texture, x.shape[2:])
         return self.excite(smooth + share * (self.detail(x) - smooth))
@@ -280,11 +283,13 @@ class DecoderStage(nn.Module):
         self.smooth = pointwise(out, out, rank)
         self.excite = SqueezeExcite(out, reduction)
 
-    def forward(self, x: Tensor, skip: Tensor, location: Tensor, points: Tensor) -> Tensor:
-        """(B, channels, *coarse), (B, out, *spatial), (B, D, *any), (B, K, D) -> (B, out, *spatial)."""
+    def forward(
+        self, x: Tensor, skip: Tensor, location: Tensor, points: Tensor, known: Known | None
+    ) -> Tensor:
+        """(B, channels, *coarse), (B, out, *spatial), (B, D, *any), (B, K, D), (B, 3) -> (B, out, *spatial)."""
         x = self.up(x)
         if self.maps is not None and self.position is not None:
-            x = x + spread(self.position(self.maps(location, points)), skip.shape[2:])
+            x = x + spread(if_any_known(self.position(self.maps(location, points)), known), skip.shape[2:])
         x = self.fuse(torch.cat([x, skip], dim=1))
         weights = self.weigh(x).softmax(dim=1)
         mixed = weights[:, :1] * self.detail(x)

@@ -44,7 +44,8 @@ class LocatedUNet(nn.Module):
     Input channels are [image | location (R, A, S) | previous stage], the last only in a cascade. The planned
     network's encoder and decoder stay the modules they are, at the same names, so its weights go both ways;
     what the blocks add lies under ``location_blocks.``. In evaluation mode the location is continued into the
-    border that nnU-Net pads with zeros around a volume smaller than the patch.
+    border that nnU-Net pads with zeros around a volume smaller than the patch. NaN in a location channel says that the
+    location is not known along that axis; where nothing is known, the network is the planned one.
 
     The blocks are made with a random state of their own: the generator is left as the planned network left it.
 
@@ -172,7 +173,7 @@ class LocatedUNet(nn.Module):
         stem = getattr(self.encoder, "stem", None)
         outputs: list[Tensor] = []
         if ("stem", 0) in self._blocks_at:
-            features = self._located_stem(features, located.full)
+            features = self._located_stem(features, located.full, located.known)
             if stem is None:  # the first stage is the stem
                 outputs.append(self._located(("encoder", 0), features, located))
                 features = outputs[0]
@@ -184,13 +185,13 @@ class LocatedUNet(nn.Module):
             outputs.append(features)
         return outputs
 
-    def _located_stem(self, image: Tensor, location: Tensor) -> Tensor:
+    def _located_stem(self, image: Tensor, location: Tensor, known: Tensor | None = None) -> Tensor:
         """The stem, its first convolution over [image | location]."""
         first, *others = self._stem().convs
         conv, *rest = list(first.all_modules)
         features = conv(image)
         for index in self._blocks_at[("stem", 0)]:
-            features = features + self.location_blocks[index](location)
+            features = features + self.location_blocks[index](location, known)
         for module in (*rest, *others):
             features = module(features)
         return features
@@ -213,5 +214,5 @@ class LocatedUNet(nn.Module):
         for index in self._blocks_at.get(site, ()):
             block = self.location_blocks[index]
             sampling = str(getattr(block, "sampling", "centres"))
-            features = block(features, located.at(features.shape[2:], sampling))
+            features = block(features, located.at(features.shape[2:], sampling), located.known)
         return features

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
@@ -59,14 +59,8 @@ class NNFormer(WholeNetwork):
         published_windows: Windows, masks and biases as in the published code, see
             :meth:`~nnunet_locctx.networks.window_attention.WindowGrid.published` and
             :func:`~nnunet_locctx.networks.window_attention.relative_positions`.
-        encoding: None: without location; ``"frequency"`` or ``"hash"``: with it.
-        bands: Bands of the frequency encoding.
-        base: Angular frequency of its lowest band.
-        band_limit: Whether bands or levels too fine for a place are faded out.
-        hash: Options of the hash encoding.
-        shared_table: Whether all places share one hash table.
-        zero_init: Whether the network starts as the one without location; what was published did not.
-        sampling: See :class:`~nnunet_locctx.blocks.GlobalPositionalEncoding`.
+        **encoding: Options of :class:`~nnunet_locctx.blocks.encoding.GlobalEncoding`. ``encoding`` None, the default:
+            without location.
 
     Raises:
         ValueError: An option or the patch size is not allowed.
@@ -96,14 +90,7 @@ class NNFormer(WholeNetwork):
         strides: Sequence[Sequence[int]] | None = None,
         supervision: bool = True,
         published_windows: bool = False,
-        encoding: str | None = None,
-        bands: int = 10,
-        base: float = 1.0,
-        band_limit: bool = True,
-        hash: Mapping[str, Any] | None = None,  # noqa: A002 - the option's name in the plans
-        shared_table: bool = True,
-        zero_init: bool = True,
-        sampling: str = "centres",
+        **encoding: Any,
     ) -> None:
         super().__init__(
             image_channels,
@@ -111,7 +98,7 @@ class NNFormer(WholeNetwork):
             patch_size,
             previous_channels,
             deep_supervision,
-            located=encoding is not None,
+            located=encoding.get("encoding") is not None,
         )
         self.check_patch(patch_size, stem=stem, strides=strides)
         check_integer("embed_dim", embed_dim, 2)
@@ -182,18 +169,7 @@ class NNFormer(WholeNetwork):
         supervised = widths[:-1] if supervision else widths[:1]
         self.heads = nn.ModuleList(TRANSPOSED[rank](width, classes, stride, stride) for width in supervised)
         self.supervision_weights = type(self).supervision_weights[: len(supervised)]  # type: ignore[misc]
-        self.positions = make_encodings(
-            [widths[level] for level in levels],
-            rank,
-            encoding=encoding,
-            shared_table=shared_table,
-            bands=bands,
-            base=base,
-            band_limit=band_limit,
-            hash=hash,
-            zero_init=zero_init,
-            sampling=sampling,
-        )
+        self.positions = make_encodings([widths[level] for level in levels], self.rank, **encoding)
 
     @classmethod
     def published(cls, **options: Any) -> dict[str, Any]:

@@ -45,8 +45,8 @@ class EncodedLocation:
         encoded = None if block.own_table else self._sizes.get(key)
         if encoded is None:
             location = nearest(self.location.at(source, block.sampling), key[0])
-            encoded = self._sizes[key] = block.encode(location)
-        return cast(Tensor, block.project(encoded))
+            encoded = self._sizes[key] = block.encode(location, self.location.known)
+        return block.projected(encoded, self.location.known)
 
     def add(self, place: int, features: Tensor) -> Tensor:
         """(B, C, *stage) -> (B, C, *stage); unchanged in a network without location.
@@ -71,7 +71,9 @@ class EncodedLocation:
         return joined
 
 
-def make_encodings(channels: list[int], rank: int, *, encoding: str | None, **options: Any) -> nn.ModuleList:
+def make_encodings(
+    channels: list[int], rank: int, *, encoding: str | None = None, **options: Any
+) -> nn.ModuleList:
     """The encodings of a network: made with a random state of their own, so that its other weights are those of the
     network without location.
 
@@ -79,7 +81,7 @@ def make_encodings(channels: list[int], rank: int, *, encoding: str | None, **op
         channels: Feature channels of each place.
         rank: Spatial axes, 2 or 3.
         encoding: None: a network without location, which has no encodings.
-        **options: As for :class:`~nnunet_locctx.blocks.GlobalPositionalEncoding`.
+        **options: Others of :class:`~nnunet_locctx.blocks.encoding.GlobalEncoding`.
 
     Raises:
         ValueError: If an option is not allowed.

@@ -1,10 +1,10 @@
 """The whole networks by name; imported when asked for, since MONAI takes a while."""
 
-import inspect
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
+from nnunet_locctx.blocks.encoding import options_of
 from nnunet_locctx.networks.whole import WholeNetwork
 
 NETWORKS: dict[str, str] = {
@@ -35,8 +35,7 @@ def network_class(name: str) -> type[WholeNetwork]:
 
 def network_options(name: str) -> dict[str, Any]:
     """The options that a whole network takes, with their defaults."""
-    parameters = inspect.signature(network_class(name)).parameters.values()
-    return {one.name: one.default for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
+    return options_of(network_class(name))
 
 
 def complete_network_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

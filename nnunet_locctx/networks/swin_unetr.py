@@ -68,14 +68,8 @@ class SwinUNETR(WholeNetwork):
         use_checkpoint: Whether to recompute activations in the backward pass instead of storing them.
         use_v2: Whether a residual convolution block stands before each stage (He et al., "SwinUNETR-V2", 2023).
         duplicate_neighbours: Merging of tokens as in MONAI up to 1.4, see above; of no effect in 2D.
-        encoding: None: without location; ``"frequency"`` or ``"hash"``: with it.
-        bands: Bands of the frequency encoding.
-        base: Angular frequency of its lowest band.
-        band_limit: Whether bands too fine for a place are faded out.
-        hash: Options of the hash encoding.
-        shared_table: Whether all places share one hash table; the published code has one for each.
-        zero_init: Whether the network starts as the one without location; what was published did not.
-        sampling: See :class:`~nnunet_locctx.blocks.GlobalPositionalEncoding`.
+        **encoding: Options of :class:`~nnunet_locctx.blocks.encoding.GlobalEncoding`. ``encoding`` None, the default:
+            without location.
 
     Raises:
         ValueError: An option or the patch size is not allowed.
@@ -101,14 +95,7 @@ class SwinUNETR(WholeNetwork):
         use_checkpoint: bool = False,
         use_v2: bool = False,
         duplicate_neighbours: bool = False,
-        encoding: str | None = None,
-        bands: int = 10,
-        base: float = 1.0,
-        band_limit: bool = True,
-        hash: dict[str, Any] | None = None,  # noqa: A002 - the option's name in the plans
-        shared_table: bool = True,
-        zero_init: bool = True,
-        sampling: str = "centres",
+        **encoding: Any,
     ) -> None:
         super().__init__(
             image_channels,
@@ -116,7 +103,7 @@ class SwinUNETR(WholeNetwork):
             patch_size,
             previous_channels,
             deep_supervision,
-            located=encoding is not None,
+            located=encoding.get("encoding") is not None,
         )
         self.check_patch(patch_size)
         windows = _check_sizes(self.rank, feature_size, depths, num_heads, window_size)
@@ -148,18 +135,7 @@ class SwinUNETR(WholeNetwork):
                 use_v2=use_v2,
             )
         widths = [feature_size * factor for factor in (1, 2, 4, 16, 16, 8, 4, 2, 2)]
-        self.positions = make_encodings(
-            [channels, *widths],
-            self.rank,
-            encoding=encoding,
-            bands=bands,
-            base=base,
-            band_limit=band_limit,
-            hash=hash,
-            shared_table=shared_table,
-            zero_init=zero_init,
-            sampling=sampling,
-        )
+        self.positions = make_encodings([channels, *widths], self.rank, **encoding)
 
     @classmethod
     def published(cls, **options: Any) -> dict[str, Any]:

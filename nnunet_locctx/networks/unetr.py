@@ -32,14 +32,8 @@ class UNETR(WholeNetwork):
             code; the published comparison with positional encoding was made without.
         dropout_rate: Dropout in the transformer.
         qkv_bias: Whether queries, keys and values have a bias.
-        encoding: None: without location; ``"frequency"`` or ``"hash"``: with it.
-        bands: Bands of the frequency encoding.
-        base: Angular frequency of its lowest band.
-        band_limit: Whether bands too fine for a place are faded out.
-        hash: Options of the hash encoding.
-        shared_table: Whether all places share one hash table; the published code has one for each.
-        zero_init: Whether the network starts as the one without location; what was published did not.
-        sampling: See :class:`~nnunet_locctx.blocks.GlobalPositionalEncoding`.
+        **encoding: Options of :class:`~nnunet_locctx.blocks.encoding.GlobalEncoding`. ``encoding`` None, the default:
+            without location.
 
     Raises:
         ValueError: An option or the patch size is not allowed.
@@ -60,14 +54,7 @@ class UNETR(WholeNetwork):
         conv_block: bool = True,
         dropout_rate: float = 0.0,
         qkv_bias: bool = False,
-        encoding: str | None = None,
-        bands: int = 10,
-        base: float = 1.0,
-        band_limit: bool = True,
-        hash: dict[str, Any] | None = None,  # noqa: A002 - the option's name in the plans
-        shared_table: bool = True,
-        zero_init: bool = True,
-        sampling: str = "centres",
+        **encoding: Any,
     ) -> None:
         super().__init__(
             image_channels,
@@ -75,7 +62,7 @@ class UNETR(WholeNetwork):
             patch_size,
             previous_channels,
             deep_supervision,
-            located=encoding is not None,
+            located=encoding.get("encoding") is not None,
         )
         self.check_patch(patch_size)
         for name, value in (("feature_size", feature_size), ("mlp_dim", mlp_dim), ("num_heads", num_heads)):
@@ -101,18 +88,7 @@ class UNETR(WholeNetwork):
             # for cross-attention, which UNETR has not; parameters without gradient stop DDP (Project-MONAI/MONAI#8845)
             block.norm_cross_attn, block.cross_attn = nn.Identity(), nn.Identity()
         stages = [2 * feature_size * factor for factor in (8, 4, 2, 1)]
-        self.positions = make_encodings(
-            [channels, *[hidden_size] * 3, *stages],
-            self.rank,
-            encoding=encoding,
-            bands=bands,
-            base=base,
-            band_limit=band_limit,
-            hash=hash,
-            shared_table=shared_table,
-            zero_init=zero_init,
-            sampling=sampling,
-        )
+        self.positions = make_encodings([channels, *[hidden_size] * 3, *stages], self.rank, **encoding)
 
     @classmethod
     def published(cls, **options: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """UNETR++, with and without location; P-Network is one of its forms."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 from monai.networks.blocks.dynunet_block import UnetResBlock
@@ -59,20 +59,14 @@ class UNETRPP(WholeNetwork):
             over the patch)``.
         twofold: Blocks of UNETR++'s code for ACDC, see
             :class:`~nnunet_locctx.networks.paired_attention.PairedAttentionBlock`.
-        encoding: None: without location; ``"frequency"`` or ``"hash"``: with it.
-        bands: Bands of the frequency encoding.
-        base: Angular frequency of its lowest band.
-        band_limit: Whether bands or levels too fine for a place are faded out.
-        hash: Options of the hash encoding.
-        shared_table: Whether all places share one hash table.
-        zero_init: Whether the network starts as the one without location; what was published did not.
         gpe_places: ``"paper"``: before every block of the two deepest encoder stages and of the coarsest decoder stage,
             as the published variant with frequencies; ``"all"``: once before the blocks of each of the four encoder and
             four decoder stages, full resolution included, as P-Network; ``"tokens"``: the same without full resolution,
             as the published variant with a hash encoding.
         replace_positions: Whether blocks that an encoding stands right before lose their learned position embedding, as
             in the published variant with frequencies.
-        sampling: See :class:`~nnunet_locctx.blocks.GlobalPositionalEncoding`.
+        **encoding: Options of :class:`~nnunet_locctx.blocks.encoding.GlobalEncoding`. ``encoding`` None, the default:
+            without location.
 
     Raises:
         ValueError: An option or the patch size is not allowed.
@@ -102,16 +96,9 @@ class UNETRPP(WholeNetwork):
         scrambled_tokens: bool = False,
         gate: bool = False,
         twofold: bool = False,
-        encoding: str | None = None,
-        bands: int = 10,
-        base: float = 1.0,
-        band_limit: bool = True,
-        hash: Mapping[str, Any] | None = None,  # noqa: A002 - the option's name in the plans
-        shared_table: bool = True,
-        zero_init: bool = True,
         gpe_places: str = "paper",
         replace_positions: bool = False,
-        sampling: str = "centres",
+        **encoding: Any,
     ) -> None:
         super().__init__(
             image_channels,
@@ -119,7 +106,7 @@ class UNETRPP(WholeNetwork):
             patch_size,
             previous_channels,
             deep_supervision,
-            located=encoding is not None,
+            located=encoding.get("encoding") is not None,
         )
         self.check_patch(patch_size, stem=stem)
         check_integer("feature_size", feature_size, 1)
@@ -134,14 +121,14 @@ class UNETRPP(WholeNetwork):
         check_share("drop_rate", drop_rate)
         if gpe_places not in PLACES:
             raise ValueError(f"gpe_places must be one of {PLACES}, got {gpe_places!r}")
-        if replace_positions and encoding is None:
+        if replace_positions and not self.located:
             raise ValueError("replace_positions needs an encoding that replaces them; encoding is None")
 
         rank, channels = self.rank, image_channels + previous_channels
         strides = [stem_stride(rank, stem), *[(2,) * rank] * (STAGES - 1)]
         widths = [*dims, *dims[-2::-1], feature_size]
         counts = [*depths, *decoder_depths]
-        places = _places(gpe_places, counts) if encoding is not None else []
+        places = _places(gpe_places, counts) if self.located else []
         self.places = {site: place for place, site in enumerate(places)}
         self.down = nn.ModuleList(
             nn.Sequential(
@@ -183,18 +170,7 @@ class UNETRPP(WholeNetwork):
         self.heads = nn.ModuleList(CONVOLUTION[rank](width, classes, 1) for width in widths[:4:-1])
         self.stages[:STAGES].apply(_initialise)
         self.gate = gate
-        self.positions = make_encodings(
-            [widths[stage] for stage, _ in places],
-            rank,
-            encoding=encoding,
-            shared_table=shared_table,
-            bands=bands,
-            base=base,
-            band_limit=band_limit,
-            hash=hash,
-            zero_init=zero_init,
-            sampling=sampling,
-        )
+        self.positions = make_encodings([widths[stage] for stage, _ in places], self.rank, **encoding)
 
     @classmethod
     def published(cls, **options: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, TypeAlias
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nnunet_locctx.blocks import Encoding, GlobalEncoding
 from nnunet_locctx.networks.inputs import LocationPyramid, check_input_shape, split_input
 from nnunet_locctx.types import Logits, NetworkInput
 
@@ -30,12 +31,14 @@ class WholeNetwork(nn.Module):
     Attributes:
         supervision_weights: Weight of the loss at each supervised resolution, the finest first; a network without
             deep supervision has one.
+        encoding_defaults: What is encoded unless the options say otherwise; None: a network without encodings.
 
     Raises:
         ValueError: An option or the patch size is not allowed.
     """
 
     supervision_weights: ClassVar[tuple[float, ...]] = (1.0,)
+    encoding_defaults: ClassVar[Encoding | None] = GlobalEncoding(None)
 
     def __init__(
         self,

@@ -39,6 +39,15 @@ def randomise(module: nn.Module) -> nn.Module:
     return module
 
 
+def knowing(*rows: str) -> Tensor:
+    """(B, 3), from the axes that are known for each sample."""
+    return torch.tensor([[axis in row for axis in "RAS"] for row in rows])
+
+
+MIXED = ("RAS", "AS", "R", "", "S")
+"""Axes that are known for each sample of a batch."""
+
+
 class BlockHarness:
     """Subclasses set `block` and, where they differ, the other attributes."""
 
@@ -73,10 +82,10 @@ class BlockHarness:
 
     @pytest.mark.parametrize("size", [(5, 6, 7), (9, 5)])
     def test_every_parameter_and_the_features_get_a_gradient(self, size: tuple[int, ...]) -> None:
-        block, features, location = self.made_and_fed(40, size)
+        block, features, location = self.made_and_fed(40, size, batch=3)
         block.train()
         features.requires_grad_()
-        (block(features, location) ** 2).sum().backward()
+        (block(features, location, knowing("RAS", "AS", "RA")) ** 2).sum().backward()
         without = [
             name
             for name, parameter in block.named_parameters()
@@ -109,10 +118,11 @@ class BlockHarness:
 
     @pytest.mark.parametrize("size", [(5, 6, 7), (8, 9)])
     def test_compiles_without_a_graph_break(self, size: tuple[int, ...]) -> None:
-        block, features, location = self.made_and_fed(4, size)
+        block, features, location = self.made_and_fed(4, size, batch=5)
         torch._dynamo.reset()
         compiled = torch.compile(block, fullgraph=True, backend="eager")
-        torch.testing.assert_close(compiled(features, location), block(features, location))
+        given = (features, location, knowing(*MIXED))
+        torch.testing.assert_close(compiled(*given), block(*given))
 
     @pytest.mark.parametrize("size", [(5, 6, 7), (8, 9)])
     def test_autocast(self, size: tuple[int, ...]) -> None:
@@ -139,6 +149,49 @@ class BlockHarness:
         block, features, location = self.made_and_fed(6, size)
         assert (block(features, location + 0.2) - block(features, location)).abs().max() > 1e-3
 
+    def test_is_the_identity_where_nothing_is_known(self) -> None:
+        for size in ((5, 6, 7), (8, 9)):
+            block, features, location = self.made_and_fed(6, size)
+            nowhere = torch.full_like(location, torch.nan)
+            for training in (False, True):
+                output = block.train(training)(features, nowhere, knowing("", ""))
+                assert torch.equal(output, features)
+            output.sum().backward()
+            for parameter in block.parameters():  # DDP waits for each of them
+                assert parameter.grad is not None
+                assert not parameter.grad.any()  # and no NaN
+
+    @pytest.mark.parametrize("known", ["AS", "R", "RS"])
+    def test_does_not_use_an_axis_that_is_not_known(self, known: str) -> None:
+        block, features, location = self.made_and_fed(6, (5, 6, 7))
+        axes = [axis for axis, name in enumerate("RAS") if name not in known]
+        outputs = []
+        for value in (location[:, axes], 10 * torch.randn_like(location[:, axes]), torch.nan):
+            given = location.clone()
+            given[:, axes] = value
+            block.zero_grad()
+            outputs.append(block(features, given.requires_grad_(), knowing(known, known)))
+            (outputs[-1] ** 2).sum().backward()
+            assert given.grad is None or not given.grad[:, axes].any()
+            assert all(p.grad is not None and p.grad.isfinite().all() for p in block.parameters())
+        assert torch.equal(outputs[0], outputs[1])
+        assert torch.equal(outputs[0], outputs[2])
+        moved = location.clone()
+        moved[:, ["RAS".index(name) for name in known]] += 0.2
+        assert (block(features, moved, knowing(known, known)) - outputs[0]).abs().max() > 1e-4
+        assert not torch.equal(outputs[0], block(features, location))
+
+    @pytest.mark.parametrize("size", [(5, 6, 7), (8, 9)])
+    def test_a_batch_of_mixed_masks_is_its_samples(self, size: tuple[int, ...]) -> None:
+        block, features, location = self.made_and_fed(6, size, batch=len(MIXED))
+        known = knowing(*MIXED)
+        one_by_one = [block(features[i, None], location[i, None], known[i, None]) for i in range(len(MIXED))]
+        output = block(features, location, known)
+        torch.testing.assert_close(output, torch.cat(one_by_one))
+        assert torch.equal(output[3], features[3])
+        everything = torch.ones_like(known)
+        assert torch.equal(block(features, location, everything), block(features, location))
+
     def test_says_which_features_it_wants(self) -> None:
         with pytest.raises(
             ValueError, match=r"features must have shape \(B, 5, size, size, size\), got \(2, 4, 3, 3, 3\)"
@@ -154,6 +207,9 @@ class BlockHarness:
             ValueError, match=r"location must have shape \(2, 3, 4, 4, 4\).*got \(2, 3, 8, 8, 8\)"
         ):
             self.make(5)(torch.zeros(2, 5, 4, 4, 4), torch.zeros(2, 3, 8, 8, 8))
+        for known in (torch.ones(2, 2, dtype=torch.bool), torch.ones(2, 3)):
+            with pytest.raises(ValueError, match=r"known must be a mask of shape \(2, 3\).*; got \(2, "):
+                self.make(5)(torch.zeros(2, 5, 4, 4, 4), torch.zeros(2, 3, 4, 4, 4), known)
 
     def test_refuses_a_wrong_size(self) -> None:
         with pytest.raises(ValueError, match="rank must be 2 or 3 spatial axes, got 4"):

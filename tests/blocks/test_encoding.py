@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from nnunet_locctx.blocks import (
+    Encoding,
     FrequencyEncoding,
+    GlobalEncoding,
     HashEncoding,
     IdentityEncoding,
     make_block,
-    make_encoding,
     resize_location,
 )
 from nnunet_locctx.blocks.encoding import token_step
@@ -41,7 +42,7 @@ def test_reproduces_the_published_frequencies() -> None:
 @pytest.mark.parametrize("size", [(7,), (5, 6), (3, 4, 5)])
 def test_layout_and_base(size: tuple[int, ...], keep_identity: bool) -> None:
     location = torch.randn(2, 3, *size) * 0.01
-    encoding = make_encoding("frequency", bands=3, keep_identity=keep_identity, band_limit=False)
+    encoding = FrequencyEncoding(bands=3, keep_identity=keep_identity, band_limit=False)
     parts = [location] if keep_identity else []
     for wave in (torch.sin, torch.cos):
         parts += [wave(math.pi * 2**band * location[:, [k]]) for k in range(3) for band in range(3)]
@@ -121,15 +122,15 @@ def test_carries_nothing_in_the_state_dict() -> None:
 
 @pytest.mark.parametrize("name", ["identity", "frequency"])
 def test_options_of_the_hash_encoding_are_its_own(name: str) -> None:
-    make_encoding(name, hash={})
+    GlobalEncoding(name, hash={}).make()
     with pytest.raises(
         ValueError, match=f"hash holds options of the encoding 'hash', but .* is '{name}'; got {{'lev"
     ):
-        make_encoding(name, hash={"levels": 4})
+        GlobalEncoding(name, hash={"levels": 4}).make()
 
 
 def test_hash_by_name() -> None:
-    encoding = make_encoding("hash", band_limit=False, hash={"levels": 2, "log2_entries": 8})
+    encoding = GlobalEncoding("hash", band_limit=False, hash={"levels": 2, "log2_entries": 8}).make()
     assert isinstance(encoding, HashEncoding)
     assert (encoding.grid.levels, encoding.grid.log2_entries, encoding.band_limit) == (2, 8, False)
     assert encoding.channels == 4
@@ -138,12 +139,12 @@ def test_hash_by_name() -> None:
         match=r"unknown option .level. for the hash encoding; allowed are levels, features, log2_entries, "
         r"base_resolution, scale, backend, extent, gain$",
     ):
-        make_encoding("hash", hash={"level": 2})
+        GlobalEncoding("hash", hash={"level": 2}).make()
 
 
 def test_says_which_encodings_there_are() -> None:
     with pytest.raises(ValueError, match=r"one of \('identity', 'frequency', 'hash'\), got 'sine'"):
-        make_encoding("sine")
+        GlobalEncoding("sine").make()
 
 
 @pytest.mark.parametrize("block", ["coordconv", "locbam", "prior"])
@@ -154,6 +155,43 @@ def test_blocks_that_refuse_a_hash_table(block: str) -> None:
         make_block(block, 4, 3, encoding="hash")
     with pytest.raises(ValueError, match=f"unknown option 'hash' for block '{block}'"):
         make_block(block, 4, 3, hash={"levels": 4})
+
+
+SHIFTS = (1.0, -1.0, 2.0, 0.5, 1.5)
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_a_shift_by_whole_volumes_is_seen_by_all_waves_but_the_finest(shift: float) -> None:
+    """With doubling frequencies all but the lowest repeat after one unit."""
+    here = torch.linspace(-0.5, 0.5, 101).view(1, 1, -1).expand(1, 3, -1)
+
+    def moved(encoding: FrequencyEncoding) -> list[float]:
+        """Change of each band's sine and cosine, at least anywhere."""
+        change = (encoding(here + shift) - encoding(here))[0, 3:].view(2, 3, encoding.bands, -1)
+        return change.square().sum(dim=0).sqrt().amin(dim=(0, 2)).tolist()
+
+    made = Encoding().make()
+    assert isinstance(made, FrequencyEncoding)
+    assert sum(change > 0.1 for change in moved(made)) >= made.bands - 1
+    if shift == 1.0:
+        assert sum(change > 1e-4 for change in moved(FrequencyEncoding())) == 1
+
+
+@pytest.mark.parametrize("bands", [1, 2, 6])
+def test_the_lowest_wave_rises_once_over_the_span_and_the_highest_stays(bands: int) -> None:
+    encoding = FrequencyEncoding(bands, span=4.0)
+    assert encoding.frequencies[0].item() == pytest.approx(math.pi / 4)
+    if bands > 1:
+        torch.testing.assert_close(encoding.frequencies[-1], FrequencyEncoding(bands).frequencies[-1])
+    range_of_location = torch.linspace(-2, 2, 101).view(1, 1, -1).expand(1, 3, -1)
+    assert (encoding(range_of_location)[0, 3].diff() > 0).all()
+    torch.testing.assert_close(FrequencyEncoding(bands, span=1.0).frequencies[:1], torch.tensor([math.pi]))
+
+
+def test_the_span_is_checked() -> None:
+    for block in ("prior", "gpe", "coordconv", "locbam"):
+        with pytest.raises(ValueError, match="span must be a positive number, got 0"):
+            make_block(block, 4, 3, span=0)
 
 
 def test_shows_its_options() -> None:

@@ -75,6 +75,13 @@ class TestGPEHash(BlockHarness):
         expected = features + added + block.project.bias.view(4, 1, 1, 1)
         torch.testing.assert_close(block(features, location), expected)
 
+    def test_a_checkpoint_from_before_the_flags_loads(self) -> None:
+        block = randomise(self.make(4))
+        state = {name: value for name, value in block.state_dict().items() if name != "flags.weight"}
+        assert len(state) == len(block.state_dict()) - 1
+        block.load_state_dict(state)
+        assert not block.flags.weight.any()  # type: ignore[union-attr, operator]
+
     def test_starts_at_a_zero_table_and_a_projection_that_passes_gradients(self) -> None:
         block = self.make(4)
         assert not block.encoding.table.any()
@@ -191,7 +198,7 @@ class TestSharedTable:
         stages = self.make()
         assert len(self.tables(stages)) == 1
         assert len({id(block.encoding) for block in stages}) == 1
-        projections = sum(c * 8 + c for c in self.channels)
+        projections = sum(c * 8 + c + c * 3 for c in self.channels)  # flags of the axes as well
         table = HashEncoding(**SMALL).grid.parameters
         assert sum(p.numel() for p in stages.parameters()) == projections + table
 

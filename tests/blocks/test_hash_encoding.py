@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nnunet_locctx.blocks import HashEncoding, hash_encoding, hash_grid, make_encoding, resize_location
+from nnunet_locctx.blocks import GlobalEncoding, HashEncoding, hash_encoding, hash_grid, resize_location
 from nnunet_locctx.blocks.hash_grid import HashGrid, look_up, scatter
 from tests.blocks.harness import ramp
 
@@ -337,7 +337,7 @@ def test_follows_flips_crops_and_stages(flipped: tuple[int, ...]) -> None:
 )
 def test_says_what_is_allowed(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_encoding("hash", hash=options)
+        GlobalEncoding("hash", hash=options).make()
 
 
 def test_shows_its_options() -> None:

@@ -56,4 +56,12 @@ def test_checking_draws_no_random_numbers() -> None:
 
 
 def test_options_are_those_of_the_class() -> None:
-    assert options_of("coordconv") == ("encoding", "bands", "base", "band_limit", "stride", "zero_init")
+    assert options_of("coordconv") == (
+        "encoding",
+        "bands",
+        "base",
+        "band_limit",
+        "span",
+        "stride",
+        "zero_init",
+    )

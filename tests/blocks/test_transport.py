@@ -14,7 +14,7 @@ from nnunet_locctx.blocks import LocalToGlobal, auxiliary_losses, make_block
 from nnunet_locctx.blocks.quantise import Quantised
 from nnunet_locctx.blocks.sinkhorn import log_sinkhorn
 from nnunet_locctx.blocks.transport import EPSILON_RANGE, anchor_grid
-from tests.blocks.harness import BlockHarness, ramp, randomise
+from tests.blocks.harness import BlockHarness, knowing, ramp, randomise
 
 WRONG_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"references": 0}, "references must be an integer >= 1, got 0"),
@@ -223,13 +223,13 @@ class TestLocalToGlobalEveryOption(LocalToGlobalHarness):
 
     def test_heads_are_averaged(self) -> None:
         block, codes, place = plan_of(self, tokens=30, width=3)
-        both = block._align(codes, place)
+        both = block._align(codes, place, None)
         apart = []
         for head in range(2):
             one = self.make(3, heads=1)
             for name in ("references", "anchors", "columns"):
                 getattr(one, name).data.copy_(getattr(block, name)[head : head + 1])
-            apart.append(one._align(codes, place))  # type: ignore[operator]
+            apart.append(one._align(codes, place, None))  # type: ignore[operator]
         torch.testing.assert_close(both, (apart[0] + apart[1]) / 2)
 
 
@@ -241,6 +241,13 @@ class TestLocalToGlobalWithoutLocation(LocalToGlobalHarness):
         """It does not."""
         block, features, location = self.made_and_fed(6, size)
         assert torch.equal(block(features, location + 0.2), block(features, location))
+
+    @pytest.mark.parametrize("known", ["AS", "R", "RS"])
+    def test_does_not_use_an_axis_that_is_not_known(self, known: str) -> None:
+        """Nor one that is."""
+        block, features, location = self.made_and_fed(6, (5, 6, 7))
+        output = block(features, torch.full_like(location, torch.nan), knowing(known, known))
+        assert torch.equal(output, block(features, location))
 
     def test_formulas(self) -> None:
         """Plan, collection and alignment, with probabilities instead of logarithms."""
@@ -254,13 +261,15 @@ class TestLocalToGlobalWithoutLocation(LocalToGlobalHarness):
                 plan = plan / plan.sum(dim=0) / 8
                 plan = plan / plan.sum(dim=1, keepdim=True) / 20
             aligned.append(20 * plan @ (8 * plan.T @ given))
-        torch.testing.assert_close(block._align(codes, None), torch.stack(aligned), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            block._align(codes, None, None), torch.stack(aligned), rtol=1e-3, atol=1e-3
+        )
 
     @pytest.mark.parametrize(("tokens", "used"), [(1, 1), (2, 1), (5, 2), (15, 7), (16, 8), (100, 8)])
     def test_few_tokens_use_few_references(self, tokens: int, used: int) -> None:
         block, codes, _ = plan_of(self, tokens, width=4)
         assert block.log_plan(codes, None).shape == (2, 1, tokens, used)
-        block._align(codes, None).square().sum().backward()
+        block._align(codes, None, None).square().sum().backward()
         gradient = block.references.grad
         assert gradient is not None  # DDP waits for it
         assert not gradient[:, used:].any()

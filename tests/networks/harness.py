@@ -33,6 +33,13 @@ def feed(size: Size, located: bool, channels: int = 1, previous: int = 0, batch:
     return torch.cat([image, *([ramp(batch, size)] if located else []), one_hot], dim=1)
 
 
+def forgetful(x: Tensor) -> Tensor:
+    """The input, the second sample's place along R not known."""
+    x = x.clone()
+    x[1, 1] = torch.nan
+    return x
+
+
 def flat(output: Any) -> list[Tensor]:
     return output if isinstance(output, list) else [output]
 
@@ -58,6 +65,8 @@ class WholeNetworkHarness:
     """Located variants that do not start as the plain network."""
     without_effect: ClassVar[str] = r"(?!)"
     """Pattern of parameters whose gradient may be zero, such as a bias before a normalisation."""
+    twin: ClassVar[dict[str, Any]] = {}
+    """Options on top that make the twin without location of a located variant."""
     autocast_error: ClassVar[float] = 0.05
     """Allowed under bfloat16: norm of the difference over norm of the output."""
 
@@ -154,7 +163,7 @@ class WholeNetworkHarness:
 
     def test_every_parameter_gets_a_gradient(self, variant: str, rank: int) -> None:
         network, x = self.made_and_fed(variant, rank, deep_supervision=True)
-        outputs = flat(network.train()(x))
+        outputs = flat(network.train()(forgetful(x) if network.located else x))
         torch.stack([(output**2).mean() for output in outputs]).sum().backward()
         none = [name for name, parameter in network.named_parameters() if parameter.grad is None]
         assert none == []  # DDP waits for each of them
@@ -202,6 +211,7 @@ class WholeNetworkHarness:
         variant, rank, training = compiled
         network, x = self.made_and_fed(variant, rank, deep_supervision=True)
         network.train(training)
+        x = forgetful(x) if network.located else x
         torch._dynamo.reset()
         call = torch.compile(network, fullgraph=True, backend="eager")
         results = []
@@ -231,6 +241,44 @@ class WholeNetworkHarness:
         moved[:, 1:4] += 0.2
         expected = network(x)
         assert (network(moved) - expected).abs().max() > 1e-3 * expected.abs().max()
+
+    def test_with_an_unknown_location_it_is_its_twin_without(self, with_location: str, rank: int) -> None:
+        network, x = self.made_and_fed(with_location, rank, deep_supervision=True)
+        twin = self.make("", self.patches[rank][0], deep_supervision=True, **self.twin)
+        assert not twin.located
+        twin.load_state_dict({k: v for k, v in network.state_dict().items() if k in twin.state_dict()})
+        plain = torch.cat([x[:, :1], x[:, 4:]], dim=1)
+        x[:, 1:4] = torch.nan
+        for training in (True, False):
+            results = []
+            for one, given in ((network, x), (twin, plain)):
+                torch.manual_seed(1)  # dropout
+                results.append(flat(one.train(training)(given)))
+            for output, expected in zip(*results, strict=True):
+                assert torch.equal(output, expected)
+        torch.stack([(output**2).mean() for output in flat(network.train()(x))]).sum().backward()
+        assert all(one.grad is not None and one.grad.isfinite().all() for one in network.parameters())
+
+    def test_goes_without_an_unknown_axis(self, with_location: str) -> None:
+        """By the other two, which it still uses; another sample's unknown axis is not its own."""
+        network, x = self.made_and_fed(with_location)
+        expected, output = network(x), network(forgetful(x))
+        scale = expected.abs().max()
+        assert output.isfinite().all()
+        assert (output[0] - expected[0]).abs().max() < 1e-3 * scale
+        assert (output[1] - expected[1]).abs().max() > 1e-3 * scale
+        moved = forgetful(x)
+        moved[:, 1:4] += 0.2
+        assert (network(moved) - output)[1].abs().max() > 1e-3 * scale
+        padded, continued = forgetful(x), forgetful(x)
+        padded[:, :4, ..., :2] = 0  # as nnU-Net pads, the unknown channel as well
+        continued[:, 0, ..., :2] = 0
+        affine = ramp(2, tuple(x.shape[2:]), rotation=0.0)
+        for one in (padded, continued):
+            inside = one[:, 1:4, ..., 2:]
+            inside.copy_(torch.where(inside.isnan(), inside, affine[..., 2:]))
+        continued[:, 1:4] = torch.where(continued[:, 1:4].isnan(), continued[:, 1:4], affine)
+        assert (network(padded) - network(continued)).abs().max() < 1e-3 * scale
 
     def test_padding_is_continued_in_evaluation_only(self, with_location: str) -> None:
         """Zeros around a small volume would claim to be its centre."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnunet_locctx.blocks import make_encoding, resize_location
+from nnunet_locctx.blocks import GlobalEncoding, resize_location
 from nnunet_locctx.networks.registry import network_class
 from nnunet_locctx.networks.whole import WholeNetwork
 from tests.networks.harness import feed
@@ -46,5 +46,5 @@ def check_places(network: WholeNetwork, sizes: list[tuple[int, ...]]) -> None:
     network.train()(x)
     assert sorted(seen) == list(range(len(sizes)))
     for place, size in enumerate(sizes):
-        encoding = make_encoding("frequency", bands=FREQUENCY["bands"], base=1.0)
+        encoding = GlobalEncoding("frequency", bands=FREQUENCY["bands"]).make()
         torch.testing.assert_close(seen[place], encoding(resize_location(x[:, 1:4], size)))

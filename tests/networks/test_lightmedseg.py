@@ -29,6 +29,7 @@ class TestLightMedSeg(WholeNetworkHarness):
         "paper-scan": {**PAPER, "coordinates": "scan"},
     }
     differ = ("default", "paper-scan")
+    twin = {"anchors": 0, "box": False}  # noqa: RUF012
 
 
 OTHER: dict[str, Any] = {
@@ -152,8 +153,10 @@ def test_without_the_prior_both_paths_of_a_stage_count_half() -> None:
     network = LightMedSeg(1, 2, (16, 16), **PAPER, structure_prior=False)
     stage, x, s = network.encoder[0], torch.randn(1, 8, 6, 6), torch.randn(1, 16)
     assert stage.film is not None
-    seen = stage.film(stage.conv(x), s)
-    torch.testing.assert_close(stage(x, None, s), stage.excite((stage.detail(seen) + stage.smooth(seen)) / 2))
+    seen = stage.film(stage.conv(x), s, None)
+    torch.testing.assert_close(
+        stage(x, None, s, None), stage.excite((stage.detail(seen) + stage.smooth(seen)) / 2)
+    )
 
 
 def test_parameters_of_the_page() -> None:

@@ -97,6 +97,34 @@ def test_starts_as_the_planned_network(
 
 
 @pytest.mark.parametrize(("block", "place"), BLOCKS_AND_PLACES)
+@pytest.mark.parametrize("rank", [2, 3])
+def test_with_an_unknown_location_it_is_the_planned_network(rank: int, block: str, place: str) -> None:
+    planned = plan(rank=rank, channels=3, deep_supervision=True)
+    reference = copy.deepcopy(planned)
+    located = fit(planned, block, place)
+    randomise(located.location_blocks)
+    x, without = feed(rank, previous=2)
+    one_axis = x.clone()
+    one_axis[:, 1] = torch.nan
+    x[:, 1:4] = torch.nan
+    for training in (True, False):
+        outputs, expected = located.train(training)(x), reference.train(training)(without)
+        assert all(torch.equal(*pair) for pair in zip(outputs, expected, strict=True))
+        assert all(output.isfinite().all() for output in located(one_axis))
+    torch.stack([(output**2).sum() for output in located.train()(x)]).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in located.parameters())
+
+
+def test_a_location_with_unknown_axes_can_be_exported() -> None:
+    located = fit(plan(), "prior", "decoder").eval()
+    randomise(located.location_blocks)
+    x, _ = feed()
+    exported = torch.export.export(located, (x,)).module()
+    x[1, 2] = torch.nan
+    torch.testing.assert_close(exported(x), located(x))
+
+
+@pytest.mark.parametrize(("block", "place"), BLOCKS_AND_PLACES)
 @pytest.mark.parametrize("architecture", [PlainConvUNet, ResidualEncoderUNet])
 def test_every_parameter_of_a_block_counts(architecture: type[nn.Module], block: str, place: str) -> None:
     located = fit(plan(architecture, deep_supervision=True), block, place).train()

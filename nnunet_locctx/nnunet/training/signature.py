@@ -8,8 +8,11 @@ from torch import nn
 
 LENGTH = 2048
 
-CHANGED = frozenset({"bound", "fraction_of", "stride"})
-"""Options whose default is not what was computed before they existed."""
+GONE = object()
+"""What no option can ask for."""
+
+CHANGED: dict[str, Any] = {"bound": GONE, "fraction_of": GONE, "stride": GONE, "span": None}
+"""Options whose default is not what was computed before they existed, with the value that is."""
 
 
 class LocationSignature(nn.Module):
@@ -19,7 +22,8 @@ class LocationSignature(nn.Module):
     mean without a word.
 
     A checkpoint from before an option existed does not name it. It is read as if it named the default: that of a new
-    option must be what was computed before, or its name belongs to :data:`CHANGED`, and the checkpoint is refused.
+    option must be what was computed before, or its name belongs to :data:`CHANGED`, and the checkpoint is read as if it
+    named the value there; if there is none, it is refused.
 
     Args:
         text: The options that the weights depend on, JSON.
@@ -51,10 +55,16 @@ class LocationSignature(nn.Module):
             )
         trained = bytes(stored.tolist()).rstrip(b"\0").decode()
         if self._completed(trained) != self._completed(self.decoded()):
+            hint = ""
+            if '"span"' in self.decoded() and '"span"' not in trained:
+                hint = (
+                    " This one is from before the option span, when the frequencies doubled from band to band: "
+                    'with "span": null in location.block of its plans.json they still do.'
+                )
             raise ValueError(
                 f"the checkpoint was trained with the location options {trained}, the plans say "
                 f"{self.decoded()}. Use the plans.json of the model folder as training wrote it; an option that only "
-                "one of them names belongs to another version of nnunet_locctx."
+                f"one of them names belongs to another version of nnunet_locctx.{hint}"
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -68,7 +78,8 @@ class LocationSignature(nn.Module):
 
 def _completed(value: Any, default: Any) -> Any:
     if isinstance(value, dict) and isinstance(default, dict):
-        before = {key: one for key, one in default.items() if key not in CHANGED}
+        before = {key: CHANGED.get(key, one) for key, one in default.items()}
+        before = {key: one for key, one in before.items() if one is not GONE}
         return {**before, **{key: _completed(one, default.get(key)) for key, one in value.items()}}
     if isinstance(value, list) and isinstance(default, list) and len(value) == len(default):
         return [_completed(one, other) for one, other in zip(value, default, strict=True)]

@@ -2,6 +2,7 @@
 that uses them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -37,7 +38,8 @@ class LocatedTrainer(DenormalsFlushed):
         block: Name of the block, a key of :data:`nnunet_locctx.blocks.BLOCKS`; None: a network of its own.
         place: Where it sits; None: the block's default.
         block_options: Options of the block that differ from its defaults; the plans' go on top.
-        also: Further blocks of the same network, which the plans do not change.
+        also: Further blocks of the same network. Of the plans' options they take the span only, which belongs to the
+            coordinates.
         epochs: Length of the training, None for nnU-Net's own.
         augments: Whether jitter and dropout of the plans apply; not in the variants without data
             augmentation.
@@ -116,6 +118,8 @@ class LocatedTrainer(DenormalsFlushed):
         options = LocationOptions.from_configuration(
             configuration_manager.configuration, cls.block, cls.block_options, cls.place
         )
+        shared = {"span": options.block["span"]} if "span" in options.block else {}
+        also = [replace(one, options={**one.options, **shared}) for one in cls.also]
         # built first and by nnU-Net itself: with the same seed a plain run starts from the same weights
         planned = nnUNetTrainer.build_network_architecture(
             plans_manager,
@@ -129,12 +133,12 @@ class LocatedTrainer(DenormalsFlushed):
             planned,
             image_channels,
             Fitting(cls.block, str(options.place), options.block),
-            *cls.also,
+            *also,
             patch_size=configuration_manager.patch_size,
         )
         carry_regressor(network, configuration_manager, options)
         signature = LocationSignature(
-            options.signature(cls.block, cls.also), options.default_signature(cls.block, cls.also)
+            options.signature(cls.block, also), options.default_signature(cls.block, also)
         )
         network.add_module("location_signature", signature)
         return network

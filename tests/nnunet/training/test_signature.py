@@ -61,6 +61,36 @@ def test_options_that_changed_what_is_computed_must_be_named() -> None:
         network.location_signature.load_state_dict(without(network, "block", "bound"))
 
 
+@pytest.mark.parametrize("name", ["LocCtxTrainer", "LocBAMTrainer", "GPETrainer", "CoordConvTrainer"])
+def test_models_from_before_the_span_load_with_doubling_frequencies_only(name: str) -> None:
+    """As plans may ask for, and as the published encoding of GPE and encodings without waves always were."""
+
+    def older(network: nn.Module) -> dict[str, torch.Tensor]:
+        options = json.loads(network.location_signature.decoded())  # type: ignore[operator, union-attr]
+        for one in (options["block"], *[also[2] for also in options.get("also", [])]):
+            del one["span"]
+        return stored(options)
+
+    default = build(TRAINERS[name], configuration())
+    doubling = build(TRAINERS[name], configuration(location={"block": {"span": None}}))
+    for network in (default, doubling):
+        if network is doubling or name == "GPETrainer":
+            network.location_signature.load_state_dict(older(network))
+            continue
+        with pytest.raises(
+            ValueError, match=r'before the option span, .* with "span": null in location.block'
+        ):
+            network.location_signature.load_state_dict(older(network))
+    for block in doubling.location_blocks:
+        frequencies = block.encoding.frequencies
+        torch.testing.assert_close(frequencies[1:], 2 * frequencies[:-1])
+
+
+def test_models_without_waves_do_not_mind_the_span() -> None:
+    network = build(TRAINERS["LocBAMTrainer"], configuration(location={"block": {"faithful": True}}))
+    network.location_signature.load_state_dict(without(network, "block", "span"))
+
+
 @pytest.mark.parametrize("name", ["LocCtxTrainer", "GPEUNETRTrainer"])
 def test_fractions_that_were_measured_otherwise_are_refused(name: str) -> None:
     """Before, an oblique scan was divided by the length of its closest array axis."""
