@@ -1,12 +1,12 @@
 """What was the same for every method of a study, looked up in what its jobs left, not claimed."""
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.study.definition import Study
-from nnunet_locctx.study.fingerprint import FINGERPRINT
-from nnunet_locctx.study.runs import Run, runs_of
-from nnunet_locctx.study.work_folder import read_json
+from nnunet_locctx.study.model import Run, Study
+from nnunet_locctx.study.train import FINGERPRINT
 
 Entry = dict[str, Any]
 
@@ -18,9 +18,9 @@ def fairness_of(study: Study, plans: Mapping[str, Any] | None) -> list[Entry]:
         study: The study.
         plans: Its plans, None before they are made.
     """
-    runs = runs_of(study)
+    runs = list(study.runs.values())
     records = {
-        (run.slug, fold): read_json(study.work / "runs" / run.slug / f"fold_{fold}" / "training.json")
+        (run.slug, fold): _read(study.work / "runs" / run.slug / f"fold_{fold}" / "training.json")
         for run in runs
         for fold in study.folds
     }
@@ -45,6 +45,15 @@ def fairness_of(study: Study, plans: Mapping[str, Any] | None) -> list[Entry]:
     ]
 
 
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON table; empty if there is none or it cannot be read."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def _entry(what: str, problems: Sequence[str], detail: str) -> Entry:
     return {"what": what, "holds": not problems, "detail": "; ".join(problems) if problems else detail}
 
@@ -54,7 +63,7 @@ def _cases(study: Study, runs: Sequence[Run]) -> Entry:
     for fold in study.folds:
         seen: dict[str, list[str]] = {}
         for run in runs:
-            split = read_json(run.model / f"fold_{fold}" / FINGERPRINT).get("fingerprint", {}).get("split")
+            split = _read(run.model / f"fold_{fold}" / FINGERPRINT).get("fingerprint", {}).get("split")
             if split is not None:
                 looked += 1
                 seen.setdefault(str(split), []).append(run.slug)
@@ -71,24 +80,24 @@ def _plan_values(
         return _entry(what, [], "every method inherits from the preset's configuration; not planned yet")
     from nnunet_locctx.nnunet.plans.planning import resolve
 
-    problems, told = [], []
+    problems, seen_at = [], []
     for preset in study.presets:
         seen: dict[str, list[str]] = {}
         for run in runs:
             if run.preset.name == preset.name and run.configuration in plans["configurations"]:
                 resolved = resolve(dict(plans), run.configuration)
                 seen.setdefault(", ".join(str(resolved[key]) for key in keys), []).append(run.method.name)
-        told.append(f"{preset.name}: {' | '.join(seen)}")
+        seen_at.append(f"{preset.name}: {' | '.join(seen)}")
         if len(seen) > 1:
             problems.append(
                 f"{preset.name}: "
                 + " | ".join(f"{', '.join(names)}: {value}" for value, names in seen.items())
             )
-    return _entry(what, problems, "; ".join(told))
+    return _entry(what, problems, "; ".join(seen_at))
 
 
 def _iterations(study: Study, runs: Sequence[Run], trained: Mapping[Any, Entry], known: str) -> Entry:
-    planned = {run.method.name: run.method.trainer.epochs for run in runs}
+    planned = {run.method.name: run.method.epochs for run in runs}
     done = sorted({int(record["iterations"]) for record in trained.values() if record.get("iterations")})
     problems = []
     if len(set(planned.values())) > 1:
@@ -130,7 +139,7 @@ def _order(study: Study, runs: Sequence[Run], trained: Mapping[Any, Entry]) -> E
 
 
 def _recipes(study: Study) -> Entry:
-    own = [f"{method.name}: {method.trainer.recipe}" for method in study.methods if method.trainer.recipe]
+    own = [f"{method.name}: {method.recipe}" for method in study.methods if method.recipe]
     return _entry(
         "the same optimiser and learning rates",
         own,
@@ -141,7 +150,7 @@ def _recipes(study: Study) -> Entry:
 def _augmentation(study: Study) -> Entry:
     kinds: dict[tuple[str, ...], list[str]] = {}
     for method in study.methods:
-        kind = tuple(sorted({part.lower() for part in method.trainer.variants} - {"nnunetschedule"}))
+        kind = tuple(sorted({part.lower() for part in method.variants} - {"nnunetschedule"}))
         kinds.setdefault(kind, []).append(method.name)
     told = [f"{', '.join(names)}: {', '.join(kind) or 'as nnU-Net'}" for kind, names in kinds.items()]
     detail = next(iter(told)).split(": ")[-1] if len(told) == 1 else ""

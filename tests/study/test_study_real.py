@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from nnunet_locctx.phantoms.twin_organs import make_phantom
+from nnunet_locctx.study.model import read_study
 from nnunet_locctx.study.runner import Runner
-from nnunet_locctx.study.snakemake_command import Where
-from nnunet_locctx.study.study_file import read_study
+from nnunet_locctx.study.scheduling import Where
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +52,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A finished study, of a data set whose files lie elsewhere."""
+    """A finished study, of a dataset whose files lie elsewhere."""
     folder = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ELSEWHERE", str(folder / "elsewhere"))
