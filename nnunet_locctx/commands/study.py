@@ -57,10 +57,10 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
     if importlib.util.find_spec("pydantic") is None or importlib.util.find_spec("yaml") is None:
         raise ValueError("reading a study needs pydantic and PyYAML: pip install 'nnunet-locctx[study]'")
+    from nnunet_locctx.study.machines import SLURM_PROFILE, Where
     from nnunet_locctx.study.model import read_study
     from nnunet_locctx.study.reading import find_study
     from nnunet_locctx.study.runner import Runner
-    from nnunet_locctx.study.scheduling import SLURM_PROFILE, Where
 
     if options.slurm and options.profile:
         raise ValueError("--slurm names the profile of this package; give it or --profile, not both")
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _show_jobs(runner: Any) -> None:
     """The jobs by kind, and the expected hours of the trainings."""
-    from nnunet_locctx.study.cluster import KINDS
+    from nnunet_locctx.study.machines import KINDS
     from nnunet_locctx.study.record import ASSUMPTION, batch_of, expected_hours, study_plans
 
     study, chosen, pending = runner.study, runner.chosen, runner.pending()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_locctx.study.cases import SPLITS, find_splits
-from nnunet_locctx.study.cluster import KINDS, asked
+from nnunet_locctx.study.machines import KINDS, asked
 from nnunet_locctx.study.model import STUDY, Run, Study, digest, load_study
 from nnunet_locctx.study.reading import check_known
 

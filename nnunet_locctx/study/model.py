@@ -25,7 +25,7 @@ from pydantic import (
 
 from nnunet_locctx.nnunet.data.paths import dataset_in, nnunet_folder
 from nnunet_locctx.nnunet.plans.presets import Preset, list_presets, load_preset
-from nnunet_locctx.study.cluster import KINDS, Resources
+from nnunet_locctx.study.machines import KINDS, Resources
 from nnunet_locctx.study.methods import NNUNET_EPOCHS, Method, read_method
 from nnunet_locctx.study.reading import (
     Count,

@@ -1,15 +1,12 @@
 """Has a study's jobs run by Snakemake, from wherever they stopped, and writes the report at the end."""
 
-import contextlib
 import json
 import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,9 +18,17 @@ from nnunet_locctx.nnunet.commands import CommandError, run_logged
 from nnunet_locctx.study.cases import digests_of_cases
 from nnunet_locctx.study.checks import check_study
 from nnunet_locctx.study.jobs import Job, Jobs
+from nnunet_locctx.study.machines import Where, check_where
 from nnunet_locctx.study.model import STUDY, Study
 from nnunet_locctx.study.record import write_study
-from nnunet_locctx.study.scheduling import Progress, Where, check_snakemake, check_where, snakemake_command
+from nnunet_locctx.study.scheduling import (
+    Progress,
+    check_snakemake,
+    end,
+    interruptible,
+    snakemake_command,
+    terminable,
+)
 from nnunet_locctx.study.steps import FAILED, GPUS, environment
 
 REPORT, SNAKEMAKE = "report", "snakemake"
@@ -99,7 +104,7 @@ class Runner:
             ValueError: Snakemake or a GPU is missing, or the study is being run already.
         """
         check_snakemake()
-        gpus = check_where(where, self.jobs)
+        gpus = check_where(where, self.study.device, self.study.gpus)
         try:
             with lock(self._lock("runner"), {"study": str(self.study.file)}, inherited=True) as held:
                 return self._run(where, gpus, held, show)
@@ -153,8 +158,8 @@ class Runner:
             file.write(f"== {time.strftime('%Y-%m-%d %H:%M:%S')} $ {shlex.join(command)}\n")
             file.flush()
             lines.seek(0, os.SEEK_END)
-            with _terminable():
-                with _interruptible():
+            with terminable():
+                with interruptible():
                     process = subprocess.Popen(
                         command,
                         env=variables,
@@ -173,7 +178,7 @@ class Runner:
                         rest = self._follow(rest + lines.read(), progress)
                         time.sleep(0.3 * running)
                 except BaseException:
-                    _end(process)
+                    end(process)
                     for name in self._at_work(progress.running):  # outlived it, or an earlier Snakemake
                         end_holders(self._lock(name))
                     raise
@@ -280,55 +285,6 @@ class Runner:
         (self.work / "failures" / f"{REPORT}.json").unlink(missing_ok=True)
         show(f"report: {self.work / 'report' / 'index.html'}")
         return True
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """An end asked for by SIGTERM is handled as one by Ctrl-C."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    if not _in_main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """What is started here can be interrupted, by us, even if we cannot.
-
-    A shell has commands in the background ignore SIGINT, and they pass that on to all they start.
-    """
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN or not _in_main_thread():
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Ends Snakemake and its jobs; a cluster's jobs are cancelled by Snakemake."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGINT)
-    try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def _about(text: str) -> dict[str, Any]:

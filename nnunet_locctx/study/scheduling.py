@@ -1,42 +1,23 @@
 """How Snakemake is asked to run a study's jobs, and what it says of them while they run."""
 
+import contextlib
 import importlib.util
 import os
 import re
+import signal
+import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from nnunet_locctx.study.cluster import KINDS
 from nnunet_locctx.study.jobs import OUTPUTS, Job, Jobs
+from nnunet_locctx.study.machines import KINDS, Where
 
-HERE = Path(__file__).parent
-SNAKEFILE = HERE / "Snakefile"
-SLURM_PROFILE = HERE / "slurm"
-
-
-@dataclass(frozen=True)
-class Where:
-    """Where jobs run.
-
-    Attributes:
-        cores: Jobs at a time on this machine.
-        profile: Folder of a Snakemake profile, for a cluster; None: this machine.
-        jobs: Jobs at a time on the cluster; None: as the profile says.
-    """
-
-    cores: int = 1
-    profile: Path | None = None
-    jobs: int | None = None
-
-    @property
-    def profile_files(self) -> list[Path]:
-        """The files in which Snakemake looks for the profile."""
-        if self.profile is None:
-            return []
-        return [file for pattern in ("profile*.yaml", "config*.yaml") for file in self.profile.glob(pattern)]
+SNAKEFILE = Path(__file__).parent / "Snakefile"
 
 
 def check_snakemake() -> None:
@@ -49,40 +30,6 @@ def check_snakemake() -> None:
         raise ValueError(
             "studies are run by Snakemake, which is not installed: pip install 'nnunet-locctx[study]'"
         )
-
-
-def check_where(where: Where, jobs: Jobs) -> list[str]:
-    """Checks that jobs can run there; returns the GPUs that those of this machine share.
-
-    Raises:
-        ValueError: No usable profile, the executor it names is not installed, or too few GPUs.
-    """
-    if where.profile is not None:
-        if not where.profile_files:
-            raise ValueError(f"{where.profile} is no folder of a Snakemake profile (no config.yaml)")
-        executor = importlib.util.find_spec("snakemake_executor_plugin_slurm")
-        if where.profile == SLURM_PROFILE and executor is None:
-            raise ValueError(
-                "Snakemake's SLURM executor is not installed: pip install 'nnunet-locctx[study]'"
-            )
-        return []
-    study = jobs.study
-    gpus = visible_gpus() if study.device == "cuda" else []
-    if study.device == "cuda" and len(gpus) < study.gpus:
-        raise ValueError(
-            f"{study.file.name}: the study needs {study.gpus} GPUs for a training (device: cuda), this machine has "
-            f"{len(gpus)}. Run it on a cluster (--slurm, --profile), or set device: cpu."
-        )
-    return gpus
-
-
-def visible_gpus() -> list[str]:
-    """Ids of this machine's GPUs, as ``CUDA_VISIBLE_DEVICES`` has them."""
-    import torch
-
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = torch.cuda.device_count()
-    return named.split(",")[:count] if named else [str(number) for number in range(count)]
 
 
 def snakemake_command(
@@ -194,3 +141,52 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """An end asked for by SIGTERM is handled as one by Ctrl-C."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if not _in_main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """What is started here can be interrupted, by us, even if we cannot.
+
+    A shell has commands in the background ignore SIGINT, and they pass that on to all they start.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN or not _in_main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """Ends Snakemake and its jobs; a cluster's jobs are cancelled by Snakemake."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGINT)
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

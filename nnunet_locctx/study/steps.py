@@ -24,8 +24,8 @@ from nnunet_locctx.locks import note, wait_for_lock
 from nnunet_locctx.nnunet.commands import CommandError, run_logged
 from nnunet_locctx.nnunet.data.paths import training_labels
 from nnunet_locctx.study.cases import SPLITS, raw_cases, read_splits
-from nnunet_locctx.study.gpus import claim_gpus
 from nnunet_locctx.study.jobs import OUTPUTS, Job, Jobs
+from nnunet_locctx.study.machines import claim_gpus
 from nnunet_locctx.study.model import Run, Study, digest
 from nnunet_locctx.study.preparing import plan, preprocess
 

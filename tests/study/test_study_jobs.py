@@ -11,8 +11,8 @@ import pytest
 from nnunet_locctx.cli import main
 from nnunet_locctx.locks import holders
 from nnunet_locctx.study.cases import digests_of_cases
-from nnunet_locctx.study.gpus import claim_gpus
 from nnunet_locctx.study.jobs import Jobs
+from nnunet_locctx.study.machines import claim_gpus
 from nnunet_locctx.study.model import read_study
 from nnunet_locctx.study.preparing import plan, preprocess
 from nnunet_locctx.study.record import describe, expected_hours
@@ -241,7 +241,7 @@ def test_gpus_are_shared_out(tmp_path, monkeypatch):
 CLAIMER = """
 import subprocess, sys, tempfile, time
 tempfile.tempdir = sys.argv[1]
-from nnunet_locctx.study.gpus import claim_gpus
+from nnunet_locctx.study.machines import claim_gpus
 with claim_gpus(["0"], 1, print) as held:
     worker = subprocess.Popen(["sleep", "600"], pass_fds=tuple(held.values()), start_new_session=True)
     print(worker.pid, flush=True)

@@ -65,7 +65,7 @@ def parent(number):
     return int(Path(f"/proc/{number}/stat").read_text().rsplit(")", 1)[1].split()[1])
 
 
-def wait_until(condition, what, seconds=120):
+def wait_until(condition, what, seconds=400):
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, what
