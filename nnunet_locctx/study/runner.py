@@ -51,16 +51,13 @@ class Runner:
         self.study, self.work = study, study.work
         self.jobs = Jobs(study, {})
         self.targets = self.jobs.chosen(only)
-
-    @property
-    def chosen(self) -> dict[str, Job]:
-        """The jobs that were asked for, and those they wait for."""
-        chosen, left = {}, list(self.targets)
+        self.chosen: dict[str, Job] = {}  # with the jobs they wait for
+        left = list(self.targets)
         while left:
             job = left.pop()
-            chosen[job.name] = job
-            left += self.jobs.waits_for(job)
-        return chosen
+            if job.name not in self.chosen:
+                self.chosen[job.name] = job
+                left += self.jobs.waits_for(job)
 
     @property
     def calls(self) -> list[list[Job]]:

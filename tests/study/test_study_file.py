@@ -218,23 +218,6 @@ def test_studies_by_name(tmp_path, monkeypatch):
         find_study("phantm")
 
 
-@pytest.mark.parametrize("file", sorted((REPOSITORY / "studies").glob("*.yaml")), ids=lambda file: file.stem)
-def test_studies_of_the_package_can_be_read(file, tmp_path, monkeypatch):
-    text = file.read_text()
-    number = int(text.split("dataset:")[1].split()[0])
-    raw = tmp_path / "raw" / f"Dataset{number:03d}_Some"
-    (raw / "imagesTr").mkdir(parents=True)
-    for case in range(5):
-        (raw / "imagesTr" / f"c{case}_0000.nii.gz").touch()
-    described = {"labels": {"background": 0, "a": 1}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
-    (raw / "dataset.json").write_text(json.dumps(described))
-    for name in ("raw", "preprocessed", "results"):
-        (tmp_path / name).mkdir(exist_ok=True)
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    study = read(file)
-    assert len(study.runs) == sum(len(method.presets) for method in study.methods)
-
-
 def test_options_of_sbatch_reach_it_as_they_are_written(folder):
     asked = {"train": {"slurm_extra": "--mail-user=me@x.org --comment='two; words'"}}
     extra = read(write_study(folder, resources=asked)).resources["train"].slurm_extra

@@ -135,8 +135,8 @@ def test_a_validation_that_is_missing_is_made_without_training(folder):
 def test_every_method_begins_with_the_same_weights_and_patches(folder, monkeypatch):
     script = folder / "first_patches.py"
     script.write_text(FIRST_PATCHES)
-    for name, there in {"raw": "raw", "preprocessed": "preprocessed", "results": "elsewhere"}.items():
-        monkeypatch.setenv(f"nnUNet_{name}", str(folder / there))
+    for name, path in {"raw": "raw", "preprocessed": "preprocessed", "results": "elsewhere"}.items():
+        monkeypatch.setenv(f"nnUNet_{name}", str(folder / path))
     found = []
     for words in (("nnUNetTrainer_1epoch", "tiny"), ("CoordConvTrainer_1epoch", "tiny_voxel")):
         answer = subprocess.run([sys.executable, script, *words], capture_output=True, text=True, check=True)
