@@ -1,6 +1,7 @@
 """`locctx study`: methods x location sources x presets x folds, trained, evaluated and reported."""
 
 import argparse
+import importlib.util
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,12 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
+    if importlib.util.find_spec("pydantic") is None or importlib.util.find_spec("yaml") is None:
+        raise ValueError("reading a study needs pydantic and PyYAML: pip install 'nnunet-locctx[study]'")
+    from nnunet_locctx.study.machines import SLURM_PROFILE, Where
+    from nnunet_locctx.study.model import read_study
+    from nnunet_locctx.study.reading import find_study
     from nnunet_locctx.study.runner import Runner
-    from nnunet_locctx.study.snakemake_command import SLURM_PROFILE, Where
-    from nnunet_locctx.study.study_file import find_study, read_study
 
     if options.slurm and options.profile:
         raise ValueError("--slurm names the profile of this package; give it or --profile, not both")
@@ -76,36 +80,29 @@ def run(options: argparse.Namespace) -> int:
 
 def _show_jobs(runner: Any) -> None:
     """The jobs by kind, and the expected hours of the trainings."""
-    from nnunet_locctx.study.expected import ASSUMPTION, expected_hours, size_of
-    from nnunet_locctx.study.record import study_plans
-    from nnunet_locctx.study.runs import runs_of
-    from nnunet_locctx.study.study_file import KINDS
+    from nnunet_locctx.study.machines import KINDS
+    from nnunet_locctx.study.record import ASSUMPTION, batch_of, expected_hours, study_plans
 
-    study, graph = runner.study, runner.graph
-    pending = {name for name in runner.work.pending(graph, runner.digests) if name in runner.chosen}
-    every, open_ones = (Counter(graph[name].kind for name in names) for names in (runner.chosen, pending))
+    study, chosen, pending = runner.study, runner.chosen, runner.pending()
+    every, to_run = (Counter(chosen[name].kind for name in names) for names in (chosen, pending))
     print(f"{study.name}: {study.title}\n{study.dataset}, work folder {study.work}\n")
     print(f"{'kind':<12}{'jobs':>6}{'to run':>8}")
     for kind in KINDS:
         if every[kind]:
-            print(f"{kind:<12}{every[kind]:>6}{open_ones[kind]:>8}")
-    print(f"{'all':<12}{len(runner.chosen):>6}{len(pending):>8}\n")
+            print(f"{kind:<12}{every[kind]:>6}{to_run[kind]:>8}")
+    print(f"{'all':<12}{len(chosen):>6}{len(pending):>8}\n")
     plans = study_plans(study)
+    folds = Counter(chosen[name].names["run"] for name in pending if chosen[name].kind == "train")
     total, unknown = 0.0, False
-    for run in runs_of(study):
-        folds = [
-            job
-            for name, job in graph.items()
-            if name in pending and job.kind == "train" and job.run == run.slug
-        ]
-        if folds:
-            size = size_of(run, study, plans)
-            unknown = unknown or size.patch is None or size.batch is None
-            hours = expected_hours(size, run.method.trainer.epochs)
-            total += len(folds) * hours
-            patch = "planned patch" if size.patch is None else " x ".join(map(str, size.patch))
-            batch = "planned batch" if size.batch is None else f"batch {size.batch}"
-            print(f"{run.method.name}, {run.preset.name}: {len(folds)} x {hours:.3g} h ({patch}, {batch})")
+    for slug, run in study.runs.items():
+        if folds[slug]:
+            patch, batch = batch_of(run, plans)
+            unknown = unknown or patch is None or batch is None
+            hours = expected_hours(patch, batch, run.method.epochs)
+            total += folds[slug] * hours
+            size = "planned patch" if patch is None else " x ".join(map(str, patch))
+            size += ", planned batch" if batch is None else f", batch {batch}"
+            print(f"{run.method.name}, {run.preset.name}: {folds[slug]} x {hours:.3g} h ({size})")
     print(f"\nexpected for the trainings: {total:.3g} hours of one A100")
     print(
         f"assumed: {ASSUMPTION}"

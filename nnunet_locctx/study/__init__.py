@@ -1,5 +1,6 @@
 """Studies: methods × location sources × presets × folds, trained and evaluated on an existing nnU-Net, and reported.
 
-:mod:`~nnunet_locctx.study.definition` reads a study file, :mod:`~nnunet_locctx.study.graph` turns it into jobs,
-:mod:`~nnunet_locctx.study.runner` has them run by Snakemake (``Snakefile``), :mod:`~nnunet_locctx.study.job` runs one.
+:mod:`~nnunet_locctx.study.model` is a study as its file asks for it, :mod:`~nnunet_locctx.study.jobs` what there is to
+do, the ``Snakefile`` the rules by which Snakemake does it, :mod:`~nnunet_locctx.study.steps` what a rule runs, and
+:mod:`~nnunet_locctx.study.runner` starts it all.
 """

@@ -1,82 +1,222 @@
-"""One job of a study, and what all that make jobs know."""
+"""The jobs of a study: what each makes in the work folder, what its result depends on, and what it is called.
 
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+The Snakefile has a rule for each kind; a job of a rule is named by the rule's wildcards. All that Snakemake may delete
+lies in the work folder: models, plans and preprocessed data, in nnU-Net's folders, are no outputs of rules.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.nnunet.data.paths import training_labels
-from nnunet_locctx.study.definition import Study
-from nnunet_locctx.study.runs import Run, configurations_of, runs_of
-from nnunet_locctx.study.splits import find_splits
+from nnunet_locctx.study.cases import SPLITS, find_splits
+from nnunet_locctx.study.machines import KINDS, asked
+from nnunet_locctx.study.model import STUDY, Run, Study, digest, load_study
+from nnunet_locctx.study.reading import check_known
 
-PYTHON = sys.executable
+OUTPUTS = {
+    "plan": "plans.json",
+    "fit": "fits/{source}.json",
+    "preprocess": "data/{data}.json",
+    "train": "runs/{run}/fold_{fold}/training.json",
+    "evaluate": "runs/{run}/{part}/evaluation/evaluation.json",
+    "predict": "runs/{run}/test/predictions/plans.json",
+    "postprocess": "runs/{run}/postprocessing/{method}/evaluation/evaluation.json",
+    "robustness": "runs/{run}/robustness/robustness.json",
+}
+"""Kind -> the file that a job makes last, below the work folder."""
+
+TRAINED = ("checkpoint_final.pth", "validation/summary.json")
+"""What a finished training leaves in the fold's folder."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job.
+    """One job: its kind and the values of the wildcards of its rule, in their order."""
 
-    Attributes:
-        name: ``KIND.WHAT``; names its files.
-        kind: A name of :data:`~nnunet_locctx.study.study_file.KINDS`.
-        title: For the terminal.
-        commands: Run one after the other.
-        identity: What its result depends on, besides the jobs of `needs`.
-        needs: Jobs whose results it uses: it is run again when theirs change.
-        after: Jobs that must be done before, whose changes that matter are part of `identity`.
-        run: The run it belongs to, if any.
-        fold: Its fold, if any.
-        fresh: Folder -> folder that the commands write to instead; takes its place when all have ended well.
-        outputs: Files that must be there for it to count as done.
-        gpus: GPUs it works on.
-    """
-
-    name: str
     kind: str
-    title: str
-    commands: Sequence[Sequence[str]]
-    identity: Mapping[str, Any]
-    needs: Sequence[str] = ()
-    after: Sequence[str] = ()
-    run: str | None = None
-    fold: int | None = None
-    fresh: Mapping[str, str] = field(default_factory=dict)
-    outputs: Sequence[str] = ()
-    gpus: int = 0
+    names: Mapping[str, str]
 
-    def as_json(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return asdict(self)
+    @property
+    def name(self) -> str:
+        """``KIND.WHAT``, for its log, its lock and what is said of it."""
+        return ".".join([self.kind, *(f"fold_{v}" if k == "fold" else v for k, v in self.names.items())])
+
+    @property
+    def output(self) -> str:
+        """The file it makes last, below the work folder."""
+        return OUTPUTS[self.kind].format(**self.names)
+
+    @property
+    def fold(self) -> str | None:
+        """Its fold, if it belongs to one."""
+        fold = self.names.get("fold") or self.names.get("part", "").removeprefix("fold_")
+        return fold if fold.isdigit() else None
 
 
-class JobMaker:
-    """What is asked and what follows from it.
+class Jobs:
+    """What there is to do for a study.
 
     Args:
         study: The study.
+        scans: Part -> case -> fingerprint of its raw files (:func:`~nnunet_locctx.study.cases.digests_of_cases`).
     """
 
-    def __init__(self, study: Study) -> None:
-        self.study = study
-        self.runs = runs_of(study)
-        self.work = study.work
-        self.gpu = int(study.device != "cpu")
-        splits = find_splits(study)
-        self.splits = {fold: None if splits is None else splits[fold] for fold in study.folds}
-        self.configurations = {one.name: one for one in configurations_of(study)}
-        self.number = str(int(study.dataset[7:10]))
-        self.labels = {"Tr": training_labels(study.raw, study.preprocessed), "Ts": study.raw / "labelsTs"}
-        self.np = ("-np", str(study.processes))
+    def __init__(self, study: Study, scans: Mapping[str, Mapping[str, str]]) -> None:
+        self.study, self.scans = study, scans
 
-    def folder(self, run: Run, fold: int) -> Path:
-        return self.work / "runs" / run.slug / f"fold_{fold}"
+    @classmethod
+    def load(cls, file: Path = Path(STUDY)) -> "Jobs":
+        """Those of the study that a ``study.json`` holds."""
+        return cls(load_study(file), json.loads(file.read_text(encoding="utf-8"))["scans"])
 
-    def name(self, kind: str, run: Run, fold: int | None = None) -> str:
-        return f"{kind}.{run.slug}" + ("" if fold is None else f".fold_{fold}")
+    def all(self) -> Iterator[Job]:
+        """Every job, each after those it waits for."""
+        study = self.study
+        yield Job("plan", {})
+        yield from (Job("fit", {"source": source}) for source in study.fitted)
+        yield from (
+            Job("preprocess", {"data": one}) for one in dict.fromkeys(run.data for run in study.runs.values())
+        )
+        folds = [(run, str(fold)) for run in study.runs for fold in study.folds]
+        yield from (Job("train", {"run": run, "fold": fold}) for run, fold in folds)
+        yield from (Job("evaluate", {"run": run, "part": f"fold_{fold}"}) for run, fold in folds)
+        if study.test:
+            yield from (Job("predict", {"run": run}) for run in study.runs)
+            if (study.raw / "labelsTs").is_dir():
+                yield from (Job("evaluate", {"run": run, "part": "test"}) for run in study.runs)
+        for method in study.postprocessing:
+            yield from (Job("postprocess", {"run": run, "method": method}) for run in study.runs)
+        presets = () if study.robustness is None else study.robustness.presets or ()
+        for run in study.runs.values():
+            if run.method.source is not None and run.preset.name in presets:
+                yield Job("robustness", {"run": run.slug})
 
+    def chosen(self, only: Sequence[str]) -> list[Job]:
+        """The jobs that belong to what was asked for, without those they wait for.
 
-def partial(folder: Path) -> Path:
-    """Where a folder's content is written before it is whole."""
-    return folder.with_name(f"{folder.name}.partial")
+        Args:
+            only: Kinds, and runs, methods or presets; a job must be of one of each that is named. Empty: all.
+
+        Raises:
+            ValueError: Unknown names.
+        """
+        runs = {
+            run.slug: {run.slug, run.method.name, run.method.slug, run.preset.name}
+            for run in self.study.runs.values()
+        }
+        try:
+            check_known(only, [*KINDS, *sorted(set().union(*runs.values()))], "kind, run, method or preset")
+        except ValueError as error:
+            raise ValueError(f"--only: {error}") from None
+        kinds = set(only) & set(KINDS) or set(KINDS)
+        names = set(only) - set(KINDS)
+        return [
+            job
+            for job in self.all()
+            if job.kind in kinds and (not names or names & runs.get(job.names.get("run", ""), set()))
+        ]
+
+    def waits_for(self, job: Job) -> list[Job]:
+        """The jobs before it: it is done again when one of them is, but for the plan.
+
+        A plan with one more configuration leaves the others as they were: what matters is in :meth:`depends_on`.
+        """
+        run, plan = self.study.runs.get(job.names.get("run", "")), Job("plan", {})
+        if run is None:
+            return [] if job.kind == "plan" else [plan]
+        if job.kind == "train":
+            fits = [Job("fit", {"source": run.method.source})] if run.method.source and run.method.fit else []
+            return [plan, Job("preprocess", {"data": run.data}), *fits]
+        if job.names.get("part") == "test":
+            return [Job("predict", {"run": run.slug})]
+        folds = list(map(str, self.study.folds))
+        if job.kind in ("evaluate", "robustness"):
+            folds = [job.fold or folds[0]]
+        return [Job("train", {"run": run.slug, "fold": fold}) for fold in folds]
+
+    def depends_on(self, job: Job) -> str:
+        """What the result depends on besides the jobs whose results it uses, as JSON."""
+        study, training, test = self.study, self.scans.get("Tr"), self.scans.get("Ts")
+        run = study.runs.get(job.names.get("run", ""))
+        evaluation = study.evaluation.model_dump()
+        splits = None if study.splits is None else find_splits(study)
+        content: dict[str, Any]
+        if job.kind == "plan":
+            added = [asdict(one) for one in study.configurations.values()]
+            content = {"plans": study.base_plans, "configurations": added, "splits": splits}
+        elif job.kind == "fit":
+            content = {"seed": study.seed, "scans": training}
+        elif job.kind == "preprocess":
+            base = {"plans": study.base_plans, "configuration": study.base_configuration}
+            content = {**base, "scans": training}
+        elif job.kind == "train":
+            assert run is not None
+            content = {"model": str(run.model), "configuration": self._inherited(run), "scans": training}
+            content |= {"epochs": run.method.epochs, "seed": study.seed, "gpus": study.gpus}
+            content["split"] = None if splits is None else splits[int(job.names["fold"])]
+        elif job.kind == "predict":
+            content = {"folds": study.folds, "scans": test}
+        elif job.kind == "evaluate":
+            content = {**evaluation, "scans": test if job.names["part"] == "test" else None}
+        elif job.kind == "postprocess":
+            content = evaluation
+        else:
+            assert study.robustness is not None
+            content = study.robustness.model_dump(exclude={"presets"})
+        if content.get("scans"):
+            content["scans"] = digest(content["scans"])
+        return json.dumps(content, sort_keys=True)
+
+    def gone(self) -> list[Job]:
+        """Jobs that were done, and whose plans, or models, are no longer in nnU-Net's folders."""
+        study = self.study
+        lost = [Job("plan", {})] if not self._is_planned() else []
+        for run in study.runs.values():
+            for fold in study.folds:
+                folder = run.model / f"fold_{fold}"
+                if not all((folder / file).is_file() for file in TRAINED):
+                    lost.append(Job("train", {"run": run.slug, "fold": str(fold)}))
+        return [job for job in lost if (study.work / job.output).is_file()]
+
+    def title(self, job: Job) -> str:
+        """For the terminal."""
+        run = self.study.runs.get(job.names.get("run", ""))
+        if run is None:
+            return " ".join([job.kind, *job.names.values()])
+        what = "test cases" if job.kind == "predict" or job.names.get("part") == "test" else None
+        if job.kind == "postprocess":
+            what = job.names["method"]
+        if job.fold is not None:
+            what = f"fold {job.fold}"
+        return f"{job.kind} {run.method.name}, {run.preset.name}" + (f", {what}" if what else "")
+
+    def resources(self, kind: str) -> dict[str, Any]:
+        """What a kind of job asks for, in the words of Snakemake and its SLURM executor."""
+        study, requested = self.study, asked(self.study.resources, kind)
+        gpus = {"train": study.gpus}.get(kind, int(kind in ("fit", "predict", "robustness")))
+        requests: dict[str, Any] = {
+            "mem_mb": round(requested["memory_gb"] * 1000),
+            "runtime": max(1, round(requested["hours"] * 60)),
+            "cpus_per_task": study.processes + 1,
+        }
+        if gpus and study.device != "cpu":
+            requests["gpu"] = gpus
+        names = {"partition": "slurm_partition", "account": "slurm_account"}
+        for key in ("partition", "account", "qos", "constraint", "slurm_extra"):
+            if key in requested:
+                requests[names.get(key, key)] = requested[key]
+        return requests
+
+    def _inherited(self, run: Run) -> list[Any]:
+        """A run's configuration, its changes and those of all it inherits from."""
+        name, chain = run.configuration, []
+        while name in self.study.configurations:
+            chain.append(asdict(self.study.configurations[name]))
+            name = self.study.configurations[name].base
+        return [*chain, name]
+
+    def _is_planned(self) -> bool:
+        folder = self.study.preprocessed
+        return (folder / f"{self.study.plans}.json").is_file() and (folder / SPLITS).is_file()

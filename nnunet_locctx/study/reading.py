@@ -1,10 +1,73 @@
-"""Reads YAML strictly: nothing unknown, nothing twice, every error with what is allowed."""
+"""Reads tables of settings strictly: nothing twice, nothing unknown, every error with what is allowed."""
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+
+def all_different(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Refuses a value that stands there twice."""
+    twice = sorted({str(value) for value in values if values.count(value) > 1})
+    if twice:
+        raise ValueError(f"has {', '.join(twice)} twice")
+    return values
+
+
+Text = Annotated[str, Strict(), Field(min_length=1)]
+Names = Annotated[tuple[Text, ...], AfterValidator(all_different)]
+Whole = Annotated[int, Strict(), Field(ge=0)]
+Count = Annotated[int, Strict(), Field(ge=1)]
+Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
+Percent = Annotated[float, Strict(), Field(ge=0, le=100)]
+Flag = Annotated[bool, Strict()]
+
+
+class Table(BaseModel):
+    """A table of settings: nothing unknown is taken, nothing changes later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, given: Any) -> Any:
+        if isinstance(given, Mapping):
+            check_known(given, [one.alias or name for name, one in cls.model_fields.items()], "key")
+        return given
+
+
+def find_study(name: str) -> Path:
+    """The file of a study: a path, or the name of one that comes with the package.
+
+    Raises:
+        ValueError: Neither; lists those that come with the package.
+    """
+    file = Path(name)
+    if file.is_file() or file.suffix in (".yaml", ".yml"):
+        return file
+    from nnunet_locctx import resources
+
+    try:
+        shipped = {path.stem: path for path in sorted(resources.studies_folder().glob("*.yaml"))}
+    except FileNotFoundError:
+        shipped = {}
+    try:
+        check_known([name], shipped, "study (and no file of that name)")
+    except ValueError as error:
+        raise ValueError(f"locctx study: {error}") from None
+    return shipped[name]
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -14,12 +77,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
         ValueError: No such file, no YAML, a key that stands twice (YAML libraries drop the first in silence), or no
             table.
     """
-    try:
-        import yaml
-    except ImportError as error:
-        raise ValueError(
-            "reading a study needs PyYAML, which comes with: pip install 'nnunet-locctx[study]'"
-        ) from error
+    import yaml
 
     class Strict(yaml.SafeLoader):
         pass
@@ -29,8 +87,8 @@ def read_yaml(file: Path) -> dict[str, Any]:
         twice = sorted({str(key) for key in keys if keys.count(key) > 1})
         if twice:
             raise ValueError(f"{file}, line {node.start_mark.line + 1}: {', '.join(twice)} is there twice")
-        found: dict[Any, Any] = loader.construct_mapping(node, deep=True)
-        return found
+        content: dict[Any, Any] = loader.construct_mapping(node, deep=True)
+        return content
 
     Strict.add_constructor("tag:yaml.org,2002:map", table)
     if not file.is_file():
@@ -44,7 +102,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return content
 
 
-def check_known(names: Iterable[str], allowed: Iterable[str], what: str, where: str) -> None:
+def check_known(names: Iterable[Any], allowed: Iterable[str], what: str) -> None:
     """Refuses names that do not exist.
 
     Raises:
@@ -53,101 +111,42 @@ def check_known(names: Iterable[str], allowed: Iterable[str], what: str, where: 
     allowed = list(allowed)
     for name in names:
         if name not in allowed:
-            raise ValueError(
-                f"{where}: unknown {what} {name!r}{_nearest(str(name), allowed)}; there are "
-                f"{', '.join(allowed) or 'none'}"
-            )
+            listed = ", ".join(allowed) or "none"
+            raise ValueError(f"unknown {what} {name!r}{_nearest(name, allowed)}; there are {listed}")
 
 
-def _nearest(name: str, allowed: list[str]) -> str:
-    near = difflib.get_close_matches(name, allowed, 1, 0.5)
+def _nearest(name: Any, allowed: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(name), list(allowed), 1, 0.5)
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-class Table:
-    """A table of settings and where it stands, for the errors.
+def explain(error: ValidationError, where: str) -> str:
+    """What pydantic refused: file, key, what is allowed, and the value seen; one line each.
 
     Args:
-        content: The table.
-        where: What to call it.
-        allowed: Its keys.
-
-    Raises:
-        ValueError: No table, or an unknown key.
+        error: Of a validation.
+        where: What to call the file.
     """
-
-    def __init__(self, content: Any, where: str, allowed: Iterable[str]) -> None:
-        if not isinstance(content, Mapping):
-            raise ValueError(f"{where} must be a table (key: value), got {content!r}")
-        check_known(map(str, content), allowed, "key", where)
-        self.content = dict(content)
-        self.where = where
-
-    def __contains__(self, key: str) -> bool:
-        return self.content.get(key) is not None
-
-    def required(self, key: str) -> Any:
-        """The value; missing or empty is an error."""
-        if key not in self:
-            raise ValueError(f"{self.where} lacks {key!r}")
-        return self.content[key]
-
-    def text(self, key: str, default: str | None = None, pattern: str | None = None) -> str:
-        """A text; without a default it is required."""
-        value = self.content.get(key) if default is not None else self.required(key)
-        if value is None:
-            return str(default)
-        if not isinstance(value, str) or not value.strip() or (pattern and not re.fullmatch(pattern, value)):
-            told = f" that matches {pattern}" if pattern else ""
-            raise self.error(key, f"a text{told}")
-        return value
-
-    def whole(self, key: str, default: int, lowest: int) -> int:
-        """A whole number."""
-        value = self.content.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-            raise self.error(key, f"a whole number of at least {lowest}")
-        return value
-
-    def number(self, key: str, default: float) -> float:
-        """A number above 0."""
-        value = self.content.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise self.error(key, "a number above 0")
-        return float(value)
-
-    def flag(self, key: str, default: bool) -> bool:
-        """true or false."""
-        value = self.content.get(key, default)
-        if not isinstance(value, bool):
-            raise self.error(key, "true or false")
-        return value
-
-    def many(
-        self, key: str, default: Iterable[Any], check: Callable[[Any], bool], what: str
-    ) -> tuple[Any, ...]:
-        """A list of different values that are each allowed."""
-        value = self.content.get(key, list(default))
-        if not isinstance(value, list) or not all(check(item) for item in value):
-            raise self.error(key, f"a list of {what}")
-        twice = sorted({str(item) for item in value if value.count(item) > 1})
-        if twice:
-            raise ValueError(f"{self.where}: {key} has {', '.join(twice)} twice")
-        return tuple(value)
-
-    def names(self, key: str, default: Iterable[str] = ()) -> tuple[str, ...]:
-        """A list of different names."""
-        return self.many(key, default, lambda item: isinstance(item, str) and bool(item), "names")
-
-    def table(self, key: str, allowed: Iterable[str]) -> "Table":
-        """A table inside this one; empty if it is not there."""
-        return Table(self.content.get(key) or {}, f"{self.where}: {key}", allowed)
-
-    def error(self, key: str, allowed: str) -> ValueError:
-        """The error for a value that is not allowed."""
-        return ValueError(f"{self.where}: {key} must be {allowed}, got {self.content.get(key)!r}")
+    lines = []
+    for one in error.errors():
+        place = ": ".join([where, *map(str, one["loc"])])
+        text = one["msg"].removeprefix("Value error, ")
+        if one["type"] == "missing":
+            text = "is needed and is not there"
+        elif one["type"] != "value_error":  # our own sentences have the value already
+            text = f"{text.replace('Input should', 'must', 1)}, got {one['input']!r}"
+            text += _nearest(one["input"], re.findall(r"'([^']*)'", str(one.get("ctx", {}).get("expected"))))
+        lines.append(f"{place}: {text}")
+    return "\n".join(lines)
 
 
-def is_whole(value: Any) -> bool:
-    """A whole number of at least 0."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def beside(path: Any, info: ValidationInfo) -> Any:
+    """A path of a study file, which is relative to it; one that is read back is absolute."""
+    if not info.context or not isinstance(path, str | Path):
+        return path
+    return (info.context["folder"] / Path(path).expanduser()).resolve()
+
+
+def preset_name(given: str) -> str:
+    """Of a preset that is given by its name or by its file."""
+    return Path(given).stem if given.endswith(".json") else given

@@ -1,44 +1,38 @@
 """Has a study's jobs run by Snakemake, from wherever they stopped, and writes the report at the end."""
 
-import contextlib
 import json
 import os
+import re
 import shlex
-import signal
+import shutil
 import subprocess
-import sys
-import threading
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.locks import BusyError, end_holders, lock, note
+from nnunet_locctx.files import write_atomically
+from nnunet_locctx.locks import BusyError, end_abandoned, end_holders, lock, note
 from nnunet_locctx.nnunet.commands import CommandError, run_logged
-from nnunet_locctx.study.aftermath import (
-    SNAKEMAKE,
-    note_silent_failures,
-    refuse_queued_jobs,
-    still_at_work,
-)
-from nnunet_locctx.study.choice import choose
-from nnunet_locctx.study.definition import Study
-from nnunet_locctx.study.environment import environment
-from nnunet_locctx.study.graph import build_graph, digests_of
-from nnunet_locctx.study.job import GPUS, replaced
-from nnunet_locctx.study.plan import PLAN, plan_request
-from nnunet_locctx.study.progress import Progress
+from nnunet_locctx.study.cases import digests_of_cases
+from nnunet_locctx.study.checks import check_study
+from nnunet_locctx.study.jobs import Job, Jobs
+from nnunet_locctx.study.machines import Where, check_where
+from nnunet_locctx.study.model import STUDY, Study
 from nnunet_locctx.study.record import write_study
-from nnunet_locctx.study.snakemake_command import (
-    Where,
+from nnunet_locctx.study.scheduling import (
+    Progress,
     check_snakemake,
-    check_where,
-    resources_of,
+    end,
+    interruptible,
     snakemake_command,
+    terminable,
 )
-from nnunet_locctx.study.work_folder import WorkFolder, read_json, write_json
+from nnunet_locctx.study.steps import FAILED, GPUS, environment
 
-REPORT = "report"
-"""Name of the last step among failures and logs."""
+REPORT, SNAKEMAKE = "report", "snakemake"
+"""Names of the last step, and of Snakemake itself, among failures and logs."""
 
 
 class Runner:
@@ -49,15 +43,52 @@ class Runner:
         only: Kinds of jobs, runs, methods or presets to run, with whatever they wait for; empty: everything.
 
     Raises:
-        ValueError: Unknown names in `only`.
+        ValueError: Unknown names in `only`, or a study that cannot be run.
     """
 
     def __init__(self, study: Study, only: Sequence[str] = ()) -> None:
-        self.study = study
-        self.work = WorkFolder(study.work)
-        self.graph = build_graph(study)
-        self.digests = digests_of(self.graph)
-        self.chosen = choose(study, self.graph, only)
+        check_study(study)
+        self.study, self.work = study, study.work
+        self.jobs = Jobs(study, {})
+        self.targets = self.jobs.chosen(only)
+        self.chosen: dict[str, Job] = {}  # with the jobs they wait for
+        left = list(self.targets)
+        while left:
+            job = left.pop()
+            if job.name not in self.chosen:
+                self.chosen[job.name] = job
+                left += self.jobs.waits_for(job)
+
+    @property
+    def calls(self) -> list[list[Job]]:
+        """The targets of each call of Snakemake: the plan first, see the Snakefile."""
+        others = [job for job in self.targets if job.kind != "plan"]
+        return [some for some in ([Job("plan", {})] if self.targets else [], others) if some]
+
+    def pending(self) -> list[str]:
+        """The jobs that would run now, told by Snakemake without running any; nothing is written.
+
+        Raises:
+            ValueError: Snakemake is missing, or does not say.
+        """
+        if not (self.work / STUDY).is_file() or not self.targets:
+            return list(self.chosen) if self.targets else []
+        check_snakemake()
+        self.jobs.scans = digests_of_cases(self.study)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / STUDY
+            content = {"study": self.study.model_dump(mode="json", by_alias=True), "scans": self.jobs.scans}
+            file.write_text(json.dumps(content), encoding="utf-8")
+            texts = [self._dry_run(targets, file) for targets in self.calls]
+        names = [name for text in texts for name in re.findall(r"^Job \d+: (\S+)$", text, re.MULTILINE)]
+        return list(dict.fromkeys(names))
+
+    def _dry_run(self, targets: Sequence[Job], file: Path) -> str:
+        command = snakemake_command(self.jobs, targets, None, file=file)
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        if answer.returncode != 0:
+            raise ValueError(f"Snakemake cannot tell what is to run:\n{answer.stdout}{answer.stderr}")
+        return answer.stdout + answer.stderr
 
     def run(self, where: Where, show: Callable[[str], None] = print) -> int:
         """Runs what is not done; returns 0, or 1 if something failed.
@@ -70,178 +101,191 @@ class Runner:
             ValueError: Snakemake or a GPU is missing, or the study is being run already.
         """
         check_snakemake()
-        gpus = check_where(where, self.study)
+        gpus = check_where(where, self.study.device, self.study.gpus)
         try:
-            with lock(self.work.lock("runner"), {"study": str(self.study.file)}, inherited=True) as held:
+            with lock(self._lock("runner"), {"study": str(self.study.file)}, inherited=True) as held:
                 return self._run(where, gpus, held, show)
         except BusyError as busy:
             about = _about(str(busy))
             snakemake = about.get("snakemake", "?")
             raise ValueError(
-                f"the study is being run already, in {self.work.folder}, by process {about.get('pid', '?')} "
+                f"the study is being run already, in {self.work}, by process {about.get('pid', '?')} "
                 f"on {about.get('host', '?')} since {about.get('since', '?')}, or by the Snakemake that it started, "
                 f"process {snakemake}; wait for it, or end it (if only Snakemake is left: kill -INT -- -{snakemake})"
             ) from None
 
     def _run(self, where: Where, gpus: Sequence[str], held: int, show: Callable[[str], None]) -> int:
-        write_study(self.study)  # first: by it the folder is known as this study's
-        refuse_queued_jobs(self.work, self.graph)
-        pending = self.work.prepare(self.graph, self.digests, environment(self.study))
-        write_json(self.work.folder / PLAN, plan_request(self.study))
-        wanted = [name for name in pending if name in self.chosen]
-        before = len(self.chosen) - len(wanted)
-        show(
-            f"{self.study.name}: {len(self.chosen)} jobs, {before} done, {len(wanted)} to run; {self.work.folder}"
-        )
-        for name in still_at_work(self.work, wanted):
+        self._refuse_queued_jobs()
+        self.jobs.scans = digests_of_cases(self.study)
+        write_study(self.jobs)
+        (self.work / "logs").mkdir(exist_ok=True)
+        progress = Progress(self.jobs, show)
+        show(f"{self.study.name}: {len(self.chosen)} jobs; {self.work}")
+        for name in self._at_work(self.chosen):
             show(
-                f"{self.graph[name].title}: an earlier run's process still works on it; it is waited for, or "
+                f"{progress.title(name)}: an earlier run's process still works on it; it is waited for, or "
                 "ended if the job that started it was killed"
             )
-        if wanted:
-            for name in wanted:
-                self.work.failure(name).unlink(missing_ok=True)
-            self._write_graph(pending, wanted)
-            progress = Progress(self.work, self.graph, wanted, before, show)
-            status = self._snakemake(where, gpus, held, progress)
-            left = [name for name in wanted if not self._is_done(name)]
-            note_silent_failures(self.work, self.graph, left, status)
-        write_study(self.study)
+        known = {job.name for job in self.jobs.all()}
+        for file in (self.work / "failures").glob("*.json"):
+            if file.stem in self.chosen or file.stem not in known:
+                file.unlink()
+        status = 0
+        for targets in self.calls:
+            status = status or self._snakemake(targets, where, gpus, held, progress)
+        self._note_failures(status, progress)
+        write_study(self.jobs)
         reported = self._report(show)
-        return self._sum_up(wanted, reported, show)
+        waiting = progress.total - len(progress.done) - len(progress.failed) - len(progress.running)
+        if status or progress.failed:
+            failed = [*progress.failed, *progress.running]
+            for name in failed:
+                show(f"failed: {progress.title(name)}: {self._failure(name)}")
+            show(f"failed: {len(failed)}, waiting for those that failed: {waiting}")
+            show("run the same command again to go on")
+        return 1 if status or progress.failed or not reported else 0
 
-    def _write_graph(self, pending: Sequence[str], wanted: Sequence[str]) -> None:
-        jobs = {
-            name: {"waits_for": [other for other in (*job.needs, *job.after) if other in pending]}
-            for name, job in self.graph.items()
-        }
-        content = {
-            "work": str(self.work.folder),
-            "python": sys.executable,
-            "jobs": jobs,
-            "targets": list(wanted),
-            "resources": resources_of(self.study, self.graph),
-        }
-        write_json(self.work.graph, content)
-
-    def _snakemake(self, where: Where, gpus: Sequence[str], held: int, progress: Progress) -> int:
-        log = self.work.log(SNAKEMAKE)
+    def _snakemake(
+        self, targets: Sequence[Job], where: Where, gpus: Sequence[str], held: int, progress: Progress
+    ) -> int:
+        log = self.work / "logs" / f"{SNAKEMAKE}.txt"
         variables = {**os.environ, GPUS: ",".join(gpus), "PYTHONUNBUFFERED": "1"}
-        command = snakemake_command(where, self.study, gpus)
-        with log.open("a", encoding="utf-8") as file, _terminable():
+        command = snakemake_command(self.jobs, targets, where, gpus)
+        with log.open("a", encoding="utf-8") as file, log.open(encoding="utf-8", errors="replace") as lines:
             file.write(f"== {time.strftime('%Y-%m-%d %H:%M:%S')} $ {shlex.join(command)}\n")
             file.flush()
-            with _interruptible():
-                process = subprocess.Popen(
-                    command,
-                    env=variables,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    # whoever finds the lock held knows that Snakemake is at work, with or without us
-                    pass_fds=(held,),
-                )
-            note(held, {"study": str(self.study.file), "snakemake": process.pid})
-            try:
-                while process.poll() is None:
-                    time.sleep(0.3)
-                    self._look(progress)
-            except BaseException:
-                _end(process)
-                for name in still_at_work(self.work, self.graph):  # outlived it, or an earlier Snakemake
-                    end_holders(self.work.lock(name))
-                raise
-            self._look(progress)
+            lines.seek(0, os.SEEK_END)
+            with terminable():
+                with interruptible():
+                    process = subprocess.Popen(
+                        command,
+                        env=variables,
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                        # whoever finds the lock held knows that Snakemake is at work, with or without us
+                        pass_fds=(held,),
+                    )
+                note(held, {"study": str(self.study.file), "snakemake": process.pid})
+                try:
+                    rest = ""
+                    running = True
+                    while running:
+                        running = process.poll() is None
+                        rest = self._follow(rest + lines.read(), progress)
+                        time.sleep(0.3 * running)
+                except BaseException:
+                    end(process)
+                    for name in self._at_work(progress.running):  # outlived it, or an earlier Snakemake
+                        end_holders(self._lock(name))
+                    raise
         return process.returncode
 
-    def _look(self, progress: Progress) -> None:
-        if "plan.all" in progress.look():
-            write_study(self.study)  # patch sizes and cases are known now
+    def _follow(self, text: str, progress: Progress) -> str:
+        """Takes what Snakemake has written; returns the line that is not whole yet."""
+        *whole, rest = text.split("\n")
+        for line in whole:
+            done = len(progress.done)
+            progress.read(line)
+            if progress.done[done:] == ["plan"]:
+                write_study(self.jobs)  # patch sizes and cases are known now
+        return rest
 
-    def _is_done(self, name: str) -> bool:
-        return self.work.is_done(self.graph[name], self.digests[name])
+    def _lock(self, name: str) -> Path:
+        return self.work / "locks" / name
+
+    def _at_work(self, names: Iterator[str] | Sequence[str] | dict[str, Any]) -> list[str]:
+        """The jobs that some process works on."""
+        busy = []
+        for name in names:
+            try:
+                if self._lock(name).is_file():
+                    with lock(self._lock(name)):
+                        pass
+            except BusyError:
+                busy.append(name)
+        return busy
+
+    def _refuse_queued_jobs(self) -> None:
+        """SLURM's jobs of an earlier run may outlive it; a job notes SLURM's number of it in its lock."""
+        if shutil.which("squeue") is None or not (self.work / "locks").is_dir():
+            return
+        texts = {file.name: file.read_text(errors="replace") for file in (self.work / "locks").iterdir()}
+        numbers = {
+            str(number): name for name, text in texts.items() if (number := _about(text).get("slurm_job"))
+        }
+        if not numbers:
+            return
+        command = ["squeue", "--noheader", "--format=%i", "--jobs", ",".join(numbers)]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        alive = [f"{number} ({numbers[number]})" for number in answer.stdout.split() if number in numbers]
+        if alive:
+            raise ValueError(
+                f"SLURM jobs of an earlier run are still at work: {', '.join(alive)}. Wait for them, or end them with "
+                "scancel."
+            )
+
+    def _note_failures(self, status: int, progress: Progress) -> None:
+        """Writes why each job failed, for the report; ends what a job that was killed has left at work."""
+        log = self.work / "logs" / f"{SNAKEMAKE}.txt"
+        end = (
+            "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]) if status else ""
+        )
+        for name in (*progress.failed, *progress.running):
+            own = self.work / "logs" / f"{name}.txt"
+            text = own.read_text(encoding="utf-8", errors="replace") if own.is_file() else ""
+            _, error, reason = text.rpartition(f"\n{FAILED}" if f"\n{FAILED}" in text else FAILED)
+            if not error:
+                ended = end_abandoned(self._lock(name))
+                if self._at_work([name]):
+                    reason = "its process still works on it, without Snakemake; the next run waits for it"
+                else:
+                    left = f"; ended what it had left at work: {ended}" if ended else ""
+                    reason = (
+                        f"the job ended without a word (killed, or out of memory or time?){left}; see {log}"
+                    )
+            self._write_failure(name, reason.strip(), own, progress.job(name))
+        if status < 0:
+            message = f"Snakemake was ended by signal {-status}; jobs that had not begun were not started"
+            self._write_failure(SNAKEMAKE, message, log)
+        elif status and not progress.failed:
+            self._write_failure(SNAKEMAKE, f"Snakemake's log {log} ends:\n{end}", log)
+
+    def _write_failure(self, name: str, message: str, log: Path, job: Job | None = None) -> None:
+        status = re.search(r"ended with exit status (-?\d+)", message)
+        content = {
+            "job": name,
+            "run": None if job is None else job.names.get("run"),
+            "fold": None if job is None or job.fold is None else int(job.fold),
+            "exit_status": None if status is None else int(status[1]),
+            "log": str(log),
+            "message": message,
+        }
+        (self.work / "failures").mkdir(exist_ok=True)
+        data = (json.dumps(content, indent=1) + "\n").encode()
+        write_atomically(self.work / "failures" / f"{name}.json", data)
+
+    def _failure(self, name: str) -> str:
+        content = _about((self.work / "failures" / f"{name}.json").read_text(encoding="utf-8"))
+        return str(content["message"]).splitlines()[-1]
 
     def _report(self, show: Callable[[str], None]) -> bool:
-        command = replaced(["locctx", "report", str(self.work.folder), "--quiet"])
-        log = self.work.log(REPORT)
+        log = self.work / "logs" / f"{REPORT}.txt"
+        variables = {**os.environ, **environment(self.study)}
         try:
-            run_logged(command, {**os.environ, **environment(self.study)}, log, lambda line: None)
+            command = ["locctx", "report", str(self.work), "--quiet"]
+            run_logged(command, variables, log, lambda line: None)
         except CommandError as error:
-            content: dict[str, Any] = {
-                "job": REPORT,
-                "run": None,
-                "fold": None,
-                "command": [shlex.join(command)],
-            }
-            content |= {"exit_status": error.status, "log": str(log), "message": str(error)}
-            write_json(self.work.failure(REPORT), content)
+            self._write_failure(REPORT, str(error), log)
             show(f"the report could not be written; see {log}")
             return False
-        show(f"report: {self.work.folder / 'report' / 'index.html'}")
+        (self.work / "failures" / f"{REPORT}.json").unlink(missing_ok=True)
+        show(f"report: {self.work / 'report' / 'index.html'}")
         return True
-
-    def _sum_up(self, wanted: Sequence[str], reported: bool, show: Callable[[str], None]) -> int:
-        left = [name for name in wanted if not self._is_done(name)]
-        failed = [name for name in left if self.work.failure(name).is_file()]
-        for name in failed:
-            message = str(read_json(self.work.failure(name)).get("message", "")).strip().splitlines()
-            show(f"failed: {self.graph[name].title}: {message[-1] if message else ''}")
-        if left:
-            show(f"failed: {len(failed)}, waiting for those that failed: {len(left) - len(failed)}")
-            show("run the same command again to go on")
-        return 1 if left or not reported else 0
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """An end asked for by SIGTERM is handled as one by Ctrl-C."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    if not _in_main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """What is started here can be interrupted, by us, even if we cannot.
-
-    A shell has commands in the background ignore SIGINT, and they pass that on to all they start.
-    """
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN or not _in_main_thread():
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Ends Snakemake and its jobs; a cluster's jobs are cancelled by Snakemake."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGINT)
-    try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def _about(text: str) -> dict[str, Any]:
+    """What a lock says about its holder."""
     try:
         content = json.loads(text)
     except ValueError:

@@ -1,15 +1,259 @@
-"""What the commands of a study's jobs share."""
+"""What a rule of the Snakefile runs, in the work folder: ``python -m nnunet_locctx.study.steps KIND WILDCARD ...``.
 
-import subprocess
+A job that another process still works on (one that outlived a runner that was killed) is waited for, not done twice.
+Its commands hold the locks of the job and of its GPUs too: if only this process is killed, nobody takes them for free,
+and whoever needs them next ends what was left behind.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import string
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_locctx.files import replacing, write_atomically
+from nnunet_locctx.locks import note, wait_for_lock
+from nnunet_locctx.nnunet.commands import CommandError, run_logged
+from nnunet_locctx.nnunet.data.paths import training_labels
+from nnunet_locctx.study.cases import SPLITS, raw_cases, read_splits
+from nnunet_locctx.study.jobs import OUTPUTS, Job, Jobs
+from nnunet_locctx.study.machines import claim_gpus
+from nnunet_locctx.study.model import Run, Study, digest
+from nnunet_locctx.study.preparing import plan, preprocess
+
+GPUS = "LOCCTX_STUDY_GPUS"
+"""Set by a runner on one machine: the GPUs that its jobs share, as in ``CUDA_VISIBLE_DEVICES``."""
 
 
-def exit_status(step: Callable[[], object]) -> int:
-    """Runs the work of a command; returns 0, or 1 after saying on stderr what was wrong."""
+def environment(study: Study) -> dict[str, str]:
+    """The variables that nnU-Net's commands need for this study, whatever the shell says."""
+    from nnunet_locctx.resources import trainers_folder
+
+    others = os.environ.get("nnUNet_extTrainer", "").split(os.pathsep)
+    trainers = dict.fromkeys([str(trainers_folder()), *filter(None, others)])
+    return {
+        **{f"nnUNet_{name}": str(folder) for name, folder in study.folders},
+        "nnUNet_extTrainer": os.pathsep.join(trainers),
+        "nnUNet_n_proc_DA": str(study.processes),
+        "nnUNet_def_n_proc": str(study.processes),
+        "OMP_NUM_THREADS": "1" if study.device == "cuda" else str(study.processes),
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait must not keep a core from the augmentation
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def run_job(jobs: Jobs, job: Job) -> None:
+    """Does a job, unless a process that was waited for has done it.
+
+    Raises:
+        CommandError: A command failed.
+        ValueError: Something is not as it must be.
+    """
+    output, identity = Path(job.output), digest(jobs.depends_on(job))
+    holders: list[str] = []
+
+    def wait(holder: str) -> None:
+        holders.append(holder)
+        print(f"waiting for the process that works on it: {holder}", flush=True)
+
+    def end(processes: Sequence[int]) -> None:
+        print(f"ended what a killed process had left at work: {processes}", flush=True)
+
+    with wait_for_lock(Path("locks") / job.name, wait, inherited=True, ended=end) as held:
+        if output.is_file() and any(identity in holder for holder in holders):
+            print("done by the process that was waited for")
+            return
+        note(held, {"depends_on": identity, "slurm_job": os.environ.get("SLURM_JOB_ID")})
+        os.environ.update(environment(jobs.study))
+        with _gpus(jobs.resources(job.kind).get("gpu", 0)) as gpus:
+            step = _Step(jobs, job, (held, *gpus.values()))
+            getattr(step, job.kind)(**job.names)
+    if not output.is_file():
+        raise ValueError(f"the commands ended well but did not write {output.resolve()}")
+
+
+@contextlib.contextmanager
+def _gpus(number: int) -> Iterator[Mapping[str, int]]:
+    visible = [gpu for gpu in os.environ.get(GPUS, "").split(",") if gpu]
+    if not number or not visible:  # a cluster hands out the GPUs itself
+        yield {}
+        return
+    with claim_gpus(visible, number, lambda text: print(text, flush=True)) as held:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(held)
+        yield held
+
+
+class _Step:
+    """Does one job; a method for each kind, with the wildcards of its rule.
+
+    Args:
+        jobs: The study's.
+        job: The one.
+        locks: Descriptors of the locks that its commands hold too.
+    """
+
+    def __init__(self, jobs: Jobs, job: Job, locks: Sequence[int]) -> None:
+        self.study, self.scans, self.job, self.locks = jobs.study, jobs.scans, job, locks
+        self.np = ("-np", str(self.study.processes))
+        self.dataset_json = ("--dataset-json", str(self.study.raw / "dataset.json"))
+
+    def plan(self) -> None:
+        _write_json(self.job.output, plan(self.study, self._command))
+
+    def fit(self, source: str) -> None:
+        from nnunet_locctx.nnunet.data.fitted import REGRESSOR, fitted_folder
+
+        seed = ("--seed", str(self.study.seed))
+        words = ("-d", self.study.number, *seed, *self.np, "--quiet")
+        self._command("locctx", "fit", self.study.fitted[source], *words)
+        file = fitted_folder(self.study.dataset, source) / REGRESSOR
+        content = {"regressor": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        _write_json(self.job.output, content)
+
+    def preprocess(self, data: str) -> None:
+        _write_json(self.job.output, preprocess(self.study, data, self.scans["Tr"], self._command))
+
+    def train(self, run: str, fold: str) -> None:
+        study, one = self.study, self.study.runs[run]
+        words = ["--dataset", study.dataset, "--plans", study.plans, "--configuration", one.configuration]
+        words += ["--trainer", one.method.trainer, "--fold", fold, "--epochs", str(one.method.epochs)]
+        words += ["--seed", str(study.seed), "--device", study.device, "--gpus", str(study.gpus)]
+        words += ["--data", Job("preprocess", {"data": one.data}).output, "--record", self.job.output]
+        self._command(sys.executable, "-m", "nnunet_locctx.study.train", *words)
+
+    def evaluate(self, run: str, part: str) -> None:
+        model = self.study.runs[run].model / part / "validation"
+        predictions = Path("runs", run, "test", "predictions") if part == "test" else model
+        with _anew(Path(self.job.output).parent) as draft:
+            self._evaluate(predictions, draft, "Ts" if part == "test" else "Tr")
+
+    def predict(self, run: str) -> None:
+        study, one = self.study, self.study.runs[run]
+        words = ["-d", study.dataset, "-p", study.plans, "-tr", one.method.trainer, "-c", one.configuration]
+        words += ["-f", *map(str, study.folds), "-device", study.device, "--disable_progress_bar"]
+        words += ["-npp", str(study.processes), "-nps", str(study.processes)]
+        with _anew(Path(self.job.output).parent) as draft:
+            self._command("nnUNetv2_predict", "-i", str(study.raw / "imagesTs"), "-o", str(draft), *words)
+
+    def postprocess(self, run: str, method: str) -> None:
+        validation = {fold: self._validation(self.study.runs[run], fold) for fold in self.study.folds}
+        common = (*self.dataset_json, *self.np, "--quiet")
+        with _anew(Path(self.job.output).parents[1]) as draft:
+            if method == "atlas":
+                words = ["--labels", self._labels("Tr"), "--validation", *map(str, validation.values())]
+                words += ["-o", str(draft / "atlas.npz"), "--fold-atlases"]
+                self._command("locctx", "postprocess", "fit-atlas", *words, *common)
+            for fold, predictions in validation.items():
+                action = ["largest-component"]
+                if method == "atlas":
+                    action = ["apply-atlas", str(draft / f"atlas_fold_{fold}.npz")]
+                words = [*action, str(predictions), "-o", str(draft / "predictions")]
+                self._command("locctx", "postprocess", *words, *common)
+            self._evaluate(draft / "predictions", draft / "evaluation", "Tr")
+
+    def robustness(self, run: str) -> None:
+        study, one, asked = self.study, self.study.runs[run], self.study.robustness
+        assert asked is not None
+        fold, folder = study.folds[0], Path(self.job.output).parent
+        cases = sorted(read_splits(study.preprocessed / SPLITS)[fold]["val"])[: asked.cases]
+        images, labels = link_cases(study.raw, cases, folder / "cases")
+        words = ["--model", str(one.model), "--fold", str(fold), "-i", str(images), "-l", str(labels)]
+        words += ["-o", str(folder), "--quiet", "--name", one.method.name, "--device", study.device]
+        words += ["--amounts", *(f"{amount:g}" for amount in asked.amounts)]
+        words += ["--changes", *asked.changes, "--axes", *asked.axes]
+        self._command("locctx", "robustness", *words)
+
+    def _validation(self, run: Run, fold: int) -> Path:
+        return run.model / f"fold_{fold}" / "validation"
+
+    def _labels(self, part: str) -> str:
+        study = self.study
+        return str(training_labels(study.raw, study.preprocessed) if part == "Tr" else study.raw / "labelsTs")
+
+    def _evaluate(self, predictions: Path, output: Path, part: str) -> None:
+        asked = self.study.evaluation
+        words = [str(predictions), self._labels(part), "-o", str(output), *self.dataset_json, *self.np]
+        words += ["--predicted-only", "--quiet", "--tolerance-mm", f"{asked.tolerance_mm:g}"]
+        words += ["--off-region-mm", f"{asked.off_region_mm:g}"]
+        words += [] if asked.paper is None else ["--paper", asked.paper]
+        self._command("locctx", "evaluate", *words)
+
+    def _command(self, *words: str) -> None:
+        """Runs a command to its end; what it prints goes to the job's log."""
+        print(f"== {time.strftime('%Y-%m-%d %H:%M:%S')} $ {shlex.join(words)}", flush=True)
+        log = Path("logs", f"{self.job.name}.txt")
+        run_logged(words, os.environ, log, lambda line: None, append=True, locks=self.locks)
+
+
+def link_cases(raw: Path, cases: Sequence[str], folder: Path) -> tuple[Path, Path]:
+    """Folders with just these training cases, as links.
+
+    Args:
+        raw: The dataset's raw folder.
+        cases: The cases.
+        folder: Takes ``images`` and ``labels``.
+
+    Returns:
+        The two folders.
+    """
+    ending = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
+    files = raw_cases(raw)
+    images, labels = folder / "images", folder / "labels"
+    for target in (images, labels):
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+    for case in cases:
+        *scans, label = files[case]
+        for channel, scan in enumerate(scans):
+            (images / f"{case}_{channel:04d}{ending}").symlink_to(scan.resolve())
+        (labels / f"{case}{ending}").symlink_to(label.resolve())
+    return images, labels
+
+
+@contextlib.contextmanager
+def _anew(folder: Path) -> Iterator[Path]:
+    """A draft that takes the folder's place when it is whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(folder) as draft:
+        yield draft
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_json(file: str, content: Any) -> None:
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(Path(file), (json.dumps(content, indent=1) + "\n").encode())
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry point."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt  # ends the command's whole process group on the way out
+
+    signal.signal(signal.SIGTERM, stop)
+    kind, *values = arguments
+    names = [name for _, name, *_ in string.Formatter().parse(OUTPUTS[kind]) if name]
     try:
-        step()
-    except (ValueError, subprocess.CalledProcessError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        run_job(Jobs.load(), Job(kind, dict(zip(names, values, strict=True))))
+    except KeyboardInterrupt:
+        return 130
+    except (CommandError, OSError, ValueError) as error:
+        print(f"{FAILED}{error}", file=sys.stderr)
         return 1
     return 0
+
+
+FAILED = "error: "
+"""Begins what a job's log ends with when the job could say why it failed."""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -3,7 +3,7 @@
 
 What is trained is not trained again: a finished fold is only recorded, one without its validation is only validated,
 one that was interrupted goes on from ``checkpoint_latest.pth``. A folder that was trained with something else is left
-alone.
+alone: what a model was trained with is kept beside it, so that nothing else is ever taken for it.
 """
 
 import argparse
@@ -15,16 +15,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.study.fingerprint import (
-    check_fingerprint,
-    fingerprint_of,
-    resumed_at,
-    write_fingerprint,
-)
+from nnunet_locctx.files import write_atomically
+from nnunet_locctx.study.cases import SPLITS, read_splits
+from nnunet_locctx.study.methods import ITERATIONS_PER_EPOCH
 from nnunet_locctx.study.seeding import FACTS, SETTINGS, install, run_seeded_ddp
-from nnunet_locctx.study.splits import SPLITS, read_splits
-from nnunet_locctx.study.trainer_names import ITERATIONS_PER_EPOCH
-from nnunet_locctx.study.work_folder import read_json, write_json
+
+FINGERPRINT = "locctx_study.json"
+TRAINED = ("checkpoint_final.pth", "checkpoint_latest.pth")
+"""Checkpoints that hold work worth keeping."""
 
 
 def train(options: argparse.Namespace) -> None:
@@ -38,12 +36,20 @@ def train(options: argparse.Namespace) -> None:
     preprocessed = Path(os.environ["nnUNet_preprocessed"]) / options.dataset
     plans = read_plans(preprocessed / f"{options.plans}.json")
     split = read_splits(preprocessed / SPLITS)[options.fold]
-    wanted = fingerprint_of(
-        plans, options.configuration, options.trainer, options.epochs, options.seed, options.gpus, split
+    scans = json.loads(Path(options.data).read_text(encoding="utf-8"))["scans"]
+    now = fingerprint_of(
+        plans,
+        options.configuration,
+        options.trainer,
+        options.epochs,
+        options.seed,
+        options.gpus,
+        split,
+        scans,
     )
     model = f"{options.trainer}__{options.plans}__{options.configuration}"
     folder = Path(os.environ["nnUNet_results"]) / options.dataset / model / f"fold_{options.fold}"
-    check_fingerprint(folder, wanted)
+    check_fingerprint(folder, now)
     final, latest = folder / "checkpoint_final.pth", folder / "checkpoint_latest.pth"
     if final.is_file():
         if (folder / "validation" / "summary.json").is_file():
@@ -53,9 +59,10 @@ def train(options: argparse.Namespace) -> None:
             _run(options, 0, validate=True)
     else:
         epoch = _epoch(latest) if latest.is_file() else 0
-        write_fingerprint(folder, wanted, [*resumed_at(folder), epoch] if epoch else [])
+        write_fingerprint(folder, now, [*resumed_at(folder), epoch] if epoch else [])
         _run(options, epoch, resume=bool(epoch))
-    write_json(Path(options.record), training_record(folder, options.seed))
+    record = training_record(folder, options.seed)
+    write_atomically(Path(options.record), (json.dumps(record, indent=1) + "\n").encode())
 
 
 def _epoch(checkpoint: Path) -> int:
@@ -90,6 +97,97 @@ def _run(options: argparse.Namespace, epoch: int, *, resume: bool = False, valid
     )
 
 
+def fingerprint_of(
+    plans: Mapping[str, Any],
+    configuration: str,
+    trainer: str,
+    epochs: int,
+    seed: int,
+    gpus: int,
+    split: Mapping[str, Any],
+    scans: Mapping[str, str],
+) -> dict[str, Any]:
+    """Everything a training of a study depends on, as JSON holds it.
+
+    Args:
+        plans: The study's plans.
+        configuration: Its name in them.
+        split: Cases to train and to validate with.
+        scans: Case -> fingerprint of the raw files that its preprocessed data was made from.
+    """
+    from nnunet_locctx.nnunet.plans.planning import resolve
+
+    content = {
+        "configuration": {
+            k: v for k, v in resolve(dict(plans), configuration).items() if k != "inherits_from"
+        },
+        "transpose_forward": plans["transpose_forward"],
+        "trainer": trainer,
+        "epochs": epochs,
+        "seed": seed,
+        "gpus": gpus,
+        "split": {part: sorted(cases) for part, cases in split.items()},
+        "scans": {case: scans[case] for part in split.values() for case in sorted(part) if case in scans},
+    }
+    fingerprint: dict[str, Any] = json.loads(json.dumps(content))
+    return fingerprint
+
+
+def differences(there: Any, now: Any, name: str = "") -> list[str]:
+    """What differs between two fingerprints, in words."""
+    if isinstance(there, Mapping) and isinstance(now, Mapping):
+        keys = sorted({*there, *now})
+        return [
+            text
+            for key in keys
+            for text in differences(there.get(key), now.get(key), f"{name}.{key}" if name else key)
+        ]
+    if there == now:
+        return []
+    return [f"{name}: {_short(there)} there, {_short(now)} now"]
+
+
+def check_fingerprint(folder: Path, now: Mapping[str, Any]) -> None:
+    """Refuses a fold's folder that holds a training of something else.
+
+    Raises:
+        ValueError: Names what differs, or that nobody knows what it was trained with.
+    """
+    if not any((folder / name).is_file() for name in TRAINED):
+        return
+    file = folder / FINGERPRINT
+    move = "Move the folder away, or give the study another name."
+    if not file.is_file():
+        raise ValueError(
+            f"{folder} holds a training that `locctx study` did not start (no {FINGERPRINT}). {move}"
+        )
+    there = json.loads(file.read_text(encoding="utf-8"))["fingerprint"]
+    # trainings of earlier versions do not say what their scans were
+    different = differences(
+        there, {key: value for key, value in now.items() if key != "scans" or key in there}
+    )
+    if different:
+        raise ValueError(f"{folder} was trained with something else: {'; '.join(different)}. {move}")
+
+
+def write_fingerprint(folder: Path, now: Mapping[str, Any], resumed: list[int]) -> None:
+    """Keeps it beside the model, with the epochs at which the training was taken up again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"version": 1, "fingerprint": now, "resumed": resumed}
+    write_atomically(folder / FINGERPRINT, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def resumed_at(folder: Path) -> list[int]:
+    """The epochs at which the training was taken up again."""
+    file = folder / FINGERPRINT
+    return list(json.loads(file.read_text(encoding="utf-8")).get("resumed", [])) if file.is_file() else []
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def training_record(folder: Path, seed: int) -> dict[str, Any]:
     """What is known of a finished training, from the log that nnU-Net keeps in the checkpoint.
 
@@ -101,7 +199,7 @@ def training_record(folder: Path, seed: int) -> dict[str, Any]:
 
     checkpoint = torch.load(folder / "checkpoint_final.pth", map_location="cpu", weights_only=False)
     log: Mapping[str, Sequence[Any]] = checkpoint["logging"]
-    facts = read_json(folder / FACTS)
+    facts = json.loads((folder / FACTS).read_text(encoding="utf-8")) if (folder / FACTS).is_file() else {}
     epochs: list[dict[str, Any]] = []
     columns = (
         "train_losses",
@@ -141,7 +239,7 @@ def _number(value: Any) -> float | None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("dataset", "plans", "configuration", "trainer", "device", "record"):
+    for name in ("dataset", "plans", "configuration", "trainer", "device", "data", "record"):
         parser.add_argument(f"--{name}", required=True)
     for name in ("fold", "epochs", "seed", "gpus"):
         parser.add_argument(f"--{name}", type=int, required=True)

@@ -1,4 +1,8 @@
-"""A study whose jobs are over in a moment: the commands are replaced by a small program that writes what they would."""
+"""A study whose jobs are over in a moment, in an environment where nnU-Net's commands are small programs.
+
+The environment is a virtual one, as Python knows them: our steps are run by its ``python``, and commands are looked for
+beside it. Of our own modules only the training and of our own commands only the evaluation and so on are stood in for.
+"""
 
 import json
 import sys
@@ -8,18 +12,17 @@ import yaml
 
 from tests.nnunet.small_plans import configuration
 
-# Stands in for nnU-Net's commands and ours: notes the call, obeys a file of orders, writes the results.
+# Notes the call, obeys a file of orders, writes the results.
 PROGRAM = r"""#!{python} -IS
 import json, os, sys, time
 from pathlib import Path
 
 name, words = Path(sys.argv[0]).name, sys.argv[1:]
-base = Path(sys.argv[0]).parent.parent
+base = Path(sys.argv[0]).parent.parent.parent
 value = lambda key: words[words.index(key) + 1]
-if name.endswith(".train"):
+call = " ".join([name, *words])
+if name == "train":
     call = "train " + value("--trainer") + " " + value("--configuration") + " " + value("--fold")
-else:
-    call = " ".join([name, *words])
 with open(base / "calls.txt", "a") as file:
     file.write(call + "\n")
 with open(base / "variables.txt", "a") as file:
@@ -38,11 +41,17 @@ def write(file, text="{{}}"):
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
 
-if name.endswith(".plan"):
-    request = json.loads((Path(words[0]) / "plan.json").read_text())
-    write(Path(request["preprocessed"]) / (request["plans"] + ".json"), (base / "planned.json").read_text())
-    write(Path(request["preprocessed"]) / "splits_final.json", json.dumps(request["splits"]))
-elif name.endswith(".train"):
+if name == "nnUNetv2_preprocess":
+    data = Path(os.environ["nnUNet_preprocessed"]) / "{dataset}"
+    plans = json.loads((data / (value("-plans_name") + ".json")).read_text())["configurations"]
+    one = value("-c")
+    while "data_identifier" not in plans[one]:
+        one = plans[one]["inherits_from"]
+    for case in {cases}:
+        for ending in (".pkl", ".b2nd"):
+            write(data / plans[one]["data_identifier"] / (case + ending))
+elif name == "train":
+    scans = json.loads(Path(value("--data")).read_text())["scans"]
     model = "__".join([value("--trainer"), value("--plans"), value("--configuration")])
     fold = Path(os.environ["nnUNet_results"]) / value("--dataset") / model / ("fold_" + value("--fold"))
     write(fold / "checkpoint_final.pth")
@@ -50,24 +59,25 @@ elif name.endswith(".train"):
     epochs = [{{"epoch": 0, "train_loss": 0.1, "val_loss": 0.1, "pseudo_dice": [0.5], "seconds": 1.0}}]
     record = {{"seconds": 1.0, "iterations": 250, "seed": 0, "device": "cpu", "epochs": epochs}}
     write(value("--record"), json.dumps(record))
-elif name.endswith(".robustness"):
-    write(Path(value("-o")) / "robustness.json")
 elif name == "nnUNetv2_predict":
     write(Path(value("-o")) / "plans.json")
-elif name == "locctx" and words[0] == "report":
+elif words[0] == "report":
     write(Path(words[1]) / "report" / "index.html", "page")
-elif name == "locctx" and words[0] == "evaluate":
+elif words[0] == "evaluate":
     write(Path(value("-o")) / "evaluation.json")
+elif words[0] == "robustness":
+    write(Path(value("-o")) / "robustness.json")
 """
 
-NAMES = (
-    "locctx",
-    "nnUNetv2_predict",
-    "nnunet_locctx.study.plan",
-    "nnunet_locctx.study.preprocess",
-    "nnunet_locctx.study.train",
-    "nnunet_locctx.study.robustness",
-)
+# The environment's Python: the usual one, but for trainings.
+PYTHON = r"""#!/bin/bash
+if [ "$1 $2" = "-m nnunet_locctx.study.train" ]; then
+    exec "$(dirname "$0")/train" "${{@:3}}"
+fi
+exec -a "$0" {python} "$@"
+"""
+
+COMMANDS = ("locctx", "nnUNetv2_preprocess", "nnUNetv2_predict", "train")
 
 DATASET = "Dataset012_Small"
 CASES = [f"case_{number}" for number in range(4)]
@@ -78,7 +88,7 @@ SPLITS = [
 
 
 def write_dataset(folder: Path, splits=SPLITS) -> None:
-    """A raw data set of empty files, with base plans and splits."""
+    """A raw dataset of empty files, with base plans and splits."""
     raw, preprocessed = folder / "raw" / DATASET, folder / "preprocessed" / DATASET
     for part, cases in (("Tr", CASES), ("Ts", ["case_8"])):
         for case in cases:
@@ -142,16 +152,19 @@ def write_study(folder: Path, **changes) -> Path:
     return file
 
 
-def write_programs(folder: Path) -> Path:
-    """The folder of programs that stand in for the commands."""
-    programs = folder / "programs"
-    programs.mkdir()
-    for name in NAMES:
-        program = programs / name
-        program.write_text(PROGRAM.format(python=sys.executable))
+def write_environment(folder: Path) -> Path:
+    """A virtual environment with this one's packages; returns its Python, which is to be ``sys.executable``."""
+    programs, own = folder / "environment" / "bin", Path(sys.prefix)
+    programs.mkdir(parents=True)
+    (folder / "environment" / "lib").symlink_to(own / "lib")
+    if (own / "pyvenv.cfg").is_file():
+        (folder / "environment" / "pyvenv.cfg").write_text((own / "pyvenv.cfg").read_text())
+    for name in COMMANDS:
+        (programs / name).write_text(PROGRAM.format(python=sys.executable, dataset=DATASET, cases=CASES))
+    (programs / "python").write_text(PYTHON.format(python=sys.executable))
+    for program in programs.iterdir():
         program.chmod(0o755)
-    (folder / "planned.json").write_text((folder / "preprocessed" / DATASET / "nnUNetPlans.json").read_text())
-    return programs
+    return programs / "python"
 
 
 def order(folder: Path, **orders) -> None:
@@ -162,6 +175,6 @@ def order(folder: Path, **orders) -> None:
 def calls(folder: Path) -> list[str]:
     """The calls since the last time this was asked."""
     file = folder / "calls.txt"
-    found = file.read_text().splitlines() if file.exists() else []
+    made = file.read_text().splitlines() if file.exists() else []
     file.unlink(missing_ok=True)
-    return found
+    return made

@@ -12,10 +12,10 @@ from nnunet_locctx.nnunet.plans.plans_file import derive_plans
 from nnunet_locctx.nnunet.plans.suitability import check_trainer
 from nnunet_locctx.nnunet.training.trainers import find_trainer
 from nnunet_locctx.resources import studies_folder
-from nnunet_locctx.study.definition import Study
-from nnunet_locctx.study.expected import expected_hours, size_of
-from nnunet_locctx.study.runs import configurations_of, runs_of
-from nnunet_locctx.study.study_file import find_study, read_study
+from nnunet_locctx.study.checks import check_study
+from nnunet_locctx.study.model import PAPERS, Study, read_study
+from nnunet_locctx.study.reading import find_study
+from nnunet_locctx.study.record import batch_of, expected_hours
 from tests.nnunet.paper_plans import ACDC, BRATS, BTCV, HIPPOCAMPUS
 
 STUDIES = sorted(file.stem for file in studies_folder().glob("*.yaml"))
@@ -31,7 +31,7 @@ CASES = 10
 
 
 def read(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
-    """A study, with its data set as files without content."""
+    """A study, with its dataset as files without content."""
     return read_with_data(find_study(name), folder, monkeypatch)
 
 
@@ -48,13 +48,15 @@ def read_with_data(file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     for variable in ("raw", "preprocessed", "results"):
         (folder / variable).mkdir(exist_ok=True)
         monkeypatch.setenv(f"nnUNet_{variable}", str(folder / variable))
-    return read_study(file)
+    study = read_study(file)
+    check_study(study)
+    return study
 
 
 def planned(study: Study, name: str) -> dict[str, Any]:
     """The study's plans."""
     made = derive_plans(PLANS.get(name, BTCV), study.plans)
-    for one in configurations_of(study):
+    for one in study.configurations.values():
         made = add_configuration(made, one.base, one.name, **one.changes)
     return made
 
@@ -77,11 +79,11 @@ def test_there_is_one_for_each_table() -> None:
 def test_every_run_can_be_trained(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = read(name, tmp_path, monkeypatch)
     made = planned(study, name)
-    runs = runs_of(study)
+    runs = study.runs.values()
     assert study.baseline in [run.method.name for run in runs]
     for run in runs:
-        trainer = find_trainer(run.method.trainer.name)
-        assert (trainer is None) == run.method.trainer.name.startswith("nnUNetTrainer")
+        trainer = find_trainer(run.method.trainer)
+        assert (trainer is None) == run.method.trainer.startswith("nnUNetTrainer")
         if trainer is not None:
             check_trainer(trainer, resolve(made, run.configuration))
 
@@ -89,15 +91,12 @@ def test_every_run_can_be_trained(name: str, tmp_path: Path, monkeypatch: pytest
 def test_methods_and_presets_are_those_of_the_papers_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of the papers' rows for the data set finds the study's run that it is compared with."""
-    from nnunet_locctx.study import study_file
-
-    tables = Path(study_file.__file__).parent / "papers"
+    """Each of the papers' rows for the dataset finds the study's run that it is compared with."""
     for name in STUDIES:
         study = read(name, tmp_path / name, monkeypatch)
-        ours = {(run.method.name, run.preset.name) for run in runs_of(study)}
+        ours = {(run.method.name, run.preset.name) for run in study.runs.values()}
         for table in study.papers:
-            rows = json.loads((tables / f"{table}.json").read_text())["rows"]
+            rows = json.loads((PAPERS / f"{table}.json").read_text())["rows"]
             theirs = {
                 (row["method"], row["preset"])
                 for row in rows
@@ -130,8 +129,8 @@ def test_the_study_of_the_guide_to_ones_own_data(tmp_path: Path, monkeypatch: py
     text = (GUIDES / "your-own-data.md").read_text()
     (tmp_path / "liver.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
     study = read_with_data(tmp_path / "liver.yaml", tmp_path, monkeypatch)
-    runs = runs_of(study)
-    hours = [expected_hours(size_of(run, study, None), run.method.trainer.epochs) for run in runs]
+    runs = study.runs.values()
+    hours = [expected_hours(*batch_of(run, None), run.method.epochs) for run in runs]
     assert f"are {len(runs) * len(study.folds)} trainings" in text
     assert f"8 x 32^3 voxels are {min(hours):.2f} h, of 4 x 64^3 voxels {max(hours):.2f} h" in text
     assert f"{sum(hours) * len(study.folds):.0f} h in all" in text
@@ -140,7 +139,7 @@ def test_the_study_of_the_guide_to_ones_own_data(tmp_path: Path, monkeypatch: py
 def test_equal_voxels_are_preprocessed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = read("locbam_btcv", tmp_path, monkeypatch)
     made = planned(study, "locbam_btcv")
-    identifiers = {resolve(made, run.configuration)["data_identifier"] for run in runs_of(study)}
+    identifiers = {resolve(made, run.configuration)["data_identifier"] for run in study.runs.values()}
     assert len(identifiers) == 3
 
 
@@ -154,7 +153,7 @@ def test_trainings_and_hours_of_the_guides(tmp_path: Path, monkeypatch: pytest.M
     assert set(found) == set(STUDIES) - {"phantom", "hippocampus"}
     for name, told in found.items():
         study = read(name, tmp_path / name, monkeypatch)
-        runs = runs_of(study)
-        hours = [expected_hours(size_of(run, study, None), run.method.trainer.epochs) for run in runs]
+        runs = study.runs.values()
+        hours = [expected_hours(*batch_of(run, None), run.method.epochs) for run in runs]
         assert told[0] == len(runs) * len(study.folds), name
         assert told[1] == pytest.approx(sum(hours) * len(study.folds), abs=0.51), name

@@ -6,10 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_locctx.study.environment import environment
-from nnunet_locctx.study.runs import configurations_of, data_configuration, runs_of
-from nnunet_locctx.study.study_file import find_study, read_study
+from nnunet_locctx.study.checks import check_study
+from nnunet_locctx.study.model import Study, read_study
+from nnunet_locctx.study.reading import find_study
+from nnunet_locctx.study.steps import environment
 from tests.study.small_study import CASES, DATASET, SPLITS, write_dataset, write_study
+
+
+def read(file):
+    """A study, checked as a whole."""
+    study = read_study(file)
+    check_study(study)
+    return study
+
 
 METHODS = {"Plain": {"trainer": "nnUNetTrainer"}}
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -23,16 +32,17 @@ def folder(tmp_path):
 
 def test_a_study_is_read(folder, monkeypatch):
     monkeypatch.setenv("nnUNet_raw", "/not/this/one")
-    study = read_study(write_study(folder, folds=[0, 1]))
+    study = read(write_study(folder, folds=[0, 1]))
     assert (study.dataset, study.plans, study.folds) == (DATASET, "nnUNetPlans_small", (0, 1))
     assert study.work == folder / "work"
-    assert [method.trainer.name for method in study.methods] == [
+    assert [method.trainer for method in study.methods] == [
         "nnUNetTrainer_5epochs",
         "CoordConvTrainer_5epochs",
     ]
     assert [method.source for method in study.methods] == [None, "voxel"]
     assert environment(study)["nnUNet_raw"] == str(folder / "raw")
     assert not study.work.exists()
+    assert Study.model_validate_json(study.model_dump_json(by_alias=True)) == study
 
 
 def test_runs_share_data_of_one_spacing_and_differ_in_configuration(folder):
@@ -41,16 +51,14 @@ def test_runs_share_data_of_one_spacing_and_differ_in_configuration(folder):
         **METHODS,
         "Loc": {"trainer": "LocBAMTrainer", "sources": ["voxel", "scanner"], "options": {"jitter": 0.1}},
     }
-    study = read_study(
-        write_study(folder, methods=methods, presets=["near.json", "far.json", "farther.json"])
-    )
-    runs = {run.slug: run for run in runs_of(study)}
+    study = read(write_study(folder, methods=methods, presets=["near.json", "far.json", "farther.json"]))
+    runs = study.runs
     assert list(runs)[:3] == ["Plain__near", "Loc-voxel__near", "Loc-scanner__near"]
     assert study.methods[1].name == "Loc (voxel)"
     assert len({run.model for run in runs.values()}) == 9
     assert {run.data for run in runs.values()} == {"planned", "3x3x3mm"}
-    assert [data_configuration(study, name) for name in ("planned", "3x3x3mm")] == ["3d_fullres", "far"]
-    added = {one.name: one for one in configurations_of(study)}
+    assert [study.data_configuration(name) for name in ("planned", "3x3x3mm")] == ["3d_fullres", "far"]
+    added = study.configurations
     assert added["far"].base == "3d_fullres"
     own = added[runs["Loc-scanner__far"].configuration]
     assert (own.base, own.changes) == ("far", {"location": {"source": "scanner", "jitter": 0.1}})
@@ -59,7 +67,7 @@ def test_runs_share_data_of_one_spacing_and_differ_in_configuration(folder):
 def test_changed_options_make_another_model(folder):
     def model(jitter):
         methods = {**METHODS, "Loc": {"trainer": "LocBAMTrainer", "options": {"jitter": jitter}}}
-        return runs_of(read_study(write_study(folder, methods=methods)))[1].model
+        return list(read(write_study(folder, methods=methods)).runs.values())[1].model
 
     assert model(0.1) != model(0.2)
     assert model(0.1) == model(0.1)
@@ -69,10 +77,10 @@ def test_changed_options_make_another_model(folder):
     ("changes", "message"),
     [
         ({"presetz": []}, r"unknown key 'presetz' \(did you mean presets\?\)"),
-        ({"methods": None}, "lacks 'methods'"),
+        ({"methods": None}, "study.yaml: methods: is needed and is not there"),
         ({"dataset": 77}, "no dataset 77 in .*Dataset012_Small"),
-        ({"name": "a b"}, "name must be a text"),
-        ({"baseline": "Plane"}, r"unknown method \(baseline\) 'Plane' \(did you mean Plain\?\)"),
+        ({"name": "a b"}, "name: .* match pattern .*, got 'a b'"),
+        ({"baseline": "Plane"}, r"baseline: unknown method 'Plane' \(did you mean Plain\?\)"),
         (
             {"methods": {"Plain": {"trainer": "nnUnetTrainer"}}},
             r"unknown trainer .* \(did you mean nnUNetTrainer\?\)",
@@ -80,7 +88,17 @@ def test_changed_options_make_another_model(folder):
         ({"methods": {"Plain": {"trainer": "LocBMTrainer"}}}, r"did you mean LocBAMTrainer\?"),
         ({"methods": {"Plain": {"trainer": "nnUNetTrainer_5epochs"}}}, "without its epochs' suffix"),
         ({"epochs": 7}, r"no trainer nnUNetTrainer_7epochs; .* 1, 5, 10, 20, 50, .* epochs"),
-        ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
+        ({"epochs": 5.0}, "epochs: must be a valid integer, got 5.0"),
+        ({"test": "yes"}, "test: must be a valid boolean, got 'yes'"),
+        ({"file": "x"}, "unknown key 'file'"),
+        ({"title": 5}, "title: must be a valid string, got 5"),
+        ({"evaluation": {"paper": "bpr"}}, "evaluation: paper: must be 'locbam' or 'gpe', got 'bpr'"),
+        ({"evaluation": 5}, "evaluation: .* got 5"),
+        ({"methods": {"Plain": 5}}, r"methods: Plain: must be a table"),
+        ({"methods": {"Plain": {"trainer": 5}}}, "needs a trainer .*, got 5 and 5"),
+        ({"methods": {**METHODS, "L": {"trainer": "GPETrainer", "options": 5}}}, "L: options: .*, got 5"),
+        ({"methods": {**METHODS, "L": {"trainer": "GPETrainer", "presets": ["fra"]}}}, r"did you mean far\?"),
+        ({"epochs": 0}, "epochs: must be greater than or equal to 1, got 0"),
         ({"methods": {**METHODS, "B": {"trainer": "nnUNetTrainer"}}}, "duplicate runs: Plain and B"),
         ({"methods": {**METHODS, "A b": "LocBAMTrainer", "A-b": "GPETrainer"}}, "written as 'A-b'"),
         (
@@ -105,13 +123,16 @@ def test_changed_options_make_another_model(folder):
             "nowhere, which is not a folder",
         ),
         ({"splits": "none.json"}, "no file of splits"),
-        ({"device": "gpu"}, "unknown device 'gpu'"),
-        ({"gpus": 2}, "needs the device cuda"),
+        ({"device": "gpu"}, "device: must be 'cuda', 'cpu' or 'mps', got 'gpu'"),
+        ({"gpus": 2}, "gpus: 2 GPUs need the device cuda"),
         ({"postprocessing": ["largest"]}, r"did you mean largest_component\?"),
-        ({"robustness": {"amounts": [500]}}, "percentages from 0 to 100"),
+        (
+            {"robustness": {"amounts": [500]}},
+            "robustness: amounts: 0: must be less than or equal to 100, got 500",
+        ),
         ({"robustness": {"presets": ["fra"]}}, r"did you mean far\?"),
         ({"resources": {"trian": {}}}, r"did you mean train\?"),
-        ({"resources": {"train": {"hours": -1}}}, "hours must be a number above 0"),
+        ({"resources": {"train": {"hours": -1}}}, "resources: train: hours: must be greater than 0, got -1"),
         ({"papers": ["table9"]}, "unknown paper's table"),
         ({"resources": {"train": {"slurm_extra": "; touch x"}}}, r"begin with -- .*, got ';', 'touch', 'x'"),
         ({"resources": {"train": {"slurm_extra": "--mail-type=END $(touch x)"}}}, r"got '\$\(touch', 'x\)'"),
@@ -120,8 +141,8 @@ def test_changed_options_make_another_model(folder):
         ({"resources": {"train": {"slurm_extra": "--wra reboot"}}}, "not --wrap"),
         ({"resources": {"train": {"slurm_extra": "--comment='a"}}}, "No closing quotation"),
         ({"resources": {"train": {"slurm_extra": "-N 2"}}}, "got '-N', '2'"),
-        ({"resources": {"train": {"partition": "gpu;touch x"}}}, "partition must be made of"),
-        ({"resources": {"default": {"constraint": "a100'"}}}, "constraint must be made of"),
+        ({"resources": {"train": {"partition": "gpu;touch x"}}}, "partition: must be made of"),
+        ({"resources": {"default": {"constraint": "a100'"}}}, "constraint: must be made of"),
         (
             {"methods": {**METHODS, "x" * 300: "GPETrainer"}},
             r"xxx\.\.\., would have 306 letters, 200 are allowed",
@@ -133,7 +154,7 @@ def test_changed_options_make_another_model(folder):
 )
 def test_mistakes(folder, changes, message):
     with pytest.raises(ValueError, match=message):
-        read_study(write_study(folder, **changes))
+        read(write_study(folder, **changes))
     assert not (folder / "work").exists()
 
 
@@ -141,24 +162,24 @@ def test_what_stands_twice_is_refused(folder):
     file = write_study(folder)
     file.write_text(file.read_text().replace("  CoordConv:", "  Plain:"))
     with pytest.raises(ValueError, match="Plain is there twice"):
-        read_study(file)
+        read(file)
 
 
 def test_no_yaml(folder):
     file = folder / "study.yaml"
     file.write_text("name: [")
     with pytest.raises(ValueError, match="not valid YAML"):
-        read_study(file)
+        read(file)
     file.write_text("- a\n")
     with pytest.raises(ValueError, match="must hold a table"):
-        read_study(file)
+        read(file)
 
 
 def test_a_preset_for_one_source(folder):
     (folder / "near.json").write_text(json.dumps({"location": {"source": "scanner"}}))
     with pytest.raises(ValueError, match=r"near is for the source scanner, but CoordConv has voxel"):
-        read_study(write_study(folder))
-    assert read_study(write_study(folder, sources=["scanner"])).methods[1].source == "scanner"
+        read(write_study(folder))
+    assert read(write_study(folder, sources=["scanner"])).methods[1].source == "scanner"
 
 
 @pytest.mark.parametrize(
@@ -174,21 +195,21 @@ def test_splits_that_cannot_be_used(folder, splits, message):
     (folder / "preprocessed" / DATASET / "splits_final.json").unlink()
     (folder / "mine.json").write_text(json.dumps(splits))
     with pytest.raises(ValueError, match=message):
-        read_study(write_study(folder, splits="mine.json"))
+        read(write_study(folder, splits="mine.json"))
 
 
 def test_other_splits_than_nnunet_uses(folder):
     (folder / "mine.json").write_text(json.dumps([{"train": CASES[1:], "val": CASES[:1]}]))
     with pytest.raises(ValueError, match=r"splits_final\.json, which nnU-Net uses, differs"):
-        read_study(write_study(folder, splits="mine.json"))
+        read(write_study(folder, splits="mine.json"))
     (folder / "mine.json").write_text(json.dumps(SPLITS))
-    read_study(write_study(folder, splits="mine.json"))
+    read(write_study(folder, splits="mine.json"))
 
 
 def test_too_few_cases_for_nnunets_folds(tmp_path):
     write_dataset(tmp_path, splits=None)
     with pytest.raises(ValueError, match=r"4 training cases, too few for nnU-Net's 5 folds"):
-        read_study(write_study(tmp_path))
+        read(write_study(tmp_path))
 
 
 def test_studies_by_name(tmp_path, monkeypatch):
@@ -197,35 +218,18 @@ def test_studies_by_name(tmp_path, monkeypatch):
         find_study("phantm")
 
 
-@pytest.mark.parametrize("file", sorted((REPOSITORY / "studies").glob("*.yaml")), ids=lambda file: file.stem)
-def test_studies_of_the_package_can_be_read(file, tmp_path, monkeypatch):
-    text = file.read_text()
-    number = int(text.split("dataset:")[1].split()[0])
-    raw = tmp_path / "raw" / f"Dataset{number:03d}_Some"
-    (raw / "imagesTr").mkdir(parents=True)
-    for case in range(5):
-        (raw / "imagesTr" / f"c{case}_0000.nii.gz").touch()
-    described = {"labels": {"background": 0, "a": 1}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
-    (raw / "dataset.json").write_text(json.dumps(described))
-    for name in ("raw", "preprocessed", "results"):
-        (tmp_path / name).mkdir(exist_ok=True)
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    study = read_study(file)
-    assert len(runs_of(study)) == sum(len(method.presets) for method in study.methods)
-
-
 def test_options_of_sbatch_reach_it_as_they_are_written(folder):
     asked = {"train": {"slurm_extra": "--mail-user=me@x.org --comment='two; words'"}}
-    extra = read_study(write_study(folder, resources=asked)).resources["train"].slurm_extra
+    extra = read(write_study(folder, resources=asked)).resources["train"].slurm_extra
     assert extra == "--mail-user=me@x.org '--comment=two; words'"
     asked = {"train": {"constraint": "[a100|h100]&ib", "account": "lab:one", "qos": "high"}}
-    assert read_study(write_study(folder, resources=asked)).resources["train"].constraint == "[a100|h100]&ib"
+    assert read(write_study(folder, resources=asked)).resources["train"].constraint == "[a100|h100]&ib"
 
 
 def test_methods_in_other_letters(folder):
     methods = {**METHODS, "基线": {"trainer": "LocBAMTrainer", "sources": ["voxel", "scanner"]}}
     methods |= {"Größe": "CoordConvTrainer", "方法": "GPETrainer"}
-    slugs = [method.slug for method in read_study(write_study(folder, methods=methods)).methods]
+    slugs = [method.slug for method in read(write_study(folder, methods=methods)).methods]
     assert len(set(slugs)) == 5
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", slug) for slug in slugs)
     assert slugs[3] == "Gr-e"
@@ -240,17 +244,17 @@ def test_a_work_folder_of_something_else(folder):
     precious.write_text("{}")
     file = write_study(folder)
     with pytest.raises(ValueError, match=r"work is .*work, which holds done and no study\.json"):
-        read_study(file)
+        read(file)
     (work / "study.json").write_text(json.dumps({"name": "small", "dataset": {"name": "Dataset013_Other"}}))
-    with pytest.raises(ValueError, match=r"of another study \('small', data set 'Dataset013_Other'\)"):
-        read_study(file)
+    with pytest.raises(ValueError, match=r"of another study \('small', dataset 'Dataset013_Other'\)"):
+        read(file)
     (work / "study.json").write_text(json.dumps({"name": "small", "dataset": {"name": DATASET}}))
-    read_study(file)
+    read(file)
     assert precious.exists()
     with pytest.raises(ValueError, match=r"work is .*study.yaml, which is not a folder"):
-        read_study(write_study(folder, work="study.yaml"))
+        read(write_study(folder, work="study.yaml"))
     (folder / "new" / "locks").mkdir(parents=True)  # as a start leaves it that was killed at once
-    read_study(write_study(folder, work="new"))
+    read(write_study(folder, work="new"))
 
 
 def test_a_preset_whose_name_fits_no_folder(folder):
@@ -258,4 +262,4 @@ def test_a_preset_whose_name_fits_no_folder(folder):
     with pytest.raises(
         ValueError, match=r"a configuration of study\.yaml must be made of at most 100 letters"
     ):
-        read_study(write_study(folder, presets=[f"{'x' * 95}.json"]))  # and its location's name behind
+        read(write_study(folder, presets=[f"{'x' * 95}.json"]))  # and its location's name behind

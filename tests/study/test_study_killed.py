@@ -4,7 +4,6 @@ Only the command itself, the folder it is given and the trainings it starts are 
 """
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -14,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_locctx.study.job import COMMANDS
-from tests.study.small_study import write_dataset, write_programs, write_study
+from tests.study.small_study import write_dataset, write_environment, write_study
 
 pytestmark = [
     pytest.mark.slow,
@@ -28,7 +26,7 @@ TRAINING = r"""#!{python} -IS
 import os, runpy, sys, time
 from pathlib import Path
 
-base = Path(sys.argv[0]).parent.parent
+base = Path(sys.argv[0]).parent.parent.parent
 log = base / "trainings.txt"
 worker = os.fork()
 if worker == 0:
@@ -63,7 +61,11 @@ def is_alive(number):
         return False
 
 
-def wait_until(condition, what, seconds=120):
+def parent(number):
+    return int(Path(f"/proc/{number}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+def wait_until(condition, what, seconds=400):
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, what
@@ -76,23 +78,23 @@ class Background:
     def __init__(self, folder):
         self.folder = folder
         write_dataset(folder)
-        programs = write_programs(folder)
-        train = programs / "nnunet_locctx.study.train"
+        self.python = write_environment(folder)
+        train = self.python.parent / "train"
         # what the usual stand-in writes at its end, under the name it looks for
-        (programs / "writes").write_text(train.read_text().replace("Path(sys.argv[0]).name", "'.train'"))
+        (self.python.parent / "writes").write_text(
+            train.read_text().replace("Path(sys.argv[0]).name", "'train'")
+        )
         train.write_text(TRAINING.format(python=sys.executable))
         methods = {"Plain": {"trainer": "nnUNetTrainer"}}
         self.file = write_study(folder, methods=methods, presets=["near.json"])
-        self.environment = {**os.environ, COMMANDS: str(programs)}
 
     def start(self):
         """Starts it; returns its number."""
         command = 'nohup "$@" >> out.txt 2>&1 & echo $!'
-        words = [sys.executable, "-m", "nnunet_locctx", "study", str(self.file)]
+        words = [str(self.python), "-m", "nnunet_locctx", "study", str(self.file)]
         answer = subprocess.run(
             ["sh", "-c", command, "sh", *words],
             cwd=self.folder,
-            env=self.environment,
             stdout=subprocess.PIPE,
             text=True,
             check=True,
@@ -115,11 +117,12 @@ class Background:
         assert len(self.lines("begin")) == count
         return self.lines("begin")[-1]
 
-    def layers(self):
-        """Numbers of Snakemake and of the process that runs the job."""
-        snakemake = json.loads((self.folder / "work" / "locks" / "runner").read_text())["snakemake"]
-        status = (self.folder / "work" / "status" / "train.Plain__near.fold_0.json").read_text()
-        return snakemake, json.loads(status)["pid"]
+    def layers(self, runner, training):
+        """Numbers of what stands between the command and a training: the job's process first, Snakemake last."""
+        numbers = [parent(training)]
+        while parent(numbers[-1]) != runner:
+            numbers.append(parent(numbers[-1]))
+        return numbers
 
     def shown(self):
         return self.out if (self.folder / "out.txt").exists() else ""
@@ -132,9 +135,9 @@ class Background:
 
 @pytest.fixture
 def study(tmp_path):
-    found = Background(tmp_path)
-    yield found
-    found.end()
+    background = Background(tmp_path)
+    yield background
+    background.end()
 
 
 def gone(numbers):
@@ -153,24 +156,23 @@ def test_each_layer_in_turn(study):
     first = study.training(1)
     ignored = int(Path(f"/proc/{runner}/status").read_text().split("SigIgn:")[1].split()[0], 16)
     assert ignored >> (signal.SIGINT - 1) & 1
-    snakemake, job = study.layers()
+    layers = study.layers(runner, first[0])
     os.kill(runner, signal.SIGTERM)
     # sooner than what does not answer is killed
-    wait_until(lambda: gone([snakemake, job, *first]), "the stop leaves something at work", 25)
+    wait_until(lambda: gone([*layers, *first]), "the stop leaves something at work", 25)
     wait_until(lambda: gone([runner]), "the command does not end")
 
     # the job's process killed: the command ends, and with it what the job had started
     runner = study.start()
     second = study.training(2)
-    _, job = study.layers()
-    kill(job)
+    kill(study.layers(runner, second[0])[0])
     wait_until(lambda: gone([runner, *second]), "a killed job leaves its training at work")
     assert "failed: train Plain, near, fold 0: the job ended without a word" in study.out
 
     # everything killed but the training: the next start ends it before it trains again
     runner = study.start()
     third = study.training(3)
-    kill(runner, *study.layers())
+    kill(runner, *study.layers(runner, third[0]))
     time.sleep(1)
     assert all(map(is_alive, third))
     runner = study.start()
@@ -178,15 +180,14 @@ def test_each_layer_in_turn(study):
     assert gone(third)
 
     # everything killed but a worker of the training, which holds what the training held
-    kill(runner, *study.layers(), fourth[0])
+    kill(runner, *study.layers(runner, fourth[0]), fourth[0])
     assert is_alive(fourth[1])
     runner = study.start()
-    study.training(5)
+    fifth = study.training(5)
     assert gone(fourth)
 
     # only those above the job killed: it goes on, and the next start waits for it
-    snakemake, job = study.layers()
-    kill(runner, snakemake)
+    kill(runner, *study.layers(runner, fifth[0])[1:])
     runner = study.start()
     wait_until(lambda: "an earlier run's process still works on it" in study.out, study.shown())
     time.sleep(5)
@@ -196,5 +197,5 @@ def test_each_layer_in_turn(study):
     assert len(study.lines("begin")) == 5
     assert len(study.lines("end")) == 1
     assert study.lines("beside") == []
-    assert (study.folder / "work" / "done" / "evaluate.Plain__near.fold_0.json").is_file()
+    assert (study.folder / "work/runs/Plain__near/fold_0/evaluation/evaluation.json").is_file()
     assert gone([number for numbers in study.lines("begin") for number in numbers])

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from nnunet_locctx.phantoms.twin_organs import make_phantom
+from nnunet_locctx.study.machines import Where
+from nnunet_locctx.study.model import read_study
 from nnunet_locctx.study.runner import Runner
-from nnunet_locctx.study.snakemake_command import Where
-from nnunet_locctx.study.study_file import read_study
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +52,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A finished study, of a data set whose files lie elsewhere."""
+    """A finished study, of a dataset whose files lie elsewhere."""
     folder = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ELSEWHERE", str(folder / "elsewhere"))
@@ -135,8 +135,8 @@ def test_a_validation_that_is_missing_is_made_without_training(folder):
 def test_every_method_begins_with_the_same_weights_and_patches(folder, monkeypatch):
     script = folder / "first_patches.py"
     script.write_text(FIRST_PATCHES)
-    for name, there in {"raw": "raw", "preprocessed": "preprocessed", "results": "elsewhere"}.items():
-        monkeypatch.setenv(f"nnUNet_{name}", str(folder / there))
+    for name, path in {"raw": "raw", "preprocessed": "preprocessed", "results": "elsewhere"}.items():
+        monkeypatch.setenv(f"nnUNet_{name}", str(folder / path))
     found = []
     for words in (("nnUNetTrainer_1epoch", "tiny"), ("CoordConvTrainer_1epoch", "tiny_voxel")):
         answer = subprocess.run([sys.executable, script, *words], capture_output=True, text=True, check=True)

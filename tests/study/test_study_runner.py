@@ -1,18 +1,20 @@
-"""The runner with Snakemake and our job programs, nnU-Net's commands replaced: kills, changes, failures."""
+"""The runner with Snakemake and our steps, nnU-Net's commands replaced: kills, changes, failures."""
 
 import json
 import os
+import re
 import signal
+import sys
 import time
 
 import pytest
 
+from nnunet_locctx.cli import main
 from nnunet_locctx.locks import lock
-from nnunet_locctx.study.job import COMMANDS
+from nnunet_locctx.study.machines import Where
+from nnunet_locctx.study.model import read_study
 from nnunet_locctx.study.runner import Runner
-from nnunet_locctx.study.snakemake_command import Where
-from nnunet_locctx.study.study_file import read_study
-from tests.study.small_study import calls, order, write_dataset, write_programs, write_study
+from tests.study.small_study import DATASET, calls, order, write_dataset, write_environment, write_study
 
 HERE = Where(cores=1)
 
@@ -20,7 +22,7 @@ HERE = Where(cores=1)
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     write_dataset(tmp_path)
-    monkeypatch.setenv(COMMANDS, str(write_programs(tmp_path)))
+    monkeypatch.setattr(sys, "executable", str(write_environment(tmp_path)))
     return tmp_path
 
 
@@ -45,11 +47,11 @@ def snakemake_of(folder):
 
 
 @pytest.mark.slow
-def test_what_changed_is_run_and_what_fails_is_named(folder):
+def test_what_changed_is_run_and_what_fails_is_named(folder, capsys):
     order(folder, **{"train CoordConvTrainer_5epochs far": "fail"})
     file = write_study(folder)
     status, shown = run(file)
-    assert status == 1
+    assert status == 1, shown
     made = calls(folder)
     assert trained(made) == [
         "CoordConvTrainer_5epochs far_voxel 0",
@@ -74,16 +76,21 @@ def test_what_changed_is_run_and_what_fails_is_named(folder):
         "CoordConv": {"trainer": "CoordConvTrainer", "options": {"jitter": 0.1}},
     }
     file = write_study(folder, methods=methods)
+    capsys.readouterr()
+    assert main(["study", str(file), "--dry-run"]) == 0
+    to_run = dict(re.findall(r"^(\w+) +\d+ +(\d+)$", capsys.readouterr().out, re.MULTILINE))
+    assert to_run == {"plan": "1", "preprocess": "0", "train": "2", "evaluate": "2", "all": "5"}
     status, shown = run(file)
-    assert status == 0
+    assert status == 0, shown
     made = calls(folder)
     assert len(trained(made)) == 2
     assert all(call.startswith("CoordConvTrainer_5epochs") for call in trained(made))
-    assert not any(".preprocess" in call for call in made)
-    assert sum("Plain" in call for call in made) == 0
+    assert not any("_preprocess" in call or "Plain" in call for call in made)
     assert list((work / "failures").iterdir()) == []
 
-    # nothing to do: Snakemake is not even started, the report is written again
+    # nothing to do: the report is written again, even if all files look newer, in another order
+    for path in sorted(work.rglob("*.json"), reverse=True):
+        os.utime(path)
     status, shown = run(file)
     assert status == 0
     assert [call.split()[:2] for call in calls(folder)] == [["locctx", "report"]]
@@ -92,6 +99,21 @@ def test_what_changed_is_run_and_what_fails_is_named(folder):
     (work / "runs" / "Plain__near" / "fold_0" / "evaluation" / "evaluation.json").unlink()
     status, shown = run(file, only=["evaluate"])
     assert [call.split()[1] for call in calls(folder)] == ["evaluate", "report"]
+
+    # so is a model, which is evaluated again, and nobody else's
+    model = read_study(file).runs["Plain__near"].model
+    (model / "fold_0" / "validation" / "summary.json").unlink()
+    status, shown = run(file)
+    made = calls(folder)
+    assert trained(made) == ["nnUNetTrainer_5epochs near 0"]
+    assert [call.split()[1] for call in made[1:]] == ["evaluate", "report"]
+
+    # data is made again from a scan that is not the one it was made from
+    (folder / "raw" / DATASET / "imagesTr" / "case_2_0000.nii.gz").write_text("another scan")
+    status, shown = run(file, only=["near", "train"])
+    assert status == 0, shown
+    made = calls(folder)
+    assert [call.split()[0] for call in made] == ["nnUNetv2_preprocess", "train", "train", "locctx"]
 
     resolved = json.loads((work / "study.json").read_text())
     assert [entry["run"] for entry in resolved["runs"]] == [
@@ -170,14 +192,13 @@ def test_an_interrupted_study_ends_its_jobs(folder):
     start = time.monotonic()
     status, shown = run(file)
     assert status == 0, shown
-    assert len(list((folder / "wo{x}rk 'of ü" / "done").glob("train.*"))) == 4
+    assert len(list((folder / "wo{x}rk 'of ü").glob("runs/*/fold_0/training.json"))) == 4
     assert time.monotonic() - start < 300  # the job that would have slept does not hold its lock
 
 
 def test_a_second_runner_is_refused(folder):
     file = write_study(folder)
     runner = Runner(read_study(file))
-    runner.work.make()
     with (
         lock(folder / "work" / "locks" / "runner"),
         pytest.raises(ValueError, match=f"by process {os.getpid()} on"),
@@ -188,33 +209,33 @@ def test_a_second_runner_is_refused(folder):
 
 def test_only_some_jobs(folder):
     study = read_study(write_study(folder))
-    chosen = Runner(study, ["train", "Plain"]).chosen
-    assert chosen == {"plan.all", "preprocess.planned", "preprocess.3x3x3mm", "train.Plain__near.fold_0"} | {
-        "train.Plain__far.fold_0"
-    }
-    assert Runner(study, ["near", "preprocess"]).chosen == set()
-    assert Runner(study, ["evaluate", "CoordConv__far"]).chosen == {
-        "plan.all",
-        "preprocess.3x3x3mm",
+
+    def chosen(*only):
+        return set(Runner(study, only).chosen)
+
+    data = {"plan", "preprocess.planned", "preprocess.3x3x3mm"}
+    assert chosen("train", "Plain") == data | {"train.Plain__near.fold_0", "train.Plain__far.fold_0"}
+    assert chosen("near", "preprocess") == set()
+    assert chosen("evaluate", "CoordConv__far") == data - {"preprocess.planned"} | {
         "train.CoordConv__far.fold_0",
         "evaluate.CoordConv__far.fold_0",
     }
     with pytest.raises(ValueError, match=r"'trian' \(did you mean train\?\)"):
-        Runner(study, ["trian"])
+        chosen("trian")
 
 
 def test_without_snakemake(folder, monkeypatch):
-    from nnunet_locctx.study import snakemake_command
+    from nnunet_locctx.study import scheduling
 
-    monkeypatch.setattr(snakemake_command.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(scheduling.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'nnunet-locctx\[study\]'"):
         Runner(read_study(write_study(folder))).run(HERE)
 
 
 def test_without_a_gpu(folder, monkeypatch):
-    from nnunet_locctx.study import snakemake_command
+    from nnunet_locctx.study import machines
 
-    monkeypatch.setattr(snakemake_command, "visible_gpus", lambda: [])
+    monkeypatch.setattr(machines, "visible_gpus", lambda: [])
     with pytest.raises(ValueError, match=r"needs 1 GPUs for a training \(device: cuda\), this machine has 0"):
         Runner(read_study(write_study(folder, device="cuda"))).run(HERE)
     assert not (folder / "work").exists()

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from nnunet_locctx.study.graph import build_graph
-from nnunet_locctx.study.job import COMMANDS
+from nnunet_locctx.study.jobs import Jobs
+from nnunet_locctx.study.machines import SLURM_PROFILE, Where
+from nnunet_locctx.study.model import read_study
 from nnunet_locctx.study.runner import Runner
-from nnunet_locctx.study.snakemake_command import SLURM_PROFILE, Where, resources_of, snakemake_command
-from nnunet_locctx.study.study_file import read_study
-from tests.study.small_study import calls, order, write_dataset, write_programs, write_study
+from nnunet_locctx.study.scheduling import snakemake_command
+from tests.study.small_study import calls, order, write_dataset, write_environment, write_study
 
 # Runs what it is given, one job after the other, and keeps the request and the state.
 SBATCH = r"""#!{python} -IS
@@ -47,15 +47,15 @@ QUIET = "#!/bin/sh\n{text}\n"
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     write_dataset(tmp_path)
-    monkeypatch.setenv(COMMANDS, str(write_programs(tmp_path)))
+    monkeypatch.setattr(sys, "executable", str(write_environment(tmp_path)))
     return tmp_path
 
 
 @pytest.fixture
 def cluster(folder, monkeypatch):
     """Puts the stand-ins on the path; returns their folder."""
-    there = folder / "cluster"
-    there.mkdir()
+    programs_of = folder / "cluster"
+    programs_of.mkdir()
     programs = {
         "sbatch": SBATCH.format(python=sys.executable),
         "srun": SRUN.format(python=sys.executable),
@@ -70,10 +70,10 @@ def cluster(folder, monkeypatch):
         "sshare": QUIET.format(text="echo lab"),
     }
     for name, text in programs.items():
-        (there / name).write_text(text)
-        (there / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(there), prepend=":")
-    return there
+        (programs_of / name).write_text(text)
+        (programs_of / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs_of), prepend=":")
+    return programs_of
 
 
 RESOURCES = {
@@ -90,7 +90,7 @@ RESOURCES = {
 
 def test_requests_of_each_kind(folder):
     study = read_study(write_study(folder, device="cuda", gpus=2, processes=6, resources=RESOURCES))
-    asked = resources_of(study, build_graph(study))
+    asked = {kind: Jobs(study, {}).resources(kind) for kind in ("train", "evaluate", "preprocess")}
     assert asked["train"] == {
         "mem_mb": 48000,
         "runtime": 750,
@@ -107,10 +107,12 @@ def test_requests_of_each_kind(folder):
 
 def test_command_lines(folder):
     study = read_study(write_study(folder, device="cuda"))
-    here = snakemake_command(Where(cores=3), study, ["0", "1"])
+    jobs = Jobs(study, {})
+    targets = list(jobs.all())
+    here = snakemake_command(jobs, targets, Where(cores=3), ["0", "1"])
     assert here[here.index("--cores") + 1] == "3"
     assert here[here.index("--resources") + 1] == "gpu=2"
-    there = snakemake_command(Where(profile=SLURM_PROFILE, jobs=7), study, [])
+    there = snakemake_command(jobs, targets, Where(profile=SLURM_PROFILE, jobs=7))
     assert there[there.index("--profile") + 1] == str(SLURM_PROFILE)
     assert there[there.index("--jobs") + 1] == "7"
     assert "--cores" not in there
@@ -123,11 +125,10 @@ def test_command_lines(folder):
 
 def test_jobs_left_on_the_cluster(folder, cluster):
     runner = Runner(read_study(write_study(folder)))
-    runner.work.make()
-    status = {"state": "running", "started": 0, "slurm_job": "105"}
-    runner.work.status("train.Plain__near.fold_0").write_text(json.dumps(status))
+    (folder / "work" / "locks").mkdir(parents=True)
+    (folder / "work" / "locks" / "train.Plain__near.fold_0").write_text(json.dumps({"slurm_job": "105"}))
     (cluster / "queued").write_text("105\n")
-    with pytest.raises(ValueError, match=r"still at work: 105 \(train Plain, near, fold 0\)"):
+    with pytest.raises(ValueError, match=r"still at work: 105 \(train\.Plain__near\.fold_0\)"):
         runner.run(Where())
 
 
@@ -149,8 +150,7 @@ def test_a_study_on_a_cluster(folder, cluster):
     assert status == 1, log
     made = calls(folder)
     assert [call.split()[0] for call in made] == [
-        "nnunet_locctx.study.plan",
-        "nnunet_locctx.study.preprocess",
+        "nnUNetv2_preprocess",
         "train",
         "locctx",
         "locctx",

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from nnunet_locctx.study import train as module
-from nnunet_locctx.study.fingerprint import FINGERPRINT, differences
 from nnunet_locctx.study.seeding import FACTS, install, worker_seeds
-from nnunet_locctx.study.train import train, training_record
-from tests.study.small_study import DATASET, SPLITS, write_dataset
+from nnunet_locctx.study.train import FINGERPRINT, differences, train, training_record
+from tests.study.small_study import CASES, DATASET, SPLITS, write_dataset
 
 LOG = {
     "train_losses": [0.5, 0.25],
@@ -28,7 +27,14 @@ def folder(tmp_path, monkeypatch):
     write_dataset(tmp_path)
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    write_scans(tmp_path)
     return tmp_path
+
+
+def write_scans(folder, **scans):
+    """What the data was made from."""
+    scans = {**dict.fromkeys(CASES, "first"), **scans}
+    (folder / "data.json").write_text(json.dumps({"scans": scans}))
 
 
 @pytest.fixture
@@ -59,6 +65,7 @@ def options(folder, **changes):
         "seed": 0,
         "gpus": 1,
         "device": "cpu",
+        "data": str(folder / "data.json"),
         "record": str(folder / "training.json"),
     }
     return argparse.Namespace(**{**given, **changes})
@@ -113,6 +120,20 @@ def test_a_training_of_something_else_is_left_alone(folder, runs):
     (fold_of(folder) / FINGERPRINT).unlink()
     with pytest.raises(ValueError, match="did not start"):
         train(options(folder))
+
+
+def test_a_model_of_other_scans_is_not_taken_for_one_of_these(folder, runs):
+    train(options(folder))
+    write_scans(folder, case_1="second", case_8="of no fold")
+    with pytest.raises(ValueError, match=r'with something else: scans\.case_1: "first" there, "second" now'):
+        train(options(folder))
+    # trainings of earlier versions do not say what their scans were
+    file = fold_of(folder) / FINGERPRINT
+    content = json.loads(file.read_text())
+    del content["fingerprint"]["scans"]
+    file.write_text(json.dumps(content))
+    train(options(folder))
+    assert len(runs) == 1
 
 
 def test_nothing_trained_nothing_to_protect(folder, runs):

@@ -1,4 +1,4 @@
-"""The jobs of a study, and the jobs that plan, preprocess and lock."""
+"""The jobs of a study, and the steps that plan, preprocess and claim GPUs."""
 
 import json
 import os
@@ -10,15 +10,12 @@ import pytest
 
 from nnunet_locctx.cli import main
 from nnunet_locctx.locks import holders
-from nnunet_locctx.study import plan as plan_module
-from nnunet_locctx.study import preprocess as preprocess_module
-from nnunet_locctx.study.expected import Size, expected_hours
-from nnunet_locctx.study.gpus import claim_gpus
-from nnunet_locctx.study.graph import build_graph, digests_of
-from nnunet_locctx.study.plan import plan, plan_request
-from nnunet_locctx.study.preprocess import preprocess
-from nnunet_locctx.study.record import describe
-from nnunet_locctx.study.study_file import read_study
+from nnunet_locctx.study.cases import digests_of_cases
+from nnunet_locctx.study.jobs import Jobs
+from nnunet_locctx.study.machines import claim_gpus
+from nnunet_locctx.study.model import read_study
+from nnunet_locctx.study.preparing import plan, preprocess
+from nnunet_locctx.study.record import describe, expected_hours
 from tests.study.small_study import CASES, DATASET, SPLITS, write_dataset, write_study
 
 
@@ -56,57 +53,83 @@ def test_dry_run_counts(folder, capsys):
 
 
 def test_expected_hours():
-    assert expected_hours(Size((128, 128, 128), 2), 1000) == pytest.approx(9)
-    assert expected_hours(Size(None, None), 500) == pytest.approx(4.5)
-    assert expected_hours(Size((32, 32, 32), 128), 1000) == pytest.approx(9)
-    assert expected_hours(Size((64, 128, 128), 2), 1000) == pytest.approx(4.5)
+    assert expected_hours((128, 128, 128), 2, 1000) == pytest.approx(9)
+    assert expected_hours(None, None, 500) == pytest.approx(4.5)
+    assert expected_hours((32, 32, 32), 128, 1000) == pytest.approx(9)
+    assert expected_hours((64, 128, 128), 2, 1000) == pytest.approx(4.5)
+
+
+def jobs_of(folder, **changes):
+    study = read_study(write_study(folder, **changes))
+    return Jobs(study, digests_of_cases(study, progress=False))
 
 
 def test_a_job_waits_for_jobs_before_it(folder):
-    graph = build_graph(read_study(write_study(folder, **WHOLE)))
-    names = list(graph)
-    for place, (name, job) in enumerate(graph.items()):
-        assert job.name == name
-        assert all(other in names[:place] for other in (*job.needs, *job.after)), name
-    body_part = graph["train.Loc-body_part__far.fold_1"]
-    assert set(body_part.needs) == {"preprocess.3x3x3mm", "fit.body_part"}
-    assert set(graph["predict.Plain__near"].needs) == {"train.Plain__near.fold_0", "train.Plain__near.fold_1"}
-    atlas = graph["postprocess.Plain__near.atlas"]
-    assert [command[2] for command in atlas.commands[:3]] == ["fit-atlas", "apply-atlas", "apply-atlas"]
+    jobs = jobs_of(folder, **WHOLE)
+    names = [job.name for job in jobs.all()]
+    waits = {job.name: [one.name for one in jobs.waits_for(job)] for job in jobs.all()}
+    assert len(set(names)) == len(names) == 54
+    for place, name in enumerate(names):
+        assert set(waits[name]) <= set(names[:place]), name
+    assert waits["train.Loc-body_part__far.fold_1"] == ["plan", "preprocess.3x3x3mm", "fit.body_part"]
+    folds = ["train.Plain__near.fold_0", "train.Plain__near.fold_1"]
+    assert waits["predict.Plain__near"] == waits["postprocess.Plain__near.atlas"] == folds
+    assert waits["evaluate.Plain__near.fold_1"] == folds[1:]
+    assert waits["evaluate.Plain__near.test"] == ["predict.Plain__near"]
+    assert waits["robustness.Loc-voxel__far"] == ["train.Loc-voxel__far.fold_0"]
+
+
+def identities(folder, **changes):
+    jobs = jobs_of(folder, **changes)
+    return {job.name: jobs.depends_on(job) for job in jobs.all()}
 
 
 @pytest.mark.parametrize(
     ("changes", "changed"),
     [
         ({"processes": 2, "device": "cuda"}, set()),
-        ({"evaluation": {"tolerance_mm": 1}}, {"evaluate"}),
-        ({"seed": 1}, {"train", "evaluate"}),
-        ({"epochs": 10}, {"train", "evaluate"}),
+        ({"evaluation": {"tolerance_mm": 1}}, {"evaluate", "postprocess"}),
+        ({"evaluation": {"tolerance_mm": 20, "off_region_mm": 2}}, {"evaluate", "postprocess"}),
+        ({"seed": 1}, {"train", "fit"}),
+        ({"epochs": 10}, {"train"}),
         ({"title": "another"}, set()),
     ],
     ids=str,
 )
 def test_only_what_a_result_depends_on_is_run_again(folder, changes, changed):
-    def digests(**more):
-        graph = build_graph(read_study(write_study(folder, **more)))
-        return {name: (graph[name].kind, value) for name, value in digests_of(graph).items()}
-
-    before, after = digests(), digests(**changes)
+    before, after = identities(folder, **WHOLE), identities(folder, **{**WHOLE, **changes})
     assert set(before) == set(after)
-    assert {kind for name, (kind, value) in after.items() if before[name][1] != value} == changed
+    assert {name.split(".")[0] for name in after if before[name] != after[name]} == changed
 
 
 def test_another_preset_is_another_training(folder):
-    def digests():
-        return digests_of(build_graph(read_study(write_study(folder))))
-
-    before = digests()
+    before = identities(folder)
     (folder / "near.json").write_text(json.dumps({"patch_size": [16, 16, 16], "batch_size": 8}))
-    after = digests()
+    after = identities(folder)
     changed = {name for name in after if before[name] != after[name]}
-    assert changed == {"plan.all"} | {
-        f"{kind}.{method}__near.fold_0" for kind in ("train", "evaluate") for method in ("Plain", "CoordConv")
-    }
+    assert changed == {"plan", "train.Plain__near.fold_0", "train.CoordConv__near.fold_0"}
+
+
+@pytest.mark.parametrize(
+    ("file", "changed"),
+    [
+        ("imagesTr/case_1_0000.nii.gz", {"fit", "preprocess", "train"}),
+        ("labelsTr/case_1.nii.gz", {"fit", "preprocess", "train"}),
+        ("imagesTs/case_8_0000.nii.gz", {"predict", "evaluate"}),
+        ("labelsTs/case_8.nii.gz", {"predict", "evaluate"}),
+    ],
+)
+def test_what_was_made_from_a_changed_file_is_made_again(folder, file, changed):
+    before = identities(folder, **WHOLE)
+    (folder / "raw" / DATASET / file).touch()
+    assert identities(folder, **WHOLE) == before
+    (folder / "raw" / DATASET / file).write_text("another scan")
+    after = identities(folder, **WHOLE)
+    assert {name.split(".")[0] for name in after if before[name] != after[name]} == changed
+
+
+def never(*words):
+    raise AssertionError(words)
 
 
 def test_the_plans(folder):
@@ -114,16 +137,16 @@ def test_the_plans(folder):
         "Plain": {"trainer": "nnUNetTrainer"},
         "Loc": {"trainer": "LocBAMTrainer", "options": {"jitter": 0.1}},
     }
-    study = read_study(write_study(folder, methods=methods))
-    request = plan_request(study)
-    plan(request)
+    jobs = jobs_of(folder, methods=methods)
+    study = jobs.study
+    plan(study, never)
     file = folder / "preprocessed" / DATASET / "nnUNetPlans_small.json"
     written = file.read_bytes()
     plans = json.loads(written)
     assert {"near", "far"} < set(plans["configurations"])
-    plan(request)
+    plan(study, never)
     assert file.read_bytes() == written
-    described = describe(study)
+    described = describe(jobs)
     assert [preset["patch_size"] for preset in described["presets"]] == [[16, 16, 16], [32, 32, 32]]
     assert described["cases"] == {"0": SPLITS[0]}
     far = plans["configurations"]["far"]["data_identifier"]
@@ -139,71 +162,72 @@ def test_a_trainer_that_cannot_take_a_preset(folder):
     (folder / "near.json").write_text(json.dumps({"patch_size": [20, 20, 20]}))
     methods = {"Plain": {"trainer": "nnUNetTrainer"}, "UNETR": {"trainer": "UNETRTrainer"}}
     with pytest.raises(ValueError, match=r"UNETR__near: patch_size .* does not fit UNETR"):
-        plan(plan_request(read_study(write_study(folder, methods=methods))))
+        plan(read_study(write_study(folder, methods=methods)), never)
     assert not (folder / "preprocessed" / DATASET / "nnUNetPlans_small.json").exists()
 
 
 def test_own_recipes_are_not_called_fair(folder):
     methods = {"Plain": {"trainer": "nnUNetTrainer"}, "UNETR": {"trainer": "UNETRTrainer", "epochs": 10}}
-    fair = {
-        entry["what"]: entry
-        for entry in describe(read_study(write_study(folder, methods=methods)))["fairness"]
-    }
+    fair = {entry["what"]: entry for entry in describe(jobs_of(folder, methods=methods))["fairness"]}
     assert not fair["the same optimiser and learning rates"]["holds"]
     assert "UNETR: adamw" in fair["the same optimiser and learning rates"]["detail"]
     assert not fair["the same number of iterations"]["holds"]
     assert fair["the same seed of weights and patches"]["holds"]
 
 
-@pytest.fixture
-def commands(monkeypatch, folder):
-    """Stands in for nnU-Net's commands; what they wrote is given by the test."""
+@pytest.mark.parametrize("plans", ["nnUNetResEncUNetMPlans", "ownPlans"])
+def test_base_plans_that_are_not_there(folder, plans):
+    study = read_study(write_study(folder, plans=plans))
     made = []
+    with pytest.raises(
+        ValueError, match="there are no plans ownPlans in" if plans == "ownPlans" else "nnUNetResEnc"
+    ):
+        plan(study, lambda *words: made.append(words))
+    planner = ("--no_pp", "-pl", "nnUNetPlannerResEncM", "-npfp", "1")
+    assert made == ([] if plans == "ownPlans" else [("nnUNetv2_plan_and_preprocess", "-d", "12", *planner)])
 
-    def run(command, check, close_fds):
-        made.append(command)
-        for case in CASES:
-            for ending in (".pkl", ".b2nd"):
-                (data / f"{case}{ending}").parent.mkdir(exist_ok=True)
-                (data / f"{case}{ending}").touch()
 
+def test_whole_data_is_not_preprocessed_again(folder):
+    made = []
     data = folder / "preprocessed" / DATASET / "nnUNetPlans_3d"
-    monkeypatch.setattr(preprocess_module.subprocess, "run", run)
-    monkeypatch.setattr(plan_module, "executable", str)
-    monkeypatch.setattr(preprocess_module, "executable", str)
-    return made
 
+    def command(*words):
+        """Stands in for nnU-Net's."""
+        made.append(words)
+        data.mkdir(exist_ok=True)
+        for file in (f"{case}{ending}" for case in CASES for ending in (".pkl", ".b2nd")):
+            (data / file).touch()
 
-def test_whole_data_is_not_preprocessed_again(folder, commands):
-    request = plan_request(read_study(write_study(folder)))
-    plan(request)
-    preprocess(request, "3d_fullres")
-    assert commands == [
-        [
-            "nnUNetv2_preprocess",
-            "-d",
-            "12",
-            "-plans_name",
-            "nnUNetPlans_small",
-            "-c",
-            "3d_fullres",
-            "-np",
-            "1",
-        ]
-    ]
-    preprocess(request, "3d_fullres")
-    assert len(commands) == 1
-    data = folder / "preprocessed" / DATASET / "nnUNetPlans_3d"
+    study = read_study(write_study(folder))
+    plan(study, never)
+    scans = dict.fromkeys(CASES, "digest")
+    for expected in (1, 1):
+        assert preprocess(study, "planned", scans, command) == {"folder": str(data), "scans": scans}
+        assert len(made) == expected
+    words = ("-plans_name", "nnUNetPlans_small", "-c", "3d_fullres", "-np", "1")
+    assert made == [("nnUNetv2_preprocess", "-d", "12", *words)]
     (data / "case_1.b2nd").unlink()
-    preprocess(request, "3d_fullres")
-    assert len(commands) == 2
     sign = data.with_name("nnUNetPlans_3d.locctx.json")
-    sign.write_text(sign.read_text().replace("done", "begun"))  # as a run leaves it that was killed
-    preprocess(request, "3d_fullres")
-    assert len(commands) == 3
-    sign.unlink()  # made by nnU-Net before
-    preprocess(request, "3d_fullres")
-    assert len(commands) == 3
+    for expected, text in ((2, None), (3, sign.read_text().replace("done", "begun")), (4, "{")):
+        if text is not None:
+            sign.write_text(text)  # as a run leaves it that was killed, or nobody
+        preprocess(study, "planned", scans, command)
+        assert len(made) == expected
+    scans["case_2"] = "of another scan"
+    preprocess(study, "planned", scans, command)
+    assert len(made) == 5
+    # of earlier versions, and of nnU-Net itself, nobody knows of which scans it is: taken as it is, and noted
+    content = json.loads(sign.read_text())
+    sign.write_text(json.dumps({key: value for key, value in content.items() if key != "scans"}))
+    preprocess(study, "planned", scans, command)
+    assert json.loads(sign.read_text()) == content
+    sign.unlink()
+    preprocess(study, "planned", scans, command)
+    assert json.loads(sign.read_text()) == content
+    assert len(made) == 5
+    (data / "case_1.pkl").unlink()
+    with pytest.raises(ValueError, match=r"ended well, but .* lacks case_1"):
+        preprocess(study, "planned", scans, lambda *words: None)
 
 
 def test_gpus_are_shared_out(tmp_path, monkeypatch):
@@ -217,7 +241,7 @@ def test_gpus_are_shared_out(tmp_path, monkeypatch):
 CLAIMER = """
 import subprocess, sys, tempfile, time
 tempfile.tempdir = sys.argv[1]
-from nnunet_locctx.study.gpus import claim_gpus
+from nnunet_locctx.study.machines import claim_gpus
 with claim_gpus(["0"], 1, print) as held:
     worker = subprocess.Popen(["sleep", "600"], pass_fds=tuple(held.values()), start_new_session=True)
     print(worker.pid, flush=True)
@@ -235,10 +259,10 @@ def test_a_gpu_is_claimed_by_whoever_works_on_it(tmp_path, monkeypatch):
         claimer.kill()
     claims = tmp_path / f"locctx-gpus-{os.getuid()}"
     assert list(holders(claims / "0")) == [worker]
-    said = []
-    with claim_gpus(["0"], 1, said.append) as held:
+    shown = []
+    with claim_gpus(["0"], 1, shown.append) as held:
         assert list(held) == ["0"]
-    assert said == [f"ended what a killed process had left at work: [{worker}]"]
+    assert shown == [f"ended what a killed process had left at work: [{worker}]"]
 
 
 def test_claims_that_others_have_prepared(tmp_path, monkeypatch):

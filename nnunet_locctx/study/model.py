@@ -1,0 +1,399 @@
+"""A study: what its file (YAML) asks for, checked before anything is written, and the runs that follow from it.
+
+:class:`Study` is the one model of it. The work folder's ``study.json`` holds it as JSON, resolved (paths absolute,
+presets with their content, one method for each source), and every step reads it back from there.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    Strict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from nnunet_locctx.nnunet.data.paths import dataset_in, nnunet_folder
+from nnunet_locctx.nnunet.plans.presets import Preset, list_presets, load_preset
+from nnunet_locctx.study.machines import KINDS, Resources
+from nnunet_locctx.study.methods import NNUNET_EPOCHS, Method, read_method
+from nnunet_locctx.study.reading import (
+    Count,
+    Flag,
+    Names,
+    Percent,
+    Positive,
+    Table,
+    Text,
+    Whole,
+    all_different,
+    beside,
+    check_known,
+    explain,
+    preset_name,
+    read_yaml,
+)
+
+STUDY = "study.json"
+"""In the work folder: the study under the key ``study``, beside what the report needs to know."""
+
+PAPERS = Path(__file__).parent / "papers"
+
+
+Mode = Literal["locbam", "gpe"]
+Paper = Annotated[Mode | None, BeforeValidator(lambda given: {True: "locbam", False: None}.get(given, given))]
+
+
+class Folders(Table):
+    """nnU-Net's three folders, absolute."""
+
+    raw: Path
+    preprocessed: Path
+    results: Path
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolved(cls, given: Any, info: ValidationInfo) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        keys = ("raw", "preprocessed", "results")
+        missing = {key: nnunet_folder(f"nnUNet_{key}") for key in keys if given.get(key) is None}
+        folders = {key: beside(path, info) for key, path in {**given, **missing}.items()}
+        raw = folders["raw"]
+        if isinstance(raw, Path) and info.context and not raw.is_dir():
+            raise ValueError(f"raw is {raw}, which is not a folder")
+        return folders
+
+
+class Robustness(Table):
+    """What `locctx robustness` is asked: percent, kinds and axes of the errors, presets, number of cases."""
+
+    amounts: Annotated[tuple[Percent, ...], AfterValidator(all_different)] = (0, 1, 5, 10, 25, 50, 100)
+    changes: Annotated[tuple[Literal["shift", "noise"], ...], AfterValidator(all_different)] = ("shift",)
+    axes: Annotated[tuple[Literal["axial", "all"], ...], AfterValidator(all_different)] = ("axial",)
+    presets: Names | None = None
+    cases: Count = 5
+
+
+class Evaluation(Table):
+    """How results are measured; `paper`: whose way to count is added, if any."""
+
+    tolerance_mm: Positive = 2.0
+    off_region_mm: Positive = 20.0
+    paper: Paper = None
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One configuration to add to the plans: its name, the one it inherits from, and the changes as
+    :func:`~nnunet_locctx.nnunet.plans.planning.add_configuration` takes them."""
+
+    name: str
+    base: str
+    changes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A method at a preset.
+
+    Attributes:
+        slug: ``METHOD__PRESET``, for folders.
+        configuration: Its configuration in the study's plans.
+        data: The preprocessed data it uses (:func:`data_name`).
+        model: nnU-Net's folder of the trained model.
+    """
+
+    slug: str
+    method: Method
+    preset: Preset
+    configuration: str
+    data: str
+    model: Path
+
+
+class Study(Table):
+    """A study; keys as in docs/studies.md.
+
+    Attributes:
+        file: Where it was read.
+        dataset: Full name of the dataset.
+        splits: File of case lists per fold; None: the dataset's, or nnU-Net's own.
+        test: Whether there is a test set to predict.
+    """
+
+    # in this order: a key is checked with those above it
+    file: Path
+    name: Annotated[str, Strict(), Field(pattern=r"^[A-Za-z0-9](?:_?[A-Za-z0-9-])*_?$")]
+    title: Annotated[Text | None, Field(validate_default=True)] = None
+    folders: Folders = Field(default_factory=dict, validate_default=True)
+    dataset: Annotated[str, Field(coerce_numbers_to_str=True)]
+    work: Annotated[Path, Field(validate_default=True)] = Path()
+    base_plans: Text = Field("nnUNetPlans", alias="plans")
+    base_configuration: Text = Field("3d_fullres", alias="configuration")
+    presets: tuple[Preset, ...]
+    sources: Names = ("voxel",)
+    epochs: Count = NNUNET_EPOCHS
+    methods: tuple[Method, ...]
+    baseline: Text
+    folds: Annotated[tuple[Whole, ...], AfterValidator(all_different), Field(min_length=1)] = (0, 1, 2, 3, 4)
+    splits: Path | None = None
+    seed: Whole = 0
+    test: Annotated[Flag, Field(validate_default=True)] = True
+    robustness: Robustness | None = None
+    postprocessing: Annotated[
+        tuple[Literal["largest_component", "atlas"], ...], AfterValidator(all_different)
+    ] = ()
+    evaluation: Evaluation = Evaluation()
+    papers: Names = ()
+    device: Literal["cuda", "cpu", "mps"] = "cuda"
+    gpus: Count = 1
+    processes: Count = 2
+    resources: dict[str, Resources] = Field(default_factory=dict)
+
+    @field_validator("title")
+    @classmethod
+    def _titled(cls, title: str | None, info: ValidationInfo) -> str:
+        return title or str(info.data.get("name"))
+
+    @field_validator("dataset")
+    @classmethod
+    def _full_name(cls, dataset: str, info: ValidationInfo) -> str:
+        folders = info.data.get("folders")
+        return dataset_in(folders.raw, dataset, "the raw data").name if folders and info.context else dataset
+
+    @field_validator("work", "splits")
+    @classmethod
+    def _absolute(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        if path is None or not info.context:
+            return path
+        if path == Path():
+            return (Path.cwd() / str(info.data.get("name"))).resolve()
+        return Path(beside(path, info))
+
+    @field_validator("presets", mode="before")
+    @classmethod
+    def _with_their_content(cls, given: Any, info: ValidationInfo) -> Any:
+        if not isinstance(given, list) or not info.context:
+            return given
+        presets = [_read_preset(one, info) for one in given]
+        if not presets:
+            raise ValueError("must name one or more presets, got none")
+        all_different(tuple(preset.name for preset in presets))
+        return presets
+
+    @field_validator("sources")
+    @classmethod
+    def _known_sources(cls, sources: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if info.context:
+            from nnunet_locctx.location import SOURCES  # with torch, which the steps need not wait for
+
+            check_known(sources, SOURCES, "location source")
+        return sources
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _one_for_each_source(cls, given: Any, info: ValidationInfo) -> Any:
+        if not info.context or not {"presets", "sources", "epochs"} <= set(info.data):
+            return given if not info.context else ()  # the keys before have errors of their own
+        if not isinstance(given, Mapping) or not given:
+            raise ValueError(f"must be a table (NAME: {{trainer: ...}}), got {given!r}")
+        methods = []
+        for name, entry in given.items():
+            try:
+                methods += read_method(name, entry, info.data)
+            except ValidationError as error:
+                raise ValueError(explain(error, str(name))) from error
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+        for method in methods:
+            others = [other.name for other in methods if other is not method]
+            if method.against is not None:
+                try:
+                    check_known([method.against], others, "other method")
+                except ValueError as error:
+                    raise ValueError(f"{method.name}: against: {error}") from error
+        return methods
+
+    @field_validator("baseline")
+    @classmethod
+    def _a_method(cls, baseline: str, info: ValidationInfo) -> str:
+        if info.data.get("methods"):
+            check_known([baseline], [method.name for method in info.data["methods"]], "method")
+        return baseline
+
+    @field_validator("test")
+    @classmethod
+    def _there_are_test_cases(cls, test: bool, info: ValidationInfo) -> bool:
+        if not test or not info.context or not {"folders", "dataset"} <= set(info.data):
+            return test
+        images = info.data["folders"].raw / info.data["dataset"] / "imagesTs"
+        return images.is_dir() and any(images.iterdir())
+
+    @field_validator("robustness")
+    @classmethod
+    def _at_presets(cls, robustness: Robustness | None, info: ValidationInfo) -> Robustness | None:
+        if robustness is None or "presets" not in info.data:
+            return robustness
+        names = tuple(preset.name for preset in info.data["presets"])
+        asked = names if robustness.presets is None else tuple(map(preset_name, robustness.presets))
+        check_known(asked, names, "preset")
+        return robustness.model_copy(update={"presets": asked})
+
+    @field_validator("papers")
+    @classmethod
+    def _known_papers(cls, papers: tuple[str, ...]) -> tuple[str, ...]:
+        check_known(papers, [file.stem for file in sorted(PAPERS.glob("*.json"))], "paper's table")
+        return papers
+
+    @field_validator("gpus")
+    @classmethod
+    def _several_gpus(cls, gpus: int, info: ValidationInfo) -> int:
+        if gpus > 1 and info.data.get("device") != "cuda":
+            raise ValueError(f"{gpus} GPUs need the device cuda, got {info.data.get('device')!r}")
+        return gpus
+
+    @field_validator("resources")
+    @classmethod
+    def _of_kinds(cls, resources: dict[str, Resources]) -> dict[str, Resources]:
+        check_known(resources, [*KINDS, "default"], "key")
+        return resources
+
+    @property
+    def plans(self) -> str:
+        """Name of the study's own plans."""
+        return f"nnUNetPlans_{self.name}"
+
+    @property
+    def raw(self) -> Path:
+        """The dataset's raw folder."""
+        return self.folders.raw / self.dataset
+
+    @property
+    def preprocessed(self) -> Path:
+        """The dataset's folder of plans and preprocessed data."""
+        return self.folders.preprocessed / self.dataset
+
+    @property
+    def number(self) -> str:
+        """nnU-Net's number of the dataset."""
+        return str(int(self.dataset[7:10]))
+
+    @property
+    def fitted(self) -> dict[str, str]:
+        """Location sources that are fitted, each with what to give to `locctx fit`."""
+        return {method.source: method.fit for method in self.methods if method.source and method.fit}
+
+    @functools.cached_property
+    def runs(self) -> dict[str, Run]:
+        """All runs by their slug, in the order of the presets and methods of the file."""
+        runs = {}
+        for preset in self.presets:
+            for method in self.methods:
+                if preset.name in method.presets:
+                    configuration = _own_configuration(method, preset).name
+                    model = f"{method.trainer}__{self.plans}__{configuration}"
+                    path = self.folders.results / self.dataset / model
+                    slug = f"{method.slug}__{preset.name}"
+                    runs[slug] = Run(slug, method, preset, configuration, data_name(preset), path)
+        return runs
+
+    @functools.cached_property
+    def configurations(self) -> dict[str, Configuration]:
+        """Every configuration the study adds to the plans, each after the one it inherits from."""
+        added = {
+            one.name: Configuration(one.name, self.base_configuration, one.changes) for one in self.presets
+        }
+        for run in self.runs.values():
+            added.setdefault(run.configuration, _own_configuration(run.method, run.preset))
+        return added
+
+    def data_configuration(self, data: str) -> str:
+        """A configuration that is preprocessed to the data of that name."""
+        first = next(preset for preset in self.presets if data_name(preset) == data)
+        return self.base_configuration if "spacing" not in first.changes else first.name
+
+
+def read_study(file: Path) -> Study:
+    """Reads a study file; nothing is written.
+
+    Raises:
+        ValueError: Anything that is not allowed, with file, key, value and what is allowed.
+    """
+    file = file.resolve()
+    content = {key: value for key, value in read_yaml(file).items() if value is not None}
+    if "file" in content:
+        raise ValueError(f"{file.name}: unknown key 'file'")
+    try:
+        return Study.model_validate({**content, "file": file}, context={"folder": file.parent})
+    except ValidationError as error:
+        raise ValueError(explain(error, file.name)) from error
+
+
+def load_study(file: Path) -> Study:
+    """The study that a ``study.json`` holds.
+
+    Raises:
+        ValueError: It holds none, or one of another version of this package.
+    """
+    try:
+        return Study.model_validate(json.loads(file.read_text(encoding="utf-8"))["study"])
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{file} holds no study that can be read: {error}") from error
+
+
+def data_name(preset: Preset) -> str:
+    """What to call the preprocessed data of a preset: one name for presets of one voxel size, which share it."""
+    spacing = preset.changes.get("spacing")
+    return "planned" if spacing is None else "x".join(f"{size:g}" for size in spacing) + "mm"
+
+
+def digest(content: Any) -> str:
+    """Short fingerprint of what JSON can hold, whatever the order of its keys."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read_preset(given: Any, info: ValidationInfo) -> Preset:
+    from nnunet_locctx.nnunet.plans.plans_file import check_name
+
+    if not isinstance(given, str):
+        raise ValueError(f"must be names of presets or JSON files, got {given!r}")
+    path = Path(given)
+    if given.endswith(".json"):
+        path = beside(path, info)
+        if not path.is_file():
+            raise ValueError(f"there is no file {path}")
+    else:
+        check_known([given], list_presets(), "preset")
+    check_name(path.stem if given.endswith(".json") else given, "preset's name")
+    return load_preset(str(path))
+
+
+def _own_configuration(method: Method, preset: Preset) -> Configuration:
+    """The preset's own for a plain method; one with the source and options for a located one.
+
+    Options are part of the name, by a fingerprint: changed options make another model, and the trained one stays.
+    """
+    if method.source is None and method.network is None:
+        return Configuration(preset.name, preset.name, {})
+    parts = [preset.name]
+    changes: dict[str, Any] = {}
+    if method.source is not None:
+        parts.append(method.source)
+        changes["location"] = {"source": method.source, **method.options}
+    if method.network is not None:
+        changes["network"] = method.network
+    if method.options or method.network is not None:
+        parts.append(digest([method.options, method.network])[:6])
+    return Configuration("_".join(parts), preset.name, changes)

@@ -1,0 +1,163 @@
+"""The steps before a training, in the step's own process: plans, splits, and preprocessed data."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from nnunet_locctx.files import write_atomically
+from nnunet_locctx.locks import wait_for_lock
+from nnunet_locctx.study.cases import raw_cases, write_splits
+from nnunet_locctx.study.model import Study, digest
+
+PLANNERS = {
+    "nnUNetPlans": "ExperimentPlanner",
+    "nnUNetResEncUNetMPlans": "nnUNetPlannerResEncM",
+    "nnUNetResEncUNetLPlans": "nnUNetPlannerResEncL",
+    "nnUNetResEncUNetXLPlans": "nnUNetPlannerResEncXL",
+}
+"""Plans that can be made if they are missing, and nnU-Net's planner for each."""
+
+ENDINGS = (".b2nd", ".npz", ".npy")
+"""Of nnU-Net's preprocessed images."""
+
+
+class Command(Protocol):
+    """Runs a command to its end, with the locks of the step."""
+
+    def __call__(self, *words: str) -> None: ...
+
+
+def plan(study: Study, command: Command) -> dict[str, Any]:
+    """Makes nnU-Net's plans if there are none, adds the study's configurations to its own, and fixes the splits.
+
+    Returns:
+        The study's plans.
+
+    Raises:
+        ValueError: Plans that cannot be made or extended, or a run whose trainer does not take its configuration.
+    """
+    from nnunet_locctx.nnunet.plans.planning import add_configuration, resolve
+    from nnunet_locctx.nnunet.plans.plans_file import derive_plans, read_plans, write_plans
+
+    base = study.preprocessed / f"{study.base_plans}.json"
+    if not base.is_file():
+        if study.base_plans not in PLANNERS:
+            raise ValueError(
+                f"there are no plans {study.base_plans} in {study.preprocessed}; those that can be made are "
+                + ", ".join(PLANNERS)
+            )
+        study.folders.preprocessed.mkdir(parents=True, exist_ok=True)
+        planner = ["--no_pp", "-pl", PLANNERS[study.base_plans], "-npfp", str(study.processes)]
+        command("nnUNetv2_plan_and_preprocess", "-d", study.number, *planner)
+    source = read_plans(base)
+    resolve(source, study.base_configuration)
+    plans = derive_plans(source, study.plans)
+    for one in study.configurations.values():
+        if one.name in source["configurations"]:
+            raise ValueError(
+                f"{one.name!r} is a configuration of {study.base_plans} itself; rename the preset"
+            )
+        plans = add_configuration(plans, one.base, one.name, **one.changes)
+    _check_trainers(study, plans)
+    file = study.preprocessed / f"{study.plans}.json"
+    print("wrote" if write_plans(plans, file) else "unchanged:", file)
+    print(f"{len(write_splits(study))} folds")
+    return dict(plans)
+
+
+def _check_trainers(study: Study, plans: Mapping[str, Any]) -> None:
+    from nnunet_locctx.nnunet.plans.planning import resolve
+    from nnunet_locctx.nnunet.plans.suitability import check_trainer
+    from nnunet_locctx.nnunet.training.trainers import find_trainer
+
+    problems = []
+    for run in study.runs.values():
+        trainer = find_trainer(run.method.trainer)
+        if trainer is not None:
+            try:
+                check_trainer(trainer, resolve(dict(plans), run.configuration))
+            except ValueError as error:
+                problems.append(f"{run.slug}: {error}")
+    if problems:
+        raise ValueError("runs whose trainer does not take the preset:\n" + "\n".join(problems))
+
+
+def preprocess(
+    study: Study, data: str, scans: Mapping[str, str], command: Command
+) -> dict[str, str | Mapping[str, str]]:
+    """Preprocesses every training case with nnUNetv2_preprocess, unless data of these scans is there and whole.
+
+    Beside the data a file says what it was made from and whether it is whole: nnU-Net itself leaves no sign of a run
+    that was interrupted.
+
+    Args:
+        study: The study.
+        data: Name of the data (:func:`~nnunet_locctx.study.model.data_name`).
+        scans: Training case -> fingerprint of its raw files.
+        command: Runs one.
+
+    Returns:
+        The folder of the data, and the scans that it was made from.
+
+    Raises:
+        ValueError: The plans have no such configuration, or nnU-Net did not make all of it.
+    """
+    from nnunet_locctx.nnunet.plans.identifiers import DECISIVE
+    from nnunet_locctx.nnunet.plans.planning import read_plans, resolve
+
+    configuration = study.data_configuration(data)
+    plans = read_plans(study.preprocessed / f"{study.plans}.json")
+    resolved = resolve(plans, configuration)
+    folder = study.preprocessed / str(resolved["data_identifier"])
+    settings = {key: resolved.get(key) for key in DECISIVE}
+    settings["transpose"] = plans["transpose_forward"]
+    settings["intensities"] = plans.get("foreground_intensity_properties_per_channel")
+    made_from = {"fingerprint": digest(settings), "scans": dict(scans)}
+    sign = folder.with_name(f"{folder.name}.locctx.json")
+    with wait_for_lock(
+        sign.with_suffix(".lock"), lambda held: print(f"waiting for {held}", flush=True), inherited=True
+    ):
+        before = _read_sign(sign)
+        # data that nnU-Net made has no sign, that of earlier versions no scans in it: taken as they are
+        changed = [key for key, value in made_from.items() if before.get(key, value) != value]
+        if missing_cases(folder, raw_cases(study.raw)) or before.get("state") == "begun" or changed:
+            _write_sign(sign, {"state": "begun", **made_from})
+            words = ["-plans_name", study.plans, "-c", configuration, "-np", str(study.processes)]
+            command("nnUNetv2_preprocess", "-d", study.number, *words)
+            missing = missing_cases(folder, raw_cases(study.raw))
+            if missing:
+                raise ValueError(
+                    f"nnUNetv2_preprocess ended well, but {folder} lacks {', '.join(missing[:5])}"
+                )
+        else:
+            print(f"{folder} is whole" + ("" if before else ", made before by nnU-Net"))
+        _write_sign(sign, {"state": "done", **made_from})
+    return {"folder": str(folder), "scans": scans}
+
+
+def missing_cases(folder: Path, cases: Mapping[str, Any]) -> list[str]:
+    """The cases that a folder of preprocessed data lacks."""
+    files = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    return [
+        case
+        for case in cases
+        if f"{case}.pkl" not in files or not any(f"{case}{end}" in files for end in ENDINGS)
+    ]
+
+
+def _read_sign(sign: Path) -> dict[str, Any]:
+    """What a sign says; one that cannot be read says that the data is not whole."""
+    if not sign.is_file():
+        return {}
+    try:
+        content = json.loads(sign.read_text(encoding="utf-8"))
+    except ValueError as error:
+        print(f"{sign} cannot be read ({error}): preprocessing again", file=sys.stderr)
+        content = None
+    return content if isinstance(content, dict) else {"state": "begun"}
+
+
+def _write_sign(sign: Path, content: Mapping[str, Any]) -> None:
+    write_atomically(sign, (json.dumps(content, indent=1) + "\n").encode())
