@@ -9,8 +9,15 @@ from collections.abc import Iterator
 import numpy as np
 
 from nnunet_locctx.check.report import CaseSummary, Finding
-from nnunet_locctx.datasets.grids import PATIENT_AXES, Grid
-from nnunet_locctx.datasets.unusual_grids import COMMON, DEVIATIONS, FEWEST_CASES, robust, unusual_grids
+from nnunet_locctx.datasets.grids import (
+    COMMON,
+    DEVIATIONS,
+    FEWEST_CASES,
+    PATIENT_AXES,
+    Grid,
+    robust,
+    unusual_grids,
+)
 
 POSITION_DISTANCE = 0.2
 """A label whose mean position is this fraction of the volume away from where it usually lies may be reported ..."""
