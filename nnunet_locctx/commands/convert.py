@@ -92,10 +92,7 @@ def run(options: argparse.Namespace) -> int:
     from nnunet_locctx.datasets import conversion
 
     release = conversion.RELEASES[options.release](
-        exclude=tuple(sorted(set(options.exclude))),
-        partial=options.partial,
-        test=not options.no_test,
-        **own,
+        exclude=tuple(sorted(set(options.exclude))), partial=options.partial, test=not options.no_test, **own
     )
     result = conversion.convert(
         release,

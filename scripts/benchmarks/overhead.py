@@ -199,7 +199,7 @@ class Bench:
         from nnunet_locctx.phantoms.twin_organs import make_phantom
 
         s = self.settings
-        say("phantom data set")
+        say("phantom dataset")
         raw = Path(os.environ["nnUNet_raw"])
         make_phantom(
             raw,

@@ -16,8 +16,7 @@ import SimpleITK
 
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.nnunet.data.paths import nnunet_folder
-from nnunet_locctx.phantoms.whole_body import make_whole_body
-from nnunet_locctx.phantoms.whole_body_settings import FRACTION
+from nnunet_locctx.phantoms.whole_body import FRACTION, make_whole_body
 
 ORGANS = ("hip_right", "hip_left", "chest_right", "chest_left")
 

@@ -65,12 +65,7 @@ def fit_functions(steps: dict[str, int | None], seed: int) -> dict[str, tuple[An
 
 
 def fitted(
-    name: str,
-    options: Any,
-    fit: Callable[..., Regressor],
-    training: Sequence[int],
-    seed: int,
-    work: Path,
+    name: str, options: Any, fit: Callable[..., Regressor], training: Sequence[int], seed: int, work: Path
 ) -> tuple[Regressor, Record]:
     """The regressor of a source from the work folder, or fitted now, and how long it took.
 

@@ -32,7 +32,7 @@ LEFT_OUT = "Pictures of the scans are left out here: the scans are CC BY-SA 4.0,
 
 
 def prepare(name: str, raw: Path, data: Path) -> None:
-    """Puts the study's data set into nnUNet_raw, unless it is there."""
+    """Puts the study's dataset into nnUNet_raw, unless it is there."""
     raw.mkdir(parents=True, exist_ok=True)
     if name == "phantom":
         if not (raw / f"Dataset{PHANTOM_ID}_Phantom").is_dir():
