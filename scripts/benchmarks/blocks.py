@@ -41,8 +41,8 @@ from scripts.benchmarks.harness import (
     by,
     command_line,
     describe_machine,
+    described_parser,
     destinations,
-    parser,
     replace_section,
     say,
     spread,
@@ -315,43 +315,39 @@ def trainer_names() -> list[str]:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    arguments_parser = parser(__doc__)
-    arguments_parser.add_argument(
+    parser = described_parser(__doc__)
+    parser.add_argument(
         "--networks",
         default="",
         metavar="REGEX",
         help="only trainers whose name contains a match, and the plain one",
     )
-    arguments_parser.add_argument(
+    parser.add_argument(
         "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: all)"
     )
-    arguments_parser.add_argument(
+    parser.add_argument(
         "--device", choices=["cpu", "cuda"], default="cpu", help="for time and memory (default: cpu)"
     )
-    arguments_parser.add_argument(
-        "--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all)"
-    )
-    arguments_parser.add_argument(
-        "--rounds", type=int, help="measurements of each time (default: 5, on a GPU 10)"
-    )
-    arguments_parser.add_argument(
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all)")
+    parser.add_argument("--rounds", type=int, help="measurements of each time (default: 5, on a GPU 10)")
+    parser.add_argument(
         "--patch", type=int, nargs=3, metavar="N", help="patch for time and memory, not the default"
     )
-    arguments_parser.add_argument(
+    parser.add_argument(
         "--quick", action="store_true", help="a small U-Net, one round; writes below benchmark/quick"
     )
-    arguments_parser.add_argument("--fresh", action="store_true", help="measure anew what has been measured")
-    arguments_parser.add_argument(
+    parser.add_argument("--fresh", action="store_true", help="measure anew what has been measured")
+    parser.add_argument(
         "--report", action="store_true", help="measure nothing, write the page from the records"
     )
-    arguments_parser.add_argument("--out", type=Path, help=OUT_HELP)
-    options = arguments_parser.parse_args(arguments)
+    parser.add_argument("--out", type=Path, help=OUT_HELP)
+    options = parser.parse_args(arguments)
     if options.rounds is not None and options.rounds < 1:
-        arguments_parser.error(f"--rounds must be at least 1, got {options.rounds}")
+        parser.error(f"--rounds must be at least 1, got {options.rounds}")
     try:
         re.compile(options.networks)
     except re.error as error:
-        arguments_parser.error(f"--networks {options.networks!r} is no regular expression: {error}")
+        parser.error(f"--networks {options.networks!r} is no regular expression: {error}")
     return options
 
 

@@ -269,7 +269,7 @@ def rotated(names: Sequence[str], number: int) -> list[str]:
 # ---------------------------------------------------------------------------------------------- commands, tables, pages
 
 
-def parser(text: str | None) -> argparse.ArgumentParser:
+def described_parser(text: str | None) -> argparse.ArgumentParser:
     """A parser whose help is a script's docstring."""
     return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
 

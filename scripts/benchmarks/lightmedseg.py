@@ -28,7 +28,7 @@ from scripts.benchmarks.harness import (
     apart,
     command_line,
     describe_machine,
-    parser,
+    described_parser,
     replace_section,
     rotated,
     say,
@@ -144,7 +144,7 @@ def cost_table(results: dict[str, list[Record]], patch: int) -> list[str]:
 
 def main() -> None:
     """Measures every network in turn and writes the table."""
-    options = parser(__doc__)
+    options = described_parser(__doc__)
     options.add_argument(
         "--patch", type=int, default=128, help="edge, a multiple of 32, at least 64 (default: %(default)s)"
     )

@@ -35,7 +35,7 @@ from scripts.benchmarks.harness import (
     by,
     command_line,
     describe_machine,
-    parser,
+    described_parser,
     quiet,
     replace_section,
     rotated,
@@ -513,37 +513,35 @@ Measured {datetime.date.today().isoformat()} with `{command}`, nnunet_locctx {ve
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    arguments_parser = parser(__doc__)
-    arguments_parser.add_argument("--rounds", type=int, default=7, help="rounds of each part (default: 7)")
-    arguments_parser.add_argument(
+    parser = described_parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of each part (default: 7)")
+    parser.add_argument(
         "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="which parts to measure"
     )
-    arguments_parser.add_argument(
+    parser.add_argument(
         "--trainers", nargs="*", default=list(LOCATED), help="the trainers to compare with plain nnU-Net"
     )
-    arguments_parser.add_argument(
+    parser.add_argument(
         "--device", choices=["cpu", "cuda"], default="cpu", help="for steps and prediction (default: cpu)"
     )
-    arguments_parser.add_argument(
+    parser.add_argument(
         "--folder", type=Path, default=REPOSITORY / "benchmark", help="data and records (default: benchmark)"
     )
-    arguments_parser.add_argument(
-        "--page", type=Path, help="where the tables go (default: docs/benchmarks.md)"
-    )
-    arguments_parser.add_argument(
+    parser.add_argument("--page", type=Path, help="where the tables go (default: docs/benchmarks.md)")
+    parser.add_argument(
         "--threads",
         type=int,
         default=0,
         help="CPU threads of a step (default: all); 1 disturbs least on a busy machine",
     )
-    arguments_parser.add_argument("--quick", action="store_true", help="small sizes, 2 rounds")
-    arguments_parser.add_argument("--fresh", action="store_true", help="drop the records of earlier runs")
-    arguments_parser.add_argument(
+    parser.add_argument("--quick", action="store_true", help="small sizes, 2 rounds")
+    parser.add_argument("--fresh", action="store_true", help="drop the records of earlier runs")
+    parser.add_argument(
         "--report", action="store_true", help="measure nothing, write the page from the records"
     )
-    options = arguments_parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     if options.rounds < 1:
-        arguments_parser.error(f"--rounds must be at least 1, got {options.rounds}")
+        parser.error(f"--rounds must be at least 1, got {options.rounds}")
     return options
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.benchmarks.harness import apart, describe_machine
 from scripts.benchmarks.overhead import (
     AGAIN,
     BEGIN,
@@ -134,6 +135,13 @@ def test_memory_of_a_process_tree_is_seen() -> None:
 def test_a_failing_command_shows_its_output(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"ended with [^0](.|\n)*no-such-file"):
         run_logged(["python", "no-such-file.py"], tmp_path / "log")
+
+
+def test_a_new_process_measures_and_says_why_it_could_not(tmp_path: Path) -> None:
+    machine = apart("harness.describe_machine", "cpu")  # type: ignore[arg-type]
+    assert machine == describe_machine("cpu")
+    with pytest.raises(RuntimeError, match="no attribute 'no_such'"):
+        apart("harness.no_such", {})
 
 
 def test_records_are_json_lines(bench: Bench) -> None:
