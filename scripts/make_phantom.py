@@ -11,7 +11,7 @@ from nnunet_locctx.phantoms.twin_organs import make_phantom
 
 
 def main() -> None:
-    """Writes the data set unless it is there."""
+    """Writes the dataset unless it is there."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -6,7 +6,7 @@ import pytest
 
 from nnunet_locctx.cli import main
 from nnunet_locctx.commands import convert
-from nnunet_locctx.datasets.releases import RELEASES
+from nnunet_locctx.datasets.conversion import RELEASES
 from tests.datasets import fake_releases as fake
 
 

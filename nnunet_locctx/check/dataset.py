@@ -23,8 +23,15 @@ from nnunet_locctx.check.scan import (
     orientation,
     tiff_spacing_file,
 )
-from nnunet_locctx.datasets.grids import PATIENT_AXES, Grid
-from nnunet_locctx.datasets.unusual_grids import COMMON, DEVIATIONS, FEWEST_CASES, robust, unusual_grids
+from nnunet_locctx.datasets.grids import (
+    COMMON,
+    DEVIATIONS,
+    FEWEST_CASES,
+    PATIENT_AXES,
+    Grid,
+    robust,
+    unusual_grids,
+)
 from nnunet_locctx.geometry import OBLIQUE, corner_distance
 from nnunet_locctx.nnunet.data.reading import BrokenFileError, read_quietly, readers_for
 from nnunet_locctx.nnunet.data.workers import map_in_workers

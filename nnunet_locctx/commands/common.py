@@ -58,13 +58,13 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
 
 def assignments(texts: list[str], option: str) -> dict[str, Any]:
     """OPTION=VALUE -> {OPTION: VALUE}; a value that is no JSON is text."""
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for text in texts:
         key, separator, value = text.partition("=")
         if not separator or not key:
             raise ValueError(f"{option} needs OPTION=VALUE, got {text!r}")
         try:
-            found[key] = json.loads(value)
+            options[key] = json.loads(value)
         except ValueError:
-            found[key] = value  # a bare word is text
-    return found
+            options[key] = value  # a bare word is text
+    return options

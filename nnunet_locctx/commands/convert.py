@@ -1,4 +1,4 @@
-"""`locctx convert`: public data sets to nnU-Net's raw format."""
+"""`locctx convert`: public datasets to nnU-Net's raw format."""
 
 import argparse
 from pathlib import Path
@@ -28,8 +28,8 @@ def add(commands: Any) -> None:
         commands,
         "convert",
         run,
-        "convert a public data set to nnU-Net's raw format, with its split",
-        """Reads a public data set in the folder layout in which it is published and writes it to nnUNet_raw, and its
+        "convert a public dataset to nnU-Net's raw format, with its split",
+        """Reads a public dataset in the folder layout in which it is published and writes it to nnUNet_raw, and its
         split to nnUNet_preprocessed. All files are read first: missing, superfluous and corrupt ones are listed, and
         nothing is written. Started again after a stop it goes on; started again after the end it verifies what is there
         and does nothing. Layouts and splits: docs/datasets.md.""",
@@ -39,10 +39,10 @@ def add(commands: Any) -> None:
         locctx convert amos22 /data/amos22 -d 218 --split official
         """,
     )
-    parser.add_argument("release", choices=RELEASES, help="data set")
+    parser.add_argument("release", choices=RELEASES, help="dataset")
     parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of the release, unpacked")
     parser.add_argument(
-        "-d", "--dataset", type=int, required=True, metavar="ID", help="number of the new data set"
+        "-d", "--dataset", type=int, required=True, metavar="ID", help="number of the new dataset"
     )
     parser.add_argument("--name", help="name after the number (default: the release's)")
     add_processes(parser)
@@ -61,7 +61,7 @@ def add(commands: Any) -> None:
         metavar="VOXELS",
         help="by how much the grids of image and label may differ (default: %(default)s)",
     )
-    own = parser.add_argument_group("options of some data sets")
+    own = parser.add_argument_group("options of some datasets")
     own.add_argument(
         "--all-labels", action="store_true", help="synapse: keep the 13 labels (default: the protocol's 8)"
     )
@@ -89,16 +89,12 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
     own = _own_options(options)
 
-    from nnunet_locctx.datasets.conversion import convert
-    from nnunet_locctx.datasets.releases import RELEASES as CLASSES
+    from nnunet_locctx.datasets import conversion
 
-    release = CLASSES[options.release](
-        exclude=tuple(sorted(set(options.exclude))),
-        partial=options.partial,
-        test=not options.no_test,
-        **own,
+    release = conversion.RELEASES[options.release](
+        exclude=tuple(sorted(set(options.exclude))), partial=options.partial, test=not options.no_test, **own
     )
-    result = convert(
+    result = conversion.convert(
         release,
         options.source,
         options.dataset,

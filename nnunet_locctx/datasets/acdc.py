@@ -14,6 +14,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import nibabel
+import numpy as np
+
 from nnunet_locctx.datasets.nnunet_converters import (
     convert_view,
     converted_description,
@@ -34,7 +37,6 @@ from nnunet_locctx.datasets.release import (
     superfluous,
     training_names,
 )
-from nnunet_locctx.datasets.release_files import clip_to_percentiles
 
 PATIENTS = {"training": range(1, 101), "testing": range(101, 151)}
 
@@ -79,17 +81,17 @@ class Acdc(Release):
         for part, numbers in PATIENTS.items():
             if part == "testing" and (self.split == "nnformer" or not (root / part).is_dir()):
                 if self.split != "nnformer":
-                    listing.notes.append("no folder testing: the data set gets no test scans")
+                    listing.notes.append("no folder testing: the dataset gets no test scans")
                 continue
             known = {f"patient{number:03d}": number for number in numbers}
-            there = {path.name for path in (root / part).glob("patient*") if path.is_dir()}
+            present = {path.name for path in (root / part).glob("patient*") if path.is_dir()}
             listing.problems += [
-                f"not part of the release: {root / part / name}" for name in sorted(there - set(known))
+                f"not part of the release: {root / part / name}" for name in sorted(present - set(known))
             ]
-            absent = [number for name, number in known.items() if name not in there]
+            absent = [number for name, number in known.items() if name not in present]
             if absent:
                 self.absent(listing, f"{len(absent)} patients of {part}: {ranges(absent)}")
-            for name in sorted(there & set(known)):
+            for name in sorted(present & set(known)):
                 test = part == "testing" or (self.split == "nnformer" and known[name] in NNFORMER_TEST)
                 self._find_patient(root / part / name, listing, test, labelled=part == "training")
 
@@ -102,8 +104,8 @@ class Acdc(Release):
         for frame in frames:
             image, label = (folder / f"{name}_frame{frame:02d}{end}.nii.gz" for end in ("", "_gt"))
             expected += [image, label]
-            wanted = label if labelled or label.is_file() else None
-            self.add(listing, f"{name}_frame{frame:02d}", [image], wanted, test=test)
+            truth = label if labelled or label.is_file() else None
+            self.add(listing, f"{name}_frame{frame:02d}", [image], truth, test=test)
         superfluous(listing, folder, expected)
 
     def write(self, case: SourceCase, folder: Path, copy: Copy) -> None:
@@ -132,8 +134,8 @@ class Acdc(Release):
 
     def settings(self) -> dict[str, Any]:
         """See :class:`Release`; without the window as before there was one."""
-        found = super().settings()
-        return found if self.window else {key: value for key, value in found.items() if key != "window"}
+        options = super().settings()
+        return options if self.window else {key: value for key, value in options.items() if key != "window"}
 
     def splits(self, cases: Sequence[SourceCase]) -> list[Split]:
         """See :class:`Release`. nnU-Net's own function for ACDC keeps a patient's frames in one fold."""
@@ -171,3 +173,13 @@ def _view(work: Path, part: str) -> Path:
     folder = work / "view" / part / "patient"
     folder.mkdir()
     return folder
+
+
+def clip_to_percentiles(source: Path, target: Path, lower: float, upper: float) -> None:
+    """Writes a scan clipped to two percentiles (0 to 100) of its own voxels, as float32; the geometry stays."""
+    image: Any = nibabel.load(source)
+    values = np.asanyarray(image.dataobj).astype(np.float32)
+    low, high = np.percentile(values, (lower, upper))
+    header = image.header.copy()
+    header.set_data_dtype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(values.clip(low, high), image.affine, header), target)

@@ -82,7 +82,7 @@ class Amos22(Release):
                     continue
                 self.add(listing, name, [image], None if test and not label.is_file() else label, test=test)
         if content["test"] and not (root / "imagesTs").is_dir():
-            listing.notes.append("no folder imagesTs: the data set gets no test scans")
+            listing.notes.append("no folder imagesTs: the dataset gets no test scans")
         for folder, files in expected.items():
             superfluous(listing, root / folder, files)
 

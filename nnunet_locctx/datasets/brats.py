@@ -38,55 +38,16 @@ CHANNELS_2021 = ("T1", "T1ce", "T2", "Flair")
 CHANNELS_DECATHLON = ("FLAIR", "T1w", "t1gd", "T2w")
 """Channel names in the order of the files; the first pair as in nnU-Net's converter."""
 
-NNFORMER_VALIDATION = (
-    *(11, 12, 18, 20, 21, 28, 29, 32, 34, 36, 41, 47, 49, 53, 56, 57, 69, 71, 89, 90, 92, 95, 103, 105, 106),
-    *(
-        107,
-        109,
-        118,
-        145,
-        147,
-        156,
-        161,
-        172,
-        176,
-        181,
-        194,
-        196,
-        198,
-        204,
-        205,
-        209,
-        220,
-        221,
-        227,
-        234,
-        235,
-    ),
-    *(
-        245,
-        250,
-        256,
-        257,
-        260,
-        269,
-        270,
-        271,
-        281,
-        282,
-        287,
-        289,
-        291,
-        292,
-        310,
-        314,
-        323,
-        327,
-        330,
-        333,
-        337,
-    ),
-    *(346, 350, 352, 361, 382, 397),
+NNFORMER_VALIDATION = tuple(
+    int(number)
+    for number in re.findall(
+        r"\d+",
+        """
+        11 12 18 20 21 28 29 32 34 36 41 47 49 53 56 57 69 71 89 90 92 95 103 105 106 107 109 118 145 147 156 161
+        172 176 181 194 196 198 204 205 209 220 221 227 234 235 245 250 256 257 260 269 270 271 281 282 287 289 291
+        292 310 314 323 327 330 333 337 346 350 352 361 382 397
+        """,
+    )
 )
 """Numbers of the 73 Decathlon cases that nnFormer validates on, from the case list in its tumour trainer."""
 
@@ -138,9 +99,9 @@ class Brats(Release):
             superfluous(listing, folder, [*images, label])
         self._count(listing, sum(1 for _ in root.glob("BraTS2021_*/")), CASES_2021)
 
-    def _count(self, listing: Listing, found: int, expected: int) -> None:
-        if found < expected:
-            self.absent(listing, f"{found} of the release's {expected} cases are there")
+    def _count(self, listing: Listing, present: int, expected: int) -> None:
+        if present < expected:
+            self.absent(listing, f"{present} of the release's {expected} cases are there")
 
     def _find_decathlon(self, root: Path, listing: Listing) -> None:
         numbers = range(1, CASES_DECATHLON + 1)

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
+
 from nnunet_locctx.datasets.release import (
     Copy,
     Listing,
@@ -22,7 +25,6 @@ from nnunet_locctx.datasets.release import (
     ranges,
     superfluous,
 )
-from nnunet_locctx.datasets.release_files import relabel
 
 ORGANS = (
     "spleen",
@@ -87,7 +89,7 @@ class Btcv(Release):
 
     def _find_tests(self, tests: Path, listing: Listing) -> None:
         if not tests.is_dir():
-            listing.notes.append("no folder Testing/img: the data set gets no test scans")
+            listing.notes.append("no folder Testing/img: the dataset gets no test scans")
             return
         for number in TESTING:
             self.add(listing, f"img{number:04d}", [tests / f"img{number:04d}.nii.gz"], None, test=True)
@@ -154,3 +156,15 @@ class Synapse(Btcv):
     def splits(self, cases: Sequence[SourceCase]) -> list[Split]:
         """See :class:`Release`."""
         return one_fold(cases, [f"img{number:04d}" for number in SYNAPSE_VALIDATION])
+
+
+def relabel(source: Path, target: Path, mapping: dict[int, int]) -> None:
+    """Writes a segmentation with other values (those not named become 0); the header's geometry stays as it is."""
+    image: Any = nibabel.load(source)
+    values = np.asanyarray(image.dataobj)
+    result = np.zeros(values.shape, dtype=np.uint8)
+    for old, new in mapping.items():
+        result[values == old] = new
+    header = image.header.copy()
+    header.set_data_dtype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(result, image.affine, header), target)

@@ -1,8 +1,8 @@
-"""From a release's folder to a data set in nnU-Net's raw format: checked first, written in one step, can be resumed.
+"""From a release's folder to a dataset in nnU-Net's raw format: checked first, written in one step, can be resumed.
 
 A conversion writes to the hidden folder `.DatasetXXX_Name.converting` beside its target. A file there is whole or
 absent, so a conversion that was stopped goes on with the cases that are missing. At the end the folder takes the
-target's place.
+target's place, with a record of what it was made from and the SHA-256 of every file.
 """
 
 from __future__ import annotations
@@ -11,32 +11,53 @@ import functools
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from tqdm import tqdm
+import nibabel
+import numpy as np
 
-from nnunet_locctx.datasets.conversion_record import (
+from nnunet_locctx.datasets.acdc import Acdc
+from nnunet_locctx.datasets.amos22 import Amos22
+from nnunet_locctx.datasets.brats import Brats
+from nnunet_locctx.datasets.btcv import Btcv, Synapse
+from nnunet_locctx.datasets.grids import Grid, unusual_grids
+from nnunet_locctx.datasets.job import (
     FOLDERS,
     PROGRESS,
+    RECORD,
+    RECORD_VERSION,
+    RECORDED,
+    SPLITS,
     TOLERANCE,
     Converted,
     Job,
-    check_splits,
-    existing,
+    digest,
+    digests,
     finish,
     read_json,
+    to_json,
+    write_splits,
 )
-from nnunet_locctx.datasets.grids import Grid
-from nnunet_locctx.datasets.release import Copy, Listing, Release, SourceCase
-from nnunet_locctx.datasets.release_files import check_case, read_grid
-from nnunet_locctx.datasets.unusual_grids import unusual_grids
+from nnunet_locctx.datasets.kits23 import Kits23
+from nnunet_locctx.datasets.release import (
+    UNREADABLE,
+    Copy,
+    Listing,
+    Release,
+    SourceCase,
+    check_case,
+    read_grid,
+)
 from nnunet_locctx.files import move_into_place, write_atomically
 from nnunet_locctx.image_files import check_written
-from nnunet_locctx.nnunet.data.workers import map_in_workers
 
-Answer = TypeVar("Answer")
+RELEASES: dict[str, type[Release]] = {
+    release.key: release for release in (Synapse, Btcv, Amos22, Kits23, Acdc, Brats)
+}
+"""The releases that `locctx convert` knows, by name."""
 
 
 def convert(
@@ -64,28 +85,27 @@ def convert(
 
     Raises:
         ValueError: The arguments are not usable; the release has missing, superfluous or corrupt files (all are
-            listed and nothing is written); another data set, or an unfinished conversion with other options, is there.
+            listed and nothing is written); another dataset, or an unfinished conversion with other options, is there.
     """
-    if processes < 1:
-        raise ValueError(f"processes must be at least 1, got {processes}")
-    job = Job(release, dataset_id, name, link, tolerance)
+    job = Job(release, dataset_id, name, link, tolerance, processes, progress)
     if job.target.exists():
-        return existing(job)
+        return _existing(job, source)
     listing = release.listing(source)
     if listing.problems:  # what is there is read all the same: one list says everything
-        there = sorted(listing.cases + listing.incomplete, key=lambda case: case.name)
-        corrupt = _check(job, there, processes, progress)
+        present = sorted(listing.cases + listing.incomplete, key=lambda case: case.name)
+        corrupt = _check(job, present)
         raise ValueError(_complaint(source, listing.problems + corrupt))
     splits = release.splits(listing.cases)
-    check_splits(job, splits)
+    if job.splits.exists() and read_json(job.splits) != splits:
+        raise ValueError(f"{job.splits} exists and holds another split than this conversion's; move it away")
     state = {**job.settings(), "files": _fingerprint(listing), "tolerance": tolerance}
     if not _was_checked(job, state):
-        problems = _check(job, listing.cases, processes, progress)
+        problems = _check(job, listing.cases)
         if problems:
             raise ValueError(_complaint(source, problems))
     description = release.description(release.root(source), sum(not case.test for case in listing.cases))
     result = _result(job, listing)
-    result.resumed = _write(job, state, listing.cases, processes, progress)
+    result.resumed = _write(job, state, listing.cases)
     finish(job, result, description, splits, source)
     return result
 
@@ -119,30 +139,25 @@ def _was_checked(job: Job, state: dict[str, Any]) -> bool:
     )
 
 
-def _check(job: Job, cases: Sequence[SourceCase], processes: int, progress: bool) -> list[str]:
+def _check(job: Job, cases: Sequence[SourceCase]) -> list[str]:
     check = functools.partial(_check_one, release=job.release, tolerance=job.tolerance)
-    answers = _bar(map_in_workers(check, cases, processes), "checking", len(cases), progress)
-    return [problem for found in answers for problem in found]
+    return [problem for problems in job.each(check, cases, "checking") for problem in problems]
 
 
 def _check_one(case: SourceCase, release: Release, tolerance: float) -> list[str]:
     return check_case(case, release.allowed(case), release.channels, tolerance)
 
 
-def _write(
-    job: Job, state: dict[str, Any], cases: Sequence[SourceCase], processes: int, progress: bool
-) -> int:
+def _write(job: Job, state: dict[str, Any], cases: Sequence[SourceCase]) -> int:
     """Writes the cases that are not in the staging folder yet; returns the number of those that were."""
     job.staging.mkdir(exist_ok=True)
     write_atomically(job.staging / PROGRESS, json.dumps(state).encode())
     shutil.rmtree(job.staging / "working", ignore_errors=True)
-    used = {Path(file).parent.name for case in cases for file in case.outputs(job.release.channels)}
-    for folder in FOLDERS:
-        if folder in used:
-            (job.staging / folder).mkdir(exist_ok=True)
-    left = [case for case in cases if not all((job.staging / file).is_file() for file in _outputs(job, case))]
+    for folder in {Path(file).parent.name for case in cases for file in job.outputs(case)}:
+        (job.staging / folder).mkdir(exist_ok=True)
+    left = [case for case in cases if not all((job.staging / file).is_file() for file in job.outputs(case))]
     write = functools.partial(write_case, release=job.release, staging=job.staging, link=job.link)
-    for _ in _bar(map_in_workers(write, left, processes), "converting", len(left), progress):
+    for _ in job.each(write, left, "converting"):
         pass
     shutil.rmtree(job.staging / "working", ignore_errors=True)
     return len(cases) - len(left)
@@ -151,6 +166,14 @@ def _write(
 def write_case(case: SourceCase, release: Release, staging: Path, link: bool) -> None:
     """Writes one case: to a working folder first, then each file in one step to its place."""
     working = staging / "working" / case.name
+    _make(case, release, working, link)
+    for file in case.outputs(release.channels):
+        move_into_place(working / file, staging / file)
+    shutil.rmtree(working)
+
+
+def _make(case: SourceCase, release: Release, working: Path, link: bool) -> None:
+    """Writes one case below a folder of its own, and checks that all of its files are whole."""
     for folder in FOLDERS:
         (working / folder).mkdir(parents=True)
     release.write(case, working, _copier(link))
@@ -161,9 +184,6 @@ def write_case(case: SourceCase, release: Release, staging: Path, link: bool) ->
     for file in outputs:
         if not (working / file).is_symlink():  # its target was checked
             check_written(working / file)
-    for file in outputs:
-        move_into_place(working / file, staging / file)
-    shutil.rmtree(working)
 
 
 def _copier(link: bool) -> Copy:
@@ -198,9 +218,78 @@ def _result(job: Job, listing: Listing) -> Converted:
     )
 
 
-def _outputs(job: Job, case: SourceCase) -> list[str]:
-    return case.outputs(job.release.channels)
+def _existing(job: Job, source: Path) -> Converted:
+    """Compares a dataset that is there with its record; one of version 1, which holds sizes, with the release."""
+    record = read_json(job.target / RECORD)
+    if not isinstance(record, dict) or "files" not in record:
+        raise ValueError(f"{job.target} exists and was not made by `locctx convert`; choose another number")
+    differing = [key for key, value in job.settings().items() if record.get(key) != value]
+    if differing:
+        raise ValueError(
+            f"{job.target} exists and was converted with other settings: "
+            + "; ".join(f"{key} {record.get(key)} there, {job.settings()[key]} now" for key in differing)
+            + ". Choose another number, or remove it."
+        )
+    names = [*record["files"], "dataset.json", SPLITS]
+    missing = {name for name in names if not (job.target / name).is_file()}
+    now = digests(job, job.target)
+    if record["version"] == RECORD_VERSION:
+        changed = {name for name, known in record["files"].items() if now.get(name) != known}
+    else:
+        changed = _unlike_the_release(job, source, record)
+    problems = [f"changed: {name}" for name in record["files"] if name in changed - missing]
+    problems = [f"missing: {name}" for name in names if name in missing] + problems
+    if problems:
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        raise ValueError(f"{job.target} is no longer what was converted; remove it to convert anew\n{lines}")
+    if record["version"] != RECORD_VERSION:
+        record |= {"version": RECORD_VERSION, "files": {name: now[name] for name in record["files"]}}
+        write_atomically(job.target / RECORD, to_json(record))
+    result = Converted(
+        job.target, splits=job.splits, existed=True, **{name: record[name] for name in RECORDED}
+    )
+    (job.target / PROGRESS).unlink(missing_ok=True)  # a stop just before the end may have left it
+    write_splits(job, result)
+    return result
 
 
-def _bar(items: Iterable[Answer], what: str, number: int, progress: bool) -> Iterator[Answer]:
-    yield from tqdm(items, desc=what, total=number, unit="case", disable=not progress, leave=False)
+def _unlike_the_release(job: Job, source: Path, record: dict[str, Any]) -> set[str]:
+    """The dataset's files that differ from what the release gives now, case by case.
+
+    Raises:
+        ValueError: The release lacks cases that were converted.
+    """
+    listing = job.release.listing(source)
+    cases = {case.name: case for case in listing.cases}
+    absent = sorted({*record["training"], *record["testing"]} - set(cases))
+    if absent:
+        raise ValueError(
+            f"{job.target} was converted by an earlier version, which recorded the sizes of its files only, so it is "
+            f"compared with the release; {source} lacks {', '.join(absent)}"
+        )
+    compare = functools.partial(_changed_files, release=job.release, target=job.target)
+    converted = [cases[name] for name in (*record["training"], *record["testing"])]
+    return {file for files in job.each(compare, converted, "comparing") for file in files}
+
+
+def _changed_files(case: SourceCase, release: Release, target: Path) -> list[str]:
+    """The case's files that hold other voxels, or another place of them, than a new conversion."""
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.comparing") as folder:
+        _make(case, release, Path(folder), link=True)
+        return [
+            file
+            for file in case.outputs(release.channels)
+            if (target / file).is_file() and not _same_image(target / file, Path(folder) / file)
+        ]
+
+
+def _same_image(one: Path, two: Path) -> bool:
+    """Whether two files are equal, or hold equal voxels at equal places (compression differs between libraries)."""
+    if digest(one) == digest(two):
+        return True
+    try:
+        images: list[Any] = [nibabel.load(file) for file in (one, two)]
+        voxels = [np.asanyarray(image.dataobj) for image in images]
+    except UNREADABLE:
+        return False
+    return np.array_equal(*voxels) and np.allclose(images[0].affine, images[1].affine, atol=1e-4)

@@ -55,15 +55,15 @@ class Kits23(Release):
 
     def find(self, root: Path, listing: Listing) -> None:
         """See :class:`Release`."""
-        found = set()
+        numbers = set()
         for folder in sorted(path for path in root.glob("case_*") if path.is_dir()):
             match = re.fullmatch(r"case_(\d{5})", folder.name)
             if match is None or int(match[1]) not in NUMBERS:
                 listing.problems.append(f"not part of the release: {folder}")
                 continue
-            found.add(int(match[1]))
+            numbers.add(int(match[1]))
             self.add(listing, folder.name, [folder / "imaging.nii.gz"], folder / "segmentation.nii.gz")
-        absent = sorted(set(NUMBERS) - found)
+        absent = sorted(set(NUMBERS) - numbers)
         if absent:
             self.absent(listing, f"{len(absent)} cases: {ranges(absent)}")
         if any(not case.images[0].is_file() for case in listing.cases):

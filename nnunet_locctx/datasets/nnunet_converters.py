@@ -1,4 +1,4 @@
-"""nnU-Net's own data set converters, called on one case at a time.
+"""nnU-Net's own dataset converters, called on one case at a time.
 
 The functions of nnunetv2.dataset_conversion copy a whole tree into the folder that their module's global `nnUNet_raw`
 names, cannot go on after a stop, and do not check what they copy. So each call gets a folder of links that looks like
@@ -22,7 +22,7 @@ from typing import Any
 from nnunet_locctx.datasets.release import Copy
 
 SOME_ID = 1
-"""The converters want a data set's number; their folder is renamed anyway."""
+"""The converters want a dataset's number; their folder is renamed anyway."""
 
 
 def converter(module: str) -> ModuleType:
@@ -41,7 +41,7 @@ def convert_view(module: str, function: str, view: Path, folder: Path, copy: Cop
         copy: Used in place of `shutil.copy`.
 
     Returns:
-        The data set's folder below `folder`, with dataset.json.
+        The dataset's folder below `folder`, with dataset.json.
     """
     folder.mkdir(parents=True)
     code = converter(module)
@@ -82,9 +82,4 @@ def replaced(module: ModuleType, **values: object) -> Iterator[None]:
 
 def describe(content: dict[str, Any], training: int, **entries: object) -> dict[str, Any]:
     """A converter's dataset.json with the true number of cases, and no claim about licence or author it cannot know."""
-    return {
-        **content,
-        "numTraining": training,
-        "converted_by": "locctx convert",
-        **entries,
-    }
+    return {**content, "numTraining": training, "converted_by": "locctx convert", **entries}

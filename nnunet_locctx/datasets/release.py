@@ -1,17 +1,27 @@
-"""A public release on disk: which cases it has, which files are missing or too many, how one case is written.
+"""A public release on disk: which cases it has, which files are missing, too many or corrupt, how a case is written.
 
-Each data set is a subclass of :class:`Release` (btcv.py, amos22.py, kits23.py, acdc.py, brats.py); what they share, the
-checks and the writing in one step, is in release_files.py and conversion.py.
+Each dataset is a subclass of :class:`Release` (btcv.py, amos22.py, kits23.py, acdc.py, brats.py); job.py and
+conversion.py do what they share.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
+import gzip
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
+
+import nibabel
+import numpy as np
+import numpy.typing as npt
+
+from nnunet_locctx.datasets.grids import PATIENT_AXIS, Grid
+from nnunet_locctx.geometry import Frame, corner_distance
+from nnunet_locctx.image_files import check_whole
 
 Copy = Callable[[Path | str, Path | str], object]
 """Puts a file of the release, unchanged, at another place: (source, target)."""
@@ -45,10 +55,10 @@ class SourceCase:
         return self.images if self.label is None else (*self.images, self.label)
 
     def outputs(self, channels: int) -> list[str]:
-        """The case's files in nnU-Net's raw format, relative to the data set's folder."""
+        """The case's files in nnU-Net's raw format, relative to the dataset's folder."""
         images, labels = ("imagesTs", "labelsTs") if self.test else ("imagesTr", "labelsTr")
-        found = [f"{images}/{self.name}_{channel:04d}.nii.gz" for channel in range(channels)]
-        return found if self.label is None else [*found, f"{labels}/{self.name}.nii.gz"]
+        files = [f"{images}/{self.name}_{channel:04d}.nii.gz" for channel in range(channels)]
+        return files if self.label is None else [*files, f"{labels}/{self.name}.nii.gz"]
 
 
 @dataclass
@@ -72,7 +82,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Release(abc.ABC):
-    """A public data set in the folder layout in which it is published.
+    """A public dataset in the folder layout in which it is published.
 
     Attributes:
         exclude: Names of cases to leave out.
@@ -87,7 +97,7 @@ class Release(abc.ABC):
     key: ClassVar[str]
     """Name on the command line."""
     title: ClassVar[str]
-    """Name of the data set unless another is given."""
+    """Name of the dataset unless another is given."""
     channels: ClassVar[int] = 1
     """Image channels of a case."""
     values: ClassVar[frozenset[int]]
@@ -122,9 +132,9 @@ class Release(abc.ABC):
         return crossval_folds(training_names(cases))
 
     def settings(self) -> dict[str, Any]:
-        """The options, ready for JSON; two conversions with equal ones give the same data set."""
-        found = dataclasses.asdict(self)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+        """The options, ready for JSON; two conversions with equal ones give the same dataset."""
+        options = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
 
     def listing(self, source: Path) -> Listing:
         """Looks through a release's folder.
@@ -243,3 +253,117 @@ def ranges(numbers: Iterable[int]) -> str:
         else:
             runs.append([number, number])
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    zlib.error,
+    gzip.BadGzipFile,
+    nibabel.filebasedimages.ImageFileError,
+    nibabel.spatialimages.HeaderDataError,
+)
+"""What nibabel raises for files that are empty, cut off, or no NIfTI."""
+
+
+def check_case(case: SourceCase, values: frozenset[int], channels: int, tolerance: float) -> list[str]:
+    """Reads every voxel of those of a case's files that exist.
+
+    Args:
+        case: Its files; those that are missing are named elsewhere.
+        values: Label values allowed.
+        channels: Image channels; a single file must have them along its fourth axis if there are several.
+        tolerance: Voxels by which the corners of two files of the case may lie apart.
+
+    Returns:
+        What is wrong, one sentence each, each naming the case.
+    """
+    problems: list[str] = []
+    first: Any = None
+    for file in case.files:
+        if not file.is_file():
+            continue
+        label = file == case.label
+        try:
+            check_whole(file)
+            image: Any = nibabel.load(file)
+            voxels = _voxels(image, label=label)
+        except UNREADABLE as error:
+            problems.append(f"{case.name}: cannot be read: {file}: {_words(error).removeprefix(f'{file} ')}")
+            continue
+        axes = image.shape
+        dimensions = 4 if channels > 1 and len(case.images) == 1 and not label else 3
+        if len(axes) != dimensions or 0 in axes or (dimensions == 4 and axes[3] != channels):
+            expected = f"x, y, z, {channels}" if dimensions == 4 else "x, y, z"
+            problems.append(f"{case.name}: shape {axes} where ({expected}) is expected: {file}")
+            continue
+        if not _usable(image.affine):
+            problems.append(f"{case.name}: header without a usable affine: {file}")
+            continue
+        if first is None:
+            first = image
+        else:
+            problems += [f"{case.name}: {text}: {file}" for text in _differences(first, image, tolerance)]
+        if label:
+            unknown = sorted(_values(voxels) - {float(value) for value in values})
+            if unknown:
+                listed = ", ".join(f"{value:g}" for value in unknown[:8])
+                allowed = ", ".join(map(str, sorted(values)))
+                problems.append(f"{case.name}: label values {listed} where {allowed} are allowed: {file}")
+    return problems
+
+
+def read_grid(case: SourceCase) -> Grid | None:
+    """Orientation, sizes and lengths from the first image's header; None if it cannot be read."""
+    try:
+        image: Any = nibabel.load(case.images[0])
+        affine = np.asarray(image.affine, dtype=np.float64)
+    except UNREADABLE:
+        return None
+    if image.ndim < 3 or 0 in image.shape or not _usable(affine):
+        return None
+    letters = "".join(nibabel.aff2axcodes(affine))
+    sizes, shape = nibabel.affines.voxel_sizes(affine), image.shape[:3]
+    spacing, extent = np.zeros(3), np.zeros(3)
+    for axis, letter in enumerate(letters):
+        spacing[PATIENT_AXIS[letter]] = sizes[axis]
+        extent[PATIENT_AXIS[letter]] = sizes[axis] * shape[axis]
+    return Grid(case.name, letters, shape, _three(spacing), _three(extent))
+
+
+def _voxels(image: Any, *, label: bool) -> npt.NDArray[Any]:
+    # an image's scaling to float64 is not needed to see that its data are whole
+    return np.asanyarray(image.dataobj) if label else np.asanyarray(image.dataobj.get_unscaled())
+
+
+def _usable(affine: npt.NDArray[np.float64] | None) -> bool:
+    if affine is None or not np.isfinite(affine).all():
+        return False
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    return bool((lengths > 0).all() and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-4)
+
+
+def _differences(one: Any, two: Any, tolerance: float) -> list[str]:
+    shapes = one.shape[:3], two.shape[:3]
+    if shapes[0] != shapes[1]:
+        return [f"{shapes[1]} voxels, the first image has {shapes[0]}"]
+    apart = corner_distance(Frame.from_nibabel(one), Frame.from_nibabel(two))
+    if apart <= tolerance:
+        return []
+    return [f"another affine than the first image: corners up to {apart:.2g} voxels apart"]
+
+
+def _values(voxels: npt.NDArray[Any]) -> set[float]:
+    values: set[float] = set()
+    for plane in np.moveaxis(voxels, -1, 0):  # np.unique of a whole scan would sort it
+        values.update(map(float, np.unique(plane)))
+    return values
+
+
+def _three(values: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    return float(values[0]), float(values[1]), float(values[2])
+
+
+def _words(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__

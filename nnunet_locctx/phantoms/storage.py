@@ -1,4 +1,4 @@
-"""What the phantoms share: storage orientations, writing scans, and data sets that are never half written.
+"""What the phantoms share: storage orientations, writing scans, and datasets that are never half written.
 
 A phantom is drawn in the *canonical array*: axes (x, y, z), the index grows along L, P and S (up to the small rotation
 of an oblique scan). The *stored array* is the canonical one with its axes permuted and flipped as an orientation code
@@ -26,7 +26,7 @@ from nnunet_locctx.image_files import write_sitk
 FloatArray = NDArray[np.float64]
 
 ORIENTATIONS: tuple[str, ...] = ("LPS", "RAS", "PIR", "LAS", "SRP", "RPI")
-"""Storage orientations a data set mixes by default."""
+"""Storage orientations a dataset mixes by default."""
 
 LARGEST_OBLIQUE = 30
 """Degrees by which a scan may be rotated against the patient."""
@@ -74,10 +74,10 @@ def orientation_axes(code: str) -> list[tuple[int, int]]:
         ValueError: `code` is no orientation.
     """
     axes = [_AXIS_OF_LETTER.get(letter) for letter in code]
-    found = [axis for axis in axes if axis is not None]
-    if len(axes) != 3 or sorted(axis for axis, _ in found) != [0, 1, 2]:
+    known = [axis for axis in axes if axis is not None]
+    if len(axes) != 3 or sorted(axis for axis, _ in known) != [0, 1, 2]:
         raise ValueError(f"an orientation has one letter each of L/R, P/A and S/I, e.g. 'RAS', got {code!r}")
-    return found
+    return known
 
 
 def check_count(name: str, value: object, smallest: int, largest: int | None = None) -> None:
@@ -90,7 +90,7 @@ def check_count(name: str, value: object, smallest: int, largest: int | None = N
 
 
 def check_storage(orientations: Sequence[str], oblique: float) -> None:
-    """Raises ValueError for orientations or a rotation (degrees) that no data set can be stored with."""
+    """Raises ValueError for orientations or a rotation (degrees) that no dataset can be stored with."""
     if isinstance(orientations, str) or not orientations:
         raise ValueError(
             f"orientations must be a non-empty list of codes such as 'LPS', got {orientations!r}"
@@ -169,7 +169,7 @@ def write_case(case: StoredCase, name: str, image_folder: Path, label_folder: Pa
 
 
 def new_dataset(folder: str | Path, dataset_id: int, name: str, overwrite: bool) -> Path:
-    """The folder ``Dataset<ID>_<name>`` of a data set to write.
+    """The folder ``Dataset<ID>_<name>`` of a dataset to write.
 
     Raises:
         FileExistsError: It exists and `overwrite` is off.
@@ -184,7 +184,7 @@ def new_dataset(folder: str | Path, dataset_id: int, name: str, overwrite: bool)
 
 @contextlib.contextmanager
 def written_at_once(target: Path, description: Mapping[str, object]) -> Iterator[Path]:
-    """A hidden folder beside `target` to write a data set into.
+    """A hidden folder beside `target` to write a dataset into.
 
     At the end of the block it gets `description` as dataset.json and takes the place of `target`; after an error,
     an interruption included, it is removed and `target` is as before.

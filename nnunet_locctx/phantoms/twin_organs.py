@@ -44,9 +44,7 @@ from nnunet_locctx.phantoms.storage import (
     store,
     written_at_once,
 )
-from nnunet_locctx.phantoms.storage import (
-    write_case as _write_case,
-)
+from nnunet_locctx.phantoms.storage import write_case as _write_case
 
 __all__ = [
     "LOOK_ALIKES",
@@ -168,15 +166,15 @@ def make_phantom(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Path:
-    """Write a phantom data set in nnU-Net's raw format.
+    """Write a phantom dataset in nnU-Net's raw format.
 
     Writes ``Dataset<ID>_Phantom`` with ``imagesTr``, ``labelsTr``, ``imagesTs``, ``labelsTs`` and
     ``dataset.json``. Everything goes to a hidden folder first, which is renamed at the end: an interrupted
-    run leaves no half data set.
+    run leaves no half dataset.
 
     Args:
-        folder: Where data sets live, usually ``$nnUNet_raw``; made if absent.
-        dataset_id: nnU-Net's number of the data set, 1 to 999.
+        folder: Where datasets live, usually ``$nnUNet_raw``; made if absent.
+        dataset_id: nnU-Net's number of the dataset, 1 to 999.
         cases: Number of training cases, at least 1.
         test_cases: Number of held-out cases (``imagesTs``, ``labelsTs``); 0 writes neither folder.
         size: Nominal number of voxels along (left-right, posterior-anterior, inferior-superior), or one
@@ -190,16 +188,16 @@ def make_phantom(
         orientations: Storage orientations to take in turn, three letters each.
         oblique: Every fifth scan is rotated against the patient by up to this many degrees about each axis, 0
             to 30.
-        seed: Seed of the data set. Case k depends on the seed, k and the arguments, not on the number of
+        seed: Seed of the dataset. Case k depends on the seed, k and the arguments, not on the number of
             cases.
-        overwrite: Replace an existing data set of that name.
+        overwrite: Replace an existing dataset of that name.
         progress: Show a progress bar.
 
     Returns:
-        The data set's folder.
+        The dataset's folder.
 
     Raises:
-        FileExistsError: The data set exists and `overwrite` is off.
+        FileExistsError: The dataset exists and `overwrite` is off.
         TypeError: An argument that counts something is no whole number.
         ValueError: An argument is out of range.
     """

@@ -16,6 +16,7 @@ those of :mod:`~nnunet_locctx.phantoms.storage`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,30 +31,37 @@ from nnunet_locctx.phantoms.storage import (
     ORIENTATIONS,
     FloatArray,
     check_count,
+    check_storage,
     new_dataset,
+    orientation_axes,
     rotation_matrix,
     store,
     write_case,
     written_at_once,
 )
-from nnunet_locctx.phantoms.whole_body_anatomy import paint
-from nnunet_locctx.phantoms.whole_body_canvas import Canvas
-from nnunet_locctx.phantoms.whole_body_organs import ORGANS, paint_organs
-from nnunet_locctx.phantoms.whole_body_patient import ATLAS_HEIGHT, BodyMap, Patient, draw_patient
-from nnunet_locctx.phantoms.whole_body_settings import (
-    FRACTION,
-    IN_PLANE,
-    SLICES,
-    Range,
-    Settings,
-    Wish,
-)
+from nnunet_locctx.phantoms.whole_body_anatomy import ORGANS, paint, paint_organs
+from nnunet_locctx.phantoms.whole_body_patient import ATLAS_HEIGHT, BodyMap, Canvas, Patient, draw_patient
+
+Range = tuple[float, float]
 
 __all__ = ["ATLAS_HEIGHT", "ORGANS", "WholeBodyCase", "make_whole_body", "whole_body_case"]
 
 _HALF_WIDTHS = np.array([182.0, 116.0])  # atlas mm along R and A that every field of view holds
 _MARGIN = (10.0, 40.0)  # mm of air around them
 _NOISE = 12.0  # HU
+
+IN_PLANE: Range = (4.0, 6.0)
+"""Voxel size along R and A in mm."""
+
+SLICES: Range = (4.0, 8.0)
+"""Voxel size along S in mm."""
+
+FRACTION: Range = (0.3, 1.0)
+"""Share of the body's height that a field of view takes."""
+
+SMALLEST_FRACTION = 0.05
+SMALLEST_SPACING = 0.5  # mm
+LARGEST_SPACING = 30.0  # mm; an organ is about as large
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,82 @@ class WholeBodyCase:
         return self.body.to_atlas(self.frame.millimetres(index))
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What a dataset's cases are drawn from."""
+
+    in_plane: Range
+    slices: Range
+    fraction: Range
+    orientations: tuple[str, ...]
+    oblique: float
+    seed: int
+
+    @classmethod
+    def checked(
+        cls,
+        in_plane: Range,
+        slices: Range,
+        fraction: Range,
+        orientations: Sequence[str],
+        oblique: float,
+        seed: int,
+    ) -> Settings:
+        check_count("seed", seed, 0)
+        check_storage(orientations, oblique)
+        return cls(
+            _range("in_plane", in_plane, SMALLEST_SPACING, LARGEST_SPACING, "mm"),
+            _range("slices", slices, SMALLEST_SPACING, LARGEST_SPACING, "mm"),
+            _range("fraction", fraction, SMALLEST_FRACTION, 1.0, "of the body's height"),
+            tuple(orientations),
+            float(oblique),
+            int(seed),
+        )
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What one case shall have instead of what its settings draw."""
+
+    crop: Range | None = None
+    spacing: tuple[float, float, float] | None = None
+    orientation: str | None = None
+
+    @classmethod
+    def checked(
+        cls, crop: Range | None, spacing: float | Sequence[float] | None, orientation: str | None
+    ) -> Wish:
+        if orientation is not None:
+            orientation_axes(orientation)
+        if crop is not None:
+            crop = lower, upper = _range("crop", crop, 0.0, 1.0, "of the patient's height")
+            if upper - lower < SMALLEST_FRACTION:
+                raise ValueError(f"crop must span at least {SMALLEST_FRACTION} of the height, got {crop!r}")
+        steps = None
+        if spacing is not None:
+            sizes = [spacing] * 3 if isinstance(spacing, (int, float, np.number)) else list(spacing)
+            if len(sizes) != 3 or not all(SMALLEST_SPACING <= size <= LARGEST_SPACING for size in sizes):
+                raise ValueError(
+                    f"spacing must be one or three numbers from {SMALLEST_SPACING:g} to {LARGEST_SPACING:g} (mm), "
+                    f"got {spacing!r}"
+                )
+            steps = (float(sizes[0]), float(sizes[1]), float(sizes[2]))
+        return cls(crop, steps, orientation)
+
+
+def _range(name: str, value: Range, smallest: float, largest: float, unit: str) -> Range:
+    ends = [float(end) for end in value]
+    if (
+        len(ends) != 2
+        or not all(math.isfinite(end) for end in ends)
+        or not smallest <= ends[0] <= ends[1] <= largest
+    ):
+        raise ValueError(
+            f"{name} must be two numbers, smaller first, from {smallest:g} to {largest:g} ({unit}), got {value!r}"
+        )
+    return ends[0], ends[1]
+
+
 def make_whole_body(
     folder: str | Path,
     dataset_id: int,
@@ -114,14 +198,14 @@ def make_whole_body(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Path:
-    """Writes a whole-body phantom data set in nnU-Net's raw format.
+    """Writes a whole-body phantom dataset in nnU-Net's raw format.
 
     Writes ``Dataset<ID>_WholeBody`` with ``imagesTr``, ``labelsTr``, ``imagesTs``, ``labelsTs`` and ``dataset.json``,
-    to a hidden folder first, which is renamed at the end: an interrupted run leaves no half data set.
+    to a hidden folder first, which is renamed at the end: an interrupted run leaves no half dataset.
 
     Args:
-        folder: Where data sets live, usually ``$nnUNet_raw``; made if absent.
-        dataset_id: nnU-Net's number of the data set, 1 to 999.
+        folder: Where datasets live, usually ``$nnUNet_raw``; made if absent.
+        dataset_id: nnU-Net's number of the dataset, 1 to 999.
         cases: Number of training cases, at least 1.
         test_cases: Number of held-out cases (``imagesTs``, ``labelsTs``); 0 writes neither folder.
         in_plane: Smallest and largest voxel size in mm along R and A; a case has one for both.
@@ -129,15 +213,15 @@ def make_whole_body(
         fraction: Smallest and largest share of the body's height in a field of view; uniform between.
         orientations: Storage orientations to take in turn, three letters each.
         oblique: Every fifth scan is rotated against the patient by up to this many degrees about each axis, 0 to 30.
-        seed: Seed of the data set. Case k depends on the seed, k and the arguments, not on the number of cases.
-        overwrite: Replace an existing data set of that name.
+        seed: Seed of the dataset. Case k depends on the seed, k and the arguments, not on the number of cases.
+        overwrite: Replace an existing dataset of that name.
         progress: Show a progress bar.
 
     Returns:
-        The data set's folder.
+        The dataset's folder.
 
     Raises:
-        FileExistsError: The data set exists and `overwrite` is off.
+        FileExistsError: The dataset exists and `overwrite` is off.
         TypeError: An argument that counts something is no whole number.
         ValueError: An argument is out of range.
     """
@@ -219,9 +303,7 @@ def _draw_case(settings: Settings, number: int, wish: Wish) -> WholeBodyCase:
     rotation = rotation_matrix(angles)
     body = patient.body
     whole = float(body.level(ATLAS_HEIGHT))
-    sizes = body.sizes.max(
-        axis=0
-    )  # of the whole patient, so that a crop does not change the field of view's width
+    sizes = body.sizes.max(axis=0)  # of the whole patient: a crop does not change the field of view's width
     lower = np.array([*(-_HALF_WIDTHS * sizes - margins[0]), crop[0] * whole])
     upper = np.array([*(_HALF_WIDTHS * sizes + margins[1]), crop[1] * whole])
     centre = body.position + PATIENT_FROM_LPS @ ((lower + upper) / 2)
@@ -235,14 +317,7 @@ def _draw_case(settings: Settings, number: int, wish: Wish) -> WholeBodyCase:
     image = np.clip(np.rint(scan), -1024, 3071).astype(np.int16)  # the range scanners store
     stored = store(image[None], labels.reshape(shape), spacing, centre, rotation, code)
     return WholeBodyCase(
-        stored.images,
-        stored.labels,
-        stored.spacing,
-        stored.origin,
-        stored.direction,
-        code,
-        crop,
-        body,
+        stored.images, stored.labels, stored.spacing, stored.origin, stored.direction, code, crop, body
     )
 
 

@@ -1,8 +1,9 @@
-"""The gross anatomy of the whole-body phantom, from the upper thighs to the head, arms raised out of view.
+"""The whole-body phantom's gross anatomy, from the upper thighs to the head, arms raised out of view, and its organs.
 
 Coarse enough to be drawn in about a second, detailed enough that a slice's level and a voxel's side show in some
 100-150 mm of surroundings: the outline, legs, pelvis, spine, ribs, lungs, heart, liver, stomach, bowel, skull. All
-numbers are mm in the atlas (right, anterior, superior) or HU, rough averages of an adult.
+numbers are mm in the atlas (right, anterior, superior) or HU, rough averages of an adult. The organs are those that
+only their place distinguishes; structures of the same look are painted with them.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nnunet_locctx.phantoms.storage import FloatArray
-from nnunet_locctx.phantoms.whole_body_canvas import Canvas, Mask
-from nnunet_locctx.phantoms.whole_body_patient import Patient
+from nnunet_locctx.phantoms.whole_body_patient import Canvas, Mask, Patient
 
 AIR, LUNG, FAT, MUSCLE, BONE = -1000.0, -820.0, -100.0, 50.0, 350.0
 
@@ -90,7 +90,7 @@ _HEAD_PARTS = (
 
 
 def paint(canvas: Canvas, patient: Patient) -> None:
-    """Paints a patient's anatomy, without the organs to be told apart.
+    """Paints a patient's anatomy, without its organs.
 
     Args:
         canvas: Its places are the patient's, in the atlas; covered with air where there is no body.
@@ -244,3 +244,67 @@ def _head(canvas: Canvas, patient: Patient, random: np.random.Generator, muscle:
     canvas.ellipsoid((0, 48, 778), (26, 30, 6), bone + 200)  # teeth, hard palate
     for part in _HEAD_PARTS:
         _draw(canvas, part, patient, random)
+
+
+Place = tuple[float, float, float]
+
+_LEVELS: dict[str, Place] = {
+    "thigh": (88, -38, 50),
+    "hip": (84, -62, 195),
+    "loin": (60, -56, 335),
+    "chest": (64, -66, 500),
+    "shoulder": (78, -46, 650),
+}
+
+ORGANS: dict[str, Place] = {
+    f"{level}_{side}": (sign * place[0], place[1], place[2])
+    for level, place in _LEVELS.items()
+    for side, sign in (("right", 1), ("left", -1))
+}
+"""Class name -> atlas place in mm along (R, A, S), before jitter; the label of a class is its place in this table,
+counted from 1."""
+
+LOOK_ALIKES: tuple[Place, ...] = tuple(
+    (sign * right, front, up)
+    for right, front, up in (
+        (92, -34, 122),
+        (78, -60, 265),
+        (62, -60, 415),
+        (66, -64, 578),
+        (88, 40, 60),
+        (76, 58, 350),
+        (86, 62, 590),
+    )
+    for sign in (1, -1)
+)
+"""Atlas places of structures that look like organs and belong to the background."""
+
+JITTER = 8.0
+"""Largest displacement of an organ in atlas mm along each axis."""
+
+RADIUS = (14.0, 18.0)
+"""Range of an organ's radius in atlas mm; each half axis differs from it by up to 7 %."""
+
+_BED = 1.5  # radii of muscle around each, so that its surroundings do not give its level away
+_PRESENT = 0.85  # of the look-alikes
+_ORGAN_TEXTURE = 20.0  # HU
+
+
+def paint_organs(canvas: Canvas, patient: Patient) -> None:
+    """Paints a patient's organs, with labels, and look-alikes; all draw from the same distributions."""
+    random = np.random.default_rng([*patient.seed, 4])
+    places = [(label, place) for label, place in enumerate(ORGANS.values(), start=1)]
+    places += [(0, place) for place in LOOK_ALIKES]
+    muscle = MUSCLE + patient.tissue[1]
+    for label, place in places:
+        present = random.random() < _PRESENT or label > 0
+        centre = np.asarray(place) + random.uniform(-JITTER, JITTER, 3)
+        radii = random.uniform(*RADIUS) * random.uniform(0.93, 1.07, 3)
+        value = patient.organ + random.uniform(-10.0, 10.0)
+        if not present:
+            continue
+        for size, intensity, painted in ((_BED, muscle, None), (1.0, value, label)):
+            canvas.ellipsoid(centre.tolist(), (size * radii).tolist(), intensity, label=painted)
+        part = canvas.between(centre[2] - radii[2], centre[2] + radii[2])
+        inside = canvas.depth(part, centre.tolist(), radii.tolist()) <= 1.0
+        canvas.values[part][inside] += _ORGAN_TEXTURE * patient.texture_at(2, canvas.places[part][inside])

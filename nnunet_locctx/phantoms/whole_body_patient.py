@@ -1,4 +1,4 @@
-"""One patient of the whole-body phantom: where the atlas body's places lie in them, and how their tissues look.
+"""One patient of the whole-body phantom: where the atlas body's places lie in them, their tissues, a canvas.
 
 *Atlas* coordinates are millimetres along (R, A, S): right of the midline, in front of the body's axis, above the cut
 through the upper thighs. *Patient* coordinates are millimetres LPS, as in DICOM.
@@ -6,15 +6,19 @@ through the upper thighs. *Patient* coordinates are millimetres LPS, as in DICOM
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from nnunet_locctx.geometry import PATIENT_FROM_LPS
 from nnunet_locctx.phantoms.storage import FloatArray
+
+Mask = NDArray[np.bool_]
 
 ATLAS_HEIGHT = 900.0
 """Millimetres from the upper thighs (0) to just above the head."""
@@ -63,13 +67,13 @@ class BodyMap:
     def to_patient(self, atlas: npt.ArrayLike) -> FloatArray:
         """Atlas (..., 3) mm along (R, A, S) -> patient (..., 3) mm LPS."""
         atlas = np.asarray(atlas, dtype=np.float64)
-        found = np.empty(atlas.shape)
-        found[..., 2] = self.level(atlas[..., 2])
+        place = np.empty(atlas.shape)
+        place[..., 2] = self.level(atlas[..., 2])
         for axis in range(2):
             size = np.interp(atlas[..., 2], _TABLE, self.sizes[:, axis])
             shift = np.interp(atlas[..., 2], _TABLE, self.shifts[:, axis])
-            found[..., axis] = size * atlas[..., axis] + shift
-        return np.asarray(found @ PATIENT_FROM_LPS + self.position)
+            place[..., axis] = size * atlas[..., axis] + shift
+        return np.asarray(place @ PATIENT_FROM_LPS + self.position)
 
     def to_atlas(self, patient: npt.ArrayLike) -> FloatArray:
         """Patient (..., 3) mm LPS -> atlas (..., 3) mm along (R, A, S), the inverse of :meth:`to_patient`."""
@@ -112,8 +116,8 @@ class Patient:
     def texture_at(self, channel: int, atlas: FloatArray) -> FloatArray:
         """Smooth noise (...) at atlas places (..., 3) mm."""
         index = (atlas - _TEXTURE_LOWER) / _TEXTURE_STEP
-        found = map_coordinates(self.texture[channel], np.moveaxis(index, -1, 0), order=1, mode="nearest")
-        return np.asarray(found)
+        noise = map_coordinates(self.texture[channel], np.moveaxis(index, -1, 0), order=1, mode="nearest")
+        return np.asarray(noise)
 
 
 def draw_patient(seed: tuple[int, ...]) -> Patient:
@@ -147,3 +151,102 @@ def draw_patient(seed: tuple[int, ...]) -> Patient:
         texture=texture / texture.std(),
         seed=seed,
     )
+
+
+class Canvas:
+    """Intensities at atlas places, painted structure by structure; later ones cover earlier ones.
+
+    The places are kept sorted by height, so that a structure looks only at those on its levels.
+
+    Args:
+        atlas: (N, 3) mm along (R, A, S).
+
+    Attributes:
+        places: (N, 3) the sorted places.
+        right, front, up: (N,) mm, their coordinates.
+        values: (N,) HU.
+        labels: (N,) label, 0 at first.
+    """
+
+    def __init__(self, atlas: FloatArray) -> None:
+        self._order = np.argsort(atlas[:, 2], kind="stable")
+        self.places = atlas[self._order]
+        self.right, self.front, self.up = np.ascontiguousarray(self.places.T)
+        self.values = np.zeros(len(atlas))
+        self.labels = np.zeros(len(atlas), dtype=np.uint8)
+
+    def unsorted(self) -> tuple[FloatArray, NDArray[np.uint8]]:
+        """Values and labels in the order in which the places were given."""
+        values, labels = np.empty_like(self.values), np.empty_like(self.labels)
+        values[self._order] = self.values
+        labels[self._order] = self.labels
+        return values, labels
+
+    def between(self, lowest: float, highest: float) -> slice:
+        """The places from one height to another, in mm."""
+        first, last = np.searchsorted(self.up, (lowest, highest))
+        return slice(int(first), int(last))
+
+    def depth(self, part: slice, centre: Sequence[float], radii: Sequence[float]) -> FloatArray:
+        """Distance from an ellipsoid's centre at some places, 1 on its surface."""
+        return np.asarray(
+            np.sqrt(
+                ((self.right[part] - centre[0]) / radii[0]) ** 2
+                + ((self.front[part] - centre[1]) / radii[1]) ** 2
+                + ((self.up[part] - centre[2]) / radii[2]) ** 2
+            )
+        )
+
+    def ellipsoid(
+        self,
+        centre: Sequence[float],
+        radii: Sequence[float],
+        value: float,
+        *,
+        hollow: float = 0.0,
+        label: int | None = None,
+    ) -> None:
+        """Paints an ellipsoid with axes along the body's.
+
+        Args:
+            centre: mm along (R, A, S).
+            radii: Half axes in mm.
+            value: HU.
+            hollow: Only where the depth is at least this, 0 to 1: a shell.
+            label: Also written, if given.
+        """
+        part = self.between(centre[2] - radii[2], centre[2] + radii[2])
+        depth = self.depth(part, centre, radii)
+        inside = (depth <= 1.0) & (depth >= hollow)
+        self.values[part][inside] = value
+        if label is not None:
+            self.labels[part][inside] = label
+
+    def tube(
+        self,
+        heights: Sequence[float],
+        centres: Sequence[Sequence[float]],
+        radii: Sequence[Sequence[float]],
+        value: float,
+        *,
+        hollow: float = 0.0,
+    ) -> tuple[slice, Mask]:
+        """Paints a column along the body with elliptical cross-sections, and gives what it painted.
+
+        Args:
+            heights: (K,) increasing, mm; centres and radii are interpolated between.
+            centres: (K, 2) mm along (R, A).
+            radii: (K, 2) half axes in mm along (R, A).
+            value: HU.
+            hollow: As in :meth:`ellipsoid`, within the cross-section.
+        """
+        part = self.between(heights[0], heights[-1])
+        up = self.up[part]
+        total = np.zeros(len(up))
+        for coordinate, centre, radius in zip(
+            (self.right[part], self.front[part]), np.transpose(centres), np.transpose(radii), strict=True
+        ):
+            total += ((coordinate - np.interp(up, heights, centre)) / np.interp(up, heights, radius)) ** 2
+        inside = (total <= 1.0) & (total >= hollow**2)
+        self.values[part][inside] = value
+        return part, inside

@@ -23,7 +23,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,13 +36,17 @@ from scripts.benchmarks.harness import (
     PLAIN,
     REPOSITORY,
     Record,
+    Records,
+    apart,
     by,
+    command_line,
     describe_machine,
+    described_parser,
     destinations,
     replace_section,
-    run_logged,
     say,
     spread,
+    table,
 )
 
 PARTS = ("size", "time", "memory")
@@ -86,32 +89,21 @@ class Settings:
         return cls()
 
     def job(self, part: str, device: str, threads: int) -> Record:
-        """What ``scripts/benchmarks/networks.py`` is told, but the trainer's name."""
-        told = dataclasses.asdict(self)
+        """What ``networks.answer`` takes, but the trainer's name."""
+        job = dataclasses.asdict(self)
         patches = [self.planned_for] if part == "size" else self.patches
-        only_time = {name: told.pop(name) for name in ("rounds", "repeats")}
-        told |= {"part": part, "patches": patches, "device": device, "threads": threads}
+        only_time = {name: job.pop(name) for name in ("rounds", "repeats")}
+        job |= {"part": part, "patches": patches, "device": device, "threads": threads}
         if part == "size":
-            told |= {"batch": 1, "device": "cpu", "threads": 0}
+            job |= {"batch": 1, "device": "cpu", "threads": 0}
         if part == "time":
-            told |= only_time
-        content: Record = json.loads(json.dumps(told))  # lists, as in the records
+            job |= only_time
+        content: Record = json.loads(json.dumps(job))  # lists, as in the records
         return content
 
 
-class Results:
-    """The records of one file.
-
-    Args:
-        file: One JSON object per line.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.records = self._read()
-
-    def _read(self) -> list[Record]:
-        return [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.exists() else []
+class Results(Records):
+    """The records of all networks, parts and machines."""
 
     def find(self, part: str, trainer: str, place: str = "") -> Record | None:
         """The record of a network; `place` is the machine, of no matter for sizes."""
@@ -120,22 +112,6 @@ class Results:
             if same and (part == "size" or record["place"] == place):
                 return record
         return None
-
-    def add(self, record: Record) -> None:
-        """Puts a record into the file, in the place of an older one of the same network and machine."""
-        self.records = self._read()  # again: another process may have added some meanwhile
-        old = self.find(record["part"], record["trainer"], record["place"])
-        if old is not None:
-            self.records.remove(old)
-        self.records.append(record)
-        self.write()
-
-    def write(self) -> None:
-        """Replaces the file as a whole."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.file.with_suffix(".part")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in self.records))
-        partial.replace(self.file)
 
     def places(self) -> list[str]:
         """The machines that times were measured on."""
@@ -169,13 +145,8 @@ def measure(job: Record) -> Record:
 
 
 def start(job: Record) -> Record:
-    """Runs ``scripts/benchmarks/networks.py`` once."""
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer.json"
-        command = ["python", "-m", "scripts.benchmarks.networks", json.dumps(job), str(answer)]
-        run_logged(command, Path(folder) / "log")
-        measured: Record = json.loads(answer.read_text())
-    return measured
+    """Measures in a new process."""
+    return apart("networks.answer", job)
 
 
 def run(
@@ -199,25 +170,17 @@ def run(
             bar.set_postfix_str(f"{part} {name}")
             job = settings.job(part, device, threads)
             key = {**job, "torch": machine["versions"]["torch"]}
-            found = results.find(part, name, place)
-            if not fresh and found is not None and found["key"] == key:
+            finished = results.find(part, name, place)
+            if not fresh and finished is not None and finished["key"] == key:
                 continue
             try:
                 measured = measure({**job, "trainer": name})
             except Exception as error:  # a network that cannot be measured does not stop the others
                 failed.append(f"{part} {name}: {str(error).strip().splitlines()[-1]}")
                 continue
-            results.add(
-                {
-                    "trainer": name,
-                    "part": part,
-                    "place": place,
-                    "key": key,
-                    "machine": machine,
-                    "date": datetime.date.today().isoformat(),
-                    "measured": measured,
-                }
-            )
+            record = {"trainer": name, "part": part, "place": place, "key": key, "machine": machine}
+            record |= {"date": datetime.date.today().isoformat(), "measured": measured}
+            results.add(record, "part", "trainer", *(() if part == "size" else ("place",)))
     return failed
 
 
@@ -227,33 +190,29 @@ def run(
 def size_table(results: Results, names: Sequence[str]) -> list[str]:
     """Parameters and multiply-adds."""
     plain = results.find("size", PLAIN)
-    lines = ["| network of | parameters | relative | multiply-adds | relative |", "|---|---|---|---|---|"]
+    rows = []
     for name in names:
         record = results.find("size", name)
         if record is None or plain is None:
             continue
         own, base = record["measured"], plain["measured"]
-        lines.append(
-            f"| {title(name)} | {own['parameters'] / 1e6:.3f} M | {own['parameters'] / base['parameters']:.4f} "
-            f"| {own['multiply_adds'] / 1e9:.2f} G | {own['multiply_adds'] / base['multiply_adds']:.4f} |"
-        )
-    return [*lines, ""] if len(lines) > 2 else []
+        relative = {key: f"{own[key] / base[key]:.4f}" for key in ("parameters", "multiply_adds")}
+        million, billion = f"{own['parameters'] / 1e6:.3f} M", f"{own['multiply_adds'] / 1e9:.2f} G"
+        rows.append([title(name), million, relative["parameters"], billion, relative["multiply_adds"]])
+    return table(("network of", "parameters", "relative", "multiply-adds", "relative"), rows)
 
 
 def time_table(results: Results, names: Sequence[str], place: str) -> list[str]:
     """Seconds and bytes of both passes on one machine; ratios of the same round."""
-    lines = [
-        "| network of | patch | forward: s | relative | with backward: s | relative | peak memory: GiB | relative |",
-        "|---" * 8 + "|",
-    ]
+    passes = ("patch", "forward: s", "relative", "with backward: s", "relative")
+    rows = []
     for name in names:
-        cells = [
-            *time_cells(results.find("time", name, place)),
-            *memory_cells(results.find("memory", name, place)),
-        ]
+        cells = time_cells(results.find("time", name, place)) + memory_cells(
+            results.find("memory", name, place)
+        )
         if set(cells) != {"-"}:
-            lines.append(f"| {title(name)} | {' | '.join(cells)} |")
-    return [*lines, ""] if len(lines) > 2 else []
+            rows.append([title(name), *cells])
+    return table(("network of", *passes, "peak memory: GiB", "relative"), rows)
 
 
 def time_cells(record: Record | None) -> list[str]:
@@ -356,9 +315,7 @@ def trainer_names() -> list[str]:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument(
         "--networks",
         default="",
@@ -413,9 +370,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.report:
         jobs = [(part, name) for part in options.parts for name in chosen]
         failed = run(results, jobs, settings, options.device, options.threads, options.fresh)
-    given = " ".join(
-        ["python", "-m", "scripts.benchmarks.blocks", *(sys.argv[1:] if arguments is None else arguments)]
-    )
+    given = command_line("scripts.benchmarks.blocks", arguments)
     measured = report(results, names, settings, given, options.quick)
     replace_section(page, BEGIN, END, measured)
     print(measured)

@@ -9,7 +9,6 @@ hardly depends on what else the machine does.
     python -m scripts.benchmarks.evaluate --quick    # small volume, prints only
 """
 
-import argparse
 import datetime
 import math
 import textwrap
@@ -23,7 +22,15 @@ import torch
 
 from nnunet_locctx.evaluation.classes import Classes
 from nnunet_locctx.evaluation.measures import Mask, Settings, measure_case, surface_measures
-from scripts.benchmarks.harness import REPOSITORY, by, describe_machine, replace_section, say, spread
+from scripts.benchmarks.harness import (
+    REPOSITORY,
+    by,
+    describe_machine,
+    described_parser,
+    replace_section,
+    say,
+    spread,
+)
 
 BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
 SHAPE = (256, 384, 384)
@@ -104,9 +111,7 @@ def report(rows: Sequence[dict[str, Any]], shape: Sequence[int]) -> str:
 
 def main() -> None:
     """Measures, prints and writes."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="a small volume; nothing is written")
     parser.add_argument(
         "--repeats", type=int, default=3, metavar="N", help="of each measurement (default: 3)"

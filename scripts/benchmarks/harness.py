@@ -1,18 +1,27 @@
-"""What the benchmark scripts share: clocks, memory, the machine, tables and pages."""
+"""What the scripts share: clocks, memory, the machine, records that outlive a stop, tables and pages.
 
+python -m scripts.benchmarks.harness MODULE.FUNCTION JOB ANSWER      # how a benchmark measures in a new process
+"""
+
+import argparse
 import contextlib
+import importlib
 import io
+import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from nnunet_locctx.files import write_atomically
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -212,7 +221,69 @@ def run_logged(command: list[str], log: Path, watch: MemoryWatch | None = None) 
         )
 
 
-# ------------------------------------------------------------------------------------------------------ tables, pages
+def apart(function: str, job: Record) -> Record:
+    """What a function of the benchmarks, such as ``networks.answer``, says to a job, in a process of its own.
+
+    Raises:
+        RuntimeError: The process failed; carries what it printed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        command = ["python", "-m", "scripts.benchmarks.harness", function, json.dumps(job), str(answer)]
+        run_logged(command, Path(folder) / "log")
+        content: Record = json.loads(answer.read_text())
+    return content
+
+
+# ---------------------------------------------------------------------------------------------------------- records
+
+
+class Records:
+    """Finished runs in a file, one JSON object a line; what it holds is not run again.
+
+    Args:
+        file: Replaced as a whole whenever a run is added, and read again before: several processes may add.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    @property
+    def records(self) -> list[Record]:
+        """All of them, in the order in which they were added."""
+        return [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.exists() else []
+
+    def add(self, record: Record, *same: str) -> None:
+        """Adds a record in the place of those with the same values of the fields `same`, if any are named."""
+        others = [one for one in self.records if not same or any(one[key] != record[key] for key in same)]
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.file, "".join(json.dumps(one) + "\n" for one in [*others, record]).encode())
+
+
+def rotated(names: Sequence[str], number: int) -> list[str]:
+    """The names in the order of one round: each round starts with another one."""
+    first = number % len(names)
+    return [*names[first:], *names[:first]]
+
+
+# ---------------------------------------------------------------------------------------------- commands, tables, pages
+
+
+def described_parser(text: str | None) -> argparse.ArgumentParser:
+    """A parser whose help is a script's docstring."""
+    return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def command_line(module: str, arguments: Sequence[str] | None) -> str:
+    """How the script was started; `arguments` as ``main`` takes them."""
+    return " ".join(["python", "-m", module, *(sys.argv[1:] if arguments is None else arguments)])
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """Lines of a Markdown table; none without rows."""
+    lines = [heads, *rows] if rows else []
+    cells = [f"| {' | '.join(map(str, line))} |" for line in lines]
+    return [*cells[:1], "|---" * len(heads) + "|", *cells[1:], ""] if rows else []
 
 
 def spread(values: Sequence[float], digits: int) -> str:
@@ -251,3 +322,9 @@ def replace_section(path: Path, begin: str, end: str, text: str) -> None:
         raise ValueError(f"{path} must contain the lines {begin} and {end}")
     before, after = page.split(begin, 1)[0], page.split(end, 1)[1]
     path.write_text(f"{before}{begin}\n\n{text}\n{end}{after}")
+
+
+if __name__ == "__main__":
+    module, name = sys.argv[1].split(".")
+    function = getattr(importlib.import_module(f"scripts.benchmarks.{module}"), name)
+    Path(sys.argv[3]).write_text(json.dumps(function(json.loads(sys.argv[2]))))

@@ -1,14 +1,9 @@
 """One network of scripts/benchmarks/blocks.py: built as nnU-Net builds it, counted, timed, its memory watched.
 
-Started by that script in a process of its own, with a job (JSON) and the file for the answer:
-
-    python -m scripts.benchmarks.networks '{"part": "time", ...}' answer.json
+That script measures by :func:`answer`, in a process of its own.
 """
 
-import json
-import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -80,10 +75,10 @@ def trainer_class(name: str) -> Any:
     Raises:
         ValueError: No such trainer.
     """
-    found = nnUNetTrainer if name == PLAIN else find_trainer(name)
-    if found is None:
+    trainer = nnUNetTrainer if name == PLAIN else find_trainer(name)
+    if trainer is None:
         raise ValueError(f"no trainer {name!r}")
-    return found
+    return trainer
 
 
 def deep_supervision(name: str, plans: Record) -> bool:
@@ -113,8 +108,7 @@ def make_input(name: str, patch: list[int], batch: int) -> Tensor:
     image = torch.randn(batch, CHANNELS, *patch)
     if not issubclass(trainer_class(name), LocatedTrainer):
         return image
-    axes = [(torch.arange(n, dtype=torch.float32) + 0.5) / n - 0.5 for n in patch]
-    grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).flip(0)
+    grid = whole_volume(patch)
     return torch.cat([image, grid.expand(batch, *grid.shape)], dim=1)
 
 
@@ -140,6 +134,24 @@ def usable_patch(name: str, patches: list[list[int]], plans_of: Callable[[list[i
 # ------------------------------------------------------------------------------------------------------- measuring
 
 
+def count_operations(network: nn.Module, x: Tensor) -> Record:
+    """Parameters, and multiply-adds of one pass by torch's counter: of convolutions and linear layers, and all."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(x)
+    counts = {str(one): number // 2 for one, number in counter.get_flop_counts()["Global"].items()}
+    return {
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "convolutions": counts.get("aten.convolution", 0) + counts.get("aten.addmm", 0),
+        "multiply_adds": sum(counts.values()),
+    }
+
+
+def whole_volume(patch: Sequence[int]) -> Tensor:
+    """The location of a patch that is the whole volume: (3, *patch), along the reversed array axes."""
+    axes = [(torch.arange(n, dtype=torch.float32) + 0.5) / n - 0.5 for n in patch]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")).flip(0)
+
+
 def count(name: str, plans: Record, classes: int) -> Record:
     """Parameters, and multiply-adds of one prediction (batch 1, no deep supervision)."""
     patch = plans["configurations"][CONFIGURATION]["patch_size"]
@@ -149,17 +161,11 @@ def count(name: str, plans: Record, classes: int) -> Record:
             with torch.device(device):
                 network = build(name, plans, classes, False).eval()
                 x = make_input(name, patch, 1)
-            counter = FlopCounterMode(display=False)
-            with counter, torch.no_grad():
-                network(x)
+            counted = count_operations(network, x)
         except (RuntimeError, NotImplementedError) as failure:  # what needs values cannot run without memory
             error = error or str(failure)
         else:
-            return {
-                "parameters": sum(parameter.numel() for parameter in network.parameters()),
-                "multiply_adds": counter.get_total_flops() // 2,
-                "counted_on": device,
-            }
+            return {**{key: counted[key] for key in ("parameters", "multiply_adds")}, "counted_on": device}
     raise RuntimeError(f"{name} can be counted neither without memory nor on the CPU: {error}")
 
 
@@ -252,7 +258,3 @@ def answer(job: Record) -> Record:
     else:
         measured = {"time": time_passes, "memory": watch_memory}[job["part"]](job, plans_of(patch))
     return {"patch": patch, **measured}
-
-
-if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(json.dumps(answer(json.loads(sys.argv[1]))))

@@ -16,7 +16,6 @@ import argparse
 import datetime
 import json
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -32,13 +31,18 @@ from scripts.benchmarks.harness import (
     Clock,
     MemoryWatch,
     Record,
+    Records,
     by,
+    command_line,
     describe_machine,
+    described_parser,
     quiet,
     replace_section,
+    rotated,
     run_logged,
     say,
     spread,
+    table,
 )
 
 DATASET = 900
@@ -174,7 +178,7 @@ class Bench:
         self.rounds = rounds
         self.device = device
         self.threads = threads or os.cpu_count() or 1
-        self.records_file = folder / "records.jsonl"
+        self.records = Records(folder / "records.jsonl")
         self.machine = describe_machine(device)
         self._made: dict[tuple[str, str], Any] = {}
 
@@ -188,18 +192,18 @@ class Bench:
         """Phantom, stock planning and preprocessing, the scan to predict (each made once), and our plans."""
         s = self.settings
         done = self.folder / "prepared.json"
-        wanted = {"volume": s.volume, "cases": s.cases, "scan": list(s.scan)}
+        sizes = {"volume": s.volume, "cases": s.cases, "scan": list(s.scan)}
         made = json.loads(done.read_text()) if done.exists() else {}
-        if not all(made.get(name) == value for name, value in wanted.items()):
+        if not all(made.get(name) == value for name, value in sizes.items()):
             self._make_data()
-            done.write_text(json.dumps(wanted))
+            done.write_text(json.dumps(sizes))
         self._write_plans()
 
     def _make_data(self) -> None:
         from nnunet_locctx.phantoms.twin_organs import make_phantom
 
         s = self.settings
-        say("phantom data set")
+        say("phantom dataset")
         raw = Path(os.environ["nnUNet_raw"])
         make_phantom(
             raw,
@@ -212,16 +216,7 @@ class Bench:
             progress=True,
         )
         say("nnUNetv2_plan_and_preprocess")
-        command = [
-            "nnUNetv2_plan_and_preprocess",
-            "-d",
-            str(DATASET),
-            "-c",
-            "3d_fullres",
-            "-np",
-            "2",
-            "--clean",
-        ]
+        command = f"nnUNetv2_plan_and_preprocess -d {DATASET} -c 3d_fullres -np 2 --clean".split()
         run_logged(command, self.folder / "preprocess.log")
         plans = json.loads((self.preprocessed / "nnUNetPlans.json").read_text())
         write_scan(
@@ -263,14 +258,12 @@ class Bench:
 
     def load(self, part: str) -> dict[int, dict[str, Record]]:
         """{round: {variant: measures}} of the rounds that are complete."""
-        found: dict[int, dict[str, Record]] = {}
-        if self.records_file.exists():
-            for line in self.records_file.read_text().splitlines():
-                record = json.loads(line)
-                if record["key"] == self.key(part) and record["variant"] in self.variants:
-                    found.setdefault(record["round"], {})[record["variant"]] = record["measures"]
+        rounds: dict[int, dict[str, Record]] = {}
+        for record in self.records.records:
+            if record["key"] == self.key(part) and record["variant"] in self.variants:
+                rounds.setdefault(record["round"], {})[record["variant"]] = record["measures"]
         return {
-            number: values for number, values in sorted(found.items()) if set(values) == set(self.variants)
+            number: values for number, values in sorted(rounds.items()) if set(values) == set(self.variants)
         }
 
     def measure(self, part: str, method: Callable[[str, int], Record], warm_up: bool) -> None:
@@ -278,16 +271,14 @@ class Bench:
         rounds = 1 if part == "disk" else self.rounds
         missing = [number for number in range(rounds) if number not in self.load(part)]
         if not missing:
-            say(f"{part}: {rounds} round(s) are in {self.records_file}")
+            say(f"{part}: {rounds} round(s) are in {self.records.file}")
             return
         if warm_up:
             for variant in tqdm(self.variants, desc=f"{part}: warming up", unit="variant"):
                 method(variant, 10_000)
         with tqdm(total=len(missing) * len(self.variants), desc=part, unit="run") as bar:
             for number in missing:
-                names = list(self.variants)
-                first = number % len(names)
-                for variant in names[first:] + names[:first]:
+                for variant in rotated(list(self.variants), number):
                     measures = method(variant, number)
                     record = {
                         "key": self.key(part),
@@ -295,8 +286,7 @@ class Bench:
                         "variant": variant,
                         "measures": measures,
                     }
-                    with self.records_file.open("a") as file:
-                        file.write(json.dumps(record) + "\n")
+                    self.records.add(record)
                     bar.set_postfix_str(f"{variant} {measures.get('seconds', 0):.2f} s")
                     bar.update()
 
@@ -362,20 +352,16 @@ class Bench:
         s = self.settings
         draw = torch.Generator().manual_seed(0)
         data = torch.randn(s.batch, 1, *s.step_patch, generator=draw)
-        located = self.wants_location(trainer)
-        if located:
-            axes = [(torch.arange(n) + 0.5) / n - 0.5 for n in s.step_patch]
-            grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))
-            data = torch.cat([data, grid.expand(s.batch, *grid.shape)], dim=1)
+        if type(trainer).__name__ != PLAIN:
+            from scripts.benchmarks.networks import whole_volume
+
+            data = torch.cat([data, whole_volume(s.step_patch).expand(s.batch, 3, *s.step_patch)], dim=1)
         classes = trainer.label_manager.num_segmentation_heads
         target = []
         for scale in trainer._get_deep_supervision_scales():
             size = [round(n * f) for n, f in zip(s.step_patch, scale, strict=True)]
             target.append(torch.randint(0, classes, (s.batch, 1, *size), generator=draw).float())
         return {"data": data, "target": target}
-
-    def wants_location(self, trainer: Any) -> bool:
-        return type(trainer).__name__ != PLAIN
 
     def model_folder(self, variant: str) -> Path:
         """A model folder as training leaves it, with the weights of the first day."""
@@ -396,28 +382,14 @@ class Bench:
     def predict(self, variant: str, number: int) -> Record:
         """Wall time and peak memory of the stock command, process start and imports included."""
         self.model_folder(variant)
-        command = [
-            "nnUNetv2_predict",
-            "-d",
-            str(DATASET),
-            "-c",
-            "3d_predict",
-            "-p",
-            PLANS,
-            "-tr",
-            self.variants[variant],
-        ]
-        command += [
-            "-i",
-            str(self.folder / "scan"),
-            "-o",
-            str(self.folder / "predicted" / variant.replace(" ", "_")),
-        ]
-        command += ["-f", "0", "-npp", "1", "-nps", "1", "-device", self.device, "--disable_tta"]
-        command += ["-step_size", "1"]  # a quarter of the windows: 35 runs have to end
+        output = self.folder / "predicted" / variant.replace(" ", "_")
+        command = f"nnUNetv2_predict -d {DATASET} -c 3d_predict -p {PLANS} -tr {self.variants[variant]} -f 0"
+        command += f" -npp 1 -nps 1 -device {self.device} --disable_tta"
+        command += " -step_size 1"  # a quarter of the windows: 35 runs have to end
+        folders = ["-i", str(self.folder / "scan"), "-o", str(output)]
         with MemoryWatch() as watch:
             clock = Clock()
-            run_logged(command, self.folder / "predict.log", watch)
+            run_logged([*command.split(), *folders], self.folder / "predict.log", watch)
             times = clock.per(1)
         return {**times, "rss": watch.rss, "pss": watch.pss}
 
@@ -475,7 +447,7 @@ def bytes_below(folder: Path) -> int:
 # ---------------------------------------------------------------------------------------------------------- report
 
 
-def table(bench: Bench, goal: Goal) -> list[str]:
+def goal_table(bench: Bench, goal: Goal) -> list[str]:
     """Markdown rows of one measure: values and ratios of the same round, median and range."""
     rounds = bench.load(goal.part)
     values = {
@@ -489,20 +461,14 @@ def table(bench: Bench, goal: Goal) -> list[str]:
     }
     if not rounds or "plain" not in values:
         return []
-    lines = [
-        f"### {goal.title}",
-        "",
-        f"| | {goal.unit}: median (range) | ratio to plain: median (range) | aim |",
-        "|---|---|---|---|",
-    ]
+    rows = []
     for variant, own in values.items():
         ratios = [a / b for a, b in zip(own, values["plain"], strict=True)]
-        ratio, aim = ("1", "") if variant == "plain" else (spread(ratios, 3), goal.aim)
-        name = "plain nnU-Net" if variant == "plain" else f"`{variant}`"
-        if variant == AGAIN:
-            name, aim = "plain nnU-Net again (noise)", ""
-        lines.append(f"| {name} | {spread(own, 2)} | {ratio} | {aim} |")
-    return [*lines, ""]
+        name = {"plain": "plain nnU-Net", AGAIN: "plain nnU-Net again (noise)"}.get(variant, f"`{variant}`")
+        ratio = "1" if variant == "plain" else spread(ratios, 3)
+        rows.append([name, spread(own, 2), ratio, "" if bench.variants[variant] == PLAIN else goal.aim])
+    heads = ("", f"{goal.unit}: median (range)", "ratio to plain: median (range)", "aim")
+    return [f"### {goal.title}", "", *table(heads, rows)]
 
 
 def report(bench: Bench, command: str, quick: bool) -> str:
@@ -539,22 +505,15 @@ Measured {datetime.date.today().isoformat()} with `{command}`, nnunet_locctx {ve
     if quick:
         lines.insert(0, "**Quick run: shows that the script works, says nothing about cost.**\n")
     for goal in GOALS:
-        lines += table(bench, goal)
+        lines += goal_table(bench, goal)
     return "\n".join(lines).rstrip() + "\n"
-
-
-def write_page(path: Path, measured: str) -> None:
-    """Replaces the measured section of a page."""
-    replace_section(path, BEGIN, END, measured)
 
 
 # ------------------------------------------------------------------------------------------------------------ main
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="rounds of each part (default: 7)")
     parser.add_argument(
         "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="which parts to measure"
@@ -601,18 +560,16 @@ def main(arguments: list[str] | None = None) -> None:
     rounds = min(options.rounds, 2) if options.quick else options.rounds
     bench = Bench(folder, settings, options.trainers, rounds, options.device, options.threads)
     if options.fresh:
-        bench.records_file.unlink(missing_ok=True)
+        bench.records.file.unlink(missing_ok=True)
     if not options.report:
         bench.prepare()
         os.environ["nnUNet_n_proc_DA"] = "0"  # no worker processes; planning does not take 0
         for part in options.parts:
             bench.measure(part, getattr(bench, part), warm_up=part in ("loader", "step"))
             bench.forget()
-    given = " ".join(
-        ["python", "-m", "scripts.benchmarks.overhead", *(sys.argv[1:] if arguments is None else arguments)]
-    )
+    given = command_line("scripts.benchmarks.overhead", arguments)
     measured = report(bench, given, options.quick)
-    write_page(page, measured)
+    replace_section(page, BEGIN, END, measured)
     print(measured)
     say(f"written to {page}")
 

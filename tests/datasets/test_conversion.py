@@ -19,7 +19,7 @@ from nnunet_locctx.datasets.amos22 import Amos22
 from nnunet_locctx.datasets.brats import Brats
 from nnunet_locctx.datasets.btcv import ORGANS, Btcv, Synapse
 from nnunet_locctx.datasets.conversion import convert
-from nnunet_locctx.datasets.conversion_record import Converted
+from nnunet_locctx.datasets.job import Converted
 from nnunet_locctx.datasets.kits23 import Kits23
 from nnunet_locctx.datasets.release import Release
 from nnunet_locctx.image_files import check_whole
@@ -70,7 +70,7 @@ def read(file: Path) -> Any:
 
 
 def whole(result: Converted) -> dict[str, Any]:
-    """The data set has what its dataset.json says, and its split names its training cases; returns dataset.json."""
+    """The dataset has what its dataset.json says, and its split names its training cases; returns dataset.json."""
     content = read(result.folder / "dataset.json")
     assert content["numTraining"] == len(result.training) == len(list((result.folder / "labelsTr").iterdir()))
     channels = len(content["channel_names"])
@@ -450,6 +450,53 @@ def test_twice_does_nothing_the_second_time(home: Path, abdomen: Path) -> None:
         run(Synapse(), abdomen)
 
 
+def spoil(file: Path) -> None:
+    """Another voxel, in a file of the same size."""
+    size, image = file.stat().st_size, load(file)
+    voxels = np.asanyarray(image.dataobj).copy()
+    for place in np.ndindex(voxels.shape):
+        voxels[place] = 1 - min(voxels[place], 1)
+        nibabel.save(nibabel.Nifti1Image(voxels, image.affine, image.header), file)
+        if file.stat().st_size == size:
+            return
+        voxels[place] = np.asanyarray(image.dataobj)[place]
+    pytest.fail("every change changes the size")
+
+
+@pytest.mark.parametrize("make", [fake.brats2021, fake.brain_tumour])
+def test_an_earlier_versions_dataset_is_compared_with_the_release(
+    home: Path, tmp_path: Path, make: Any
+) -> None:
+    """Its record has sizes, which a file with other voxels may have too."""
+    source = make(tmp_path / "source")
+    first = run(Brats(partial=True), source)
+    record = first.folder / "conversion.json"
+    digests = read(record)["files"]
+    label = first.folder / next(name for name in digests if name.startswith("labelsTr"))
+    sizes = {name: (first.folder / name).stat().st_size for name in digests}
+    record.write_text(json.dumps({**read(record), "version": 1, "files": sizes}))
+    assert run(Brats(partial=True), source).existed
+    assert (read(record)["version"], read(record)["files"]) == (2, digests)
+
+    whole_label = label.read_bytes()
+    spoil(label)
+    changed = f"  changed: labelsTr/{label.name}$"
+    with pytest.raises(ValueError, match=changed):
+        run(Brats(partial=True), source)
+    record.write_text(json.dumps({**read(record), "version": 1, "files": sizes}))
+    with pytest.raises(ValueError, match=changed):
+        run(Brats(partial=True), source)
+    assert read(record)["version"] == 1
+    label.write_bytes(gzip.compress(gzip.decompress(whole_label), 1))  # as another library may compress it
+    shutil.rmtree(next(source.rglob("BraTS2021_00006"), tmp_path / "none"), ignore_errors=True)
+    if make is fake.brats2021:
+        with pytest.raises(ValueError, match=r"sizes of its files only.* lacks BraTS2021_00006"):
+            run(Brats(partial=True), source)
+    else:
+        assert run(Brats(partial=True), source).existed
+    assert [path.name for path in (home / "nnUNet_raw").iterdir()] == ["Dataset007_BraTS"]
+
+
 def test_resumes_after_a_stop(home: Path, abdomen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, seen = btcv_module.relabel, []
 
@@ -480,7 +527,7 @@ def test_resumes_after_a_stop(home: Path, abdomen: Path, monkeypatch: pytest.Mon
 
 
 def large_label(source: Path) -> str:
-    """Makes the label of a case of BraTS 2021 the only file that does not fit; returns its name in the data set."""
+    """Makes the label of a case of BraTS 2021 the only file that does not fit; returns its name in the dataset."""
     fake.brats2021(source)
     name = "BraTS2021_00003"
     for image in (source / name).glob("*"):

@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from nnunet_locctx.phantoms import whole_body
 from nnunet_locctx.phantoms.storage import ORIENTATIONS
 from nnunet_locctx.phantoms.whole_body import ATLAS_HEIGHT, ORGANS, make_whole_body, whole_body_case
-from nnunet_locctx.phantoms.whole_body_organs import JITTER, LOOK_ALIKES
+from nnunet_locctx.phantoms.whole_body_anatomy import JITTER, LOOK_ALIKES
 from nnunet_locctx.phantoms.whole_body_patient import SCALE, SEGMENTS, STRETCH, draw_patient
 
 COARSE = 10.0

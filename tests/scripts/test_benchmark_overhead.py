@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.benchmarks.harness import apart, describe_machine
 from scripts.benchmarks.overhead import (
     AGAIN,
     BEGIN,
@@ -16,11 +17,11 @@ from scripts.benchmarks.overhead import (
     MemoryWatch,
     Settings,
     architecture,
+    goal_table,
+    replace_section,
     report,
     run_logged,
     spread,
-    table,
-    write_page,
 )
 
 WALL, RATE = GOALS[2], GOALS[0]
@@ -54,8 +55,8 @@ def test_variants_alternate_and_rounds_start_elsewhere(bench: Bench) -> None:
 
 def test_a_broken_off_round_is_measured_again_and_complete_ones_are_kept(bench: Bench) -> None:
     fake(bench, SECONDS)
-    lines = bench.records_file.read_text().splitlines()
-    bench.records_file.write_text("\n".join(lines[:-1]) + "\n")
+    lines = bench.records.file.read_text().splitlines()
+    bench.records.file.write_text("\n".join(lines[:-1]) + "\n")
     assert [n for _, n in fake(bench, SECONDS)] == [1, 1, 1]
     assert fake(bench, SECONDS) == []
 
@@ -69,14 +70,16 @@ def test_records_of_other_settings_do_not_count(bench: Bench, tmp_path: Path) ->
 
 def test_ratios_are_of_the_same_round(bench: Bench) -> None:
     fake(bench, SECONDS)
-    rows = "\n".join(table(bench, WALL))
+    rows = "\n".join(goal_table(bench, WALL))
     assert "| `LocBAMTrainer` | 4.50 (3.00 - 6.00) | 1.500 (1.500 - 1.500) | <= 1.05 |" in rows
     assert "| plain nnU-Net again (noise) | 3.00 (2.00 - 4.00) | 1.000 (1.000 - 1.000) |  |" in rows
 
 
 def test_rates_are_inverted(bench: Bench) -> None:
     fake(bench, SECONDS, part="loader")
-    assert "| `LocBAMTrainer` | 0.25 (0.17 - 0.33) | 0.667 (0.667 - 0.667) |" in "\n".join(table(bench, RATE))
+    assert "| `LocBAMTrainer` | 0.25 (0.17 - 0.33) | 0.667 (0.667 - 0.667) |" in "\n".join(
+        goal_table(bench, RATE)
+    )
 
 
 def test_report_of_no_records_has_no_tables(bench: Bench) -> None:
@@ -91,7 +94,7 @@ def test_spread_of_one_value_has_no_range() -> None:
 def test_page_keeps_what_people_wrote(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    write_page(page, "new\n")
+    replace_section(page, BEGIN, END, "new\n")
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
@@ -103,7 +106,7 @@ def test_page_without_marks_is_refused(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("no marks\n")
     with pytest.raises(ValueError, match="must contain the lines"):
-        write_page(page, "new\n")
+        replace_section(page, BEGIN, END, "new\n")
     assert page.read_text() == "no marks\n"
 
 
@@ -134,7 +137,14 @@ def test_a_failing_command_shows_its_output(tmp_path: Path) -> None:
         run_logged(["python", "no-such-file.py"], tmp_path / "log")
 
 
+def test_a_new_process_measures_and_says_why_it_could_not(tmp_path: Path) -> None:
+    machine = apart("harness.describe_machine", "cpu")  # type: ignore[arg-type]
+    assert machine == describe_machine("cpu")
+    with pytest.raises(RuntimeError, match="no attribute 'no_such'"):
+        apart("harness.no_such", {})
+
+
 def test_records_are_json_lines(bench: Bench) -> None:
     fake(bench, SECONDS)
-    records = [json.loads(line) for line in bench.records_file.read_text().splitlines()]
+    records = [json.loads(line) for line in bench.records.file.read_text().splitlines()]
     assert {r["variant"] for r in records} == set(SECONDS)

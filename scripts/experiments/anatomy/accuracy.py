@@ -33,6 +33,7 @@ from nnunet_locctx.files import write_atomically
 from nnunet_locctx.geometry import Array, Frame
 from nnunet_locctx.nnunet.data.paths import dataset_folder
 from nnunet_locctx.regression.regressor import Regressor
+from scripts.benchmarks.harness import described_parser
 
 MOST_VOXELS = 5000
 """Of an organ, drawn to see which share of it lies in a box."""
@@ -221,9 +222,7 @@ def as_csv(rows: Sequence[Row]) -> bytes:
 
 def arguments() -> argparse.ArgumentParser:
     """What the script takes."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     add_regressor(parser)
     parser.add_argument(
         "--labelled",

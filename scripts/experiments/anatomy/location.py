@@ -211,7 +211,7 @@ def height_curve(truth: Array, found: Array) -> list[list[float]]:
 
 
 def random_crop(random: np.random.Generator) -> tuple[float, float]:
-    """30 to 100 % of the body, as the data sets have."""
+    """30 to 100 % of the body, as the datasets have."""
     share = random.uniform(0.3, 1.0)
     start = random.uniform(0.0, 1.0 - share)
     return start, start + share
@@ -299,7 +299,7 @@ def invariance(
         locators: By source.
         slopes: mm per unit of each axis, by source.
         patients: Numbers of cases.
-        seed: Of the data set.
+        seed: Of the dataset.
         pairs: Number and seed -> pairs of scans.
     """
     found: dict[str, dict[str, list[Array | None]]] = {source: {} for source in locators}

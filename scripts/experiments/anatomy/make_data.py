@@ -6,7 +6,6 @@
 Four organs keep their labels; the phantom's other organs become look-alikes without one.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +15,8 @@ import SimpleITK
 
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.nnunet.data.paths import nnunet_folder
-from nnunet_locctx.phantoms.whole_body import make_whole_body
-from nnunet_locctx.phantoms.whole_body_settings import FRACTION
+from nnunet_locctx.phantoms.whole_body import FRACTION, make_whole_body
+from scripts.benchmarks.harness import described_parser
 
 ORGANS = ("hip_right", "hip_left", "chest_right", "chest_left")
 
@@ -40,9 +39,7 @@ def keep_organs(dataset: Path, organs: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Writes the dataset anew; a study finds it whole or not at all."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("-d", "--dataset", type=int, required=True, metavar="ID", help="its number")
     parser.add_argument("--cases", type=int, default=20, metavar="N", help="training scans (default: 20)")
     parser.add_argument("--test-cases", type=int, default=10, metavar="N", help="test scans (default: 10)")

@@ -66,12 +66,7 @@ def _invariance(record: Record) -> str:
         "coordinates in points, 100 being one unit, median (largest); in mm, the median. Slices are compared with "
         "those of 4 mm."
     )
-    lines = [
-        intro,
-        "",
-        "| source | scans | S | S in mm | R | A | pairs |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = [intro, "", "| source | scans | S | S in mm | R | A | pairs |", "|---|---|---|---|---|---|---|"]
     for source, pairs in found.items():
         for what, one in pairs.items():
             if "points" not in one:

@@ -31,7 +31,15 @@ import torch
 from nnunet_locctx.demo.steps import write_text
 from nnunet_locctx.regression.registry import load_regressor
 from nnunet_locctx.regression.regressor import Regressor
-from scripts.benchmarks.harness import OUT_HELP, Record, describe_machine, destinations, replace_section, say
+from scripts.benchmarks.harness import (
+    OUT_HELP,
+    Record,
+    describe_machine,
+    described_parser,
+    destinations,
+    replace_section,
+    say,
+)
 from scripts.experiments.anatomy.location import (
     POINTS,
     PhantomScans,
@@ -65,12 +73,7 @@ def fit_functions(steps: dict[str, int | None], seed: int) -> dict[str, tuple[An
 
 
 def fitted(
-    name: str,
-    options: Any,
-    fit: Callable[..., Regressor],
-    training: Sequence[int],
-    seed: int,
-    work: Path,
+    name: str, options: Any, fit: Callable[..., Regressor], training: Sequence[int], seed: int, work: Path
 ) -> tuple[Regressor, Record]:
     """The regressor of a source from the work folder, or fitted now, and how long it took.
 
@@ -167,9 +170,7 @@ def write_documents(work: Path, out: Path | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument(
         "--work", type=Path, default=Path("/tmp/locctx_anatomy"), help="work folder (default: %(default)s)"
     )

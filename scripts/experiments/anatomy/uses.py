@@ -5,7 +5,6 @@
 Cases 0 to 7 are the labelled scans, 30 to 37 the unseen ones (seed 0). Prints the figures of docs/results.md.
 """
 
-import argparse
 import itertools
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from nnunet_locctx.location import AnatomicalMap
 from nnunet_locctx.phantoms.whole_body import ORGANS, WholeBodyCase, whole_body_case
 from nnunet_locctx.regression.registry import load_regressor
 from nnunet_locctx.regression.regressor import Regressor
+from scripts.benchmarks.harness import described_parser
 
 LABELLED, UNSEEN = range(8), range(30, 38)
 PLACES = 300
@@ -115,9 +115,7 @@ def crops(labelled: list[Scan], scans: list[Scan]) -> str:
 
 def main() -> None:
     """Prints the figures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("regressor", type=Path)
     regressor = load_regressor(parser.parse_args().regressor.read_bytes())
     labelled, unseen = measure(regressor, LABELLED), measure(regressor, UNSEEN)

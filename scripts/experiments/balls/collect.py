@@ -17,8 +17,8 @@ from nnunet_locctx.methods import MEASURED_FILE
 from nnunet_locctx.methods.measured import Figures
 from nnunet_locctx.nnunet.training.trainers import TRAINERS
 from scripts.benchmarks import blocks as benchmark_blocks
-from scripts.benchmarks.harness import PLAIN, REPOSITORY, Record, by
-from scripts.experiments.balls.grid import ITERATIONS, load
+from scripts.benchmarks.harness import PLAIN, REPOSITORY, Record, Records, by
+from scripts.experiments.balls.grid import ITERATIONS
 from scripts.experiments.balls.phantom import LOOK_ALIKES, ORGANS
 
 BLOCKS = REPOSITORY / "scripts" / "benchmarks" / "blocks.json"
@@ -29,12 +29,12 @@ def collect(blocks: Path = BLOCKS, methods: Path = METHODS, file: Path = MEASURE
     """Writes the file anew."""
     costs = benchmark_blocks.Results(blocks)
     place = timed_on(costs)
-    runs = [run for run in load(methods) if run["iterations"] == ITERATIONS]
+    runs = [run for run in Records(methods).records if run["iterations"] == ITERATIONS]
     figures: dict[str, Figures] = {}
     for name in TRAINERS:
-        found = Figures(**{**sizes(costs, name), **times(costs, name, place), **effect(runs, name)})
-        if found != Figures():
-            figures[name] = found
+        measured = Figures(**{**sizes(costs, name), **times(costs, name, place), **effect(runs, name)})
+        if measured != Figures():
+            figures[name] = measured
     notes = [*size_note(costs), *time_note(costs, place), *effect_note(figures.values())]
     content = {
         "figures": {
@@ -54,9 +54,9 @@ def sizes(costs: benchmark_blocks.Results, name: str) -> Record:
     own, plain = costs.find("size", name), costs.find("size", PLAIN)
     if own is None or plain is None:
         return {}
-    found = {key: own["measured"][key] for key in ("parameters", "multiply_adds")}
-    relative = {f"{key}_ratio": round(value / plain["measured"][key], 4) for key, value in found.items()}
-    return {**found, **relative}
+    absolute = {key: own["measured"][key] for key in ("parameters", "multiply_adds")}
+    relative = {f"{key}_ratio": round(value / plain["measured"][key], 4) for key, value in absolute.items()}
+    return {**absolute, **relative}
 
 
 def timed_on(costs: benchmark_blocks.Results) -> str | None:
@@ -71,13 +71,13 @@ def times(costs: benchmark_blocks.Results, name: str, place: str | None) -> Reco
     """Time and memory of a training step, relative."""
     if place is None:
         return {}
-    found: Record = {}
+    ratios: Record = {}
     timed, watched = costs.find("time", name, place), costs.find("memory", name, place)
     if timed is not None:
-        found["step_ratio"] = round(statistics.median(benchmark_blocks.ratios(timed, "step")), 3)
+        ratios["step_ratio"] = round(statistics.median(benchmark_blocks.ratios(timed, "step")), 3)
     if watched is not None:
-        found["memory_ratio"] = round(benchmark_blocks.memory_ratio(watched), 3)
-    return found
+        ratios["memory_ratio"] = round(benchmark_blocks.memory_ratio(watched), 3)
+    return ratios
 
 
 def size_note(costs: benchmark_blocks.Results) -> list[str]:
@@ -124,15 +124,15 @@ def effect(runs: Sequence[Record], name: str) -> Record:
 
 def effect_note(figures: Iterable[Figures]) -> list[str]:
     """What the Dice is of."""
-    found = [one for one in figures if one.dice is not None]
-    if not found:
+    scored = [one for one in figures if one.dice is not None]
+    if not scored:
         return []
-    fewest, most = (choose(one.seeds or 0 for one in found) for choose in (min, max))
+    fewest, most = (choose(one.seeds or 0 for one in scored) for choose in (min, max))
     seeds = f"{most}" if fewest == most else f"{fewest} to {most}"
     note = (
         f"Dice: mean over the {ORGANS} organs of a phantom, which only their position tells from {LOOK_ALIKES} "
         f"look-alikes, unseen volumes; every network small and trained for the same {ITERATIONS} iterations, {seeds} "
-        f"seed(s); the U-Net without location: {found[0].dice_plain:.2f}. docs/methods.md says more."
+        f"seed(s); the U-Net without location: {scored[0].dice_plain:.2f}. docs/methods.md says more."
     )
     return [note]
 

@@ -10,9 +10,7 @@ One JSON line per finished run goes into NAME.json beside this script; runs foun
 picture are written anew after the runs, and by ``--report`` alone.
 """
 
-import argparse
 import importlib
-import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -25,8 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from nnunet_locctx.denormals import denormals_flushed
-from nnunet_locctx.files import write_atomically
-from scripts.benchmarks.harness import OUT_HELP, Record, destinations, say
+from scripts.benchmarks.harness import OUT_HELP, Record, Records, described_parser, destinations, say
 from scripts.experiments.balls.phantom import BallPhantom, Trained, train
 
 ITERATIONS = 400
@@ -90,11 +87,6 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def load(path: Path) -> list[Record]:
-    """The finished runs."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def grouped(results: list[Record], key: str, rows: Sequence[str], **same: object) -> dict[str, list[Record]]:
     """Runs by row, in the table's order, seeds ascending; of those whose fields are `same`."""
     chosen = [one for one in results if all(one.get(name) == value for name, value in same.items())]
@@ -111,15 +103,13 @@ def dice_cells(runs: list[Record], digits: int = 2) -> list[str]:
 def table_of(name: str, hippocampus: Path | None) -> Experiment:
     """A table by name; only what it needs is imported, as nnU-Net reads its folders when it is."""
     module = importlib.import_module(f"scripts.experiments.balls.{name}")
-    found: Experiment = module.experiment(*([hippocampus] if name == "recommendation" else []))
-    return found
+    experiment: Experiment = module.experiment(*([hippocampus] if name == "recommendation" else []))
+    return experiment
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what is missing and writes the documents."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("table", choices=("placement", "recommendation", "methods", "anchor_bias"))
     parser.add_argument(
         "--rows", default="", help="regular expression; only rows whose name contains a match"
@@ -151,24 +141,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     torch.set_num_threads(options.threads)
     folder, page = destinations(options.out, __file__, table.page)
-    store = folder / f"{options.table}.json"
+    store = Records(folder / f"{options.table}.json")
     runs = [] if options.report else [(row, seed) for seed in options.seeds for row in chosen]
     for row, seed in tqdm(runs, desc="runs"):
-        wanted = table.identity(row, seed, options.iterations)
-        if any(
-            wanted.items() <= {key: one[key] for key in wanted if key in one}.items() for one in load(store)
-        ):
+        identity = table.identity(row, seed, options.iterations)
+        if any(identity.items() <= {key: one.get(key) for key in identity}.items() for one in store.records):
             continue
-        result = {**wanted, **table.run(row, seed, options.iterations)}
-        # read again: another process may have finished a run meanwhile
-        write_atomically(store, "".join(json.dumps(one) + "\n" for one in [*load(store), result]).encode())
+        result = {**identity, **table.run(row, seed, options.iterations)}
+        store.add(result)
         tqdm.write(f"{row:40} seed {seed}  Dice {result['dice']:.3f}  {result['seconds']:.0f} s")
-    table.write(load(store), options.iterations, folder, page)
+    table.write(store.records, options.iterations, folder, page)
     if options.table == "methods" and options.out is None:
         from scripts.experiments.balls.collect import collect
 
         collect()
-    say(f"written: {store}")
+    say(f"written: {store.file}")
 
 
 if __name__ == "__main__":

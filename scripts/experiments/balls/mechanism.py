@@ -4,7 +4,6 @@ python -m scripts.experiments.balls.mechanism
 python -m scripts.experiments.balls.mechanism --costs 'stride 2|prior logits f'
 """
 
-import argparse
 import re
 import time
 from typing import Literal
@@ -15,6 +14,7 @@ from torch import nn
 
 from nnunet_locctx.blocks import CoordConvStem
 from nnunet_locctx.networks import LocatedUNet
+from scripts.benchmarks.harness import described_parser
 from scripts.experiments.balls.placement import BATCH, PATCH, Row, make_network, rows
 
 
@@ -78,9 +78,7 @@ def print_mechanism() -> None:
 
 def main() -> None:
     """Prints one of the two tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("--costs", metavar="ROWS", help="print the CPU time of a step of the rows that match")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     options = parser.parse_args()

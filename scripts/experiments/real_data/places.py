@@ -11,7 +11,6 @@
 Writes places.json beside it.
 """
 
-import argparse
 import json
 import re
 import statistics
@@ -27,7 +26,7 @@ from tqdm import tqdm
 
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.geometry import PATIENT_FROM_LPS, Frame
-from scripts.benchmarks.harness import REPOSITORY, Record, describe_machine, say
+from scripts.benchmarks.harness import REPOSITORY, Record, describe_machine, described_parser, say
 
 HIPPOCAMPUS, TOTALSEG = "Dataset201_HippocampusMR", "Dataset203_TotalSegCT"
 PARTS = ("anterior", "posterior")
@@ -279,9 +278,7 @@ def totalseg(folder: Path) -> Record:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures what is asked for; 1 where something does not lie where it must."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     data = REPOSITORY.parent / "shared" / "data"
     parser.add_argument(
         "--data", type=Path, default=data, help="folder of the raw datasets (default: %(default)s)"

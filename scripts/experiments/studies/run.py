@@ -9,7 +9,6 @@ start, and the same command is given again. Everything lies in the work folder; 
 run up again. The report goes to NAME beside this script, with run.json, which says how long each start took.
 """
 
-import argparse
 import json
 import os
 import re
@@ -24,7 +23,7 @@ import psutil
 
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.phantoms.twin_organs import make_phantom
-from scripts.benchmarks.harness import REPOSITORY, Record, describe_machine, say
+from scripts.benchmarks.harness import REPOSITORY, Record, describe_machine, described_parser, say
 
 PHANTOM_ID = 901
 HIPPOCAMPUS = "Dataset201_HippocampusMR"
@@ -32,7 +31,7 @@ LEFT_OUT = "Pictures of the scans are left out here: the scans are CC BY-SA 4.0,
 
 
 def prepare(name: str, raw: Path, data: Path) -> None:
-    """Puts the study's data set into nnUNet_raw, unless it is there."""
+    """Puts the study's dataset into nnUNet_raw, unless it is there."""
     raw.mkdir(parents=True, exist_ok=True)
     if name == "phantom":
         if not (raw / f"Dataset{PHANTOM_ID}_Phantom").is_dir():
@@ -111,9 +110,7 @@ def keep_report(work: Path, report: Path, target: Path, record: Record, *, scans
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("study", choices=("phantom", "hippocampus"))
     parser.add_argument(
         "--work", type=Path, default=Path("/tmp/locctx_example"), help="work folder (default: %(default)s)"

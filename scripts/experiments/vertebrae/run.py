@@ -8,7 +8,6 @@ real texture is enough to tell the levels apart. It cannot show that they agree 
     python -m scripts.experiments.vertebrae.run --report                 # writes the page from vertebrae.json
 """
 
-import argparse
 import json
 import tempfile
 import time
@@ -25,7 +24,14 @@ from nnunet_locctx.location import BodyPartCurve
 from nnunet_locctx.nnunet.data.reading import read_quietly
 from nnunet_locctx.regression.body_part import BodyPartOptions, fit_body_part
 from nnunet_locctx.regression.canonical import to_canonical
-from scripts.benchmarks.harness import OUT_HELP, Record, describe_machine, destinations, replace_section
+from scripts.benchmarks.harness import (
+    OUT_HELP,
+    Record,
+    describe_machine,
+    described_parser,
+    destinations,
+    replace_section,
+)
 
 LEVELS = ("vertebrae_S1", "vertebrae_L5", "vertebrae_L4", "vertebrae_L3", "vertebrae_L2", "vertebrae_L1",
           "vertebrae_T12", "vertebrae_T11")  # fmt: skip
@@ -205,9 +211,7 @@ def report(record: Record) -> str:
 
 def main() -> None:
     """Measures, and writes the record, the picture and the section."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("--data", type=Path, help="folder with Dataset203_TotalSegCT")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help=OUT_HELP)

@@ -1,12 +1,11 @@
-"""`nnunet_locctx.datasets.unusual_grids`: corrupted headers among sound ones, and sound data sets of every mixture."""
+"""`nnunet_locctx.datasets.grids`: corrupted headers among sound ones, and sound datasets of every mixture."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from nnunet_locctx.datasets.grids import Grid
-from nnunet_locctx.datasets.unusual_grids import unusual_grids
+from nnunet_locctx.datasets.grids import Grid, unusual_grids
 
 
 def grid(
