@@ -8,7 +8,7 @@ Two frames are used throughout the package; every function names the one it take
   from posterior to anterior, the third from inferior to superior. Millimetres are also given in LPS, the
   convention of DICOM and SimpleITK (first and second axis reversed).
 
-Four voxels of 2 mm along an axis that runs to the patient's right, their fractions and their millimetres relative to the
+Four voxels of 2 mm along an axis that runs to the patient's right, as fractions and in millimetres relative to the
 centre:
 
 >>> frame = Frame.from_affine((4, 1, 1), np.diag([2, 1, 1, 1]), "RAS")
