@@ -104,6 +104,12 @@ def add(commands: Any) -> None:
         help="body_part: what the two other coordinates are fractions of (default: body)",
     )
     where.add_argument(
+        "--axes",
+        nargs="+",
+        metavar="AXIS",
+        help="axes to use, of R A S (default: all); the location along the others is unknown in every scan",
+    )
+    where.add_argument(
         "--place",
         metavar="NAME",
         help="where location enters the network: input, encoder_first, encoder, bottleneck, decoder, "
@@ -116,7 +122,10 @@ def add(commands: Any) -> None:
         help="training: random shift and scale of a patch's location, standard deviation",
     )
     where.add_argument(
-        "--dropout", type=float, metavar="P", help="training: probability that a patch's location is withheld"
+        "--dropout",
+        type=float,
+        metavar="P",
+        help="training: probability that an axis of a patch's location is made unknown, and that all are",
     )
     where.add_argument(
         "--encoding", metavar="NAME", help="how the block encodes location: identity or frequency"
@@ -198,7 +207,7 @@ def _changes(options: argparse.Namespace, changes: dict[str, Any]) -> dict[str, 
 
 def _location(options: argparse.Namespace, preset: dict[str, Any]) -> dict[str, Any]:
     location = dict(preset)
-    for key in ("source", "absolute", "cross_section", "place", "jitter", "dropout"):
+    for key in ("source", "absolute", "cross_section", "axes", "place", "jitter", "dropout"):
         value = getattr(options, key)
         if value is not None:
             location[key] = value
