@@ -15,10 +15,9 @@ from nnunet_locctx.regression.body_part import (
     BodyPartOptions,
     BodyPartRegressor,
     anchored_scale,
+    fit,
     fit_body_part,
-    training,
 )
-from nnunet_locctx.regression.body_part.fit import split
 from nnunet_locctx.regression.canonical import CanonicalScan
 from nnunet_locctx.regression.checkpoint import CHECKPOINT
 from tests.regression.body_part_scans import HEIGHT, OPTIONS, SPACING, frame_of, small_scan, small_scans
@@ -29,7 +28,7 @@ QUICK = dataclasses.replace(OPTIONS, steps=6, evaluate_every=2, volumes=2)
 @pytest.fixture(autouse=True, scope="module")
 def few_validation_draws() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "VALIDATION_VOLUMES", 4)
+        patch.setattr(fit, "VALIDATION_VOLUMES", 4)
         yield
 
 
@@ -174,7 +173,7 @@ def test_interrupted_fit_ends_as_an_uninterrupted_one(
 ) -> None:
     scans = small_scans(3)
     whole_run = fit_body_part(scans, QUICK, tmp_path / "a", progress=False)
-    step = training._train_step
+    step = fit._train_step
 
     def interrupt(state: Any, *rest: Any) -> None:
         if state.step == interrupted_at:
@@ -182,7 +181,7 @@ def test_interrupted_fit_ends_as_an_uninterrupted_one(
         step(state, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_train_step", interrupt)
+        patch.setattr(fit, "_train_step", interrupt)
         with pytest.raises(KeyboardInterrupt):
             fit_body_part(scans, QUICK, tmp_path / "b", progress=False)
     resumed = fit_body_part(scans, QUICK, tmp_path / "b", progress=False)
@@ -193,7 +192,7 @@ def test_interrupted_fit_ends_as_an_uninterrupted_one(
 
 def test_finished_fit_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = fit_body_part(small_scans(3), QUICK, tmp_path, progress=False)
-    monkeypatch.setattr(training, "_train_step", pytest.fail)
+    monkeypatch.setattr(fit, "_train_step", pytest.fail)
     assert fit_body_part(small_scans(3), QUICK, tmp_path, progress=False).to_bytes() == first.to_bytes()
 
 
@@ -220,19 +219,19 @@ def test_checkpoint_of_something_else_is_not_continued(
 def test_stops_early_and_keeps_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([0.5, 0.3, 0.4, 0.6, 0.7])
     kept: dict[float, float] = {}
-    evaluate = training._evaluate
+    evaluate = fit._evaluate
 
-    def worse_and_worse(state: training.Progress, *rest: Any) -> None:
+    def worse_and_worse(state: fit.Progress, *rest: Any) -> None:
         value = next(losses)
         kept[value] = float(state.network.score.bias.detach())
-        monkeypatch.setattr(training, "_loss", lambda *_: torch.tensor(value))
+        monkeypatch.setattr(fit, "_loss", lambda *_: torch.tensor(value))
         with monkeypatch.context() as patch:
-            patch.setattr(training, "_loss", lambda *_: torch.tensor(value))
+            patch.setattr(fit, "_loss", lambda *_: torch.tensor(value))
             evaluate(state, *rest)
-        monkeypatch.setattr(training, "_loss", loss)
+        monkeypatch.setattr(fit, "_loss", loss)
 
-    loss = training._loss
-    monkeypatch.setattr(training, "_evaluate", worse_and_worse)
+    loss = fit._loss
+    monkeypatch.setattr(fit, "_evaluate", worse_and_worse)
     options = dataclasses.replace(QUICK, steps=100, patience=3)
     found = fit_body_part(small_scans(3), options, tmp_path, progress=False)
     assert list(kept) == [0.5, 0.3, 0.4, 0.6, 0.7]  # three looks after the best
@@ -241,13 +240,13 @@ def test_stops_early_and_keeps_the_best(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_few_scans_are_used_for_both_and_many_are_split() -> None:
     few = [f"scan_{n}" for n in range(4)]
-    assert split(few, OPTIONS) == (few, few)
+    assert fit.split(few, OPTIONS) == (few, few)
     many = [f"scan_{n:02d}" for n in range(20)]
-    training_names, validation = split(many, OPTIONS)
+    training_names, validation = fit.split(many, OPTIONS)
     assert len(validation) == 4
     assert sorted(training_names + validation) == many
-    assert split(many, OPTIONS) == (training_names, validation)
-    assert split(many, dataclasses.replace(OPTIONS, seed=1)) != (training_names, validation)
+    assert fit.split(many, OPTIONS) == (training_names, validation)
+    assert fit.split(many, dataclasses.replace(OPTIONS, seed=1)) != (training_names, validation)
 
 
 def test_scans_that_cannot_be_used_are_named(tmp_path: Path) -> None:
