@@ -11,6 +11,7 @@ import torch
 
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import BodyPartCurve, Measurement
+from nnunet_locctx.regression import checkpoint
 from nnunet_locctx.regression.body_part import (
     BodyPartOptions,
     BodyPartRegressor,
@@ -35,6 +36,12 @@ def few_validation_draws() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> BodyPartRegressor:
     return fit_body_part(small_scans(), OPTIONS, tmp_path_factory.mktemp("fit"), progress=False)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> BodyPartRegressor:
+    """What comes out of three scans and the quick options."""
+    return fit_body_part(small_scans(3), QUICK, tmp_path_factory.mktemp("quick"), progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -153,26 +160,31 @@ def test_state_is_plain(fitted: BodyPartRegressor, tmp_path: Path) -> None:
     assert BodyPartRegressor.from_state(loaded).options == fitted.options
 
 
-def test_same_seed_gives_equal_bytes(tmp_path: Path) -> None:
-    scans = small_scans(3)
+def test_same_seed_gives_equal_bytes(tmp_path: Path, quick: BodyPartRegressor) -> None:
     torch.manual_seed(1)
-    first = fit_body_part(scans, QUICK, tmp_path / "a", progress=False).to_bytes()
     before = torch.get_rng_state()
-    torch.manual_seed(2)
-    again = fit_body_part(scans, QUICK, tmp_path / "b", progress=False).to_bytes()
-    torch.manual_seed(1)
+    again = fit_body_part(small_scans(3), QUICK, tmp_path / "b", progress=False)
     assert torch.equal(torch.get_rng_state(), before)  # the global generator is not used
-    assert first == again
-    other = fit_body_part(scans, dataclasses.replace(QUICK, seed=1), tmp_path / "c", progress=False)
-    assert other.to_bytes() != first
+    assert again.to_bytes() == quick.to_bytes()
+    other = fit_body_part(small_scans(3), dataclasses.replace(QUICK, seed=1), tmp_path / "c", progress=False)
+    assert other.to_bytes() != quick.to_bytes()
 
 
-@pytest.mark.parametrize("interrupted_at", [1, 3, 4])
+@pytest.mark.parametrize(
+    ("interrupted_at", "seconds", "resumed_at"), [(1, 60.0, 0), (3, 60.0, 2), (3, 0.0, 3)]
+)
 def test_interrupted_fit_ends_as_an_uninterrupted_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted_at: int, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    interrupted_at: int,
+    seconds: float,
+    resumed_at: int,
+    capsys: pytest.CaptureFixture[str],
+    quick: BodyPartRegressor,
 ) -> None:
+    """From the last look at the validation scans, or where a minute has passed."""
     scans = small_scans(3)
-    whole_run = fit_body_part(scans, QUICK, tmp_path / "a", progress=False)
+    monkeypatch.setattr(checkpoint, "SAVE_SECONDS", seconds)
     step = fit._train_step
 
     def interrupt(state: Any, *rest: Any) -> None:
@@ -185,8 +197,8 @@ def test_interrupted_fit_ends_as_an_uninterrupted_one(
         with pytest.raises(KeyboardInterrupt):
             fit_body_part(scans, QUICK, tmp_path / "b", progress=False)
     resumed = fit_body_part(scans, QUICK, tmp_path / "b", progress=False)
-    assert resumed.to_bytes() == whole_run.to_bytes()
-    assert ("continuing at step" in capsys.readouterr().out) == (interrupted_at >= 2)
+    assert resumed.to_bytes() == quick.to_bytes()
+    assert (f"continuing at step {resumed_at} of 6" in capsys.readouterr().out) == (resumed_at > 0)
     assert [path.name for path in (tmp_path / "b").iterdir()] == [CHECKPOINT]
 
 
@@ -198,10 +210,10 @@ def test_finished_fit_is_not_repeated(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("what", ["options", "scans", "content", "damage"])
 def test_checkpoint_of_something_else_is_not_continued(
-    tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str], quick: BodyPartRegressor
 ) -> None:
     scans, options = small_scans(3), QUICK
-    fit_body_part(scans, options, tmp_path / "a", progress=False)
+    fit_body_part(scans, options, tmp_path, progress=False)
     if what == "options":
         options = dataclasses.replace(QUICK, alpha=2.0)
     elif what == "scans":
@@ -209,11 +221,12 @@ def test_checkpoint_of_something_else_is_not_continued(
     elif what == "content":  # another scan of the same name
         scans["scan_0"] = dataclasses.replace(scans["scan_0"], image=scans["scan_0"].image + 50)
     else:
-        path = tmp_path / "a" / CHECKPOINT
+        path = tmp_path / CHECKPOINT
         path.write_bytes(path.read_bytes()[:1000])
-    again = fit_body_part(scans, options, tmp_path / "a", progress=False)
+    again = fit_body_part(scans, options, tmp_path, progress=False)
     assert "starting again" in capsys.readouterr().out
-    assert again.to_bytes() == fit_body_part(scans, options, tmp_path / "b", progress=False).to_bytes()
+    fresh = quick if what == "damage" else fit_body_part(scans, options, tmp_path / "b", progress=False)
+    assert again.to_bytes() == fresh.to_bytes()
 
 
 def test_stops_early_and_keeps_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,8 +288,9 @@ def test_known_scores_are_learned_on_their_scale(tmp_path: Path, whole: Canonica
         targets[name] = BodyPartCurve(np.array([0.0, 0.0, 1.0]), places, scores, 60 / HEIGHT)
     targets["scan_1"] = targets["scan_1"].score_at
     targets["scan_3"] = BodyPartCurve.unusable("reversed")
+    longer = dataclasses.replace(OPTIONS, steps=60, volumes=8)
     with pytest.warns(UserWarning, match="scan_3 is left out: its scores: reversed"):
-        found = fit_body_part(scans, OPTIONS, tmp_path, progress=False, targets=targets)
+        found = fit_body_part(scans, longer, tmp_path, progress=False, targets=targets)
     curve = found.measure(whole.image, frame_of(whole))
     assert curve.problem == ""
     wanted = 20 + 60 * levels_of(whole, 50) / HEIGHT
