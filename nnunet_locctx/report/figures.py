@@ -67,11 +67,11 @@ def looks(study: Results) -> dict[str, tuple[str, str, Any]]:
 
     The baseline is grey and dashed; the stroke is dash-dotted where a colour comes a second time.
     """
-    found: dict[str, tuple[str, str, Any]] = {study.baseline: (BASELINE_COLOUR, "o", "--")}
+    strokes: dict[str, tuple[str, str, Any]] = {study.baseline: (BASELINE_COLOUR, "o", "--")}
     for place, name in enumerate(study.methods.index.drop(study.baseline)):
         stroke = "-" if place < len(COLOURS) else "-."
-        found[name] = (COLOURS[place % len(COLOURS)], MARKERS[(place + 1) % len(MARKERS)], stroke)
-    return found
+        strokes[name] = (COLOURS[place % len(COLOURS)], MARKERS[(place + 1) % len(MARKERS)], stroke)
+    return strokes
 
 
 @contextmanager
