@@ -18,21 +18,11 @@ from nnunet_locctx.cli import main
 from nnunet_locctx.location import AnatomicalMap, BodyPartCurve
 from nnunet_locctx.locks import lock
 from nnunet_locctx.nnunet.data import fitting
-from nnunet_locctx.nnunet.data.digests import file_digests
 from nnunet_locctx.nnunet.data.fitted import REGRESSOR, CaseMeasurements
 from nnunet_locctx.nnunet.data.fitting import Anchors, FittedDataset, fit_source
-from nnunet_locctx.nnunet.data.raw_scans import CanonicalScans, keep_scans, training_cases
+from nnunet_locctx.nnunet.data.raw_scans import training_cases
 from nnunet_locctx.show.fitted import draw_fitted
-from tests.anatomical_cases import SPACING, scan
-
-DATASET = "Dataset005_Tiny"
-
-
-def write(file: Path, array: np.ndarray, spacing: float = 8.0) -> None:
-    image = SimpleITK.GetImageFromArray(array)
-    image.SetSpacing([spacing] * 3)
-    SimpleITK.WriteImage(image, str(file))
-
+from tests.tiny_dataset import DATASET, enter, write, write_bodies, write_dataset, write_scan
 
 QUICK = [
     *["ape", "-d", "5", "--quiet", "-np", "1", "--steps", "2"],
@@ -50,40 +40,6 @@ def _seconds_not_judgement() -> Iterator[None]:
         )
         patch.setattr("nnunetv2.utilities.utils.Pool", lambda processes: ThreadPool(1))
         yield
-
-
-def enter(space: Path, patch: pytest.MonkeyPatch) -> Path:
-    """Makes a space nnU-Net's; returns the folder of its raw dataset."""
-    for name in ("raw", "preprocessed"):
-        (space / name).mkdir(exist_ok=True)
-        patch.setenv(f"nnUNet_{name}", str(space / name))
-    return space / "raw" / DATASET
-
-
-def write_dataset(folder: Path) -> Path:
-    """A raw dataset of three scans of noise."""
-    for name in ("imagesTr", "labelsTr"):
-        (folder / name).mkdir(parents=True)
-    random = np.random.default_rng(0)
-    label = np.zeros((10, 9, 8), dtype=np.uint8)
-    label[3:5] = 1
-    for number in range(3):
-        image = random.normal(0, 100, (10, 9, 8)).astype(np.float32)
-        write(folder / "imagesTr" / f"tiny_{number}_0000.nii.gz", image)
-        write(folder / "labelsTr" / f"tiny_{number}.nii.gz", label)
-    labels = {"background": 0, "organ": 1}
-    description = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": 3, "file_ending": ".nii.gz"}
-    (folder / "dataset.json").write_text(json.dumps(description))
-    return folder
-
-
-def write_bodies(folder: Path) -> Path:
-    """The dataset with three bodies."""
-    write_dataset(folder)
-    for number in range(3):
-        file = folder / "imagesTr" / f"tiny_{number}_0000.nii.gz"
-        write_scan(file, (-160, -120, -200.0 + 50 * number), (40, 30, 20), number)
-    return folder
 
 
 @pytest.fixture
@@ -150,6 +106,13 @@ def test_unusable_input(raw: Path, arguments: str, words: str, capsys: pytest.Ca
     assert not preprocessed(raw)
 
 
+def test_images_without_a_channel_are_refused(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(raw / "imagesTr" / "tiny_0_0000.nii.gz", raw / "imagesTr" / "ghost.nii.gz")
+    assert main(["fit", *QUICK]) == 2
+    assert "ghost.nii.gz" in capsys.readouterr().err
+    assert not preprocessed(raw)
+
+
 def test_missing_json_files_are_named(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "json").mkdir()
     (tmp_path / "json" / "tiny_1.json").write_text("{}")
@@ -183,65 +146,11 @@ def test_scans_that_show_nothing(raw: Path, source: str, slices: int, intensity:
     assert not (raw.parents[1] / "preprocessed" / DATASET / f"locctx_{source}" / "regressor.pt").exists()
 
 
-def test_scans_are_kept_as_they_are_and_read_again_when_they_change(raw: Path, tmp_path: Path) -> None:
-    cases = training_cases(raw)
-    assert [case.identifier for case in cases] == ["tiny_0", "tiny_1", "tiny_2"]
-
-    def keep() -> CanonicalScans:
-        digests = file_digests(
-            [file for case in cases for file in case.images], tmp_path / "d", progress=False
-        )
-        stamps = {case.identifier: case.stamp(digests) for case in cases}
-        return keep_scans(cases, stamps, tmp_path / "kept", 0, 8.0, progress=False)
-
-    kept = keep()
-    assert isinstance(kept, CanonicalScans)
-    data, frame = cases[0].read()
-    scan = kept["tiny_0"]
-    assert scan.image.shape == (8, 9, 10)
-    # (R, A, S) against the reader's (z, y, x) of a scan that runs L, P, S
-    np.testing.assert_allclose(scan.image[::-1, ::-1].transpose(2, 1, 0), data[0], atol=0.05)
-    assert scan.inside.all()
-    corner = scan.affine @ [0, 0, 0, 1]
-    np.testing.assert_allclose(corner[:3], frame.millimetres([0, 8, 7]))
-    before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "kept").iterdir()}
-    keep()
-    assert before == {file.name: file.stat().st_mtime_ns for file in (tmp_path / "kept").iterdir()}
-    write(raw / "imagesTr" / "tiny_1_0000.nii.gz", np.ones((10, 9, 8), np.float32))
-    (tmp_path / "kept" / "tiny_2.npz").write_bytes(b"damaged")
-    again = keep()
-    after = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "kept").iterdir()}
-    assert [name for name in sorted(after) if after[name] != before[name]] == ["tiny_1.npz", "tiny_2.npz"]
-    np.testing.assert_allclose(again["tiny_1"].image, 1)
-    with pytest.raises(KeyError):
-        kept["other"]
-
-
-@pytest.mark.slow
-def test_worker_processes_give_the_same_scans(raw: Path, tmp_path: Path) -> None:
-    cases = training_cases(raw)
-    stamps = {case.identifier: "" for case in cases}
-    alone = keep_scans(cases, stamps, tmp_path / "alone", 0, 8.0, progress=False)
-    together = keep_scans(cases, stamps, tmp_path / "together", 0, 8.0, processes=2, progress=False)
-    for identifier in alone:
-        np.testing.assert_array_equal(alone[identifier].image, together[identifier].image)
-
-
 def test_wrong_source() -> None:
     with pytest.raises(ValueError, match="source must be one of body_part, anatomical, got 'voxel'"):
         fit_source(5, "voxel")
     with pytest.raises(ValueError, match="anchors and imported scores are for the source 'body_part'"):
         fit_source(5, "anatomical", anchors=Anchors("organ", "organ"))
-
-
-def write_scan(file: Path, lower: tuple[float, float, float], shape: tuple[int, int, int], seed: int) -> None:
-    """A scan of made-up anatomy, with the header that says where it lies."""
-    made = scan(lower, shape, seed)
-    image = SimpleITK.GetImageFromArray(made.image.transpose(2, 1, 0))
-    image.SetSpacing([SPACING] * 3)
-    image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
-    image.SetOrigin(made.affine[:3, 3].tolist())
-    SimpleITK.WriteImage(image, str(file))
 
 
 def stored(raw: Path) -> tuple[CaseMeasurements, bytes]:
@@ -473,24 +382,6 @@ def wait_until(answer: Callable[[], str], seconds: float = 20.0) -> str:
             return found
         time.sleep(0.05)
     pytest.fail("waited in vain")
-
-
-@pytest.mark.parametrize(
-    ("names", "words"),
-    [
-        (["ghost.nii.gz"], "1 files without a channel number, of which nnU-Net makes cases without an image"),
-        (["tiny_0_00001.nii.gz"], "name them CASE_0000.nii.gz"),
-        (["more_0001.nii.gz"], "channels are missing in .*more_0000.nii.gz"),
-        (["more_0000.nii.gz", "more_0001.nii.gz"], r"names 1 channel\(s\), .*more has 2"),
-    ],
-)
-def test_images_that_nnunet_takes_for_something_else(raw: Path, names: list[str], words: str) -> None:
-    for name in names:
-        shutil.copy(raw / "imagesTr" / "tiny_0_0000.nii.gz", raw / "imagesTr" / name)
-    with pytest.raises(ValueError, match=f"(?s){words}"):
-        training_cases(raw)
-    assert main(["fit", *QUICK]) == 2
-    assert not preprocessed(raw)
 
 
 def test_cases_listed_in_dataset_json(bodies: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from nnunet_locctx.files import write_atomically
@@ -36,12 +39,25 @@ def content(*arrays: npt.NDArray[Any] | None) -> str:
     return digest.hexdigest()
 
 
-def diverged(loss: float, step: int, learning_rate: float) -> ValueError:
-    """The error of a fit whose loss is not finite."""
-    return ValueError(
-        f"the loss is {loss} at step {step}: the learning rate {learning_rate:g} is too high; fit again with a lower "
-        "learning rate"
-    )
+def require_finite(loss: float, step: int, learning_rate: float) -> None:
+    """Raises ValueError for a loss that is not finite."""
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"the loss is {loss} at step {step}: the learning rate {learning_rate:g} is too high; fit again "
+            "with a lower learning rate"
+        )
+
+
+def descend(
+    network: nn.Module, optimiser: Optimizer, loss: Tensor, learning_rate: float, longest: float
+) -> None:
+    """One step of the optimiser at a learning rate; gradients longer than the longest are shortened to it."""
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), longest)
+    optimiser.step()
 
 
 class Course:

@@ -2,7 +2,7 @@
 
 ``study/papers/*.json`` hold the tables as printed in the papers: title, citation, metric and unit, a note on what
 differs, ``convention`` (how the evaluation must count, as in ``locctx evaluate --paper``), ``aliases`` (the paper's
-classes with other names of theirs), and rows of method, preset, data set and value. A row may have a class and
+classes with other names of theirs), and rows of method, preset, dataset and value. A row may have a class and
 ``parts``: ``postprocessing``, ``shift_percent`` (of a wrong location), ``bound`` (">": the paper says more than),
 ``coverage_percent``, ``baseline`` (the method that its gain counts from).
 """

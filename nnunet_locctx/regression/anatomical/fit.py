@@ -36,7 +36,7 @@ from nnunet_locctx.regression.anatomical.regressor import (
 )
 from nnunet_locctx.regression.anatomical.sampling import ScanSample, TrainingScan, sample_pairs
 from nnunet_locctx.regression.canonical import CanonicalScan
-from nnunet_locctx.regression.checkpoint import CHECKPOINT, Course, content, diverged
+from nnunet_locctx.regression.checkpoint import CHECKPOINT, Course, content, descend, require_finite
 from nnunet_locctx.regression.intensity import body_mask
 
 FEWEST_SCANS = 2
@@ -99,8 +99,7 @@ def fit_anatomical(
     with course.bar:
         while state.step < options.steps:
             generator = np.random.default_rng([options.seed, 0, state.step])
-            for group in state.optimiser.param_groups:
-                group["lr"] = learning_rate(state.step, options)
+            rate = learning_rate(state.step, options)
             # without replacement, unless there are fewer scans than a step takes
             count = min(options.scans_per_step, len(trained))
             chosen = generator.choice(len(trained), count, replace=False)
@@ -108,12 +107,8 @@ def fit_anatomical(
             loss = _loss(
                 network, [sample_pairs(held[trained[i]], options, generator) for i in chosen], options
             )
-            if not torch.isfinite(loss):
-                raise diverged(loss.item(), state.step + 1, options.learning_rate)
-            state.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)
-            state.optimiser.step()
+            require_finite(loss.item(), state.step + 1, options.learning_rate)
+            descend(network, state.optimiser, loss, rate, CLIP)
             state.losses.append(loss.item())
             state.step += 1
             due = course.step_ended(state.step)

@@ -93,11 +93,6 @@ class EmbeddingNetwork(nn.Module):
         self.up = nn.ModuleList(ResidualBlock(width) for width in widths[:-1])
         self.head = nn.Sequential(ChannelNorm(widths[0]), nn.Conv3d(widths[0], 3, 1))
 
-    @property
-    def total_stride(self) -> int:
-        """Voxels a side of the coarsest level's cells."""
-        return STRIDE * 2 ** len(self.coarser)
-
     def forward(self, volume: Tensor) -> Tensor:
         """(B, 2, a, b, c) -> (B, 3, ceil(a / 4), ceil(b / 4), ceil(c / 4)) embeddings of the cells' centres.
 

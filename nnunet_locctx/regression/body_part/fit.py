@@ -33,7 +33,7 @@ from nnunet_locctx.regression.body_part.slices import (
     take_slices,
 )
 from nnunet_locctx.regression.canonical import CanonicalScan
-from nnunet_locctx.regression.checkpoint import CHECKPOINT, Course, content, diverged
+from nnunet_locctx.regression.checkpoint import CHECKPOINT, Course, content, descend, require_finite
 
 Target = BodyPartCurve | Callable[[Array], npt.ArrayLike]
 """Known scores of a scan: a curve, or a function of positions (K,) in mm along S."""
@@ -218,9 +218,6 @@ def _train(
     patience = options.patience * options.evaluate_every
     with course.bar:
         while state.step < options.steps and state.step - state.best_step < patience:
-            share = state.step / options.steps
-            for group in state.optimiser.param_groups:
-                group["lr"] = 0.5 * options.learning_rate * (1 + math.cos(math.pi * share))
             _train_step(state, training, sampler.draw(state.generator), options)
             state.step += 1
             due = course.step_ended(state.step)
@@ -240,12 +237,9 @@ def _train_step(
     state.network.train()
     slices = augment(_images(scans, batch), state.generator)
     loss = _loss(state.network(slices), scans, batch, options)
-    if not torch.isfinite(loss):
-        raise diverged(loss.item(), state.step + 1, options.learning_rate)
-    state.optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(state.network.parameters(), GRADIENT_NORM)
-    state.optimiser.step()
+    require_finite(loss.item(), state.step + 1, options.learning_rate)
+    rate = 0.5 * options.learning_rate * (1 + math.cos(math.pi * state.step / options.steps))
+    descend(state.network, state.optimiser, loss, rate, GRADIENT_NORM)
 
 
 @torch.no_grad()
@@ -254,8 +248,7 @@ def _evaluate(
 ) -> None:
     state.network.eval()
     loss = float(_loss(state.network(_images(scans, batch)), scans, batch, options))
-    if not math.isfinite(loss):
-        raise diverged(loss, state.step, options.learning_rate)
+    require_finite(loss, state.step, options.learning_rate)
     if loss < state.best or not state.best_weights:
         state.best, state.best_step = loss, state.step
         state.best_weights = {name: value.clone() for name, value in state.network.state_dict().items()}

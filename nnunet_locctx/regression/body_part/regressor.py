@@ -77,15 +77,6 @@ class BodyPartRegressor(Regressor):
         """Largest plausible deviation from the expected slope, as a share of it."""
         return max(SLOPE_TOLERANCE, SPREADS * self.raw_spread / self.raw_slope)
 
-    def with_scale(self, lowest: float, highest: float) -> "BodyPartRegressor":
-        """The same with other raw scores for 0 and 100.
-
-        Raises:
-            ValueError: The highest is not above the lowest.
-        """
-        slopes = {"raw_slope": self.raw_slope, "raw_spread": self.raw_spread}
-        return BodyPartRegressor(self.options, self.network, lowest=lowest, highest=highest, **slopes)
-
     def slices(self, scan: CanonicalScan) -> ScanSlices:
         """The slices of a scan as this regressor sees them."""
         options = self.options
@@ -113,8 +104,15 @@ class BodyPartRegressor(Regressor):
         slices = self.slices(scan)
         return slices.positions, self._scaled(self.raw_scores(slices))
 
-    def curve(self, slices: ScanSlices) -> BodyPartCurve:
-        """The cleaned scores of a scan's slices."""
+    def measure(self, image: npt.NDArray[np.floating], frame: Frame) -> BodyPartCurve:
+        """See :meth:`~nnunet_locctx.regression.regressor.Regressor.measure`."""
+        if frame.shape[frame.array_axes[2]] < 2:
+            return BodyPartCurve.unusable("a single axial slice does not show where in the body it lies")
+        try:
+            scan = to_canonical(image, frame, self.options.spacing)
+        except ValueError as error:
+            return BodyPartCurve.unusable(str(error))
+        slices = self.slices(scan)
         if not slices.usable.any():
             return BodyPartCurve.unusable("no body found in the scan, air only")
         return make_curve(
@@ -125,16 +123,6 @@ class BodyPartRegressor(Regressor):
             tolerance=self.tolerance,
             cross_section=slices.cross_section,
         )
-
-    def measure(self, image: npt.NDArray[np.floating], frame: Frame) -> BodyPartCurve:
-        """See :meth:`~nnunet_locctx.regression.regressor.Regressor.measure`."""
-        if frame.shape[frame.array_axes[2]] < 2:
-            return BodyPartCurve.unusable("a single axial slice does not show where in the body it lies")
-        try:
-            scan = to_canonical(image, frame, self.options.spacing)
-        except ValueError as error:
-            return BodyPartCurve.unusable(str(error))
-        return self.curve(self.slices(scan))
 
     def state(self) -> dict[str, Any]:
         return {
@@ -198,7 +186,14 @@ def anchored_scale(
             f"the upper level must score higher than the lower, got raw scores {highest:.3f} and {lowest:.3f}: "
             "are the two classes named in the right order?"
         )
-    return regressor.with_scale(lowest, highest)
+    return BodyPartRegressor(
+        regressor.options,
+        regressor.network,
+        lowest=lowest,
+        highest=highest,
+        raw_slope=regressor.raw_slope,
+        raw_spread=regressor.raw_spread,
+    )
 
 
 def _mean_score(scans: Mapping[str, tuple[Array, Array]], heights: Mapping[str, float], which: str) -> float:
