@@ -76,12 +76,12 @@ def to_canonical(
         if n > 1 and step > 1.5 * size:
             smoothed = gaussian_filter1d(smoothed, 0.4 * step / size, axis=axis, mode="nearest", truncate=2.5)
     inverse = np.linalg.inv(frame.affine_lps) @ affine
-    found = affine_transform(
+    resampled = affine_transform(
         smoothed, inverse[:3, :3], inverse[:3, 3], tuple(shape), np.float32, order=1, mode="nearest"
     )
     inside = _inside(inverse, shape, frame.shape)
-    found[~inside] = smoothed.min()
-    return CanonicalScan(found, inside, affine)
+    resampled[~inside] = smoothed.min()
+    return CanonicalScan(resampled, inside, affine)
 
 
 def _inside(inverse: Array, shape: Sequence[int], stored: Sequence[int]) -> npt.NDArray[np.bool_]:

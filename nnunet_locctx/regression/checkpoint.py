@@ -1,17 +1,30 @@
-"""The state of an interrupted fit."""
+"""The steps of a fit: shown, timed, and kept so that an interruption costs a minute."""
 
 import hashlib
 import io
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from tqdm import tqdm
 
 from nnunet_locctx.files import write_atomically
 
 CHECKPOINT = "checkpoint.pt"
+
+SAVE_SECONDS = 60.0
+"""A step that ends later than this after the last checkpoint is followed by one."""
+
+TIMED_STEPS = 10
+"""After so many steps the time of the whole fit is estimated; the first one is not timed, as torch warms up in it."""
+
+State = TypeVar("State")
 
 
 def content(*arrays: npt.NDArray[Any] | None) -> str:
@@ -26,16 +39,93 @@ def content(*arrays: npt.NDArray[Any] | None) -> str:
     return digest.hexdigest()
 
 
-def diverged(loss: float, step: int, learning_rate: float) -> ValueError:
-    """The error of a fit whose loss is not finite."""
-    return ValueError(
-        f"the loss is {loss} at step {step}: the learning rate {learning_rate:g} is too high; fit again with a lower "
-        "learning rate"
-    )
+def require_finite(loss: float, step: int, learning_rate: float) -> None:
+    """Raises ValueError for a loss that is not finite."""
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"the loss is {loss} at step {step}: the learning rate {learning_rate:g} is too high; fit again "
+            "with a lower learning rate"
+        )
+
+
+def descend(
+    network: nn.Module, optimiser: Optimizer, loss: Tensor, learning_rate: float, longest: float
+) -> None:
+    """One step of the optimiser at a learning rate; gradients longer than the longest are shortened to it."""
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), longest)
+    optimiser.step()
+
+
+class Course:
+    """Where a fit stands.
+
+    Args:
+        path: Of the checkpoint.
+        identity: What the result of the fit depends on, as plain values.
+        steps: Steps of the whole fit, at most.
+        name: Of the fit, as it is shown.
+        progress: Show a bar and the expected time.
+    """
+
+    def __init__(
+        self, path: Path, identity: Mapping[str, Any], steps: int, name: str, *, progress: bool
+    ) -> None:
+        self.path, self.identity, self.steps, self.name, self.progress = path, identity, steps, name, progress
+        self.bar = tqdm(total=steps, desc=name, disable=not progress)
+        self._saved = time.monotonic()
+        self._times: list[float] = []
+
+    def resume(self, begin: Callable[[Mapping[str, Any] | None], State]) -> State:
+        """The state to go on from: that of the checkpoint, if it is of this fit, or a new one.
+
+        A printed line says where the fit goes on, or why it starts again.
+
+        Args:
+            begin: Makes the state from what :meth:`save` was given, whose ``step`` counts the finished steps; a new
+                state from None.
+        """
+        stored = load_checkpoint(self.path, self.identity)
+        if stored is not None:
+            try:
+                state = begin(stored)
+                self.bar.update(stored["step"])
+                print(f"continuing at step {stored['step']} of {self.steps} ({self.path})")
+                return state
+            except Exception as error:  # lookup and shape errors: of another version
+                print(f"{self.path} cannot be read ({error}): starting again")
+        return begin(None)
+
+    def step_ended(self, finished: int) -> bool:
+        """Counts a step; whether it is time to save.
+
+        Args:
+            finished: Steps that are finished.
+        """
+        self.bar.update()
+        now = time.monotonic()
+        if len(self._times) <= TIMED_STEPS:
+            self._times.append(now)
+            if len(self._times) > TIMED_STEPS and self.progress:
+                seconds = (now - self._times[0]) / TIMED_STEPS
+                minutes = seconds * (self.steps - finished) / 60
+                self.bar.write(
+                    f"{self.name}: {seconds:.2g} s a step on this machine, {self.steps - finished} steps to go: "
+                    f"{max(1, round(minutes))} min at most"
+                )
+        return now - self._saved >= SAVE_SECONDS
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Writes everything that the next step depends on; ``step`` counts the finished steps."""
+        save_checkpoint(self.path, self.identity, state)
+        self._saved = time.monotonic()
 
 
 def save_checkpoint(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Writes everything that the next step depends on; an interruption leaves the checkpoint before.
+    """Writes a checkpoint; an interruption leaves the one before.
 
     Args:
         path: Of the checkpoint.

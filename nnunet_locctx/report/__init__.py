@@ -1,5 +1,5 @@
 """The report of a study: tables, figures and a page, from what the study's jobs left in its work folder."""
 
-from nnunet_locctx.report.write import write_report
+from nnunet_locctx.report.sections import write_report
 
 __all__ = ["write_report"]

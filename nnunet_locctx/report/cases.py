@@ -36,10 +36,10 @@ def choose_cases(dice: pd.DataFrame, leader: str, base: str | None) -> dict[Key,
         leader: The method that leads.
         base: The baseline, if the leader is another.
     """
-    found: dict[Key, str] = {}
+    chosen: dict[Key, str] = {}
 
     def add(key: Key, why: str) -> None:
-        found[key] = f"{found[key]}, {why}" if key in found else why
+        chosen[key] = f"{chosen[key]}, {why}" if key in chosen else why
 
     known = dice[leader].dropna()
     if known.empty:
@@ -51,7 +51,7 @@ def choose_cases(dice: pd.DataFrame, leader: str, base: str | None) -> dict[Key,
         if len(gain):
             add(gain.idxmax(), "largest gain")
             add(gain.idxmin(), "largest loss" if gain.min() < 0 else "smallest gain")
-    return found
+    return chosen
 
 
 def draw_overlays(study: Results, rows: pd.DataFrame, preset: str) -> tuple[Figure | None, list[str]]:

@@ -1,13 +1,23 @@
-"""What a report consists of, before it becomes a page or Markdown, and how numbers are written in it."""
+"""What a report consists of, how numbers are written in it, and how it becomes a folder."""
 
+import base64
 import math
+import os
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from nnunet_locctx.files import drafting
+
+PAGE, TWIN, FIGURES = "index.html", "report.md", "figures"
+TEMPLATES = Path(__file__).parent
+MARKUP = str.maketrans({sign: f"\\{sign}" for sign in "\\`*_[]<>|#"})
 
 NOTHING = "\N{EN DASH}"
 """Stands where there is no number."""
@@ -121,6 +131,89 @@ class Document:
     def figures(self) -> list[Figure]:
         """All figures."""
         return [block for section in self.sections for block in section.blocks if isinstance(block, Figure)]
+
+
+def write_document(document: Document, target: Path, further: Mapping[str, bytes]) -> None:
+    """Makes the folder aside and puts it in its place: a reader sees the old report or the new one.
+
+    Args:
+        document: The report.
+        target: Its folder, which is replaced as a whole.
+        further: More files of the folder.
+    """
+    files = {PAGE: render(document, "page.html.jinja").encode()}
+    files[TWIN] = render(document, "report.md.jinja").encode()
+    files |= {f"{table.key}.csv": table.to_csv().encode() for table in document.tables()}
+    files |= {figure.file: figure.png for figure in document.figures()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    old = target.with_name(f".{os.getpid()}.old.{target.name}")
+    with drafting(target) as draft:
+        for name, data in {**files, **further}.items():
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
+            (draft / name).write_bytes(data)
+        try:
+            if target.exists():
+                target.rename(old)
+            draft.rename(target)
+        finally:
+            if target.exists():
+                shutil.rmtree(old, ignore_errors=True)
+            elif old.exists():
+                old.rename(target)
+
+
+def check_target(target: Path) -> None:
+    """Refuses to take the place of somebody's folder.
+
+    Raises:
+        ValueError: It is a file, or holds what no report has.
+    """
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise ValueError(f"the report needs a folder, {target} is a file")
+    own = (PAGE, TWIN, FIGURES)
+    foreign = sorted(
+        path.name
+        for path in target.iterdir()
+        if path.name not in own and path.suffix != ".csv" and not path.name.startswith(".")
+    )
+    if foreign or ((target / FIGURES).exists() and not (target / PAGE).exists()):
+        raise ValueError(
+            f"{target} would be replaced as a whole, but holds something else than a report"
+            + (f": {', '.join(foreign[:5])}" if foreign else "")
+        )
+
+
+def render(document: Document, template: str) -> str:
+    """The whole report as HTML or Markdown.
+
+    Args:
+        document: The report.
+        template: A file in this folder.
+
+    Raises:
+        ValueError: Jinja2 is not installed.
+    """
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ImportError as error:
+        raise ValueError("the report's page needs Jinja2: pip install 'nnunet-locctx[study]'") from error
+    environment = Environment(
+        autoescape=".html" in template, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"embedded": _embedded, "plain": _plain}
+    text = (TEMPLATES / template).read_text(encoding="utf-8")
+    return environment.from_string(text).render(document=document).strip() + "\n"
+
+
+def _embedded(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def _plain(text: str) -> str:
+    """Markdown that shows the text as it is: no markup, no line breaks."""
+    return " ".join(text.split()).translate(MARKUP)
 
 
 def to_csv(frame: pd.DataFrame) -> str:

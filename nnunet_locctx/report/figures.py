@@ -67,11 +67,11 @@ def looks(study: Results) -> dict[str, tuple[str, str, Any]]:
 
     The baseline is grey and dashed; the stroke is dash-dotted where a colour comes a second time.
     """
-    found: dict[str, tuple[str, str, Any]] = {study.baseline: (BASELINE_COLOUR, "o", "--")}
+    strokes: dict[str, tuple[str, str, Any]] = {study.baseline: (BASELINE_COLOUR, "o", "--")}
     for place, name in enumerate(study.methods.index.drop(study.baseline)):
         stroke = "-" if place < len(COLOURS) else "-."
-        found[name] = (COLOURS[place % len(COLOURS)], MARKERS[(place + 1) % len(MARKERS)], stroke)
-    return found
+        strokes[name] = (COLOURS[place % len(COLOURS)], MARKERS[(place + 1) % len(MARKERS)], stroke)
+    return strokes
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def draw_coverage(study: Results, rows: pd.DataFrame) -> Figure | None:
     """Gain against the share of the volume that a patch covers (the relation behind LocBAM's table 2).
 
     A point per preset and method, with its interval; the paper's own gains are drawn hollow where the study is about
-    the same data set and names the paper's table. None if no preset has both a coverage and a gain.
+    the same dataset and names the paper's table. None if no preset has both a coverage and a gain.
     """
     coverage = 100 * study.presets["coverage"].astype(float).replace(0, np.nan)
     chosen = (

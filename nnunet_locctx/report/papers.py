@@ -2,7 +2,7 @@
 
 ``study/papers/*.json`` hold the tables as printed in the papers: title, citation, metric and unit, a note on what
 differs, ``convention`` (how the evaluation must count, as in ``locctx evaluate --paper``), ``aliases`` (the paper's
-classes with other names of theirs), and rows of method, preset, data set and value. A row may have a class and
+classes with other names of theirs), and rows of method, preset, dataset and value. A row may have a class and
 ``parts``: ``postprocessing``, ``shift_percent`` (of a wrong location), ``bound`` (">": the paper says more than),
 ``coverage_percent``, ``baseline`` (the method that its gain counts from).
 """
@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 import nnunet_locctx.study
+from nnunet_locctx.report.document import NOTHING, Table, number
 from nnunet_locctx.report.results import BACKGROUND, VALIDATION, Results
 from nnunet_locctx.report.statistics import by_case, foreground, paper_dice
 
@@ -63,6 +64,98 @@ def read_paper(name: str) -> dict[str, Any]:
     return content
 
 
+def paper_table(study: Results, name: str) -> Table:
+    """A paper's table with the study's values beside; classes across, if the paper has them.
+
+    Raises:
+        ValueError: There is none of this name.
+    """
+    paper = read_paper(name)
+    frame = _beside(study, paper)
+    notes = [paper["note"], f"Here: {study.dataset}. Gains in the unit of the metric."]
+    if ((frame["cases"] > 0) & frame["ours"].isna()).any():
+        notes.append(
+            f"The study's evaluation lacks the paper's measures (`paper: {paper.get('convention')}`): no value to "
+            "compare."
+        )
+    caption = f"{paper['title']}. Paper: {paper['citation']}. Metric: {METRICS[paper['metric']]}."
+    if (frame["class"] != "").any():
+        caption += " In each cell: paper / here."
+        shown = _across(frame)
+    else:
+        shown = _down(study, frame)
+    records = frame[["dataset", "preset", "label", "class", "value", "ours", "gain", "our_gain"]]
+    records = records.rename(
+        columns={"label": "method", "value": "paper_value", "ours": "our_value", "gain": "paper_gain"}
+    ).assign(our_dice_percent=frame["dice"], cases=frame["cases"], why_not=frame["why"])
+    records.insert(0, "paper", name)
+    return Table(f"paper_{name}", caption, shown, labels=3, notes=notes, records=records)
+
+
+def _beside(study: Results, paper: Mapping[str, Any]) -> pd.DataFrame:
+    """A paper's rows, with the study's value (ours) and what :class:`Ours` says beside it, and the gains of both over
+    the paper's own baseline of a row, or the study's."""
+    words = dict.fromkeys(("class", "postprocessing", "bound", "baseline"), "")
+    numbers = dict.fromkeys(("shift_percent", "coverage_percent"), math.nan)
+    frame = pd.DataFrame([{**words, **numbers, **row, **row.get("parts", {})} for row in paper["rows"]])
+    frame["value"] = frame["value"].astype(float)
+    ours = pd.DataFrame([find_ours(study, paper, row) for row in paper["rows"]])
+    frame = frame.join(ours.rename(columns={"value": "ours"}))
+    kinds = frame["postprocessing"].str.replace("_", " ")
+    frame["label"] = frame["method"] + (", " + kinds).where(kinds != "", "")
+    keys = ["dataset", "preset", "method", "class"]
+    plain = (frame["postprocessing"] == "") & frame["shift_percent"].isna()
+    bases = frame.loc[plain, [*keys, "value", "ours"]].drop_duplicates(keys, keep="last")
+    named = frame["baseline"].where(frame["baseline"] != "", study.baseline)
+    base = frame[keys].assign(method=named).merge(bases, how="left", on=keys)
+    gains = frame["shift_percent"].isna() & ~(plain & (frame["method"] == named))
+    frame["gain"] = (frame["value"] - base["value"]).where(gains)
+    frame["our_gain"] = (frame["ours"] - base["ours"]).where(gains)
+    frame["behind"] = frame["cases"].astype(str).where(frame["cases"] > 0, frame["why"])
+    return frame
+
+
+def _down(study: Results, frame: pd.DataFrame) -> pd.DataFrame:
+    """A line per row of the paper."""
+    shown = pd.DataFrame(
+        {
+            "data set": frame["dataset"],
+            "preset": frame["preset"],
+            "method": frame["label"],
+            "paper": (frame["bound"] + " ").str.lstrip() + frame["value"].map(number),
+            "here": frame["ours"].map(number),
+            "gain, paper": frame["gain"].map(_signed),
+            "gain, here": frame["our_gain"].map(_signed),
+            "foreground Dice, %": frame["dice"].map(number),
+            "cases": frame["behind"],
+        }
+    )
+    if frame["coverage_percent"].notna().any():
+        own = 100 * frame["preset"].map(study.presets["coverage"]).astype(float)
+        own = own.where([same_dataset(name, study.dataset) for name in frame["dataset"]])
+        cells = frame["coverage_percent"].map(number) + " / " + own.map(number)
+        shown.insert(3, "coverage, %: paper / here", cells)
+    return shown
+
+
+def _across(frame: pd.DataFrame) -> pd.DataFrame:
+    """A line per method of the paper, its mean and its classes across."""
+    names = ["dataset", "preset", "label"]
+    frame = frame.assign(cell=frame["value"].map(number) + " / " + frame["ours"].map(number))
+    cells = frame.drop_duplicates([*names, "class"], keep="last").pivot(
+        index=names, columns="class", values="cell"
+    )
+    lines = frame[frame["class"] == ""]
+    classes = frame.loc[frame["class"] != "", "class"].unique()
+    grid = cells.reindex(pd.MultiIndex.from_frame(lines[names]))[["", *classes]].fillna(NOTHING)
+    grid = grid.reset_index().assign(cases=lines["behind"].to_numpy())
+    return grid.set_axis(["data set", "preset", "method", "mean", *classes, "cases"], axis=1)
+
+
+def _signed(value: float) -> str:
+    return number(value, sign=True)
+
+
 def find_ours(study: Results, paper: Mapping[str, Any], row: Mapping[str, Any]) -> Ours:
     """The study's value for a row of a paper, of the validation cases of all folds."""
     if not same_dataset(str(row["dataset"]), study.dataset):
@@ -78,7 +171,7 @@ def find_ours(study: Results, paper: Mapping[str, Any], row: Mapping[str, Any]) 
     if scores.empty:
         return Ours(math.nan, math.nan, 0, "not there yet")
     aliases = paper.get("aliases", {})
-    names = {wanted: _class_name(scores, wanted, aliases.get(wanted, ())) for wanted in aliases}
+    names = {name: _class_name(scores, name, others) for name, others in aliases.items()}
     if "class" in row:
         name = names.get(row["class"])
         if name is None:
@@ -97,8 +190,9 @@ def same_dataset(paper: str, ours: str) -> bool:
     return bool(first and second) and (first.startswith(second) or second.startswith(first))
 
 
-def _class_name(scores: pd.DataFrame, wanted: str, others: Sequence[str]) -> str | None:
-    spellings = {_plain(name) for name in (wanted, *others)}
+def _class_name(scores: pd.DataFrame, name: str, others: Sequence[str]) -> str | None:
+    """What the study calls a paper's class."""
+    spellings = {_plain(spelling) for spelling in (name, *others)}
     return next((name for name in scores["class"].unique() if _plain(name) in spellings), None)
 
 

@@ -1,33 +1,85 @@
-"""The report's sections, in their order."""
+"""The report: its sections in their order."""
 
 import json
 import shlex
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pandas as pd
+from tqdm import tqdm
 
 from nnunet_locctx.report import tables
 from nnunet_locctx.report.cases import draw_overlays
 from nnunet_locctx.report.document import (
+    PAGE,
     Block,
     Code,
     Document,
     Listing,
     Section,
     Text,
+    check_target,
     count,
     duration,
     p_value,
     percent,
     slug,
+    to_csv,
+    write_document,
 )
 from nnunet_locctx.report.figures import draw_classes, draw_coverage, draw_location, draw_training
-from nnunet_locctx.report.paper_tables import paper_table
-from nnunet_locctx.report.papers import paper_names
-from nnunet_locctx.report.results import TEST, VALIDATION, Results
+from nnunet_locctx.report.papers import paper_names, paper_table
+from nnunet_locctx.report.results import (
+    CASE_KEYS,
+    METRICS,
+    NO_FOLD,
+    TEST,
+    VALIDATION,
+    Results,
+    load_study,
+)
 from nnunet_locctx.report.statistics import FEWEST_CASES, FEWEST_DIFFERENCES, RESAMPLES, SEED, compare
 
 Step = Callable[[str], object]
+
+
+def write_report(work: Path, output: Path | None = None, *, progress: bool = False) -> Path:
+    """Writes ``index.html`` (one file, nothing to load), ``report.md``, CSV files and ``figures/``.
+
+    There is a CSV file per table, and ``cases.csv`` with every measure of every case and class.
+
+    The folder is made aside and then takes its place: a reader sees the old report or the new one. The same study gives
+    the same bytes.
+
+    Args:
+        work: The study's work folder, finished or not.
+        output: Folder of the report, made anew; None: ``report`` in the work folder.
+        progress: Show a progress bar.
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: `work` holds no study, or `output` is a folder that holds something else than a report.
+    """
+    target = work / "report" if output is None else output
+    check_target(target)
+    study = load_study(work)
+    with tqdm(desc="report", unit=" parts", disable=not progress) as bar:
+
+        def step(name: str) -> None:
+            bar.set_postfix_str(name)
+            bar.update()
+
+        document = build_document(study, step)
+    further = {}
+    for part, name in ((VALIDATION, "cases.csv"), (TEST, "test_cases.csv")):
+        rows = study.foreground_scores(part)[["preset", "method", *CASE_KEYS, *METRICS]]
+        if len(rows):
+            fold = rows["fold"].where(rows["fold"] != NO_FOLD).astype("Int64")
+            further[name] = to_csv(rows.assign(fold=fold)).encode()
+    write_document(document, target, further)
+    return target / PAGE
 
 
 def build_document(study: Results, step: Step = lambda name: None) -> Document:
@@ -153,9 +205,9 @@ def cases(study: Results, rows: pd.DataFrame) -> list[Block | None]:
     blocks: list[Block | None] = []
     problems: list[str] = []
     for preset in rows["preset"].unique():
-        figure, found = draw_overlays(study, rows, preset)
+        figure, undrawn = draw_overlays(study, rows, preset)
         blocks.append(figure)
-        problems += found
+        problems += undrawn
     if problems:
         blocks += [Text("Could not be drawn:", warning=True), Listing(list(dict.fromkeys(problems)))]
     return blocks

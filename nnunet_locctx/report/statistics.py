@@ -242,7 +242,7 @@ def _bootstrap(values: Array, statistic: Callable[[np.ndarray], Array]) -> Inter
     for method in ("BCa", "percentile"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # scipy warns where BCa is not defined; then its ends are NaN
-            found = bootstrap(
+            ends = bootstrap(
                 (known,),
                 # the resampled cases are the last axis
                 lambda chosen, axis: statistic(chosen),
@@ -252,6 +252,6 @@ def _bootstrap(values: Array, statistic: Callable[[np.ndarray], Array]) -> Inter
                 batch=batch,
                 random_state=SEED,
             ).confidence_interval
-        if np.isfinite([found.low, found.high]).all():
-            return float(found.low), float(found.high)
+        if np.isfinite([ends.low, ends.high]).all():
+            return float(ends.low), float(ends.high)
     return math.nan, math.nan

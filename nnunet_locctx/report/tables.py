@@ -110,9 +110,9 @@ def error_table(study: Results, rows: pd.DataFrame, key: str, cases: str) -> Tab
     frame["paper_dice"] = [
         paper_dice(study.scores_of(row.run, row.part), convention) for row in rows.itertuples()
     ]
-    there = scores["reference_ml"] > 0
-    entries = there.groupby(scores["run"]).sum()
-    frame["hd95_undefined"] = (there & scores["hd95_mm"].isna()).groupby(scores["run"]).sum()
+    present = scores["reference_ml"] > 0
+    entries = present.groupby(scores["run"]).sum()
+    frame["hd95_undefined"] = (present & scores["hd95_mm"].isna()).groupby(scores["run"]).sum()
     shown = pd.DataFrame(
         {
             "HD95, mm": frame["hd95_mm"].map(lambda one: number(one, 1)),
@@ -208,15 +208,15 @@ def training_table(study: Results) -> Table | None:
 
 def location_points(study: Results) -> pd.DataFrame:
     """A row per measured point: preset, method, kind, axes, percent, dice (NaN if undefined), deviation, cases."""
-    found = []
+    points = []
     for run in study.runs.itertuples():
         content = study.robustness.get(run.Index, {})
         several = len(content.get("models") or ()) > 1
         for point in content.get("points") or ():
             name = f"{run.method}: {point['model']}" if several else run.method
-            found.append({**point, "preset": run.preset, "method": name, "cases": point.get("cases") or 0})
+            points.append({**point, "preset": run.preset, "method": name, "cases": point.get("cases") or 0})
     names, numbers = ["preset", "method", "kind", "axes"], ["percent", "dice", "deviation"]
-    return pd.DataFrame(found, columns=[*names, *numbers, "cases"]).astype(dict.fromkeys(numbers, float))
+    return pd.DataFrame(points, columns=[*names, *numbers, "cases"]).astype(dict.fromkeys(numbers, float))
 
 
 def location_table(points: pd.DataFrame) -> Table | None:

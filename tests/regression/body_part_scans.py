@@ -11,7 +11,7 @@ HEIGHT = 480.0
 """Millimetres from the lowest to the highest level of the body."""
 
 OPTIONS = BodyPartOptions(
-    spacing=SPACING, side=80, volumes=8, steps=60, evaluate_every=20, learning_rate=2e-3
+    spacing=SPACING, side=80, volumes=6, steps=40, evaluate_every=20, learning_rate=2e-3
 )
 
 

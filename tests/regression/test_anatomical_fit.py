@@ -11,6 +11,7 @@ import torch
 from nnunet_locctx.denormals import flushed
 from nnunet_locctx.geometry import PATIENT_FROM_LPS, Frame
 from nnunet_locctx.location import AnatomicalMap
+from nnunet_locctx.regression import checkpoint
 from nnunet_locctx.regression.anatomical import AnatomicalOptions, AnatomicalRegressor, fit, fit_anatomical
 from nnunet_locctx.regression.anatomical.sampling import ScanSample
 from nnunet_locctx.regression.canonical import CanonicalScan
@@ -32,22 +33,33 @@ TINY = AnatomicalOptions(
 )
 
 
-def test_equal_seeds_give_equal_bytes_and_others_do_not(tmp_path: Path) -> None:
-    cases = scans(5)
-    first = fit_anatomical(cases, TINY, tmp_path / "a", progress=False)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> AnatomicalRegressor:
+    """What comes out of five scans and the tiny options."""
+    return fit_anatomical(scans(5), TINY, tmp_path_factory.mktemp("whole"), progress=False)
+
+
+def test_equal_seeds_give_equal_bytes_and_others_do_not(tmp_path: Path, whole: AnatomicalRegressor) -> None:
     torch.rand(5)  # the global generator plays no part
-    again = fit_anatomical(cases, TINY, tmp_path / "b", progress=False)
-    assert first.to_bytes() == again.to_bytes()
-    other = fit_anatomical(cases, dataclasses.replace(TINY, seed=1), tmp_path / "c", progress=False)
-    assert first.to_bytes() != other.to_bytes()
+    again = fit_anatomical(scans(5), TINY, tmp_path / "b", progress=False)
+    assert whole.to_bytes() == again.to_bytes()
+    other = fit_anatomical(scans(5), dataclasses.replace(TINY, seed=1), tmp_path / "c", progress=False)
+    assert whole.to_bytes() != other.to_bytes()
 
 
-@pytest.mark.parametrize("at", [1, 3, 4, 5])
+@pytest.mark.parametrize(("at", "seconds", "resumed_at"), [(1, 60.0, 0), (5, 60.0, 4), (3, 0.0, 3)])
 def test_an_interrupted_fit_goes_on_to_the_same_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at: int,
+    seconds: float,
+    resumed_at: int,
+    capsys: pytest.CaptureFixture[str],
+    whole: AnatomicalRegressor,
 ) -> None:
+    """From the last checkpoint: at an entry of the history, or where a minute has passed."""
     cases = scans(5)
-    whole = fit_anatomical(cases, TINY, tmp_path / "whole", progress=False)
+    monkeypatch.setattr(checkpoint, "SAVE_SECONDS", seconds)
     with monkeypatch.context() as patch:
 
         def rate(step: int, options: AnatomicalOptions) -> float:
@@ -67,9 +79,11 @@ def test_an_interrupted_fit_goes_on_to_the_same_result(
 
     monkeypatch.setattr(fit, "learning_rate", counted)
     resumed = fit_anatomical(cases, TINY, tmp_path / "part", progress=False)
-    assert steps == list(range(at // 2 * 2, 6))  # from the last checkpoint
+    assert steps == list(range(resumed_at, 6))
     assert resumed.to_bytes() == whole.to_bytes()
-    assert "again" not in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "again" not in output
+    assert (f"continuing at step {resumed_at} of 6" in output) == (resumed_at > 0)
     assert [path.name for path in (tmp_path / "part").iterdir()] == ["checkpoint.pt"]
 
 
@@ -98,20 +112,26 @@ def test_a_checkpoint_of_other_options_or_scans_or_none_at_all_restarts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cases = scans(3)
-    fit_anatomical(cases, dataclasses.replace(TINY, length=90.0), tmp_path, progress=False)
-    found = fit_anatomical(cases, TINY, tmp_path, progress=False)
-    assert "other options or scans" in capsys.readouterr().out
-    fit_anatomical(scans(4), TINY, tmp_path, progress=False)
-    assert "other options or scans" in capsys.readouterr().out
-    fit_anatomical(cases, TINY, tmp_path, progress=False)
-    assert "other options or scans" in capsys.readouterr().out
     changed = {**cases, "case_0": dataclasses.replace(cases["case_0"], image=cases["case_0"].image + 50)}
-    fit_anatomical(changed, TINY, tmp_path, progress=False)
+    fit_anatomical(cases, dataclasses.replace(TINY, length=90.0), tmp_path, progress=False)
+    results = [fit_anatomical(cases, TINY, tmp_path, progress=False).to_bytes()]
+    for others in (scans(4), changed):
+        assert "other options or scans" in capsys.readouterr().out
+        fit_anatomical(others, TINY, tmp_path, progress=False)
     assert "other options or scans" in capsys.readouterr().out
-    (tmp_path / "checkpoint.pt").write_bytes(b"half a file")
-    again = fit_anatomical(cases, TINY, tmp_path, progress=False)
-    assert "cannot be read" in capsys.readouterr().out
-    assert again.to_bytes() == found.to_bytes()
+    file = tmp_path / "checkpoint.pt"
+    stored = torch.load(file, weights_only=True)
+    identity = {"options": dataclasses.asdict(TINY), "scans": stored["identity"]["scans"]}
+    half = {
+        **stored,
+        "identity": identity,
+        "optimiser": {},
+    }  # of another version: the weights fit, the rest does not
+    for damaged in (lambda: file.write_bytes(b"half a file"), lambda: torch.save(half, file)):
+        damaged()
+        results.append(fit_anatomical(changed, TINY, tmp_path, progress=False).to_bytes())
+        assert "cannot be read" in capsys.readouterr().out
+    assert results[1] == results[2] != results[0]
 
 
 def test_too_few_scans_and_scans_without_body(tmp_path: Path) -> None:
@@ -146,17 +166,16 @@ def test_scans_smaller_than_a_crop(tmp_path: Path) -> None:
     assert np.isfinite(found.history["train"]).all()
 
 
-def test_held_out_scans_only_watch(tmp_path: Path) -> None:
+def test_held_out_scans_only_watch(tmp_path: Path, whole: AnatomicalRegressor) -> None:
     """What a held-out scan looks like changes the validation loss and nothing else."""
     cases = scans(5)
     names = fit._held_out(sorted(cases), TINY)
     assert len(names) == 1
-    found = fit_anatomical(cases, TINY, tmp_path / "a", progress=False)
     cases[names[0]] = scan((-160, -120, -100), (40, 30, 20), 99)
     other = fit_anatomical(cases, TINY, tmp_path / "b", progress=False)
-    assert other.history["train"] == found.history["train"]
-    assert other.history["validation"] != found.history["validation"]
-    for name, value in found.state()["network"].items():
+    assert other.history["train"] == whole.history["train"]
+    assert other.history["validation"] != whole.history["validation"]
+    for name, value in whole.state()["network"].items():
         assert torch.equal(value, other.state()["network"][name])
 
 
@@ -181,12 +200,14 @@ def test_learning_rate_rises_and_falls() -> None:
 
 
 @pytest.mark.parametrize(("loss", "normalise"), [("paper", "length"), ("signed", "scan"), ("paper", "scan")])
-def test_the_papers_options_are_fitted_and_stored(tmp_path: Path, loss: str, normalise: str) -> None:
+def test_the_papers_options_are_fitted_and_stored(
+    tmp_path: Path, loss: str, normalise: str, whole: AnatomicalRegressor
+) -> None:
     cases = scans(5)
     options = dataclasses.replace(TINY, loss=loss, normalise=normalise)
-    found = fit_anatomical(cases, options, tmp_path / "a", progress=False)
-    assert found.to_bytes() != fit_anatomical(cases, TINY, tmp_path / "b", progress=False).to_bytes()
-    stored = load_regressor(found.to_bytes())
+    regressor = fit_anatomical(cases, options, tmp_path, progress=False)
+    assert regressor.to_bytes() != whole.to_bytes()
+    stored = load_regressor(regressor.to_bytes())
     assert isinstance(stored, AnatomicalRegressor)
     assert (stored.options.loss, stored.options.normalise) == (loss, normalise)
     one = cases["case_0"]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_locctx.regression.anatomical.fit import sample_loss
-from nnunet_locctx.regression.anatomical.losses import (
+from nnunet_locctx.regression.anatomical.fit import (
     distance_term,
     equality_term,
+    sample_loss,
     scan_scale,
     signed_term,
 )

@@ -7,9 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nnunet_locctx.regression.anatomical.augmentation import augment
 from nnunet_locctx.regression.anatomical.options import AnatomicalOptions
-from nnunet_locctx.regression.anatomical.sampling import UNKNOWN, Box, TrainingScan, cut, sample_pairs
+from nnunet_locctx.regression.anatomical.sampling import (
+    UNKNOWN,
+    Box,
+    TrainingScan,
+    augment,
+    cut,
+    sample_pairs,
+)
 from tests.anatomical_cases import SPACING, scan
 
 OPTIONS = AnatomicalOptions(

@@ -11,14 +11,14 @@ import torch
 
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import BodyPartCurve, Measurement
+from nnunet_locctx.regression import checkpoint
 from nnunet_locctx.regression.body_part import (
     BodyPartOptions,
     BodyPartRegressor,
     anchored_scale,
+    fit,
     fit_body_part,
-    training,
 )
-from nnunet_locctx.regression.body_part.fit import split
 from nnunet_locctx.regression.canonical import CanonicalScan
 from nnunet_locctx.regression.checkpoint import CHECKPOINT
 from tests.regression.body_part_scans import HEIGHT, OPTIONS, SPACING, frame_of, small_scan, small_scans
@@ -29,13 +29,19 @@ QUICK = dataclasses.replace(OPTIONS, steps=6, evaluate_every=2, volumes=2)
 @pytest.fixture(autouse=True, scope="module")
 def few_validation_draws() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "VALIDATION_VOLUMES", 4)
+        patch.setattr(fit, "VALIDATION_VOLUMES", 4)
         yield
 
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> BodyPartRegressor:
     return fit_body_part(small_scans(), OPTIONS, tmp_path_factory.mktemp("fit"), progress=False)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> BodyPartRegressor:
+    """What comes out of three scans and the quick options."""
+    return fit_body_part(small_scans(3), QUICK, tmp_path_factory.mktemp("quick"), progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -154,27 +160,32 @@ def test_state_is_plain(fitted: BodyPartRegressor, tmp_path: Path) -> None:
     assert BodyPartRegressor.from_state(loaded).options == fitted.options
 
 
-def test_same_seed_gives_equal_bytes(tmp_path: Path) -> None:
-    scans = small_scans(3)
+def test_same_seed_gives_equal_bytes(tmp_path: Path, quick: BodyPartRegressor) -> None:
     torch.manual_seed(1)
-    first = fit_body_part(scans, QUICK, tmp_path / "a", progress=False).to_bytes()
     before = torch.get_rng_state()
-    torch.manual_seed(2)
-    again = fit_body_part(scans, QUICK, tmp_path / "b", progress=False).to_bytes()
-    torch.manual_seed(1)
+    again = fit_body_part(small_scans(3), QUICK, tmp_path / "b", progress=False)
     assert torch.equal(torch.get_rng_state(), before)  # the global generator is not used
-    assert first == again
-    other = fit_body_part(scans, dataclasses.replace(QUICK, seed=1), tmp_path / "c", progress=False)
-    assert other.to_bytes() != first
+    assert again.to_bytes() == quick.to_bytes()
+    other = fit_body_part(small_scans(3), dataclasses.replace(QUICK, seed=1), tmp_path / "c", progress=False)
+    assert other.to_bytes() != quick.to_bytes()
 
 
-@pytest.mark.parametrize("interrupted_at", [1, 3, 4])
+@pytest.mark.parametrize(
+    ("interrupted_at", "seconds", "resumed_at"), [(1, 60.0, 0), (3, 60.0, 2), (3, 0.0, 3)]
+)
 def test_interrupted_fit_ends_as_an_uninterrupted_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted_at: int, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    interrupted_at: int,
+    seconds: float,
+    resumed_at: int,
+    capsys: pytest.CaptureFixture[str],
+    quick: BodyPartRegressor,
 ) -> None:
+    """From the last look at the validation scans, or where a minute has passed."""
     scans = small_scans(3)
-    whole_run = fit_body_part(scans, QUICK, tmp_path / "a", progress=False)
-    step = training._train_step
+    monkeypatch.setattr(checkpoint, "SAVE_SECONDS", seconds)
+    step = fit._train_step
 
     def interrupt(state: Any, *rest: Any) -> None:
         if state.step == interrupted_at:
@@ -182,27 +193,27 @@ def test_interrupted_fit_ends_as_an_uninterrupted_one(
         step(state, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_train_step", interrupt)
+        patch.setattr(fit, "_train_step", interrupt)
         with pytest.raises(KeyboardInterrupt):
             fit_body_part(scans, QUICK, tmp_path / "b", progress=False)
     resumed = fit_body_part(scans, QUICK, tmp_path / "b", progress=False)
-    assert resumed.to_bytes() == whole_run.to_bytes()
-    assert ("continuing at step" in capsys.readouterr().out) == (interrupted_at >= 2)
+    assert resumed.to_bytes() == quick.to_bytes()
+    assert (f"continuing at step {resumed_at} of 6" in capsys.readouterr().out) == (resumed_at > 0)
     assert [path.name for path in (tmp_path / "b").iterdir()] == [CHECKPOINT]
 
 
 def test_finished_fit_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = fit_body_part(small_scans(3), QUICK, tmp_path, progress=False)
-    monkeypatch.setattr(training, "_train_step", pytest.fail)
+    monkeypatch.setattr(fit, "_train_step", pytest.fail)
     assert fit_body_part(small_scans(3), QUICK, tmp_path, progress=False).to_bytes() == first.to_bytes()
 
 
 @pytest.mark.parametrize("what", ["options", "scans", "content", "damage"])
 def test_checkpoint_of_something_else_is_not_continued(
-    tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str], quick: BodyPartRegressor
 ) -> None:
     scans, options = small_scans(3), QUICK
-    fit_body_part(scans, options, tmp_path / "a", progress=False)
+    fit_body_part(scans, options, tmp_path, progress=False)
     if what == "options":
         options = dataclasses.replace(QUICK, alpha=2.0)
     elif what == "scans":
@@ -210,29 +221,30 @@ def test_checkpoint_of_something_else_is_not_continued(
     elif what == "content":  # another scan of the same name
         scans["scan_0"] = dataclasses.replace(scans["scan_0"], image=scans["scan_0"].image + 50)
     else:
-        path = tmp_path / "a" / CHECKPOINT
+        path = tmp_path / CHECKPOINT
         path.write_bytes(path.read_bytes()[:1000])
-    again = fit_body_part(scans, options, tmp_path / "a", progress=False)
+    again = fit_body_part(scans, options, tmp_path, progress=False)
     assert "starting again" in capsys.readouterr().out
-    assert again.to_bytes() == fit_body_part(scans, options, tmp_path / "b", progress=False).to_bytes()
+    fresh = quick if what == "damage" else fit_body_part(scans, options, tmp_path / "b", progress=False)
+    assert again.to_bytes() == fresh.to_bytes()
 
 
 def test_stops_early_and_keeps_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([0.5, 0.3, 0.4, 0.6, 0.7])
     kept: dict[float, float] = {}
-    evaluate = training._evaluate
+    evaluate = fit._evaluate
 
-    def worse_and_worse(state: training.Progress, *rest: Any) -> None:
+    def worse_and_worse(state: fit.Progress, *rest: Any) -> None:
         value = next(losses)
         kept[value] = float(state.network.score.bias.detach())
-        monkeypatch.setattr(training, "_loss", lambda *_: torch.tensor(value))
+        monkeypatch.setattr(fit, "_loss", lambda *_: torch.tensor(value))
         with monkeypatch.context() as patch:
-            patch.setattr(training, "_loss", lambda *_: torch.tensor(value))
+            patch.setattr(fit, "_loss", lambda *_: torch.tensor(value))
             evaluate(state, *rest)
-        monkeypatch.setattr(training, "_loss", loss)
+        monkeypatch.setattr(fit, "_loss", loss)
 
-    loss = training._loss
-    monkeypatch.setattr(training, "_evaluate", worse_and_worse)
+    loss = fit._loss
+    monkeypatch.setattr(fit, "_evaluate", worse_and_worse)
     options = dataclasses.replace(QUICK, steps=100, patience=3)
     found = fit_body_part(small_scans(3), options, tmp_path, progress=False)
     assert list(kept) == [0.5, 0.3, 0.4, 0.6, 0.7]  # three looks after the best
@@ -241,13 +253,13 @@ def test_stops_early_and_keeps_the_best(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_few_scans_are_used_for_both_and_many_are_split() -> None:
     few = [f"scan_{n}" for n in range(4)]
-    assert split(few, OPTIONS) == (few, few)
+    assert fit.split(few, OPTIONS) == (few, few)
     many = [f"scan_{n:02d}" for n in range(20)]
-    training_names, validation = split(many, OPTIONS)
+    training_names, validation = fit.split(many, OPTIONS)
     assert len(validation) == 4
     assert sorted(training_names + validation) == many
-    assert split(many, OPTIONS) == (training_names, validation)
-    assert split(many, dataclasses.replace(OPTIONS, seed=1)) != (training_names, validation)
+    assert fit.split(many, OPTIONS) == (training_names, validation)
+    assert fit.split(many, dataclasses.replace(OPTIONS, seed=1)) != (training_names, validation)
 
 
 def test_scans_that_cannot_be_used_are_named(tmp_path: Path) -> None:
@@ -276,8 +288,9 @@ def test_known_scores_are_learned_on_their_scale(tmp_path: Path, whole: Canonica
         targets[name] = BodyPartCurve(np.array([0.0, 0.0, 1.0]), places, scores, 60 / HEIGHT)
     targets["scan_1"] = targets["scan_1"].score_at
     targets["scan_3"] = BodyPartCurve.unusable("reversed")
+    longer = dataclasses.replace(OPTIONS, steps=60, volumes=8)
     with pytest.warns(UserWarning, match="scan_3 is left out: its scores: reversed"):
-        found = fit_body_part(scans, OPTIONS, tmp_path, progress=False, targets=targets)
+        found = fit_body_part(scans, longer, tmp_path, progress=False, targets=targets)
     curve = found.measure(whole.image, frame_of(whole))
     assert curve.problem == ""
     wanted = 20 + 60 * levels_of(whole, 50) / HEIGHT

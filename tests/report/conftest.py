@@ -2,10 +2,15 @@
 
 import pytest
 
-from nnunet_locctx.report import statistics
+from nnunet_locctx.report import cases, figures, statistics
 
 
 @pytest.fixture(autouse=True)
-def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The number of resamples decides the intervals' third digit and most of the time."""
+def _quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of resamples decides the intervals' third digit, and it and the pictures most of the time: they are
+    drawn everywhere, and rendered where the page is tested."""
     monkeypatch.setattr(statistics, "RESAMPLES", 199)
+    monkeypatch.setattr(figures, "DPI", 50)
+    if "page" not in request.module.__name__:
+        for module in (figures, cases):
+            monkeypatch.setattr(module, "to_png", lambda figure: b"not rendered")

@@ -5,8 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_locctx.report.paper_tables import paper_table
-from nnunet_locctx.report.papers import METRICS, find_ours, paper_names, read_paper, same_dataset
+from nnunet_locctx.report.papers import (
+    METRICS,
+    find_ours,
+    paper_names,
+    paper_table,
+    read_paper,
+    same_dataset,
+)
 from nnunet_locctx.report.results import load_study
 from nnunet_locctx.resources import plans_folder
 from tests.report.synthetic_study import Synthetic, edit_json, robustness, write_json
@@ -152,7 +158,7 @@ def test_gains_of_an_ablation_count_from_the_whole_network(tmp_path: Path) -> No
         dataset="Dataset137_BraTS",
     )
     study = load_study(one.write(tmp_path))
-    records = {record["method"]: record for record in paper_table(study, "lightmedseg_ablation").records}
+    records = paper_table(study, "lightmedseg_ablation").records.set_index("method").to_dict("index")
     whole, left_out = records["LightMedSeg"], records["LightMedSeg without router"]
     assert left_out["paper_gain"] == pytest.approx(82.27 - 83.43)
     assert left_out["our_gain"] == pytest.approx(left_out["our_value"] - whole["our_value"])

@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.nnunet.data.workers import map_in_workers
 
@@ -34,10 +32,8 @@ def file_digests(
     states = {file: _state(file) for file in dict.fromkeys(files)}
     names = {file: str(file.absolute()) for file in states}
     due = [file for file, state in states.items() if known.get(names[file], [None])[:-1] != state]
-    found = map_in_workers(_digest, due, processes)
-    hidden = not progress or not due
-    bar = tqdm(found, total=len(due), desc="comparing files", unit="file", disable=hidden)
-    new = {names[file]: [*states[file], digest] for file, digest in zip(due, bar, strict=True)}
+    digests = map_in_workers(_digest, due, processes, "comparing files" if progress else None)
+    new = {names[file]: [*states[file], digest] for file, digest in zip(due, digests, strict=True)}
     if new:
         known.update(new)
         record.parent.mkdir(parents=True, exist_ok=True)

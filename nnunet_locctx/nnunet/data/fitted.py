@@ -3,7 +3,8 @@
 nnUNet_preprocessed/Dataset003_Liver/locctx_body_part/
     regressor.pt            the fitted model, as it travels in checkpoints
     fit.json                what it was fitted with: options, and stamps of the scans
-    measurements_.../CASE.npz   what it found in each training case, independent of plans, with the scan's stamp
+    measurements_.../CASE.npz   what it measured in each training case, independent of plans, with the scan's stamp
+    training/               a fit that is not finished, which leaves the above as they are
     report.json, report.png what `locctx fit` has to say about it
 
 Beside it, for all sources of a dataset: ``locctx_files.json`` (digests of the raw files), ``locctx_fit.lock``, and
@@ -122,7 +123,7 @@ class CaseMeasurements:
         Raises:
             ValueError: Cases without a readable measurement, named.
         """
-        found: dict[str, str] = {}
+        problems: dict[str, str] = {}
         unreadable: list[str] = []
         for identifier in identifiers:
             try:
@@ -130,10 +131,10 @@ class CaseMeasurements:
             except ValueError as error:
                 unreadable.append(str(error))
             else:
-                found |= {identifier: problem} if problem else {}
+                problems |= {identifier: problem} if problem else {}
         if unreadable:
             raise ValueError(summarise(unreadable))
-        return found
+        return problems
 
     def check_scan(
         self, identifier: str, properties: Mapping[str, Any], transpose_forward: Sequence[int]

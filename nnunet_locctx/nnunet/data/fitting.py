@@ -1,12 +1,18 @@
-"""Fits a location source on the training scans of a dataset and measures each of them."""
+"""Fits a location source on the training scans of a dataset and measures each of them.
 
-import dataclasses
+A fit that is not finished lies in the folder ``training`` of the source's: the checkpoint, then the regressor.
+It takes the place of an earlier regressor when every scan is measured with it, so that a training which begins
+meanwhile finds the earlier one whole.
+"""
+
 import glob
 import hashlib
 import json
+import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +20,6 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunet_locctx.files import write_atomically
-from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import BodyPartCurve, Measurement
 from nnunet_locctx.locks import one_at_a_time
 from nnunet_locctx.nnunet.data.dataset_json import read_dataset_json
@@ -33,15 +38,24 @@ from nnunet_locctx.nnunet.data.fitted import (
 from nnunet_locctx.nnunet.data.paths import dataset_folder, nnunet_folder
 from nnunet_locctx.nnunet.data.raw_scans import RawCase, keep_scans, training_cases
 from nnunet_locctx.nnunet.data.workers import map_in_workers
+from nnunet_locctx.regression.anatomical import AnatomicalOptions, fit_anatomical
+from nnunet_locctx.regression.body_part import BodyPartOptions, anchored_scale, fit_body_part
 from nnunet_locctx.regression.bpreg import curve_from_bpreg, file_frame, find_files, read_scores
 from nnunet_locctx.regression.registry import load_regressor
-from nnunet_locctx.regression.regressor import Regressor
 
 DESCRIPTION = "fit.json"
-"""What the regressor was fitted with, and its hash: an unfinished fit is told by the hash of another one."""
+"""What the regressor was fitted with, and its hash: a damaged or exchanged one is told by it."""
 
 TRAINING = "training"
-"""Checkpoints of a fit that is not finished."""
+"""Folder of a fit that is not finished."""
+
+KEPT_SECONDS = 30 * 86400.0
+"""Earlier regressors' measurements stay this long after a fit, for trainings that began before and still read them."""
+
+OPTIONS: dict[str, type[BodyPartOptions] | type[AnatomicalOptions]] = {
+    "body_part": BodyPartOptions,
+    "anatomical": AnatomicalOptions,
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +65,7 @@ class FittedDataset:
     Attributes:
         folder: Where it lies.
         source: Name of the location source.
-        measured: Case -> what was found in it.
+        measured: Case -> its measurement.
         fitted_now: False if the regressor was there already.
         changed: Cases whose scan is another one than was measured before; they were measured again.
         stale: Folders of preprocessed data that are older than a changed scan.
@@ -69,7 +83,7 @@ class FittedDataset:
     @property
     def problems(self) -> dict[str, str]:
         """The cases that could not be measured, and why; their location is unknown."""
-        return {name: found.problem for name, found in self.measured.items() if found.problem}
+        return {name: one.problem for name, one in self.measured.items() if one.problem}
 
 
 @dataclass(frozen=True)
@@ -127,34 +141,32 @@ def fit_source(
     nnunet_folder("nnUNet_preprocessed")
     raw = dataset_folder("nnUNet_raw", dataset)
     description = read_dataset_json(raw)
-    modality = modality or _modality(description, channel)
-    chosen = _options(source, {**options, "channel": channel, "modality": modality})
+    channels = description["channel_names"]
+    if modality is None:
+        if str(channel) not in channels:
+            raise ValueError(
+                f"the dataset has the channels {', '.join(channels)}, channel {channel} is asked for"
+            )
+        modality = "ct" if str(channels[str(channel)]).lower() == "ct" else "mr"
+    allowed = [field.name for field in fields(OPTIONS[source])]
+    unknown = sorted(set(options) - set(allowed))
+    if unknown:
+        raise ValueError(f"{source} does not take {', '.join(unknown)}; allowed: {', '.join(allowed)}")
     for name in (anchors.lowest, anchors.highest) if anchors else ():
         if name not in description["labels"]:
             raise ValueError(f"{raw.name} has no label {name!r}; it has {', '.join(description['labels'])}")
+    chosen = OPTIONS[source](**options, channel=channel, modality=modality)
     cases = training_cases(raw)
-    imports = None if imported is None else _imported(imported, cases, channel)
-    folder = fitted_folder(raw.name, source)
-    wanted = {
-        "source": source,
-        "options": dataclasses.asdict(chosen),
-        "anchors": None if anchors is None else dataclasses.asdict(anchors),
-        "imported": None if imported is None else str(imported.resolve()),
-    }
-    job = _Fit(
-        source,
-        chosen,
-        cases,
-        folder,
-        anchors,
-        description["labels"],
-        imports,
-        processes=processes,
-        progress=progress,
-    )
-    with one_at_a_time(folder.parent / LOCK, f"{raw.name} (locctx fit)"):
+    scores: dict[str, Path] = {}
+    if imported is not None:
+        scores, missing = find_files(imported, [case.identifier for case in cases], channel)
+        if missing:
+            raise ValueError(f"{imported} has no JSON file for {len(missing)} cases:\n{summarise(missing)}")
+    folder, labels = fitted_folder(raw.name, source), description["labels"]
+    job = _Fit(source, chosen, cases, folder, labels, anchors, imported, scores, processes, progress)
+    with one_at_a_time(job.folder.parent / LOCK, f"{raw.name} (locctx fit)"):
         try:
-            return _fit_and_measure(job, wanted, again)
+            return job.run(again)
         except RuntimeError as error:
             if "can't allocate memory" in str(error):  # torch's MemoryError
                 raise MemoryError(str(error).strip().splitlines()[-1]) from error
@@ -163,25 +175,82 @@ def fit_source(
 
 @dataclass(frozen=True)
 class _Fit:
-    """What is to be fitted."""
+    """What is to be fitted and measured; see :func:`fit_source`. `scores`: case -> file of imported scores."""
 
     source: str
     options: Any
     cases: Sequence[RawCase]
     folder: Path
-    anchors: Anchors | None
     labels: Mapping[str, Any]
-    imports: Mapping[str, Path] | None
+    anchors: Anchors | None
+    imported: Path | None
+    scores: Mapping[str, Path]
     processes: int
     progress: bool
 
-    def digests(self) -> dict[Path, str]:
-        """Of every file that is looked at."""
-        files = [file for case in self.cases for file in (*case.images, *self._further(case))]
+    def run(self, again: bool) -> FittedDataset:
+        """Fits, if there is no such regressor yet, and measures what is not measured yet or has changed since."""
+        digests = self._digests()
+        scans = self._stamps(digests)
+        inputs = {
+            "source": self.source,
+            "options": asdict(self.options),
+            "anchors": None if self.anchors is None else asdict(self.anchors),
+            "imported": None if self.imported is None else str(self.imported.resolve()),
+            "cases": list(scans),
+            "scans": scans,
+        }
+        inputs = json.loads(json.dumps(inputs))  # as they are read back
+        stored = _read_finished(self.folder)
+        differs = [] if stored is None else [key for key in inputs if stored[0].get(key) != inputs[key]]
+        if set(differs) <= {"cases", "scans"} and not again:
+            # added and changed cases are measured; fitting to them would need every model to be trained anew
+            differs = []
+        if differs and not again:
+            raise ValueError(
+                f"{self.folder / REGRESSOR} was fitted with other {' and '.join(differs)}. Models trained with it need "
+                "it; to replace it, fit with --again"
+            )
+        others: list[str] = []
+        measured_as = self._stamps(digests, labels=False)
+        if stored is not None and not differs:
+            before = stored[0].get("scans") or {}  # none in those of earlier versions
+            others = [name for name, stamp in scans.items() if before.get(name, stamp) != stamp]
+            data = stored[1]
+            measured, changed = self._measure_all(data, measured_as)
+        else:
+            training = self.folder / TRAINING
+            training.mkdir(parents=True, exist_ok=True)
+            candidate = _read_finished(training)
+            if candidate is None or candidate[0] != inputs:
+                data = self._fit(self._stamps(digests, scores=False, labels=False), training)
+                _write_finished(training, inputs, data)
+            else:
+                data = candidate[1]
+            measured, changed = self._measure_all(data, measured_as)
+            _write_finished(self.folder, inputs, data)
+            shutil.rmtree(training)
+        fitted_now = stored is None or bool(differs)
+        own = CaseMeasurements(self.folder, data).folder
+        for earlier in self.folder.glob(f"{MEASUREMENTS}*"):
+            if earlier != own and fitted_now:
+                os.utime(earlier)
+            elif earlier != own and time.time() - earlier.stat().st_mtime > KEPT_SECONDS:
+                shutil.rmtree(earlier)
+        stale = _stale(self.folder.parent, [case for case in self.cases if case.identifier in changed])
+        return FittedDataset(self.folder, self.source, measured, fitted_now, changed, stale, others)
+
+    def _further(self, case: RawCase, scores: bool, labels: bool) -> list[Path]:
+        """The files beside a case's images on which a fit depends: imported scores, and labels that set the scale."""
+        files = [self.scores[case.identifier]] if scores and self.scores else []
+        return [*files, case.label] if labels and self.anchors is not None else files
+
+    def _digests(self) -> dict[Path, str]:
+        files = [file for case in self.cases for file in (*case.images, *self._further(case, True, True))]
         record = self.folder.parent / DIGESTS
         return file_digests(files, record, processes=self.processes, progress=self.progress)
 
-    def stamps(
+    def _stamps(
         self, digests: Mapping[Path, str], *, scores: bool = True, labels: bool = True
     ) -> dict[str, str]:
         """Case -> stamp of its images, of the scores that are taken over, and of the labels that set the scale."""
@@ -189,69 +258,103 @@ class _Fit:
             case.identifier: case.stamp(digests, *self._further(case, scores, labels)) for case in self.cases
         }
 
-    def _further(self, case: RawCase, scores: bool = True, labels: bool = True) -> list[Path]:
-        found = [] if self.imports is None or not scores else [self.imports[case.identifier]]
-        return found if self.anchors is None or not labels else [*found, case.label]
-
-
-def _fit_and_measure(job: _Fit, wanted: dict[str, Any], again: bool) -> FittedDataset:
-    digests = job.digests()
-    scans = job.stamps(digests)
-    wanted = json.loads(json.dumps({**wanted, "cases": list(scans), "scans": scans}))  # as it is read back
-    stored = _read_finished(job.folder)
-    changed = [] if stored is None else [key for key in wanted if stored[0].get(key) != wanted[key]]
-    if set(changed) <= {"cases", "scans"} and not again:
-        # added and changed cases are measured; fitting to them would need every model to be trained anew
-        changed = []
-    if changed and not again:
-        raise ValueError(
-            f"{job.folder / REGRESSOR} was fitted with other {' and '.join(changed)}. Models trained with it need it; "
-            "to replace it, fit with --again"
+    def _fit(self, stamps: Mapping[str, str], training: Path) -> bytes:
+        """The fitted regressor."""
+        options = self.options
+        scans = keep_scans(
+            self.cases,
+            stamps,
+            self.folder.parent / f"{PREFIX}scans_{options.spacing:g}mm_channel{options.channel}",
+            options.channel,
+            options.spacing,
+            processes=self.processes,
+            progress=self.progress,
         )
-    fitted_now = stored is None or bool(changed)
-    others: list[str] = []
-    if fitted_now:
-        data = _fit(job, digests, wanted)
-    else:
-        assert stored is not None
-        data = stored[1]
-        before = stored[0].get("scans") or {}  # none in those of earlier versions
-        others = [name for name, stamp in scans.items() if before.get(name, stamp) != stamp]
-    measured, changed_scans = _measure_all(job, data, job.stamps(digests, labels=False))
-    stale = _stale(job.folder.parent, [case for case in job.cases if case.identifier in changed_scans])
-    return FittedDataset(job.folder, job.source, measured, fitted_now, changed_scans, stale, others)
+        if self.source == "anatomical":
+            return fit_anatomical(scans, options, training, progress=self.progress).to_bytes()
+        targets = None if self.imported is None else self._targets()
+        regressor = fit_body_part(scans, options, training, progress=self.progress, targets=targets)
+        if self.anchors is not None:
+            regressor = anchored_scale(regressor, scans, *self._anchor_heights(self.anchors))
+        return regressor.to_bytes()
+
+    def _targets(self) -> dict[str, Any]:
+        """The imported curve of every case that has a usable one."""
+        targets = {}
+        for case in self.cases:
+            scan = case.read()
+            frame = file_frame(scan.properties, scan.frame.shape)
+            curve = curve_from_bpreg(read_scores(self.scores[case.identifier]), frame)
+            if not curve.problem:
+                targets[case.identifier] = curve
+        return targets
+
+    def _anchor_heights(self, anchors: Anchors) -> tuple[dict[str, float], dict[str, float]]:
+        """Case -> height (mm along S) of the lowest and of the highest voxel of the anchors' classes, where they
+        occur."""
+        low: dict[str, float] = {}
+        high: dict[str, float] = {}
+        for case in tqdm(self.cases, desc="reading labels", unit="scan", disable=not self.progress):
+            label = case.read_label()
+            for name, heights, pick in ((anchors.lowest, low, np.min), (anchors.highest, high, np.max)):
+                voxels = np.argwhere(np.isin(label.voxels[0], np.atleast_1d(self.labels[name])))
+                if len(voxels):
+                    heights[case.identifier] = float(pick(label.frame.millimetres(voxels)[:, 2]))
+        return low, high
+
+    def _measure_all(
+        self, data: bytes, stamps: Mapping[str, str]
+    ) -> tuple[dict[str, Measurement], list[str]]:
+        """Measures the cases that are not measured yet or have changed since.
+
+        Returns:
+            Case -> its measurement, and the cases that were measured before as another scan.
+        """
+        measurements = CaseMeasurements(self.folder, data)
+        due: list[RawCase] = []
+        changed: list[str] = []
+        for case in self.cases:
+            try:
+                before = measurements.read(case.identifier).stamp
+            except ValueError:
+                due.append(case)
+                continue
+            if before != stamps[case.identifier]:
+                due.append(case)
+                if before:  # else of an earlier version, and nobody knows of which scan
+                    changed.append(case.identifier)
+        jobs = [
+            (case, stamps[case.identifier], data, measurements, self.scores.get(case.identifier))
+            for case in due
+        ]
+        shown = "measuring scans" if self.progress else None
+        wrong = [answer for answer in map_in_workers(_measure, jobs, self.processes, shown) if answer]
+        if wrong:
+            raise ValueError(
+                f"{len(wrong)} of {len(self.cases)} scans cannot be measured:\n{summarise(wrong)}"
+            )
+        return {case.identifier: measurements.read(case.identifier) for case in self.cases}, changed
 
 
-def _stale(dataset: Path, cases: Sequence[RawCase]) -> list[Path]:
-    """Folders of nnU-Net's preprocessed data in which a case is older than its scan."""
-    found = set()
-    for case in cases:
-        states = [file.stat() for file in case.images]
-        # the time of the entry too: a copy may carry the time of the file it was made from
-        changed = max(max(state.st_mtime, state.st_ctime) for state in states)
-        for file in dataset.glob(f"*/{glob.escape(case.identifier)}.pkl"):
-            if file.stat().st_mtime < changed:
-                found.add(file.parent)
-    return sorted(found)
-
-
-def _modality(dataset: Mapping[str, Any], channel: int) -> str:
-    names = dataset["channel_names"]
-    if str(channel) not in names:
-        raise ValueError(f"the dataset has the channels {', '.join(names)}, channel {channel} is asked for")
-    return "ct" if str(names[str(channel)]).lower() == "ct" else "mr"
-
-
-def _options(source: str, given: Mapping[str, Any]) -> Any:
-    from nnunet_locctx.regression.anatomical import AnatomicalOptions
-    from nnunet_locctx.regression.body_part import BodyPartOptions
-
-    kind: Any = BodyPartOptions if source == "body_part" else AnatomicalOptions
-    allowed = [field.name for field in dataclasses.fields(kind)]
-    unknown = sorted(set(given) - set(allowed))
-    if unknown:
-        raise ValueError(f"{source} does not take {', '.join(unknown)}; allowed: {', '.join(allowed)}")
-    return kind(**given)
+def _measure(job: tuple[RawCase, str, bytes, CaseMeasurements, Path | None]) -> str:
+    """Measures and stores one case; returns what is wrong with it."""
+    case, stamp, data, measurements, file = job
+    try:
+        regressor = load_regressor(data)
+        scan = case.read()
+        measurement = regressor.measure(scan.voxels[regressor.channel], scan.frame)
+        if file is not None:
+            body = None
+            if isinstance(measurement, BodyPartCurve) and measurement.cross_section is not None:
+                body = (measurement.positions, measurement.cross_section)
+            # bpreg counts the slices of the file, which a reader may have turned
+            of_file = file_frame(scan.properties, scan.frame.shape)
+            measurement = curve_from_bpreg(read_scores(file), of_file, cross_section=body)
+    except (ValueError, OSError) as error:
+        return str(error) if case.identifier in str(error) else f"case {case.identifier}: {error}"
+    measurement.stamp, measurement.scan = stamp, scan.frame
+    measurements.write(case.identifier, measurement)
+    return ""
 
 
 def _read_finished(folder: Path) -> tuple[dict[str, Any], bytes] | None:
@@ -267,143 +370,20 @@ def _read_finished(folder: Path) -> tuple[dict[str, Any], bytes] | None:
     return description, data
 
 
-def _fit(job: _Fit, digests: Mapping[Path, str], description: Mapping[str, Any]) -> bytes:
-    """Fits, stores and returns the regressor."""
-    from nnunet_locctx.regression.anatomical import fit_anatomical
-    from nnunet_locctx.regression.body_part import anchored_scale, fit_body_part
-
-    options, folder = job.options, job.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = folder.parent / f"{PREFIX}scans_{options.spacing:g}mm_channel{options.channel}"
-    stamps = job.stamps(digests, scores=False, labels=False)
-    scans = keep_scans(
-        job.cases,
-        stamps,
-        kept,
-        options.channel,
-        options.spacing,
-        processes=job.processes,
-        progress=job.progress,
-    )
-    training = folder / TRAINING
-    training.mkdir(exist_ok=True)
-    regressor: Regressor
-    if job.source == "body_part":
-        targets = None if job.imports is None else _targets(job.cases, job.imports)
-        regressor = fit_body_part(scans, options, training, progress=job.progress, targets=targets)
-        if job.anchors is not None:
-            low, high = _anchor_heights(job.cases, job.labels, job.anchors, job.progress)
-            regressor = anchored_scale(regressor, scans, low, high)
-    else:
-        regressor = fit_anatomical(scans, options, training, progress=job.progress)
-    data = regressor.to_bytes()
+def _write_finished(folder: Path, description: Mapping[str, Any], data: bytes) -> None:
     text = json.dumps({**description, "hash": hashlib.sha256(data).hexdigest()}, indent=2)
     write_atomically(folder / DESCRIPTION, text.encode())
     write_atomically(folder / REGRESSOR, data)
-    shutil.rmtree(training)
-    return data
 
 
-def _measure_all(
-    job: _Fit, data: bytes, stamps: Mapping[str, str]
-) -> tuple[dict[str, Measurement], list[str]]:
-    """Measures the cases that are not measured yet or have changed since; removes what earlier regressors measured.
-
-    Returns:
-        Case -> what was found, and the cases that were measured before as another scan.
-    """
-    measurements = CaseMeasurements(job.folder, data)
-    due: list[RawCase] = []
-    changed: list[str] = []
-    for case in job.cases:
-        try:
-            before = measurements.read(case.identifier).stamp
-        except ValueError:
-            due.append(case)
-            continue
-        if before != stamps[case.identifier]:
-            due.append(case)
-            if before:  # else of an earlier version, and nobody knows of which scan
-                changed.append(case.identifier)
-    jobs = [
-        (
-            case,
-            stamps[case.identifier],
-            data,
-            measurements,
-            None if job.imports is None else job.imports[case.identifier],
-        )
-        for case in due
-    ]
-    answers = map_in_workers(_measure, jobs, job.processes)
-    hidden = not job.progress or not due
-    bar = tqdm(answers, total=len(due), desc="measuring scans", unit="scan", disable=hidden)
-    wrong = [answer for answer in bar if answer]
-    if wrong:
-        raise ValueError(f"{len(wrong)} of {len(job.cases)} scans cannot be measured:\n{summarise(wrong)}")
-    for other in job.folder.glob(f"{MEASUREMENTS}*"):
-        if other != measurements.folder:
-            shutil.rmtree(other)
-    return {case.identifier: measurements.read(case.identifier) for case in job.cases}, changed
-
-
-def _measure(job: tuple[RawCase, str, bytes, CaseMeasurements, Path | None]) -> str:
-    """Measures and stores one case; returns what is wrong with it."""
-    case, stamp, data, measurements, file = job
-    try:
-        regressor = load_regressor(data)
-        scan = case.read()
-        found = regressor.measure(scan.voxels[regressor.channel], scan.frame)
-        if file is not None:
-            body = None
-            if isinstance(found, BodyPartCurve) and found.cross_section is not None:
-                body = (found.positions, found.cross_section)
-            # bpreg counts the slices of the file, which a reader may have turned
-            of_file = file_frame(scan.properties, scan.frame.shape)
-            found = curve_from_bpreg(read_scores(file), of_file, cross_section=body)
-    except (ValueError, OSError) as error:
-        return str(error) if case.identifier in str(error) else f"case {case.identifier}: {error}"
-    found.stamp, found.scan = stamp, scan.frame
-    measurements.write(case.identifier, found)
-    return ""
-
-
-def _imported(folder: Path, cases: Sequence[RawCase], channel: int) -> dict[str, Path]:
-    """Case -> bpreg's file."""
-    files, missing = find_files(folder, [case.identifier for case in cases], channel)
-    if missing:
-        raise ValueError(f"{folder} has no JSON file for {len(missing)} cases:\n{summarise(missing)}")
-    return files
-
-
-def _targets(cases: Sequence[RawCase], imports: Mapping[str, Path]) -> dict[str, Any]:
-    """The imported curve of every case that has a usable one."""
-    found = {}
+def _stale(dataset: Path, cases: Sequence[RawCase]) -> list[Path]:
+    """Folders of nnU-Net's preprocessed data in which a case is older than its scan."""
+    folders = set()
     for case in cases:
-        scan = case.read()
-        frame = file_frame(scan.properties, scan.frame.shape)
-        curve = curve_from_bpreg(read_scores(imports[case.identifier]), frame)
-        if not curve.problem:
-            found[case.identifier] = curve
-    return found
-
-
-def _anchor_heights(
-    cases: Sequence[RawCase], labels: Mapping[str, Any], anchors: Anchors, progress: bool
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Case -> height (mm along S) of the lowest and of the highest voxel of the anchors' classes, where they occur."""
-    low: dict[str, float] = {}
-    high: dict[str, float] = {}
-    for case in tqdm(cases, desc="reading labels", unit="scan", disable=not progress):
-        label = case.read_label()
-        for name, heights, pick in ((anchors.lowest, low, np.min), (anchors.highest, high, np.max)):
-            found = _heights(label.voxels[0], label.frame, labels[name])
-            if found.size:
-                heights[case.identifier] = float(pick(found))
-    return low, high
-
-
-def _heights(label: np.ndarray, frame: Frame, values: Any) -> np.ndarray:
-    """Heights (mm along S) of the voxels with these label values."""
-    index = np.argwhere(np.isin(label, np.atleast_1d(values)))
-    return np.asarray(frame.millimetres(index)[:, 2])
+        states = [file.stat() for file in case.images]
+        # the time of the entry too: a copy may carry the time of the file it was made from
+        changed = max(max(state.st_mtime, state.st_ctime) for state in states)
+        for file in dataset.glob(f"*/{glob.escape(case.identifier)}.pkl"):
+            if file.stat().st_mtime < changed:
+                folders.add(file.parent)
+    return sorted(folders)

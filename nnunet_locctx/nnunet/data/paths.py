@@ -66,21 +66,21 @@ def dataset_in(folder: Path, dataset: str | int, called: str) -> Path:
     listed = ", ".join(path.name for path in known) or "none"
     text = str(dataset)
     if re.fullmatch(r"\d{1,3}", text):
-        found = [path for path in known if path.name.startswith(f"Dataset{int(text):03d}_")]
+        matches = [path for path in known if path.name.startswith(f"Dataset{int(text):03d}_")]
     elif re.fullmatch(r"Dataset\d{3}_.+", text):
-        found = [path for path in known if path.name == text]
+        matches = [path for path in known if path.name == text]
     else:
         raise ValueError(
             f"a dataset is given by its id (such as 3) or its full name (Dataset003_Liver), got {text!r}"
         )
-    if not found:
+    if not matches:
         raise ValueError(f"no dataset {text} in {folder} ({called}); there: {listed}")
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
+    if len(matches) > 1:
+        names = ", ".join(path.name for path in matches)
         raise ValueError(
-            f"{len(found)} datasets have the id {text} in {folder} ({called}): {names}. Give the full name."
+            f"{len(matches)} datasets have the id {text} in {folder} ({called}): {names}. Give the full name."
         )
-    return found[0]
+    return matches[0]
 
 
 def training_labels(raw: Path, preprocessed: Path | None = None) -> Path:

@@ -1,4 +1,12 @@
-"""Fitting an anatomical regressor on scans without labels."""
+"""Fitting an anatomical regressor on scans without labels.
+
+The losses say what an embedding should be: places of a scan as far apart, and in the same direction, as they are in the
+patient. Source: Goncharov et al., "Anatomical Positional Embeddings", MICCAI 2024 (arXiv:2409.10291), for the distance
+and the equality term; the signed term is this project's own.
+
+Embeddings and positions are (N, 3); positions are along (R, A, S) in units of the length that one unit of the embedding
+stands for. The first and the second set are read from different crops of one scan.
+"""
 
 import dataclasses
 import math
@@ -12,31 +20,23 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from nnunet_locctx.denormals import denormals_flushed
 from nnunet_locctx.geometry import Array
-from nnunet_locctx.regression.anatomical.continuation import linear_fit
-from nnunet_locctx.regression.anatomical.gauge import Gauge, fit_gauge
-from nnunet_locctx.regression.anatomical.losses import distance_term, equality_term, scan_scale, signed_term
-from nnunet_locctx.regression.anatomical.network import EmbeddingNetwork
+from nnunet_locctx.regression.anatomical.network import EmbeddingNetwork, body_nodes, embed_views
 from nnunet_locctx.regression.anatomical.options import AnatomicalOptions
 from nnunet_locctx.regression.anatomical.regressor import (
     SMALLEST_BODY_NODES,
     AnatomicalRegressor,
+    Gauge,
+    fit_gauge,
+    linear_fit,
     node_positions,
     too_little_body,
 )
 from nnunet_locctx.regression.anatomical.sampling import ScanSample, TrainingScan, sample_pairs
-from nnunet_locctx.regression.anatomical.views import body_nodes, embed_views
 from nnunet_locctx.regression.canonical import CanonicalScan
-from nnunet_locctx.regression.checkpoint import (
-    CHECKPOINT,
-    content,
-    diverged,
-    load_checkpoint,
-    save_checkpoint,
-)
+from nnunet_locctx.regression.checkpoint import CHECKPOINT, Course, content, descend, require_finite
 from nnunet_locctx.regression.intensity import body_mask
 
 FEWEST_SCANS = 2
@@ -86,62 +86,86 @@ def fit_anatomical(
     held = _training_scans(scans, options)
     names = sorted(held)
     held_out = _held_out(names, options)
-    network = _new_network(options)
-    optimiser = torch.optim.AdamW(
-        network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
-    )
-    path = Path(folder) / CHECKPOINT
     scans_of = {name: content(held[name].image, held[name].body, held[name].spacing) for name in names}
     identity = {"options": dataclasses.asdict(options), "scans": scans_of}
-    history: dict[str, list[float]] = {"step": [], "train": [], "validation": []}
-    done = 0
-    stored = load_checkpoint(path, identity)
-    if stored is not None:
-        network.load_state_dict(stored["network"])
-        optimiser.load_state_dict(stored["optimiser"])
-        history, done = stored["history"], stored["step"]
+    course = Course(Path(folder) / CHECKPOINT, identity, options.steps, "anatomical", progress=progress)
+    state = course.resume(lambda stored: _Progress.begin(options, stored))
+    network, history = state.network, state.history
     fixed = [
         sample_pairs(held[held_out[i % len(held_out)]], options, np.random.default_rng([options.seed, 1, i]))
         for i in range(VALIDATION_SAMPLES if held_out else 0)
     ]
     trained = [name for name in names if name not in held_out]
-    losses: list[float] = []
-    bar = tqdm(total=options.steps, initial=done, desc="anatomical", disable=not progress)
-    for step in range(done, options.steps):
-        generator = np.random.default_rng([options.seed, 0, step])
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, options)
-        # without replacement, unless there are fewer scans than a step takes
-        count = min(options.scans_per_step, len(trained))
-        chosen = generator.choice(len(trained), count, replace=False)
-        network.train()
-        loss = _loss(network, [sample_pairs(held[trained[i]], options, generator) for i in chosen], options)
-        if not torch.isfinite(loss):
-            raise diverged(loss.item(), step + 1, options.learning_rate)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)
-        optimiser.step()
-        losses.append(loss.item())
-        bar.update()
-        if (step + 1) % options.checkpoint_every == 0 or step + 1 == options.steps:
-            history["step"].append(step + 1)
-            history["train"].append(float(np.mean(losses)))
-            history["validation"].append(_validate(network, fixed, options))
-            losses.clear()
-            bar.set_postfix(
-                train=f"{history['train'][-1]:.3f}", validation=f"{history['validation'][-1]:.3f}"
+    with course.bar:
+        while state.step < options.steps:
+            generator = np.random.default_rng([options.seed, 0, state.step])
+            rate = learning_rate(state.step, options)
+            # without replacement, unless there are fewer scans than a step takes
+            count = min(options.scans_per_step, len(trained))
+            chosen = generator.choice(len(trained), count, replace=False)
+            network.train()
+            loss = _loss(
+                network, [sample_pairs(held[trained[i]], options, generator) for i in chosen], options
             )
-            state = {
-                "step": step + 1,
-                "network": network.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "history": history,
-            }
-            save_checkpoint(path, identity, state)
-    bar.close()
+            require_finite(loss.item(), state.step + 1, options.learning_rate)
+            descend(network, state.optimiser, loss, rate, CLIP)
+            state.losses.append(loss.item())
+            state.step += 1
+            due = course.step_ended(state.step)
+            if state.step % options.checkpoint_every == 0 or state.step == options.steps:
+                history["step"].append(state.step)
+                history["train"].append(float(np.mean(state.losses)))
+                history["validation"].append(_validate(network, fixed, options))
+                state.losses.clear()
+                course.bar.set_postfix(train=history["train"][-1], validation=history["validation"][-1])
+                due = True
+            if due:
+                course.save(state.stored())
     gauge, typical = _frame(network, {name: scans[name] for name in trained[:MOST_GAUGE_SCANS]}, options)
     return AnatomicalRegressor(options, network, gauge, typical, history)
+
+
+@dataclasses.dataclass
+class _Progress:
+    """Where training stands; all of it goes into the checkpoint.
+
+    Attributes:
+        network: The network.
+        optimiser: Of its weights.
+        history: Losses, see :class:`AnatomicalRegressor`.
+        step: Finished steps.
+        losses: Of the steps since the last entry of the history.
+    """
+
+    network: EmbeddingNetwork
+    optimiser: torch.optim.Optimizer
+    history: dict[str, list[float]]
+    step: int = 0
+    losses: list[float] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def begin(cls, options: AnatomicalOptions, stored: Mapping[str, Any] | None) -> "_Progress":
+        """As it was stored; or initial weights that depend on the seed alone (the global generator is put back)."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.seed)
+            network = EmbeddingNetwork(options.widths, options.depths)
+        optimiser = torch.optim.AdamW(
+            network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
+        )
+        if stored is None:
+            return cls(network, optimiser, {"step": [], "train": [], "validation": []})
+        network.load_state_dict(stored["network"])
+        optimiser.load_state_dict(stored["optimiser"])
+        # earlier versions saved only where the history has an entry
+        return cls(network, optimiser, stored["history"], stored["step"], stored.get("losses", []))
+
+    def stored(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {
+            **vars(self),
+            "network": self.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
 
 
 def learning_rate(step: int, options: AnatomicalOptions) -> float:
@@ -151,6 +175,45 @@ def learning_rate(step: int, options: AnatomicalOptions) -> float:
         return options.learning_rate * (step + 1) / rise
     share = (step - rise) / max(1, options.steps - rise)
     return options.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def equality_term(first: Tensor, second: Tensor) -> Tensor:
+    """Mean square of the difference between two embeddings (N, 3) of the same places, over places and axes."""
+    return (first - second).square().mean()
+
+
+def distance_term(first: Tensor, second: Tensor, first_position: Tensor, second_position: Tensor) -> Tensor:
+    """Mean over all ``i, j`` of ``(|e_i - e_j| - |p_i - p_j|)^2``, ``i`` of the first and ``j`` of the second set.
+
+    Unchanged by any rotation, reflection and shift of the embedding.
+    """
+    distances = _distances(first_position, second_position)
+    return (_distances(first, second) - distances).square().mean()
+
+
+def signed_term(first: Tensor, second: Tensor, first_position: Tensor, second_position: Tensor) -> Tensor:
+    """Mean over all ``i, j`` and axes of ``((e_i - e_j) - (p_i - p_j))^2``: leaves only a shift free.
+
+    With the residual ``r = e - p`` this is the mean of ``(r_i - r_j)^2``, that is the variances of both sets plus the
+    square of the difference of their means: no table of all pairs is needed.
+    """
+    r1, r2 = first - first_position, second - second_position
+    between = (r1.mean(0) - r2.mean(0)).square()
+    return (r1.var(0, correction=0) + r2.var(0, correction=0) + between).mean()
+
+
+def scan_scale(position: Tensor) -> tuple[Tensor, Tensor]:
+    """(3,) mean and (3,) standard deviation along each axis of positions (N, 3), the paper's normalisation.
+
+    What one unit of the embedding stands for then depends on the field of view, and differs between the axes. The
+    deviation is the unbiased one (divided by N - 1), as in the authors' code, and at least 1e-3.
+    """
+    return position.mean(0), position.std(0, correction=min(1, len(position) - 1)).clamp_min(1e-3)
+
+
+def _distances(first: Tensor, second: Tensor) -> Tensor:
+    """(N, M) from (N, 3) and (M, 3); torch gives a distance of 0 the gradient 0."""
+    return torch.linalg.vector_norm(first[:, None] - second[None], dim=-1)
 
 
 def sample_loss(network: torch.nn.Module, sample: ScanSample, options: AnatomicalOptions) -> Tensor:
@@ -203,23 +266,23 @@ def _training_scans(
             raise ValueError(
                 f"scan {name} has voxels of {scan.spacing.tolist()} mm, the options say {options.spacing:g} mm"
             )
-        found = TrainingScan.from_canonical(scan, options)
-        nodes = body_nodes(found.body)
+        training_scan = TrainingScan.from_canonical(scan, options)
+        nodes = body_nodes(training_scan.body)
         if too_little_body(nodes):
             small[name] = nodes
         else:
-            held[name] = found
+            held[name] = training_scan
     if len(held) < FEWEST_SCANS:
         raise ValueError(
             f"an anatomical fit needs {FEWEST_SCANS} or more scans with enough of a body, got {len(held)} of "
-            f"{len(scans)}; {_told(small, options)}"
+            f"{len(scans)}; {_reasons(small, options)}"
         )
     for name, nodes in small.items():
         warnings.warn(f"scan {name} is left out of the fit: {too_little_body(nodes)}", stacklevel=3)
     return held
 
 
-def _told(small: Mapping[str, npt.NDArray[np.bool_]], options: AnatomicalOptions) -> str:
+def _reasons(small: Mapping[str, npt.NDArray[np.bool_]], options: AnatomicalOptions) -> str:
     """Why scans are too small, and the voxel size at which half of them would not be."""
     reasons = "; ".join(f"{name}: {too_little_body(nodes)}" for name, nodes in list(small.items())[:3])
     reasons += f"; and {len(small) - 3} more" if len(small) > 3 else ""
@@ -240,26 +303,19 @@ def _held_out(names: list[str], options: AnatomicalOptions) -> list[str]:
     return sorted(names[i] for i in chosen)
 
 
-def _new_network(options: AnatomicalOptions) -> EmbeddingNetwork:
-    """With initial weights that depend on the seed alone; the global generator is put back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        return EmbeddingNetwork(options.widths, options.depths)
-
-
 def _frame(
     network: EmbeddingNetwork, scans: Mapping[str, CanonicalScan], options: AnatomicalOptions
 ) -> tuple[Gauge, Array]:
     """The gauge, and the (3, 3) mean slopes of the training scans along (R, A, S)."""
     network.eval()
-    found: list[tuple[Any, Array]] = []
+    nodes: list[tuple[Any, Array]] = []
     for scan in scans.values():
-        embeddings, affine = embed_views(network, scan, options)
+        embeddings, affine = embed_views(network, scan, options.modality, options.window)
         body = body_nodes(body_mask(scan, options.modality))
         if body.any():
-            found.append((embeddings[:, body].T, node_positions(affine, body.shape)[body]))
-    gauge = fit_gauge(found)
+            nodes.append((embeddings[:, body].T, node_positions(affine, body.shape)[body]))
+    gauge = fit_gauge(nodes)
     # no prior: each scan by its size
-    slopes = [linear_fit(gauge.apply(e), p, np.zeros((3, 3)))[0] for e, p in found]
-    weights = [len(p) for _, p in found]
+    slopes = [linear_fit(gauge.apply(e), p, np.zeros((3, 3)))[0] for e, p in nodes]
+    weights = [len(p) for _, p in nodes]
     return gauge, np.average(slopes, axis=0, weights=weights)

@@ -1,11 +1,25 @@
-"""A small fully convolutional network from a scan to coarse anatomical coordinates."""
+"""A small fully convolutional network from a scan to coarse anatomical coordinates, and a whole scan's way through it.
+
+A scan's embeddings are averaged over several voxel sizes. The cells of one forward pass are large (4 voxels of the
+canonical grid), and what the network makes of a place depends on where the cells' borders fall and on how large the
+body looks. Passes at other voxel sizes see other cells; their mean errs less: on 10 held-out whole-body phantoms 18 mm
+in the median, one pass 26 to 29 mm.
+"""
 
 import itertools
+import math
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import affine_transform, map_coordinates
 from torch import Tensor, nn
+
+from nnunet_locctx.geometry import Array
+from nnunet_locctx.regression.canonical import CanonicalScan
+from nnunet_locctx.regression.intensity import normalise
 
 INPUT_CHANNELS = 2
 """Intensity from -1 to 1, 0 where nothing is known, and 1 where something is known."""
@@ -79,11 +93,6 @@ class EmbeddingNetwork(nn.Module):
         self.up = nn.ModuleList(ResidualBlock(width) for width in widths[:-1])
         self.head = nn.Sequential(ChannelNorm(widths[0]), nn.Conv3d(widths[0], 3, 1))
 
-    @property
-    def total_stride(self) -> int:
-        """Voxels a side of the coarsest level's cells."""
-        return STRIDE * 2 ** len(self.coarser)
-
     def forward(self, volume: Tensor) -> Tensor:
         """(B, 2, a, b, c) -> (B, 3, ceil(a / 4), ceil(b / 4), ceil(c / 4)) embeddings of the cells' centres.
 
@@ -114,3 +123,148 @@ def _padded(volume: Tensor, multiple: int) -> Tensor:
     if not any(missing):
         return volume
     return F.pad(volume, [amount for n in reversed(missing) for amount in (0, n)])
+
+
+LARGEST_PASS = 8_000_000
+"""Voxels in one forward pass (2 m of a body of 50 x 50 cm at 4 mm); larger scans are taken in tiles."""
+
+MARGIN = 64
+"""Voxels that a tile sees beyond its own on each side."""
+
+
+def network_input(scan: CanonicalScan, modality: str, window: tuple[float, float]) -> npt.NDArray[np.float32]:
+    """(2, a, b, c) float32: intensity from -1 to 1, 0 outside the scan, and 1 in the scan."""
+    known = scan.inside.astype(np.float32)
+    return np.stack([normalise(scan, modality, window) * known, known])
+
+
+def embed(
+    network: nn.Module, volume: npt.NDArray[np.float32], largest: int = LARGEST_PASS
+) -> npt.NDArray[np.float32]:
+    """Embeddings of a whole volume, in tiles where it is large.
+
+    Args:
+        network: (1, 2, a, b, c) -> (1, 3, cells), as :class:`EmbeddingNetwork`.
+        volume: (2, a, b, c).
+        largest: Voxels in one pass, margins not counted; below a tile of 64 voxels a side it has no effect.
+
+    Returns:
+        (3, *cells) float32, 2 or more cells along each axis; cells beyond the volume see only what is unknown.
+    """
+    cells = [max(2, -(-n // STRIDE)) for n in volume.shape[1:]]
+    missing = [(0, n * STRIDE - size) for n, size in zip(cells, volume.shape[1:], strict=True)]
+    volume = np.pad(volume, [(0, 0), *missing])
+    out = np.empty((3, *cells), dtype=np.float32)
+    tile = list(volume.shape[1:])
+    while math.prod(tile) > largest and max(tile) > MARGIN:
+        axis = int(np.argmax(tile))
+        tile[axis] = MARGIN * math.ceil(
+            tile[axis] / 2 / MARGIN
+        )  # MARGIN holds whole cells of the coarsest level
+    with torch.inference_mode():
+        for corner in itertools.product(
+            *[range(0, n, t) for n, t in zip(volume.shape[1:], tile, strict=True)]
+        ):
+            seen, kept, target = [], [], []
+            for at, length, n in zip(corner, tile, volume.shape[1:], strict=True):
+                first, last = max(0, at - MARGIN), min(n, at + length + MARGIN)
+                stop = min(n, at + length)
+                seen.append(slice(first, last))
+                kept.append(slice((at - first) // STRIDE, (stop - first) // STRIDE))
+                target.append(slice(at // STRIDE, stop // STRIDE))
+            part = torch.from_numpy(np.ascontiguousarray(volume[(slice(None), *seen)]))
+            out[(slice(None), *target)] = network(part[None])[0].numpy()[(slice(None), *kept)]
+    return out
+
+
+def cell_affine(affine: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """(4, 4) index of a cell -> mm LPS, from that of a voxel: a cell's centre is between its second and third voxel."""
+    return np.asarray(
+        affine @ np.array([[STRIDE, 0, 0, 1.5], [0, STRIDE, 0, 1.5], [0, 0, STRIDE, 1.5], [0, 0, 0, 1]])
+    )
+
+
+VIEWS = (0.8, 0.9, 1.0, 1.1, 1.25)
+"""Voxel sizes of the passes, as multiples of the canonical one; within what crops are zoomed by in training."""
+
+NODE = 2
+"""Canonical voxels from one node of the map to the next."""
+
+
+def zoomed(scan: CanonicalScan, factor: float) -> CanonicalScan:
+    """The scan with voxels ``factor`` times as large, about the same centre."""
+    if factor == 1:
+        return scan
+    shape = np.array(scan.image.shape)
+    new = tuple(int(n) for n in np.maximum(np.ceil(shape / factor - 1e-3), 2))
+    offset = (shape - 1) / 2 - factor * (np.array(new) - 1) / 2
+    image = affine_transform(scan.image, np.full(3, factor), offset, new, np.float32, order=1, mode="nearest")
+    inside = affine_transform(
+        scan.inside.astype(np.float32), np.full(3, factor), offset, new, np.float32, order=1, mode="nearest"
+    )
+    affine = scan.affine.copy()
+    affine[:3, 3] += scan.affine[:3, :3] @ offset
+    affine[:3, :3] = scan.affine[:3, :3] * factor
+    return CanonicalScan(image, inside > 0.5, affine)
+
+
+def embed_views(
+    network: EmbeddingNetwork, scan: CanonicalScan, modality: str, window: tuple[float, float]
+) -> tuple[npt.NDArray[np.float32], Array]:
+    """Mean embeddings on a grid of nodes.
+
+    Args:
+        network: The network.
+        scan: On the grid that the network was fitted on.
+        modality: As in :func:`network_input`.
+        window: As in :func:`network_input`.
+
+    Returns:
+        (3, a, b, c) float32, 2 or more nodes along each axis, and (4, 4) index of a node -> mm LPS.
+    """
+    nodes = [max(2, -(-n // NODE)) for n in scan.image.shape]
+    affine = scan.affine @ node_affine()
+    total = np.zeros((3, *nodes), dtype=np.float64)
+    index = np.stack(np.meshgrid(*[np.arange(n) for n in nodes], indexing="ij"), axis=0)
+    for factor in VIEWS:
+        view = zoomed(scan, factor)
+        cells = embed(network, network_input(view, modality, window))
+        matrix = np.linalg.inv(cell_affine(view.affine)) @ affine
+        at = np.tensordot(matrix[:3, :3], index, axes=1) + matrix[:3, 3].reshape(3, 1, 1, 1)
+        for channel, values in zip(total, cells, strict=True):
+            channel += _interpolate(values, at)
+    return (total / len(VIEWS)).astype(np.float32), affine
+
+
+def node_affine() -> Array:
+    """(4, 4) index of a node -> index of a canonical voxel."""
+    matrix = np.diag([NODE, NODE, NODE, 1.0])
+    matrix[:3, 3] = (NODE - 1) / 2
+    return matrix
+
+
+def body_nodes(body: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Which nodes are body in at least half of their voxels. `body` is (a, b, c), on the canonical grid."""
+    full = np.zeros([max(2, -(-n // NODE)) * NODE for n in body.shape], dtype=np.float32)
+    full[tuple(slice(n) for n in body.shape)] = body
+    blocks = full.reshape([m for n in full.shape for m in (n // NODE, NODE)])
+    return np.asarray(blocks.mean(axis=(1, 3, 5)) >= 0.5)
+
+
+def _interpolate(values: npt.NDArray[np.float32], at: Array) -> Array:
+    """Linear between cells; half a cell beyond the outer ones, continued linearly."""
+    inside = np.stack([np.clip(a, 0, n - 1) for a, n in zip(at, values.shape, strict=True)])
+    interpolated = map_coordinates(values, inside, order=1, output=np.float64)
+    # the outer cells' centres lie half a cell within the scan: holding their value there would bend the map
+    for axis, n in enumerate(values.shape):
+        lower = inside.copy()
+        lower[axis] = np.clip(np.floor(inside[axis]), 0, n - 2)
+        upper = lower.copy()
+        upper[axis] += 1
+        beyond = at[axis] - inside[axis]
+        if np.any(beyond):
+            slope = map_coordinates(values, upper, order=1, output=np.float64) - map_coordinates(
+                values, lower, order=1, output=np.float64
+            )
+            interpolated += slope * np.clip(beyond, -0.5, 0.5)
+    return np.asarray(interpolated)

@@ -1,12 +1,11 @@
 """How an anatomical regressor is fitted."""
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from nnunet_locctx.regression.anatomical.network import STRIDE
 from nnunet_locctx.regression.intensity import check_modality
+from nnunet_locctx.regression.options import is_number, is_positive, is_whole, require, rises
 
 LOSSES = ("signed", "paper")
 NORMALISATIONS = ("length", "scan")
@@ -87,68 +86,36 @@ class AnatomicalOptions:
     def __post_init__(self) -> None:
         check_modality(self.modality)
         for name in ("window", "crop", "zoom", "visible", "widths", "depths"):
-            value = getattr(self, name)  # a list in a stored state
-            self._check(name, isinstance(value, (list, tuple)), "a list of numbers")
-            object.__setattr__(self, name, tuple(value))
-        for name in ("steps", "scans_per_step", "pairs_per_scan", "paired_points", "checkpoint_every"):
-            self._check(
-                name, _is_whole(getattr(self, name)) and getattr(self, name) >= 1, "a whole number above 0"
-            )
-        for name in ("channel", "seed", "body_points", "background_points"):
-            self._check(
-                name,
-                _is_whole(getattr(self, name)) and 0 <= getattr(self, name) < 2**63,
-                "a whole number, 0 or more",
-            )
-        for name in ("spacing", "length", "learning_rate"):
-            self._check(name, _is_number(getattr(self, name)) and getattr(self, name) > 0, "a number above 0")
-        for name in ("equality", "signed", "weight_decay"):
-            self._check(
-                name, _is_number(getattr(self, name)) and getattr(self, name) >= 0, "a number, 0 or more"
-            )
-        for name in ("augment", "masked", "warm_up", "validation"):
-            self._check(
-                name, _is_number(getattr(self, name)) and 0 <= getattr(self, name) < 1, "from 0 to below 1"
-            )
-        self._check("loss", self.loss in LOSSES, f"one of {', '.join(LOSSES)}")
-        self._check("normalise", self.normalise in NORMALISATIONS, f"one of {', '.join(NORMALISATIONS)}")
-        self._check("window", _rises(self.window, -math.inf), "two rising numbers")
-        self._check(
-            "zoom", _rises(self.zoom, 0.25) and self.zoom[1] <= 4, "two rising numbers from 0.25 to 4"
-        )
-        self._check(
-            "visible",
-            _rises(self.visible, 0.01) and self.visible[1] <= 1,
-            "two rising numbers from 0.01 to 1",
-        )
-        crop: tuple[int, ...] = self.crop  # callers are not type checked
-        self._check(
-            "crop",
-            len(crop) == 3 and all(_is_whole(n) and n >= 4 * STRIDE and n % STRIDE == 0 for n in crop),
+            require(self, lambda value: isinstance(value, (list, tuple)), "a list of numbers", name)
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # a list in a stored state
+        counts = ("steps", "scans_per_step", "pairs_per_scan", "paired_points", "checkpoint_every")
+        require(self, partial(is_whole, least=1), "a whole number above 0", *counts)
+        may_be_zero = ("channel", "seed", "body_points", "background_points")
+        require(self, is_whole, "a whole number, 0 or more", *may_be_zero)
+        require(self, is_positive, "a number above 0", "spacing", "length", "learning_rate")
+        weights = ("equality", "signed", "weight_decay")
+        require(self, lambda value: is_number(value) and value >= 0, "a number, 0 or more", *weights)
+        shares = ("augment", "masked", "warm_up", "validation")
+        require(self, lambda value: is_number(value) and 0 <= value < 1, "from 0 to below 1", *shares)
+        require(self, LOSSES.__contains__, f"one of {', '.join(LOSSES)}", "loss")
+        require(self, NORMALISATIONS.__contains__, f"one of {', '.join(NORMALISATIONS)}", "normalise")
+        require(self, rises, "two rising numbers", "window")
+        require(self, partial(rises, lowest=0.25, highest=4), "two rising numbers from 0.25 to 4", "zoom")
+        require(self, partial(rises, lowest=0.01, highest=1), "two rising numbers from 0.01 to 1", "visible")
+        require(
+            self,
+            lambda crop: len(crop) == 3 and all(is_whole(n, 4 * STRIDE) and n % STRIDE == 0 for n in crop),
             f"three multiples of {STRIDE}, {4 * STRIDE} or more",
+            "crop",
         )
-        self._check(
-            "widths",
-            2 <= len(self.widths) == len(self.depths)
-            and all(_is_whole(n) and n >= 1 for n in self.widths + self.depths),
+        require(
+            self,
+            lambda widths: (
+                2 <= len(widths) == len(self.depths) and all(is_whole(n, 1) for n in (*widths, *self.depths))
+            ),
             "whole numbers above 0, two or more, as many as depths",
+            "widths",
         )
         points = self.pairs_per_scan * (self.paired_points + self.body_points + self.background_points)
         if points > MOST_POINTS:
             raise ValueError(f"pairs_per_scan x points of a crop must be at most {MOST_POINTS}, got {points}")
-
-    def _check(self, name: str, fits: bool, allowed: str) -> None:
-        if not fits:
-            raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _rises(pair: Sequence[float], lowest: float) -> bool:
-    return len(pair) == 2 and all(_is_number(value) for value in pair) and lowest <= pair[0] < pair[1]

@@ -1,24 +1,138 @@
 """The fitted regressor: a scan's map of anatomical coordinates."""
 
-import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import ndimage
 
 from nnunet_locctx.geometry import PATIENT_FROM_LPS, Array, Frame
 from nnunet_locctx.location import AnatomicalMap
-from nnunet_locctx.regression.anatomical.continuation import continue_outside, linear_fit
-from nnunet_locctx.regression.anatomical.gauge import Gauge
-from nnunet_locctx.regression.anatomical.network import EmbeddingNetwork
+from nnunet_locctx.regression.anatomical.network import EmbeddingNetwork, body_nodes, embed_views
 from nnunet_locctx.regression.anatomical.options import AnatomicalOptions
-from nnunet_locctx.regression.anatomical.views import body_nodes, embed_views
 from nnunet_locctx.regression.canonical import to_canonical
 from nnunet_locctx.regression.intensity import body_mask
 from nnunet_locctx.regression.regressor import Regressor
+
+PERCENTILES = (1.0, 99.0)
+"""Of the embeddings of the training scans' bodies, along each axis; they become -0.5 and 0.5."""
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """Turns embeddings into coordinates along (R, A, S), about -0.5 to 0.5 over the bodies of the training scans.
+
+    Attributes:
+        matrix: (3, 3): an orthogonal matrix, its rows then scaled.
+        shift: (3,).
+    """
+
+    matrix: Array
+    shift: Array
+
+    def apply(self, embeddings: npt.NDArray[np.floating]) -> Array:
+        """Embeddings (..., 3) -> coordinates (..., 3)."""
+        return np.asarray(np.asarray(embeddings, dtype=np.float64) @ self.matrix.T + self.shift)
+
+    def state(self) -> dict[str, Any]:
+        """As tensors."""
+        return {"matrix": torch.from_numpy(self.matrix.copy()), "shift": torch.from_numpy(self.shift.copy())}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "Gauge":
+        """The inverse of :meth:`state`."""
+        return cls(state["matrix"].numpy(), state["shift"].numpy())
+
+
+def fit_gauge(scans: Iterable[tuple[npt.NDArray[np.floating], Array]]) -> Gauge:
+    """Fits one orthogonal matrix (rotation or reflection) to all scans, and one range to each axis.
+
+    Each scan's embeddings and positions are taken relative to their means, because the place of the scan in the
+    embedding is not known beforehand; the matrix is the orthogonal Procrustes solution (Schönemann 1966).
+
+    Args:
+        scans: Of each scan, embeddings (N, 3) and positions (N, 3) in mm along (R, A, S), of the same places in the
+            body.
+
+    Raises:
+        ValueError: No scan, or embeddings that do not change along an axis.
+    """
+    covariance = np.zeros((3, 3))
+    embeddings = []
+    for embedding, position in scans:
+        embeddings.append(np.asarray(embedding, dtype=np.float64))
+        centred = embeddings[-1] - embeddings[-1].mean(0)
+        covariance += (position - position.mean(0)).T @ centred / len(position)
+    if not embeddings:
+        raise ValueError("a gauge needs at least one scan with a body, got none")
+    left, _, right = np.linalg.svd(covariance)
+    matrix = left @ right
+    lower, upper = np.percentile(np.concatenate(embeddings) @ matrix.T, PERCENTILES, axis=0)
+    if not np.isfinite(upper - lower).all() or (upper - lower <= 1e-3).any():
+        raise ValueError(
+            f"the embedding of the training scans spans {(upper - lower).tolist()} along (R, A, S); every axis needs "
+            "more than 0.001. The fit failed: use more scans, more steps or a lower learning rate."
+        )
+    return Gauge(matrix / (upper - lower)[:, None], -(lower + upper) / 2 / (upper - lower))
+
+
+PRIOR_LENGTH = 20.0
+"""Millimetres. Along an axis on which the body's cells spread (standard deviation) less than this, the slope is taken
+from the training scans rather than from the cells."""
+
+SMOOTHING = 1.0
+"""Nodes: standard deviation with which the deviation from the linear map is smoothed outside the body."""
+
+
+def linear_fit(coordinates: Array, positions: Array, typical: Array) -> tuple[Array, Array]:
+    """The linear map ``slopes @ position + offset`` nearest to coordinates, by least squares.
+
+    A slab of a few slices does not determine a slope across it; `typical` enters as if it had been seen over
+    :data:`PRIOR_LENGTH`.
+
+    Args:
+        coordinates: (N, 3).
+        positions: (N, 3) mm.
+        typical: (3, 3) slopes: change of the coordinate (row) per mm along an axis (column).
+
+    Returns:
+        slopes (3, 3) and offset (3,).
+    """
+    place, value = positions.mean(0), coordinates.mean(0)
+    relative = positions - place
+    spread = relative.T @ relative / len(relative)
+    covariance = (coordinates - value).T @ relative / len(relative)
+    # the prior's weight falls from 1 to nothing as the body spreads beyond PRIOR_LENGTH along an axis
+    variances, axes = np.linalg.eigh(spread)
+    variances = np.maximum(variances, 1e-9)
+    weight = 1 / (1 + (variances / PRIOR_LENGTH**2) ** 2)
+    free = covariance @ axes / variances
+    slopes = (free * (1 - weight) + (typical @ axes) * weight) @ axes.T
+    return slopes, value - slopes @ place
+
+
+def continue_outside(
+    coordinates: npt.NDArray[np.floating], linear: npt.NDArray[np.floating], body: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float64]:
+    """Coordinates of a map, those outside the body replaced by the linear map plus the nearest body node's deviation
+    from it, smoothed.
+
+    Air, table and blankets look the same everywhere, so what the network says there is noise.
+
+    Args:
+        coordinates: (3, a, b, c).
+        linear: (3, a, b, c), the linear map's.
+        body: (a, b, c), at least one of them true.
+    """
+    nearest = ndimage.distance_transform_edt(~body, return_distances=False, return_indices=True)
+    deviation = np.asarray(coordinates - linear, dtype=np.float64)[(slice(None), *nearest)]
+    smoothed = ndimage.gaussian_filter(deviation, (0, *[SMOOTHING] * 3), mode="nearest")
+    return np.asarray(linear + np.where(body, deviation, smoothed), dtype=np.float64)
+
 
 SMALLEST_BODY_NODES = 64
 """Nodes of body that a scan needs."""
@@ -59,8 +173,8 @@ class AnatomicalRegressor(Regressor):
         self.history = {name: list(values) for name, values in (history or {}).items()}
 
     def measure(self, image: npt.NDArray[np.floating], frame: Frame) -> AnatomicalMap:
-        """A scan's map, one value to a node of 2 canonical voxels; see
-        :func:`~nnunet_locctx.regression.anatomical.continuation.continue_outside` for the air around the body.
+        """A scan's map, one value to a node of 2 canonical voxels; see :func:`continue_outside` for the air around the
+        body.
 
         Args:
             image: (i, j, k) intensities of channel :attr:`channel` as stored (CT: HU), any orientation and voxel size.
@@ -80,7 +194,7 @@ class AnatomicalRegressor(Regressor):
         problem = too_little_body(body)
         if problem:
             return AnatomicalMap.unusable(problem)
-        embeddings, affine = embed_views(self.network, scan, self.options)
+        embeddings, affine = embed_views(self.network, scan, self.options.modality, self.options.window)
         values = np.moveaxis(self.gauge.apply(np.moveaxis(embeddings, 0, -1)), -1, 0)
         if not np.isfinite(values).all():
             return AnatomicalMap.unusable("the network gave coordinates that are not finite")
@@ -113,7 +227,7 @@ class AnatomicalRegressor(Regressor):
             else list(value)
             if isinstance(value, tuple)
             else value
-            for name, value in dataclasses.asdict(self.options).items()
+            for name, value in asdict(self.options).items()
         }
         weights = self.network.state_dict()
         return {

@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
 
-from nnunet_locctx.regression.anatomical.augmentation import augment
+from nnunet_locctx.regression.anatomical.network import STRIDE
 from nnunet_locctx.regression.anatomical.options import AnatomicalOptions
 from nnunet_locctx.regression.canonical import CanonicalScan
 from nnunet_locctx.regression.intensity import body_mask, normalise
@@ -104,9 +105,9 @@ def sample_pairs(
             for a, b in zip(pair[0].seen, pair[1].seen, strict=True)
         )
         paired = _within(scan.body, common, options.paired_points, generator)
-        for box, found, place in zip(pair, points, boxes, strict=True):
+        for box, drawn, place in zip(pair, points, boxes, strict=True):
             place.append(box)
-            found.append(
+            drawn.append(
                 np.concatenate(
                     [
                         paired,
@@ -131,10 +132,10 @@ def cut(image: npt.NDArray[np.uint8], box: Box, size: Sequence[int]) -> npt.NDAr
     """(2, *size) float32: a box's intensities (0 where nothing is known) and where something is known, resampled
     linearly."""
     coded = np.zeros(tuple(box.size), dtype=np.uint8)
-    there = tuple(
+    covered = tuple(
         slice(int(p.start - at), int(p.stop - at)) for p, at in zip(box.seen, box.lower, strict=True)
     )
-    coded[there] = image[box.seen]
+    coded[covered] = image[box.seen]
     known = (coded != UNKNOWN).astype(np.float32)
     values = ((coded.astype(np.float32) - 1) / 127 - 1) * known
     both = torch.from_numpy(np.stack([values, known]))
@@ -180,7 +181,48 @@ def _within(
     otherwise: npt.NDArray[np.bool_] | None = None,
 ) -> Indices:
     """(count, 3) voxels of a mask in a part of the scan; of `otherwise` where it has none there."""
-    there = mask[part]
-    if otherwise is not None and not there.any():
-        there = otherwise[part]
-    return _voxels(there, count, generator) + np.array([axis.start for axis in part])
+    candidates = mask[part]
+    if otherwise is not None and not candidates.any():
+        candidates = otherwise[part]
+    return _voxels(candidates, count, generator) + np.array([axis.start for axis in part])
+
+
+Crop = npt.NDArray[np.float32]
+
+
+def augment(crop: Crop, chance: float, masked: float, generator: np.random.Generator) -> None:
+    """Changes a crop (2, a, b, c) in place: intensity from -1 to 1 (0 where nothing is known), and 1 where something is
+    known.
+
+    Args:
+        crop: The crop.
+        chance: Of each of blur, gain, shift, gamma and noise.
+        masked: Chance that blocks are hidden, as if they lay outside the scan.
+        generator: The numbers' source.
+    """
+    image, known = crop
+    if generator.random() < chance:
+        image[...] = gaussian_filter(image, generator.uniform(0.3, 1.0), mode="nearest", truncate=2.5)
+    if generator.random() < chance:
+        image *= generator.uniform(0.8, 1.2)
+    if generator.random() < chance:
+        image += generator.uniform(-0.1, 0.1)
+    np.clip(image, -1, 1, out=image)
+    if generator.random() < chance:
+        image[...] = 2 * ((image + 1) / 2) ** generator.uniform(0.7, 1.4) - 1
+    if generator.random() < chance:
+        noise = generator.standard_normal(image.shape, dtype=np.float32)
+        image += np.float32(generator.uniform(0.0, 0.15)) * noise
+    if generator.random() < masked:
+        _hide_blocks(known, generator.uniform(0.1, 0.5), generator)
+    image *= known
+
+
+def _hide_blocks(known: npt.NDArray[np.float32], share: float, generator: np.random.Generator) -> None:
+    """Sets blocks of a random size, whole output cells, to unknown."""
+    size = [STRIDE * int(generator.integers(1, 1 + max(1, n // (4 * STRIDE)))) for n in known.shape]
+    kept = generator.random([-(-n // s) for n, s in zip(known.shape, size, strict=True)]) >= share
+    for axis, length in enumerate(size):
+        kept = np.repeat(kept, length, axis=axis)
+    a, b, c = known.shape
+    known *= kept[:a, :b, :c]

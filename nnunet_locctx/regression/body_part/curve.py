@@ -119,26 +119,26 @@ def make_curve(
         return BodyPartCurve.unusable(
             f"{len(scores) - valid.sum()} of {len(scores)} scores lie far off a line"
         )
-    places, found = positions[valid], smooth(positions[valid], scores[valid])
-    kept = trusted(places, found, expected_slope)
+    places, smoothed = positions[valid], smooth(positions[valid], scores[valid])
+    kept = trusted(places, smoothed, expected_slope)
     if kept.sum() < LEAST_SLICES:
         return BodyPartCurve.unusable(
             f"{kept.sum()} of {len(scores)} slices have a plausible score, at least {LEAST_SLICES} are needed"
         )
-    problem = judge(places, found, expected_slope, tolerance)
-    places, found = places[kept], found[kept]
+    problem = judge(places, smoothed, expected_slope, tolerance)
+    places, smoothed = places[kept], smoothed[kept]
     # tails that level off make a line too flat, and what is left of a scan without them may be too steep for its length
-    problem = problem and judge(places, found, expected_slope, tolerance)
+    problem = problem and judge(places, smoothed, expected_slope, tolerance)
     if problem:
         return BodyPartCurve.unusable(problem)
     if places[-1] - places[0] < SHORT_MM:
         slope = expected_slope
-        found = Line(slope, float(np.median(found - slope * places))).at(places)
+        smoothed = Line(slope, float(np.median(smoothed - slope * places))).at(places)
     else:
-        slope = continuation(places, found, expected_slope, tolerance)
-        found = np.asarray(isotonic_regression(found).x)
+        slope = continuation(places, smoothed, expected_slope, tolerance)
+        smoothed = np.asarray(isotonic_regression(smoothed).x)
     # trimmed and missing slices get their score from the rest, so that the cross-section stays known there
-    curve = BodyPartCurve(direction, places, found, slope)
+    curve = BodyPartCurve(direction, places, smoothed, slope)
     return BodyPartCurve(direction, positions, curve.score_at(positions), slope, cross_section)
 
 
@@ -225,10 +225,10 @@ def trusted(positions: Array, scores: Array, expected_slope: float) -> npt.NDArr
 
 
 def _unit(direction: npt.ArrayLike) -> Array:
-    found = np.asarray(direction, dtype=np.float64)
-    length = float(np.linalg.norm(found))
-    if found.shape != (3,) or not np.isfinite(length) or length == 0:
+    vector = np.asarray(direction, dtype=np.float64)
+    length = float(np.linalg.norm(vector))
+    if vector.shape != (3,) or not np.isfinite(length) or length == 0:
         raise ValueError(
-            f"the direction must be three finite numbers that are not all 0, got {found.tolist()}"
+            f"the direction must be three finite numbers that are not all 0, got {vector.tolist()}"
         )
-    return np.asarray(found / length)
+    return np.asarray(vector / length)

@@ -1,12 +1,11 @@
 """How a body part regressor is fitted."""
 
-import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
-from nnunet_locctx.regression.body_part.losses import ALPHA, BETA
-from nnunet_locctx.regression.body_part.network import SMALLEST_SIDE
+from nnunet_locctx.regression.body_part.network import ALPHA, BETA, SMALLEST_SIDE
 from nnunet_locctx.regression.intensity import check_modality
+from nnunet_locctx.regression.options import is_number, is_positive, is_whole, require, rises
 
 LOSSES = ("heuristic", "classification")
 
@@ -54,41 +53,17 @@ class BodyPartOptions:
 
     def __post_init__(self) -> None:
         check_modality(self.modality)
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
-        for name in ("spacing", "alpha", "beta", "learning_rate"):
-            value = getattr(self, name)
-            if not (_is_number(value) and value > 0):
-                raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
-        for name, least in (
-            ("channel", 0),
-            ("side", SMALLEST_SIDE),
-            ("volumes", 1),
-            ("slices", 2),
-            ("steps", 1),
-            ("evaluate_every", 1),
-            ("patience", 1),
-            ("seed", 0),
+        require(self, LOSSES.__contains__, f"one of {', '.join(LOSSES)}", "loss")
+        numbers = ("spacing", "alpha", "beta", "learning_rate")
+        require(self, is_positive, "a finite number above 0", *numbers)
+        for least, *names in (
+            (0, "channel", "seed"),
+            (1, "volumes", "steps", "evaluate_every", "patience"),
+            (2, "slices"),
+            (SMALLEST_SIDE, "side"),
         ):
-            value = getattr(self, name)
-            if not (_is_whole(value) and least <= value < 2**63):
-                raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}")
-        window: Any = self.window  # callers are not type checked
-        rising = isinstance(window, (list, tuple)) and len(window) == 2 and all(map(_is_number, window))
-        if not rising or not window[0] < window[1]:
-            raise ValueError(f"the window must be two rising numbers, got {window!r}")
-        object.__setattr__(self, "window", tuple(float(value) for value in window))
-        if not (_is_number(self.validation_share) and 0 < self.validation_share < 1):
-            raise ValueError(f"validation_share must lie between 0 and 1, got {self.validation_share!r}")
-
-    def as_dict(self) -> dict[str, Any]:
-        """For a file; ``BodyPartOptions(**options.as_dict())`` is equal."""
-        return asdict(self)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+            require(self, partial(is_whole, least=least), f"a whole number, {least} or more", *names)
+        require(self, rises, "two rising numbers", "window")
+        # a list in a stored state
+        object.__setattr__(self, "window", tuple(float(value) for value in self.window))
+        require(self, lambda share: is_number(share) and 0 < share < 1, "between 0 and 1", "validation_share")

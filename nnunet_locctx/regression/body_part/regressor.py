@@ -1,6 +1,7 @@
 """A fitted body part regressor."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from nnunet_locctx.geometry import Array, Frame
 from nnunet_locctx.location import BodyPartCurve
 from nnunet_locctx.location.body_part import HIGHEST_SCORE
-from nnunet_locctx.regression.body_part.curve import SLOPE_TOLERANCE, make_curve
+from nnunet_locctx.regression.body_part.curve import SLOPE_TOLERANCE, make_curve, smooth
 from nnunet_locctx.regression.body_part.network import SliceRegressor
 from nnunet_locctx.regression.body_part.options import BodyPartOptions
 from nnunet_locctx.regression.body_part.slices import ScanSlices, as_input, take_slices
@@ -76,21 +77,6 @@ class BodyPartRegressor(Regressor):
         """Largest plausible deviation from the expected slope, as a share of it."""
         return max(SLOPE_TOLERANCE, SPREADS * self.raw_spread / self.raw_slope)
 
-    def with_scale(self, lowest: float, highest: float) -> "BodyPartRegressor":
-        """The same with other raw scores for 0 and 100.
-
-        Raises:
-            ValueError: The highest is not above the lowest.
-        """
-        return BodyPartRegressor(
-            self.options,
-            self.network,
-            lowest=lowest,
-            highest=highest,
-            raw_slope=self.raw_slope,
-            raw_spread=self.raw_spread,
-        )
-
     def slices(self, scan: CanonicalScan) -> ScanSlices:
         """The slices of a scan as this regressor sees them."""
         options = self.options
@@ -102,9 +88,9 @@ class BodyPartRegressor(Regressor):
 
     def raw_scores(self, slices: ScanSlices) -> Array:
         """(K,) scores of the network; NaN for slices of air."""
-        found = np.full(len(slices.positions), np.nan)
-        found[slices.usable] = score_images(self.network, slices.images[slices.usable])
-        return found
+        scores = np.full(len(slices.positions), np.nan)
+        scores[slices.usable] = score_images(self.network, slices.images[slices.usable])
+        return scores
 
     def scores(self, scan: CanonicalScan) -> tuple[Array, Array]:
         """Scores slice by slice, before any cleaning.
@@ -118,8 +104,15 @@ class BodyPartRegressor(Regressor):
         slices = self.slices(scan)
         return slices.positions, self._scaled(self.raw_scores(slices))
 
-    def curve(self, slices: ScanSlices) -> BodyPartCurve:
-        """The cleaned scores of a scan's slices."""
+    def measure(self, image: npt.NDArray[np.floating], frame: Frame) -> BodyPartCurve:
+        """See :meth:`~nnunet_locctx.regression.regressor.Regressor.measure`."""
+        if frame.shape[frame.array_axes[2]] < 2:
+            return BodyPartCurve.unusable("a single axial slice does not show where in the body it lies")
+        try:
+            scan = to_canonical(image, frame, self.options.spacing)
+        except ValueError as error:
+            return BodyPartCurve.unusable(str(error))
+        slices = self.slices(scan)
         if not slices.usable.any():
             return BodyPartCurve.unusable("no body found in the scan, air only")
         return make_curve(
@@ -131,19 +124,9 @@ class BodyPartRegressor(Regressor):
             cross_section=slices.cross_section,
         )
 
-    def measure(self, image: npt.NDArray[np.floating], frame: Frame) -> BodyPartCurve:
-        """See :meth:`~nnunet_locctx.regression.regressor.Regressor.measure`."""
-        if frame.shape[frame.array_axes[2]] < 2:
-            return BodyPartCurve.unusable("a single axial slice does not show where in the body it lies")
-        try:
-            scan = to_canonical(image, frame, self.options.spacing)
-        except ValueError as error:
-            return BodyPartCurve.unusable(str(error))
-        return self.curve(self.slices(scan))
-
     def state(self) -> dict[str, Any]:
         return {
-            "options": self.options.as_dict(),
+            "options": asdict(self.options),
             "weights": {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()},
             "lowest": self.lowest,
             "highest": self.highest,
@@ -168,3 +151,65 @@ def score_images(network: SliceRegressor, images: npt.NDArray[np.uint8]) -> Arra
     """Raw scores (K,) of stored slices (K, side, side)."""
     parts = [network(as_input(images[start : start + BATCH])) for start in range(0, len(images), BATCH)]
     return torch.cat(parts).double().numpy() if parts else np.zeros(0)
+
+
+def anchored_scale(
+    regressor: BodyPartRegressor,
+    scans: Mapping[str, CanonicalScan],
+    low: Mapping[str, float],
+    high: Mapping[str, float],
+) -> BodyPartRegressor:
+    """The same regressor with another scale: 0 and 100 are the mean scores of two levels of the body.
+
+    Args:
+        regressor: Fitted.
+        scans: By name, at the regressor's spacing; may hold more than those named below.
+        low: Height in mm along S of the level of score 0 in each scan that shows it whole.
+        high: As `low`, for score 100.
+
+    Raises:
+        ValueError: A level is in no scan, a name is of no scan, a height is not in its scan, or the upper level does
+            not score higher.
+    """
+    scores: dict[str, tuple[Array, Array]] = {}
+    for name in sorted({*low, *high}):
+        if name not in scans:
+            raise ValueError(f"a level is given for {name!r}, which is none of the scans")
+        slices = regressor.slices(scans[name])
+        raw = regressor.raw_scores(slices)
+        kept = np.isfinite(raw)
+        if kept.sum() >= 2:
+            scores[name] = slices.positions[kept], smooth(slices.positions[kept], raw[kept])
+    lowest, highest = _mean_score(scores, low, "lower"), _mean_score(scores, high, "upper")
+    if not highest > lowest:
+        raise ValueError(
+            f"the upper level must score higher than the lower, got raw scores {highest:.3f} and {lowest:.3f}: "
+            "are the two classes named in the right order?"
+        )
+    return BodyPartRegressor(
+        regressor.options,
+        regressor.network,
+        lowest=lowest,
+        highest=highest,
+        raw_slope=regressor.raw_slope,
+        raw_spread=regressor.raw_spread,
+    )
+
+
+def _mean_score(scans: Mapping[str, tuple[Array, Array]], heights: Mapping[str, float], which: str) -> float:
+    """Mean raw score at the heights, in scans given as positions and scores."""
+    values = []
+    for name, height in heights.items():
+        if name not in scans:
+            continue  # no body in that scan
+        positions, scores = scans[name]
+        margin = float(np.diff(positions).max())
+        if not positions[0] - margin <= height <= positions[-1] + margin:
+            raise ValueError(
+                f"the {which} level of {name} lies at {height:g} mm, its body from {positions[0]:g} to "
+                f"{positions[-1]:g} mm"
+            )
+        values.append(float(np.interp(height, positions, scores)))
+    if not values:
+        raise ValueError(f"the {which} level of the scale is in none of the scans")
+    return float(np.mean(values))

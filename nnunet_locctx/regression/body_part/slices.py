@@ -1,16 +1,56 @@
-"""Axial slices of a scan as the network sees them."""
+"""Axial slices of a scan as the network sees them, and those that a training step draws and changes.
 
+Kinds and strengths of the changes follow Schuhegger, "Body part regression for CT images", 2021 (arXiv:2110.09148), as
+far as they are cheap for a whole batch.
+"""
+
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from nnunet_locctx.geometry import Array
-from nnunet_locctx.regression.body_part.cross_section import cross_section
 from nnunet_locctx.regression.canonical import CanonicalScan
 from nnunet_locctx.regression.intensity import body_mask, normalise
+
+SMOOTHING_MM = 10.0
+"""Standard deviation of the smoothing along the body."""
+
+
+def cross_section(scan: CanonicalScan, body: npt.NDArray[np.bool_]) -> Array | None:
+    """Lower and upper edge of the body along R, then along A, in every axial slice.
+
+    The outer faces of the outermost body voxels, smoothed along the body; slices without body take the edges of those
+    around them. Where the scan cuts the body off, its edge is the scan's.
+
+    Args:
+        scan: The scan, (a, b, c).
+        body: (a, b, c), where the body is.
+
+    Returns:
+        (c, 4) mm along the patient axes, or None without any body.
+    """
+    levels = np.flatnonzero(body.any(axis=(0, 1)))
+    if len(levels) == 0:
+        return None
+    edges = np.empty((body.shape[2], 4))
+    for axis in range(2):
+        shadow = np.asarray(body.any(axis=1 - axis))[:, levels]  # (a or b, levels)
+        places, half = scan.places(axis), scan.spacing[axis] / 2
+        first = places[shadow.argmax(axis=0)] - half
+        last = places[len(places) - 1 - shadow[::-1].argmax(axis=0)] + half
+        for column, edge in ((2 * axis, first), (2 * axis + 1, last)):
+            edges[:, column] = np.interp(np.arange(body.shape[2]), levels, edge)
+    return np.asarray(gaussian_filter1d(edges, SMOOTHING_MM / scan.spacing[2], axis=0, mode="nearest"))
+
 
 AIR = 0.01
 """Smallest share of an axial slice that the body takes; below it the slice is air."""
@@ -31,7 +71,7 @@ class ScanSlices:
         images: (K, side, side) uint8, axes (R, A), from inferior to superior; the body's centre is the image's.
         positions: (K,) mm along S.
         usable: (K,) bool; False where there is air only, or hardly anything of the scan.
-        cross_section: (K, 4) mm, see :func:`~nnunet_locctx.regression.body_part.cross_section.cross_section`.
+        cross_section: (K, 4) mm, see :func:`cross_section`.
     """
 
     images: npt.NDArray[np.uint8]
@@ -78,3 +118,139 @@ def take_slices(scan: CanonicalScan, modality: str, window: tuple[float, float],
 def as_input(images: npt.NDArray[np.uint8]) -> Tensor:
     """Stored images (K, side, side) -> network input (K, 1, side, side) float32 from -1 to 1."""
     return torch.from_numpy(images).unsqueeze(1).float().mul_(2 / LEVELS).sub_(1)
+
+
+GAPS_MM = (5.0, 100.0)
+"""Smallest and largest distance of neighbouring slices (the publication's)."""
+
+
+@dataclass(frozen=True)
+class SliceBatch:
+    """Slices of some scans.
+
+    Attributes:
+        scans: (volumes,) index of each volume's scan.
+        levels: (volumes, slices) index of each slice in its scan, rising.
+        gaps: (volumes, slices - 1) mm between neighbours.
+    """
+
+    scans: npt.NDArray[np.int64]
+    levels: npt.NDArray[np.int64]
+    gaps: npt.NDArray[np.float32]
+
+    def of(self, arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        """What an array of each scan (levels, ...) holds at the slices: (volumes * slices, ...), scan by scan."""
+        return np.concatenate(
+            [arrays[scan][levels] for scan, levels in zip(self.scans, self.levels, strict=True)]
+        )
+
+
+class SliceSampler:
+    """Draws scans at random and from each the same number of equidistant slices.
+
+    The step from slice to slice is uniform among those that give gaps within :data:`GAPS_MM` and fit into the scan; a
+    scan too short for the smallest gap gets the largest step that fits.
+
+    Args:
+        positions: For each scan the positions in mm of its usable slices, rising, at least `slices` of them.
+        volumes: Scans of a batch; a scan can be drawn twice.
+        slices: Slices of each scan.
+    """
+
+    def __init__(self, positions: Sequence[Array], volumes: int, slices: int) -> None:
+        short = [len(p) for p in positions if len(p) < slices]
+        if short:
+            raise ValueError(f"every scan needs {slices} slices, got one with {min(short)}")
+        self.positions, self.volumes, self.slices = positions, volumes, slices
+        self.steps = [_steps(p, slices) for p in positions]
+
+    def draw(self, generator: torch.Generator) -> SliceBatch:
+        """The next batch."""
+        scans = torch.randint(len(self.positions), (self.volumes,), generator=generator).numpy()
+        chance = torch.rand(self.volumes, 2, generator=generator, dtype=torch.float64).numpy()
+        levels = np.empty((self.volumes, self.slices), dtype=np.int64)
+        gaps = np.empty((self.volumes, self.slices - 1), dtype=np.float32)
+        for row, (scan, (u, v)) in enumerate(zip(scans, chance, strict=True)):
+            places, (least, most) = self.positions[scan], self.steps[scan]
+            step = least + int(u * (most - least + 1))
+            start = int(v * (len(places) - (self.slices - 1) * step))
+            levels[row] = start + step * np.arange(self.slices)
+            gaps[row] = np.diff(places[levels[row]])
+        return SliceBatch(scans, levels, gaps)
+
+
+def _steps(positions: Array, slices: int) -> tuple[int, int]:
+    """Smallest and largest step between slices."""
+    spacing = float(np.median(np.diff(positions)))
+    fits = (len(positions) - 1) // (slices - 1)
+    most = min(fits, max(1, math.floor(GAPS_MM[1] / spacing)))
+    return min(most, max(1, math.ceil(GAPS_MM[0] / spacing))), most
+
+
+CHANCE = 0.5
+"""With which a slice gets each change."""
+
+NOISE = 0.04
+"""Largest standard deviation of the noise; intensities run from -1 to 1."""
+
+SHIFT = 0.08
+"""Largest shift of the intensities."""
+
+CONTRAST = 0.2
+"""Largest change of the intensities' scale, as a share."""
+
+SCALE = 0.15
+"""Largest change of size, as a share."""
+
+ANGLE = math.radians(10)
+"""Largest rotation."""
+
+MOVE = 0.05
+"""Largest movement, as a share of the image's side."""
+
+FRAME_CHANCE = 0.25
+"""With which a slice is cut to a smaller field of view, a disc."""
+
+FRAME = (0.55, 0.9)
+"""Radius of that disc, as a share of half the side."""
+
+
+def augment(slices: Float[Tensor, "n 1 side side"], generator: torch.Generator) -> Tensor:
+    """Changed copies of slices, intensities from -1 to 1, each with its own random changes.
+
+    Size, rotation, movement, left-right flip, intensity scale and shift, blur, noise and a smaller field of view.
+    """
+    count = len(slices)
+    rand = torch.rand(count, 14, generator=generator)
+    chosen = (rand[:, :7] < CHANCE).float()
+    signed = 2 * rand[:, 7:] - 1
+    moved = _move(slices, chosen[:, 0], chosen[:, 1], signed)
+
+    def column(values: Tensor) -> Tensor:
+        return values.view(count, 1, 1, 1)
+
+    factor = column(1 + chosen[:, 2] * CONTRAST * signed[:, 4])
+    changed = torch.addcmul(column(chosen[:, 3] * SHIFT * signed[:, 5]), moved, factor)
+    blurred = F.avg_pool2d(changed, 3, stride=1, padding=1, count_include_pad=False)
+    changed = torch.lerp(changed, blurred, column(chosen[:, 4] * rand[:, 13]))
+    noise = torch.randn(slices.shape, generator=generator)
+    changed.addcmul_(noise, column(chosen[:, 5] * NOISE * rand[:, 12]))
+    cut = rand[:, 6] < FRAME_CHANCE
+    radius = torch.where(cut, FRAME[0] + (FRAME[1] - FRAME[0]) * rand[:, 8], 2.0)
+    axis = torch.linspace(-1, 1, slices.shape[-1])
+    outside = (axis[:, None] ** 2 + axis**2)[None, None] > column(radius**2)
+    return changed.clamp_(-1, 1).masked_fill_(outside, -1)
+
+
+def _move(slices: Tensor, chosen: Tensor, flipped: Tensor, signed: Tensor) -> Tensor:
+    """Size, rotation, movement (where `chosen`) and left-right flip; what comes in from outside is -1."""
+    size = 1 + chosen * SCALE * signed[:, 0]
+    angle = chosen * ANGLE * signed[:, 1]
+    sign = 1 - 2 * flipped  # images are (R, A): the rows run along R, grid_sample's y
+    matrix = torch.zeros(len(slices), 2, 3)
+    matrix[:, 0, 0], matrix[:, 0, 1] = size * angle.cos(), -size * angle.sin() * sign
+    matrix[:, 1, 0], matrix[:, 1, 1] = size * angle.sin(), size * angle.cos() * sign
+    matrix[:, :, 2] = (2 * MOVE * chosen)[:, None] * signed[:, 2:4]
+    grid = F.affine_grid(matrix, list(slices.shape), align_corners=False)
+    # grid_sample pads with 0
+    return F.grid_sample(slices + 1, grid, align_corners=False) - 1
