@@ -1,12 +1,13 @@
 """Where a voxel is: sources of location and the fields they give for one scan.
 
-A *source* (``voxel``, ``scanner``, ``body_part``, ``anatomical``) is chosen once per training; its *field* for one
+A *source* (``voxel``, ``scanner``, ``body``, ``body_part``, ``anatomical``) is chosen once per training; its *field* for one
 scan yields the three location channels of any box of the preprocessed array, in patient axes (R, A, S), also outside
-the volume. The last two are *fitted*: a model measures each scan beforehand, and the field is made from its
+the volume. The last three are *fitted*: a model (``body``: a rule) measures each scan beforehand, and the field is made from its
 *measurement*.
 """
 
 from nnunet_locctx.location.anatomical import AnatomicalMap, AnatomicalSource
+from nnunet_locctx.location.body import BodyBox, BodySource
 from nnunet_locctx.location.body_part import BodyPartCurve, BodyPartSource
 from nnunet_locctx.location.field import AffineField, LocationField
 from nnunet_locctx.location.measurement import Measurement
@@ -24,8 +25,10 @@ __all__ = [
     "AffineField",
     "AnatomicalMap",
     "AnatomicalSource",
+    "BodyBox",
     "BodyPartCurve",
     "BodyPartSource",
+    "BodySource",
     "FittedSource",
     "LocationField",
     "LocationSource",

@@ -25,8 +25,10 @@ from nnunet_locctx.nnunet.data.fitted import (
     MEASUREMENTS,
     PREFIX,
     REGRESSOR,
+    WITHOUT_FIT,
     CaseMeasurements,
     fitted_folder,
+    read_regressor,
     summarise,
 )
 from nnunet_locctx.nnunet.data.paths import dataset_folder, nnunet_folder
@@ -109,7 +111,7 @@ def fit_source(
 
     Args:
         dataset: Id or full name.
-        source: ``body_part`` or ``anatomical``.
+        source: ``body`` (nothing is fitted, scans are measured only), ``body_part`` or ``anatomical``.
         channel: Image channel to look at.
         modality: ``ct`` or ``mr``; None: ``ct`` if dataset.json calls the channel CT.
         anchors: ``body_part``: what scores 0 and 100 are; None: percentiles of the training scans.
@@ -163,6 +165,18 @@ def fit_source(
             if "can't allocate memory" in str(error):  # torch's MemoryError
                 raise MemoryError(str(error).strip().splitlines()[-1]) from error
             raise
+
+
+def regressor_for_training(dataset_name: str, source: str) -> bytes:
+    """The stored regressor of a dataset. For a source without fit it is made, and the training scans are measured, if
+    nobody did so before.
+
+    Raises:
+        ValueError: The source was never fitted on the dataset; or the raw scans are needed and not there or not usable.
+    """
+    if source in WITHOUT_FIT and not (fitted_folder(dataset_name, source) / REGRESSOR).is_file():
+        fit_source(dataset_name, source)
+    return read_regressor(dataset_name, source)
 
 
 @dataclass(frozen=True)
@@ -248,9 +262,11 @@ def _modality(dataset: Mapping[str, Any], channel: int) -> str:
 
 def _options(source: str, given: Mapping[str, Any]) -> Any:
     from nnunet_locctx.regression.anatomical import AnatomicalOptions
+    from nnunet_locctx.regression.body import BodyFinder
     from nnunet_locctx.regression.body_part import BodyPartOptions
 
-    kind: Any = BodyPartOptions if source == "body_part" else AnatomicalOptions
+    kinds = {"body": BodyFinder, "body_part": BodyPartOptions, "anatomical": AnatomicalOptions}
+    kind: Any = kinds[source]
     allowed = [field.name for field in dataclasses.fields(kind)]
     unknown = sorted(set(given) - set(allowed))
     if unknown:
@@ -273,12 +289,23 @@ def _read_finished(folder: Path) -> tuple[dict[str, Any], bytes] | None:
 
 def _fit(job: _Fit, digests: Mapping[Path, str], description: Mapping[str, Any]) -> bytes:
     """Fits, stores and returns the regressor."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    # what needs no fit is described by its options alone
+    regressor = job.options if job.source in WITHOUT_FIT else _fitted(job, digests)
+    data: bytes = regressor.to_bytes()
+    text = json.dumps({**description, "hash": hashlib.sha256(data).hexdigest()}, indent=2)
+    write_atomically(job.folder / DESCRIPTION, text.encode())
+    write_atomically(job.folder / REGRESSOR, data)
+    shutil.rmtree(job.folder / TRAINING, ignore_errors=True)
+    return data
+
+
+def _fitted(job: _Fit, digests: Mapping[Path, str]) -> Regressor:
     from nnunet_locctx.regression.anatomical import fit_anatomical
     from nnunet_locctx.regression.body_part import anchored_scale, fit_body_part
 
-    options, folder = job.options, job.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = folder.parent / f"{PREFIX}scans_{options.spacing:g}mm_channel{options.channel}"
+    options = job.options
+    kept = job.folder.parent / f"{PREFIX}scans_{options.spacing:g}mm_channel{options.channel}"
     stamps = job.stamps(digests, scores=False, labels=False)
     scans = keep_scans(
         job.cases,
@@ -289,23 +316,16 @@ def _fit(job: _Fit, digests: Mapping[Path, str], description: Mapping[str, Any])
         processes=job.processes,
         progress=job.progress,
     )
-    training = folder / TRAINING
+    training = job.folder / TRAINING
     training.mkdir(exist_ok=True)
-    regressor: Regressor
-    if job.source == "body_part":
-        targets = None if job.imports is None else _targets(job.cases, job.imports)
-        regressor = fit_body_part(scans, options, training, progress=job.progress, targets=targets)
-        if job.anchors is not None:
-            low, high = _anchor_heights(job.cases, job.labels, job.anchors, job.progress)
-            regressor = anchored_scale(regressor, scans, low, high)
-    else:
-        regressor = fit_anatomical(scans, options, training, progress=job.progress)
-    data = regressor.to_bytes()
-    text = json.dumps({**description, "hash": hashlib.sha256(data).hexdigest()}, indent=2)
-    write_atomically(folder / DESCRIPTION, text.encode())
-    write_atomically(folder / REGRESSOR, data)
-    shutil.rmtree(training)
-    return data
+    if job.source == "anatomical":
+        return fit_anatomical(scans, options, training, progress=job.progress)
+    targets = None if job.imports is None else _targets(job.cases, job.imports)
+    regressor = fit_body_part(scans, options, training, progress=job.progress, targets=targets)
+    if job.anchors is None:
+        return regressor
+    low, high = _anchor_heights(job.cases, job.labels, job.anchors, job.progress)
+    return anchored_scale(regressor, scans, low, high)
 
 
 def _measure_all(

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from nnunet_locctx.geometry import OBLIQUE, Frame
 from nnunet_locctx.networks.located_unet import Fitting, LocatedUNet
-from nnunet_locctx.nnunet.data.fitted import CaseMeasurements, fitted_folder, read_regressor
+from nnunet_locctx.nnunet.data.fitted import CaseMeasurements, fitted_folder
+from nnunet_locctx.nnunet.data.fitting import regressor_for_training
 from nnunet_locctx.nnunet.options import LocationOptions
 from nnunet_locctx.nnunet.predicting.carried import CarriedRegressor
 from nnunet_locctx.nnunet.predicting.preprocessing import carry_regressor, locate
@@ -72,7 +73,7 @@ class LocatedTrainer(DenormalsFlushed):
         self.regressor: CarriedRegressor | None = None
         if self.location.make_source().fitted:
             name = plans["dataset_name"]
-            data = read_regressor(name, self.location.source)
+            data = regressor_for_training(name, self.location.source)
             self.regressor = CarriedRegressor(data)
             self.regressor.open()
             self.measurements = CaseMeasurements(fitted_folder(name, self.location.source), data)
