@@ -1,9 +1,9 @@
 """Where a voxel is: sources of location and the fields they give for one scan.
 
-A *source* (``voxel``, ``scanner``, ``body``, ``body_part``, ``anatomical``) is chosen once per training; its *field* for one
-scan yields the three location channels of any box of the preprocessed array, in patient axes (R, A, S), also outside
-the volume. The last three are *fitted*: a model (``body``: a rule) measures each scan beforehand, and the field is made from its
-*measurement*.
+A *source* (``voxel``, ``scanner``, ``body``, ``body_part``, ``anatomical``) is chosen once per training; its *field*
+for one scan yields the three location channels of any box of the preprocessed array, in patient axes (R, A, S), also
+outside the volume. The last three are *fitted*: a model (``body``: a rule) measures each scan beforehand, and the field
+is made from its *measurement*.
 """
 
 from nnunet_locctx.location.anatomical import AnatomicalMap, AnatomicalSource

@@ -14,8 +14,8 @@ from nnunet_locctx.regression.regressor import Regressor
 
 @dataclass(frozen=True)
 class BodyFinder(Regressor):
-    """:func:`~nnunet_locctx.location.body.find_body` as a regressor: which channel to look at, and how, travels with the
-    model.
+    """:func:`~nnunet_locctx.location.body.find_body` as a regressor: which channel to look at, and how, travels
+    with the model.
 
     Args:
         modality: ``ct`` or ``mr``, see there.
