@@ -157,19 +157,20 @@ WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @contextlib.contextmanager
-def one_at_a_time(file: Path, what: str, seconds: float = 1.0) -> Iterator[None]:
-    """Waits until no other process is in here with the same file, and says so.
+def one_at_a_time(file: Path, what: str = "", seconds: float = 1.0) -> Iterator[None]:
+    """Waits until no other process is in here with the same file.
 
     Where there are no locks (Windows, some network file systems) nothing is waited for.
 
     Args:
         file: The lock's; stays there, empty but for who had it last.
-        what: What is worked on, for the line that says it waits.
+        what: What is worked on, for the line that says it waits; without, nothing is said.
         seconds: Between two looks.
     """
 
     def say(holder: str) -> None:
-        print(f"{what} is in use by {_told(holder)}: waiting", flush=True)
+        if what:
+            print(f"{what} is in use by {_told(holder)}: waiting", flush=True)
 
     with contextlib.ExitStack() as stack:
         try:

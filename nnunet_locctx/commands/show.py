@@ -67,7 +67,7 @@ def add(commands: Any) -> None:
         type=float,
         nargs=3,
         metavar=("R", "A", "S"),
-        help="compare with a shifted location instead of a neutral one",
+        help="compare with a shifted location instead of an unknown one",
     )
     model.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda if there)")
 

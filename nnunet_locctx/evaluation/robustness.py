@@ -220,6 +220,7 @@ class Robustness:
                 scan.location[:] = wrong_location(
                     true, scan.frame, lengths, change, case=case.name, seed=self.design.seed
                 )
+                model.locator.hide_unseen(scan.location)  # as for a scan whose location comes out like this
                 model.export(model.logits(scan.data), scan, predicted)
                 dice = file_dice(case.label, predicted, self.labels, reader)
                 self.records.add(

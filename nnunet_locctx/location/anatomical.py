@@ -59,8 +59,8 @@ class AnatomicalMap(Measurement):
         index = (millimetres - self.affine[:3, 3]) @ np.linalg.inv(matrix).T
         inside = np.clip(index, 0, np.array(self.values.shape[1:]) - 1)
         points = inside.reshape(-1, 3).T
-        found = [map_coordinates(channel, points, order=1, output=np.float64) for channel in self.values]
-        return np.stack(found, axis=-1).reshape(index.shape) + (index - inside) @ (self.slopes @ matrix).T
+        values = [map_coordinates(channel, points, order=1, output=np.float64) for channel in self.values]
+        return np.stack(values, axis=-1).reshape(index.shape) + (index - inside) @ (self.slopes @ matrix).T
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         return {"values": self.values, "affine": self.affine, "slopes": self.slopes}
@@ -78,13 +78,13 @@ class AnatomicalField(LocationField):
 
     Args:
         frame: The preprocessed array's.
-        found: The scan's map.
+        anatomical_map: The scan's.
     """
 
-    def __init__(self, frame: Frame, found: AnatomicalMap) -> None:
+    def __init__(self, frame: Frame, anatomical_map: AnatomicalMap) -> None:
         super().__init__(frame.shape)
         self.affine_matrix = frame.affine_lps[:3]
-        self.map = found
+        self.map = anatomical_map
 
     def at(self, index: npt.ArrayLike) -> Array:
         index = np.asarray(index, dtype=np.float64)
@@ -121,8 +121,8 @@ class AnatomicalField(LocationField):
         # grid_sample counts axes from the last, and -1..1 between the centres of the outer cells
         grid = torch.from_numpy(index * (2 / last).astype(np.float32).reshape(3, *[1] * (index.ndim - 1)) - 1)
         points = grid.flip(0).movedim(0, -1).reshape(1, 1, 1, -1, 3)
-        found = F.grid_sample(values, points, padding_mode="border", align_corners=True)
-        out[...] = found.reshape(out.shape).numpy()
+        looked_up = F.grid_sample(values, points, padding_mode="border", align_corners=True)
+        out[...] = looked_up.reshape(out.shape).numpy()
 
 
 @register

@@ -109,6 +109,10 @@ class BodySource(FittedSource):
 
     name: ClassVar[str] = "body"
 
+    @property
+    def axes_of_the_scan(self) -> tuple[str, ...]:
+        return ("S",)  # few scans hold the whole length of a body
+
     def measured_field(self, frame: Frame, measured: Measurement) -> LocationField:
         return measured.field(frame)
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_locctx.geometry import Array, Frame
-from nnunet_locctx.location.field import NEVER_ZERO, LocationField, ramps
+from nnunet_locctx.location.field import NEVER_ZERO, LocationField, hide_axes, ramps
 from nnunet_locctx.location.measurement import Measurement
 from nnunet_locctx.location.source import FittedSource, register
 
@@ -72,13 +72,13 @@ class BodyPartCurve(Measurement):
         return np.asarray(np.interp(inside, self.positions, self.scores) + self.slope * (position - inside))
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        found: dict[str, npt.NDArray[Any]] = {
+        arrays: dict[str, npt.NDArray[Any]] = {
             "direction": np.asarray(self.direction),
             "positions": np.asarray(self.positions),
             "scores": np.asarray(self.scores),
             "slope": np.asarray(self.slope),
         }
-        return found if self.cross_section is None else {**found, "cross_section": self.cross_section}
+        return arrays if self.cross_section is None else {**arrays, "cross_section": self.cross_section}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> "BodyPartCurve":
@@ -91,8 +91,11 @@ class BodyPartCurve(Measurement):
             str(arrays.get("problem", "")),
         )
 
-    def measured_field(self, frame: Frame, **options: Any) -> "BodyPartField":
-        return BodyPartField(frame, self, **options)
+    def measured_field(self, frame: Frame, cross_section: str = "body", **options: Any) -> LocationField:
+        field = BodyPartField(frame, self, cross_section)
+        if cross_section == "body" and self.cross_section is None:
+            return hide_axes(field, dict.fromkeys(("R", "A"), "no body was found in the scan"))
+        return field
 
 
 class BodyPartField(LocationField):
@@ -101,11 +104,11 @@ class BodyPartField(LocationField):
     Args:
         frame: The preprocessed array's.
         curve: The scan's scores.
-        cross_section: ``body``: fractions of the body's cross-section at that height, where the curve has it;
-            ``scan``: of the preprocessed volume.
+        cross_section: ``body``: fractions of the body's cross-section at that height; ``scan``, and where the curve has
+            no cross-section: of the preprocessed volume.
     """
 
-    def __init__(self, frame: Frame, curve: BodyPartCurve, cross_section: str = "body") -> None:
+    def __init__(self, frame: Frame, curve: BodyPartCurve, cross_section: str) -> None:
         super().__init__(frame.shape)
         self.affine_matrix = frame.affine_lps[:3]
         self.curve = curve
@@ -164,8 +167,8 @@ class BodyPartSource(FittedSource):
     Source: Schuhegger, "Body part regression for CT images", 2021 (arXiv:2110.09148).
 
     Args:
-        cross_section: ``body``: R and A are fractions of the body's cross-section at that height, where the body is
-            found; ``scan``: of the preprocessed volume.
+        cross_section: ``body``: R and A are fractions of the body's cross-section at that height, and unknown where no
+            body is found; ``scan``: of the preprocessed volume.
     """
 
     name: ClassVar[str] = "body_part"
@@ -176,6 +179,10 @@ class BodyPartSource(FittedSource):
             raise ValueError(
                 f"location.cross_section must be one of {', '.join(CROSS_SECTIONS)}, got {self.cross_section!r}"
             )
+
+    @property
+    def axes_of_the_scan(self) -> tuple[str, ...]:
+        return ("R", "A") if self.cross_section == "scan" else ()
 
     def measured_field(self, frame: Frame, measured: Measurement) -> LocationField:
         return measured.field(frame, cross_section=self.cross_section)

@@ -1,10 +1,13 @@
 """The location of every voxel of one scan, computed for the box that is asked for and never stored."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+AXES = ("R", "A", "S")
+"""The patient's axes in the order of the location's channels."""
 
 NEVER_ZERO = 1e-9
 """Added to the first channel: keeps a true location from being exactly 0, so that 0 in all channels marks
@@ -18,14 +21,16 @@ FLOAT32_RESOLUTION = 3e-8
 class LocationField(abc.ABC):
     """Location channels (3, *box) of a preprocessed volume; patient axes (R, A, S), units of the source.
 
-    No voxel's location is exactly 0 in all three channels.
+    No voxel's location is exactly 0 in all three channels. The channel of an unknown axis is NaN everywhere.
 
     Attributes:
         shape: Voxels of the preprocessed array.
+        unknown: Why an axis is unknown, for each axis (a name of :data:`AXES`) that is.
     """
 
-    def __init__(self, shape: Sequence[int]) -> None:
+    def __init__(self, shape: Sequence[int], unknown: Mapping[str, str] | None = None) -> None:
         self.shape = tuple(int(n) for n in shape)
+        self.unknown = {axis: (unknown or {})[axis] for axis in AXES if axis in (unknown or {})}
 
     def fill(self, lower: Sequence[int], out: npt.NDArray[np.float32]) -> None:
         """Writes the location of the box of ``out.shape[1:]`` voxels whose first voxel has index ``lower``.
@@ -59,6 +64,39 @@ class LocationField(abc.ABC):
         return out
 
 
+class PartlyKnownField(LocationField):
+    """A field of which some axes are unknown; made by :func:`hide_axes`."""
+
+    def __init__(self, field: LocationField, unknown: Mapping[str, str]) -> None:
+        super().__init__(field.shape, unknown)
+        self.field = field
+        self.channels = [AXES.index(axis) for axis in self.unknown]
+
+    def at(self, index: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        location = self.field.at(index)
+        location[..., self.channels] = np.nan
+        return location
+
+    def sample(
+        self, origin: npt.NDArray[np.float64], steps: npt.NDArray[np.float64], out: npt.NDArray[np.float32]
+    ) -> None:
+        if len(self.channels) < len(AXES):
+            self.field.sample(origin, steps, out)
+        out[self.channels] = np.nan
+
+
+def hide_axes(field: LocationField, unknown: Mapping[str, str]) -> LocationField:
+    """The field without the axes that are unknown.
+
+    Args:
+        field: Any field; what is unknown of it already stays so, for the reason that it gives.
+        unknown: Axis (a name of :data:`AXES`) -> why it is unknown.
+    """
+    if not set(unknown) - set(field.unknown):
+        return field
+    return PartlyKnownField(field, {**unknown, **field.unknown})
+
+
 class AffineField(LocationField):
     """A location that is affine in the index, inside and outside the volume.
 
@@ -74,9 +112,9 @@ class AffineField(LocationField):
             raise ValueError(f"the matrix of an affine field must be (3, 4), got {self.matrix.shape}")
 
     def at(self, index: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        found = np.asarray(index, dtype=np.float64) @ self.matrix[:, :3].T + self.matrix[:, 3]
-        found[..., 0] += NEVER_ZERO
-        return np.asarray(found)
+        location = np.asarray(index, dtype=np.float64) @ self.matrix[:, :3].T + self.matrix[:, 3]
+        location[..., 0] += NEVER_ZERO
+        return np.asarray(location)
 
     def sample(
         self, origin: npt.NDArray[np.float64], steps: npt.NDArray[np.float64], out: npt.NDArray[np.float32]
@@ -97,15 +135,15 @@ def ramps(
 
     Small operands come first, so that summing in this order leaves one pass over the whole.
     """
-    found = [
+    summands = [
         (change * np.arange(n)).reshape([-1 if a == axis else 1 for a in range(len(size))])
         for axis, (n, change) in enumerate(zip(size, changes, strict=True))
         if change != 0
     ]
-    if not found:
+    if not summands:
         return [np.full([1] * len(size), start)]
-    found[0] = found[0] + start
-    return sorted(found, key=lambda ramp: ramp.size)
+    summands[0] = summands[0] + start
+    return sorted(summands, key=lambda ramp: ramp.size)
 
 
 def add_ramps(start: float, changes: npt.NDArray[np.float64], out: npt.NDArray[np.float32]) -> None:

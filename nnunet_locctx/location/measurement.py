@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_locctx.geometry import Frame
-from nnunet_locctx.location.field import AffineField, LocationField
+from nnunet_locctx.location.field import AXES, AffineField, LocationField, hide_axes
 
 KINDS: "dict[str, type[Measurement]]" = {}
 
@@ -19,7 +19,7 @@ class Measurement(abc.ABC):
 
     Attributes:
         kind: Name of the source that uses it.
-        problem: Why the scan could not be measured; empty if it was. Such a scan gets voxel fractions.
+        problem: Why the scan could not be measured; empty if it was. The location of such a scan is unknown.
         stamp: Of the files it was measured in; empty where nobody said, as in measurements of earlier versions.
         scan: Frame of the scan as it was read; None as above.
     """
@@ -52,9 +52,11 @@ class Measurement(abc.ABC):
         """
 
     def field(self, frame: Frame, **options: Any) -> LocationField:
-        """The location of a preprocessed scan; voxel fractions where the scan could not be measured."""
+        """The location of a preprocessed scan; unknown along all axes where the scan could not be measured."""
         if self.problem:
-            return AffineField(frame.fraction_affine, frame.shape)
+            return hide_axes(
+                AffineField(frame.fraction_affine, frame.shape), dict.fromkeys(AXES, self.problem)
+            )
         return self.measured_field(frame, **options)
 
     def to_bytes(self) -> bytes:
@@ -78,11 +80,13 @@ class Measurement(abc.ABC):
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as stored:
                 arrays = dict(stored)
-            found = KINDS[str(arrays.pop("kind"))].from_arrays(arrays)
-            found.problem = str(arrays["problem"])
-            found.stamp = str(arrays.get("stamp", ""))
+            measurement = KINDS[str(arrays.pop("kind"))].from_arrays(arrays)
+            measurement.problem = str(arrays["problem"])
+            measurement.stamp = str(arrays.get("stamp", ""))
             if "scan_affine" in arrays:
-                found.scan = Frame.from_affine(arrays["scan_shape"].tolist(), arrays["scan_affine"], "LPS")
+                measurement.scan = Frame.from_affine(
+                    arrays["scan_shape"].tolist(), arrays["scan_affine"], "LPS"
+                )
         except Exception as error:  # zipfile, numpy and KeyError, all of which mean the same
             raise ValueError(f"not a measurement of a scan, or damaged: {error}") from error
-        return found
+        return measurement

@@ -1,12 +1,16 @@
-"""The registry of location sources."""
+"""What a coordinate means: the registry of location sources, and those that need no measurement."""
 
 import abc
 import dataclasses
 from typing import Any, ClassVar
 
 from nnunet_locctx.geometry import Frame
-from nnunet_locctx.location.field import LocationField
+from nnunet_locctx.location.field import AXES, AffineField, LocationField
 from nnunet_locctx.location.measurement import Measurement
+
+MILLIMETRES_PER_UNIT = 500.0
+"""Millimetres per unit of a scanner coordinate, so that an adult trunk spans about -0.5..0.5 like the
+``voxel`` source."""
 
 
 class LocationSource(abc.ABC):
@@ -15,12 +19,16 @@ class LocationSource(abc.ABC):
     Attributes:
         name: The value of the plans' ``location.source``.
         fitted: Whether the location is measured in each scan by a model fitted beforehand.
-        neutral: Location (R, A, S) that says nothing, used by location dropout.
     """
 
     name: ClassVar[str]
     fitted: ClassVar[bool] = False
-    neutral: ClassVar[tuple[float, float, float]] = (0.0, 0.0, 0.0)
+
+    @property
+    def axes_of_the_scan(self) -> tuple[str, ...]:
+        """Axes along which a coordinate says where a voxel lies in the scan's field of view rather than in the patient.
+        In a field of view that is much longer or shorter it means another place."""
+        return ()
 
     @abc.abstractmethod
     def field(self, frame: Frame, measured: Measurement | None = None) -> LocationField:
@@ -38,7 +46,7 @@ class FittedSource(LocationSource):
     fitted: ClassVar[bool] = True
 
     def field(self, frame: Frame, measured: Measurement | None = None) -> LocationField:
-        """The measured location; voxel fractions where the measurement has a problem.
+        """The measured location; unknown where the measurement has a problem.
 
         Raises:
             ValueError: There is no measurement, or one of another source.
@@ -78,3 +86,45 @@ def make_source(name: str, **options: Any) -> LocationSource:
             f"allowed: {', '.join(allowed) or 'no options'}"
         )
     return SOURCES[name](**options)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class VoxelSource(LocationSource):
+    """Fraction of the volume, -0.5..0.5 along the patient's axes (R, A, S), voxel centres at ``(i + 0.5) / n
+    - 0.5``.
+
+    The volume is the preprocessed one, cropped to nonzero voxels: the coordinate depends on the field of
+    view.
+    """
+
+    name: ClassVar[str] = "voxel"
+
+    @property
+    def axes_of_the_scan(self) -> tuple[str, ...]:
+        return AXES
+
+    def field(self, frame: Frame, measured: Measurement | None = None) -> AffineField:
+        return AffineField(frame.fraction_affine, frame.shape)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class ScannerSource(LocationSource):
+    """Millimetres along the patient's axes (R, A, S), divided by :data:`MILLIMETRES_PER_UNIT`.
+
+    Args:
+        absolute: Scanner coordinates as the header has them. False: relative to the centre of the
+            preprocessed volume.
+    """
+
+    name: ClassVar[str] = "scanner"
+    absolute: bool = False
+
+    @property
+    def axes_of_the_scan(self) -> tuple[str, ...]:
+        return () if self.absolute else AXES
+
+    def field(self, frame: Frame, measured: Measurement | None = None) -> AffineField:
+        matrix = frame.absolute_affine if self.absolute else frame.centred_affine
+        return AffineField(matrix / MILLIMETRES_PER_UNIT, frame.shape)

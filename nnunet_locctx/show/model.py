@@ -25,8 +25,8 @@ def compare_predictions(
         model: A trained model's folder (TRAINER__PLANS__CONFIGURATION).
         label: A segmentation of the scan.
         fold: The fold to use; None: the first that is there.
-        shift: Added to the location (R, A, S; units of the model's source) for the second prediction; None replaces the
-            location by the source's neutral value.
+        shift: Added to the location (R, A, S; units of the model's source) for the second prediction; None makes the
+            location unknown.
         device: Torch device; None: the GPU if there is one.
 
     Raises:
@@ -41,8 +41,8 @@ def compare_predictions(
     scan = loaded.prepare(images, label)
     located = loaded.labels(scan.data)
     if shift is None:
-        scan.location[:] = np.reshape(loaded.source.neutral, (-1, 1, 1, 1))
-        words = "neutral location"
+        scan.location[:] = np.nan
+        words = "unknown location"
     else:
         scan.location[:] += np.reshape(np.asarray(shift, dtype=np.float32), (-1, 1, 1, 1))
         words = "location shifted by " + ", ".join(

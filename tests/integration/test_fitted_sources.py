@@ -16,7 +16,7 @@ from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import BodyPartCurve, Measurement, make_source
 from nnunet_locctx.nnunet.data.fitted import REGRESSOR, CaseMeasurements
 from nnunet_locctx.nnunet.data.reading import read_quietly
-from nnunet_locctx.nnunet.training.keyed_fields import read_key
+from nnunet_locctx.nnunet.training.augmentation import read_key
 from nnunet_locctx.phantoms.whole_body import make_whole_body
 from nnunet_locctx.regression.bpreg import file_frame, stack_order
 from nnunet_locctx.regression.registry import load_regressor

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunet_locctx.geometry import Frame
-from nnunet_locctx.location import MILLIMETRES_PER_UNIT, SOURCES, AffineField, make_source
+from nnunet_locctx.location import AXES, MILLIMETRES_PER_UNIT, AffineField, hide_axes, make_source
 from tests.geometry_cases import (
     centres,
     flips,
@@ -73,9 +73,22 @@ def test_a_true_location_is_never_exactly_zero() -> None:
     assert np.abs(middle).max() < 1e-8
 
 
-@pytest.mark.parametrize("name", sorted(SOURCES))
-def test_the_neutral_location_of_a_source(name: str) -> None:
-    assert make_source(name).neutral == (0.0, 0.0, 0.0)
+@given(st.sets(st.sampled_from(AXES)), st.sets(st.sampled_from(AXES)))
+def test_hidden_axes_are_unknown_everywhere_and_leave_the_others(first: set[str], second: set[str]) -> None:
+    """The reason given first stays; nothing else of the field changes, inside the volume and outside."""
+    field = AffineField(np.random.default_rng(0).normal(size=(3, 4)), (5, 6, 7))
+    hidden = hide_axes(hide_axes(field, dict.fromkeys(first, "one")), dict.fromkeys(second, "two"))
+    assert hidden.shape == field.shape
+    assert hidden.unknown == {
+        axis: "one" if axis in first else "two" for axis in AXES if axis in first | second
+    }
+    channels = [AXES.index(axis) for axis in hidden.unknown]
+    expected = field.box((-2, 1, 3), (4, 9, 5))
+    expected[channels] = np.nan
+    np.testing.assert_array_equal(hidden.box((-2, 1, 3), (4, 9, 5)), expected)
+    at = field.at([[0.5, -3.0, 9.0]])
+    at[:, channels] = np.nan
+    np.testing.assert_array_equal(hidden.at([[0.5, -3.0, 9.0]]), at)
 
 
 def test_errors_name_the_value_and_what_is_allowed() -> None:

@@ -142,12 +142,22 @@ def test_bytes_and_back(measurement: Measurement) -> None:
 
 
 @pytest.mark.parametrize("kind", [BodyPartCurve, AnatomicalMap])
-def test_a_scan_that_could_not_be_measured_has_voxel_fractions(kind: type[BodyPartCurve]) -> None:
+def test_the_location_of_a_scan_that_could_not_be_measured_is_unknown(kind: type[BodyPartCurve]) -> None:
     measurement = Measurement.from_bytes(kind.unusable("nothing but air").to_bytes())
-    assert measurement.problem == "nothing but air"
     frame = Frame.from_affine((5, 6, 7), np.diag([-1.0, -1.0, 1.0, 1.0]), "LPS")
-    found = make_source(kind.kind).field(frame, measurement).box((0, 0, 0), (5, 6, 7))
-    np.testing.assert_array_equal(found, make_source("voxel").field(frame).box((0, 0, 0), (5, 6, 7)))
+    field = make_source(kind.kind).field(frame, measurement)
+    assert field.unknown == dict.fromkeys("RAS", "nothing but air")
+    assert np.isnan(field.box((0, 0, 0), (5, 6, 7))).all()
+
+
+def test_fractions_of_a_body_that_was_not_found_are_unknown() -> None:
+    """Those of the scan are another coordinate; they stand where they were asked for."""
+    frame = Frame.from_affine((5, 6, 7), np.diag([-1.0, -1.0, 1.0, 1.0]), "LPS")
+    box = make_source("body_part").field(frame, make_curve(body=False)).box((0, 0, 0), (5, 6, 7))
+    scan = make_source("body_part", cross_section="scan").field(frame, make_curve(body=False))
+    assert np.isnan(box[:2]).all()
+    np.testing.assert_array_equal(box[2], scan.box((0, 0, 0), (5, 6, 7))[2])
+    assert not scan.unknown
 
 
 def test_errors_say_what_is_wrong() -> None:

@@ -101,3 +101,14 @@ def test_a_location_that_is_not_affine_continues_from_its_faces() -> None:
         at[axis] = slice(lower[axis] + n + 1, lower[axis] + n + 2)  # two voxels beyond
         beyond = restored[(slice(None), *at)].squeeze(axis + 1)
         torch.testing.assert_close(beyond, face + 2 * slope[:, None, None])
+
+
+@pytest.mark.parametrize("unknown", [[0], [2], [0, 1], [0, 1, 2]])
+def test_unknown_axes_stay_unknown_and_the_others_continue(unknown: list[int]) -> None:
+    known = torch.zeros(1, 3, 8, 10, 6)
+    known[:, :, 2:6, 3:8, 1:4] = torch.rand(1, 3, 4, 5, 3) + 0.1
+    partly = known.clone()
+    partly[:, unknown, 2:6, 3:8, 1:4] = torch.nan
+    expected = extrapolate_padding(known)
+    expected[:, unknown] = torch.nan
+    torch.testing.assert_close(extrapolate_padding(partly), expected, atol=0, rtol=0, equal_nan=True)

@@ -15,7 +15,8 @@ read = LocationOptions.from_configuration
 @pytest.mark.parametrize("block", sorted(BLOCKS))
 def test_without_the_key_the_defaults_hold(block: str) -> None:
     options = read({"patch_size": [32, 32, 32]}, block)
-    assert (options.source, options.absolute, options.jitter, options.dropout) == ("voxel", False, 0.0, 0.0)
+    assert (options.source, options.absolute, options.jitter, options.dropout) == ("voxel", False, 0.0, None)
+    assert options.axes == ("R", "A", "S")
     assert options.place == DEFAULTS[block].place
     assert options.block == DEFAULTS[block].options
     assert options.make_source() == VoxelSource()
@@ -44,7 +45,7 @@ def test_scanner() -> None:
         ),
         (
             {"sauce": "voxel"},
-            "does not take sauce; allowed: source, absolute, cross_section, jitter, dropout, place, block",
+            "does not take sauce; allowed: source, absolute, cross_section, axes, jitter, dropout, place, block",
         ),
         ("voxel", "must be a table, got 'voxel'"),
         ({"absolute": True}, "option of the source 'scanner', got source 'voxel'"),
@@ -54,6 +55,11 @@ def test_scanner() -> None:
         ({"dropout": 1.5}, "location.dropout must be a number from 0 to 1, got 1.5"),
         ({"dropout": True}, "location.dropout must be a number from 0 to 1, got True"),
         ({"jitter": float("nan")}, "location.jitter must be a number from 0 to 1, got nan"),
+        ({"axes": ["R", "X"]}, "location.axes: there is no axis 'X'; allowed: R, A, S"),
+        ({"axes": ["R", ["A"]]}, r"location.axes: there is no axis \['A'\]; allowed: R, A, S"),
+        ({"axes": "RA"}, "location.axes must list one or more of R, A, S, each once, got 'RA'"),
+        ({"axes": []}, r"location.axes must list one or more of R, A, S, each once, got \[\]"),
+        ({"axes": ["S", "S"]}, "location.axes must list one or more of R, A, S, each once, got"),
         ({"block": 3}, "location.block must be a table of options, got 3"),
         ({"place": "roof"}, "place must be one of input, .*got 'roof'"),
         ({"block": {"colour": 1}}, "unknown option 'colour' for block 'prior'; allowed are"),
@@ -69,6 +75,10 @@ def test_the_signature_holds_what_the_weights_depend_on() -> None:
     assert one.signature("prior") == read({}, "prior").signature("prior")
     assert one.signature("prior") != read({"location": {"source": "scanner"}}, "prior").signature("prior")
     assert one.signature("prior") != read({}, "locbam").signature("locbam")
+    # models from before axes could be left out do not name them
+    assert one.signature("prior") == read({"location": {"axes": ["A", "S", "R"]}}, "prior").signature("prior")
+    left_out = read({"location": {"axes": ["S", "R"]}}, "prior")
+    assert json.loads(left_out.signature("prior"))["axes"] == ["R", "S"]
     written = json.loads(one.signature("prior"))
     assert written["source"] == "voxel"
     # the defaults of this version are written out: another version's must not be taken for them

@@ -1,7 +1,8 @@
-"""A fitted regressor on its way to prediction: among the network's weights, and from there to the workers.
+"""What a model needs to locate new scans, on its way from training to prediction: among the network's weights, and from
+there to the workers.
 
-nnU-Net loads a checkpoint into the network and only then pickles the configuration to its preprocessing workers. The
-network holds the regressor as bytes in a buffer; loading them hands them to the configuration.
+nnU-Net loads a checkpoint into the network and only then pickles the configuration to its preprocessing workers. What
+is loaded into the modules below, which take no part in the forward pass, is handed to the configuration.
 """
 
 from typing import Any
@@ -10,19 +11,23 @@ import numpy as np
 import torch
 from torch import nn
 
+from nnunet_locctx.location import TrainingRange
 from nnunet_locctx.regression.registry import load_regressor
 from nnunet_locctx.regression.regressor import Regressor
 
 
-class CarriedRegressor:
-    """A regressor as bytes, or none yet. Can be pickled to workers.
+class Carried:
+    """What travels. Can be pickled to workers.
 
-    Args:
-        data: A stored regressor (:meth:`~nnunet_locctx.regression.regressor.Regressor.to_bytes`).
+    Attributes:
+        regressor: Of a fitted source, as stored
+            (:meth:`~nnunet_locctx.regression.regressor.Regressor.to_bytes`); None: none yet, or the source needs none.
+        training: What the model's training has seen; None: not known.
     """
 
-    def __init__(self, data: bytes | None = None) -> None:
-        self.data = data
+    def __init__(self, regressor: bytes | None = None, training: TrainingRange | None = None) -> None:
+        self.regressor = regressor
+        self.training = training
         self._opened: Regressor | None = None
 
     def open(self) -> Regressor:
@@ -31,20 +36,20 @@ class CarriedRegressor:
         Raises:
             ValueError: There is none, or it cannot be read.
         """
-        if self.data is None:
+        if self.regressor is None:
             raise ValueError(
                 "this model's location source is fitted, but no regressor was loaded; it is part of the checkpoint"
             )
         if self._opened is None:
-            self._opened = load_regressor(self.data)
+            self._opened = load_regressor(self.regressor)
         return self._opened
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"data": self.data, "_opened": None}
+        return {**self.__dict__, "_opened": None}
 
 
 class RegressorBuffer(nn.Module):
-    """Keeps a regressor among a network's weights; no parameter, and not part of the forward pass.
+    """Keeps a regressor among a network's weights.
 
     Args:
         carried: Its regressor is stored; loading a checkpoint gives it that of the checkpoint.
@@ -52,10 +57,10 @@ class RegressorBuffer(nn.Module):
 
     data: torch.Tensor
 
-    def __init__(self, carried: CarriedRegressor) -> None:
+    def __init__(self, carried: Carried) -> None:
         super().__init__()
         self.carried = carried
-        self.register_buffer("data", _tensor(carried.data or b""))
+        self.register_buffer("data", _tensor(carried.regressor or b""))
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -72,14 +77,46 @@ class RegressorBuffer(nn.Module):
                 "of the model folder as training wrote it"
             )
         data = bytes(stored.cpu().numpy())
-        if self.carried.data not in (None, data):
+        if self.carried.regressor not in (None, data):
             raise ValueError(
                 "the checkpoint carries another fitted regressor than the one in use (that of another fold, or of the "
                 "preprocessed dataset, which was fitted again since). Coordinates of the two do not agree: train all "
                 "folds with one regressor"
             )
-        self.carried.data = data
+        self.carried.regressor = data
         self.data = _tensor(data).to(self.data.device)
+
+
+class TrainingRangeRecord(nn.Module):
+    """Keeps what training has seen among a network's weights.
+
+    Checkpoints of earlier versions have no such entry; nothing is then known about their training. An ensemble takes
+    the range of the first fold that is loaded: nnU-Net prepares a scan once for all folds.
+
+    Args:
+        carried: Its range is stored; loading a checkpoint gives it that of the checkpoint.
+    """
+
+    def __init__(self, carried: Carried) -> None:
+        super().__init__()
+        self.carried = carried
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        training = self.carried.training
+        if training is not None:
+            ranges = np.concatenate([training.coordinates, training.extents], axis=1)
+            destination[prefix + "ranges"] = torch.from_numpy(ranges.astype(np.float32))
+            destination[prefix + "geometry"] = torch.tensor(training.geometry)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Raises ValueError for an entry that is no training range."""
+        ranges, geometry = (state_dict.get(prefix + name) for name in ("ranges", "geometry"))
+        if ranges is None or geometry is None or self.carried.training is not None:
+            return
+        values = ranges.cpu().double().numpy()
+        self.carried.training = TrainingRange(values[:, :2], values[:, 2:], bool(geometry))
 
 
 def _tensor(data: bytes) -> torch.Tensor:

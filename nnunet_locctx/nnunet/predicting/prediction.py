@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_locctx.geometry import Frame
-from nnunet_locctx.location import LOCATION_CHANNELS, LocationField, LocationSource, Measurement
+from nnunet_locctx.location import LOCATION_CHANNELS, LocationField, LocationSource, Locator, Measurement
 from nnunet_locctx.resources import trainers_folder
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth")
@@ -69,10 +69,15 @@ class LocatedModel:
         return self.predictor.configuration_manager
 
     @property
+    def locator(self) -> Locator:
+        """Gives a scan the location that the model takes."""
+        locator: Locator = self.configuration.locator
+        return locator
+
+    @property
     def source(self) -> LocationSource:
         """Where the model's location comes from."""
-        source: LocationSource = self.configuration.location.make_source()
-        return source
+        return self.locator.source
 
     @property
     def channels(self) -> int:
@@ -81,7 +86,7 @@ class LocatedModel:
 
     @property
     def dataset_json(self) -> dict[str, Any]:
-        """The data set's description as training saw it."""
+        """The dataset's description as training saw it."""
         content: dict[str, Any] = self.predictor.dataset_json
         return content
 
@@ -109,13 +114,15 @@ class LocatedModel:
                 f"the model takes {self.channels} image files (one per channel), got {len(images)}"
             )
         plans = self.predictor.plans_manager
-        data, seg, properties = self.configuration.preprocessor_class(verbose=False).run_case(
-            [str(file) for file in images],
-            None if label is None else str(label),
-            plans,
-            self.configuration,
-            self.dataset_json,
-        )
+        preprocessor = self.configuration.preprocessor_class(verbose=False)
+        with contextlib.redirect_stdout(io.StringIO()):
+            data, seg, properties = preprocessor.run_case(
+                [str(file) for file in images],
+                None if label is None else str(label),
+                plans,
+                self.configuration,
+                self.dataset_json,
+            )
         from nnunet_locctx.nnunet.predicting.preprocessing import MEASUREMENT
 
         frame = Frame.from_properties(properties, data.shape[1:], plans.transpose_forward)
@@ -123,8 +130,8 @@ class LocatedModel:
         return PreparedScan(data, None if label is None else seg, properties, frame, measured)
 
     def field(self, scan: PreparedScan) -> LocationField:
-        """The true location of a prepared scan."""
-        return self.source.field(scan.frame, scan.measured)
+        """The true location of a prepared scan, unknown along the axes that the model does not know."""
+        return self.locator.field(scan.frame, scan.measured)
 
     def logits(self, data: npt.NDArray[np.float32]) -> Any:
         """(C + 3, *shape) preprocessed data -> (classes, *shape) tensor on the CPU, by nnU-Net's sliding window."""
@@ -145,7 +152,7 @@ class LocatedModel:
         Args:
             logits: (classes, *shape).
             scan: The scan that was predicted.
-            file: What to write; its name ends as the data set's files do.
+            file: What to write; its name ends as the dataset's files do.
         """
         import torch
         from nnunetv2.inference.export_prediction import export_prediction_from_logits

@@ -6,7 +6,6 @@ the class of that object there is enough: it takes the preprocessor with it.
 """
 
 import functools
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ from torch import nn
 
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.image_files import check_whole
-from nnunet_locctx.location import LOCATION_CHANNELS, LocationSource, Measurement
+from nnunet_locctx.location import LOCATION_CHANNELS, LocationField, Locator, Measurement
 from nnunet_locctx.nnunet.options import LocationOptions
-from nnunet_locctx.nnunet.predicting.carried import CarriedRegressor, RegressorBuffer
+from nnunet_locctx.nnunet.predicting.carried import Carried, RegressorBuffer, TrainingRangeRecord
+from nnunet_locctx.nnunet.predicting.location_file import RECORD, LocatedPlans, describe, make_record
 
 MEASUREMENT = "location_measurement"
 """Key of nnU-Net's properties: the scan's measurement as bytes, where the source is fitted."""
@@ -31,10 +31,10 @@ class LocatedConfiguration(ConfigurationManager):
     """A configuration whose preprocessor appends the location channels at prediction.
 
     Attributes:
-        carried: The regressor of a fitted source; None for sources that are not fitted.
+        carried: What the model needs to locate scans, as far as it was loaded.
     """
 
-    carried: CarriedRegressor | None = None
+    carried: Carried
 
     @property
     def preprocessor_class(self) -> type[DefaultPreprocessor]:
@@ -46,42 +46,55 @@ class LocatedConfiguration(ConfigurationManager):
         """The checked ``location`` key, without the defaults of a block."""
         return LocationOptions.from_configuration(self.configuration)
 
+    @property
+    def locator(self) -> Locator:
+        """Gives a preprocessed scan its location."""
+        options = self.location
+        return Locator(options.make_source(), options.axes, self.carried.training)
 
-def locate(configuration: ConfigurationManager) -> LocatedConfiguration:
-    """Turns nnU-Net's configuration, in place, into one that brings location to prediction."""
+
+def locate(configuration: ConfigurationManager, carried: Carried | None = None) -> LocatedConfiguration:
+    """Turns nnU-Net's configuration, in place, into one that brings location to prediction.
+
+    Args:
+        configuration: Of the plans.
+        carried: What the model needs to locate scans; None: what the configuration has already, or is to be loaded.
+    """
     manager: Any = configuration
     manager.__class__ = LocatedConfiguration
+    manager.carried = carried or getattr(manager, "carried", None) or Carried()
     located: LocatedConfiguration = manager
     return located
 
 
-def carry_regressor(
-    network: nn.Module, configuration: ConfigurationManager, options: LocationOptions
-) -> None:
-    """Puts the regressor of a fitted source among the network's weights, or room for the one that a checkpoint brings;
-    does nothing for other sources."""
-    if not options.make_source().fitted:
-        return
-    located = locate(configuration)
-    if located.carried is None:
-        located.carried = CarriedRegressor()
-    network.add_module("location_regressor", RegressorBuffer(located.carried))
+def carry(network: nn.Module, plans: PlansManager, configuration: LocatedConfiguration) -> None:
+    """Puts among a network's weights what prediction needs to locate scans, or room for what a checkpoint brings, and
+    lets the plans write down what is known of each scan."""
+    manager: Any = plans
+    manager.__class__ = LocatedPlans
+    network.add_module("location_range", TrainingRangeRecord(configuration.carried))
+    if configuration.locator.source.fitted:
+        network.add_module("location_regressor", RegressorBuffer(configuration.carried))
 
 
-def append_location(
-    data: np.ndarray, frame: Frame, source: LocationSource, measured: Measurement | None = None
-) -> np.ndarray:
+def append_location(data: np.ndarray, field: LocationField) -> np.ndarray:
     """(C, *shape) -> (C + 3, *shape) float32, the location written in place: one new array and no temporary
     volume."""
     channels = data.shape[0]
     located = np.empty((channels + LOCATION_CHANNELS, *data.shape[1:]), dtype=np.float32)
     located[:channels] = data
-    source.field(frame, measured).fill((0, 0, 0), located[channels:])
+    field.fill((0, 0, 0), located[channels:])
     return located
 
 
 class LocationMixin(DefaultPreprocessor):
-    """Extends a preprocessor: image channels first, then the location (R, A, S) of every voxel."""
+    """Extends a preprocessor: image channels first, then the location (R, A, S) of every voxel.
+
+    Attributes:
+        scan_name: The scan's, for the line that says what is known of its location.
+    """
+
+    scan_name = "a scan given as an array"
 
     def run_case_npy(
         self,
@@ -104,16 +117,19 @@ class LocationMixin(DefaultPreprocessor):
         check_resampling(
             data.shape[1:], properties, plans_manager.transpose_forward, configuration_manager.spacing
         )
-        source = configuration_manager.location.make_source()
+        locator = configuration_manager.locator
         measured = None
-        if source.fitted:
+        if locator.source.fitted:
             measured = self._measure(data, properties, configuration_manager)
             properties[MEASUREMENT] = measured.to_bytes()
         data, seg, properties = super().run_case_npy(
             data, seg, properties, plans_manager, configuration_manager, dataset_json
         )
         frame = Frame.from_properties(properties, data.shape[1:], plans_manager.transpose_forward)
-        return append_location(data, frame, source, measured), seg, properties
+        field = locator.field(frame, measured)
+        properties[RECORD] = make_record(locator.source, field)
+        print(describe(self.scan_name, properties[RECORD]), flush=True)
+        return append_location(data, field), seg, properties
 
     def run_case(self, image_files: list[str], seg_file: str | None, *args: Any, **kwargs: Any) -> Any:
         """nnU-Net's method, for whole files only.
@@ -123,23 +139,15 @@ class LocationMixin(DefaultPreprocessor):
         """
         for file in [*image_files, *([] if seg_file is None else [seg_file])]:
             check_whole(Path(file))
-        self.scan_name = Path(image_files[0]).name if image_files else ""  # for warnings
+        self.scan_name = Path(image_files[0]).name.split("_0000.")[0]
         return super().run_case(image_files, seg_file, *args, **kwargs)
 
     def _measure(
         self, data: np.ndarray, properties: dict[str, Any], configuration_manager: LocatedConfiguration
     ) -> Measurement:
         """What the model's regressor finds in a scan as read."""
-        carried = configuration_manager.carried
-        regressor = (carried or CarriedRegressor()).open()
-        measured = regressor.measure(data[regressor.channel], Frame.as_read(properties, data.shape[1:]))
-        if measured.problem:
-            warnings.warn(
-                f"scan {getattr(self, 'scan_name', '') or 'given as an array'}: {measured.problem}; its location is "
-                "given as voxel fractions instead",
-                stacklevel=2,
-            )
-        return measured
+        regressor = configuration_manager.carried.open()
+        return regressor.measure(data[regressor.channel], Frame.as_read(properties, data.shape[1:]))
 
 
 def check_scan(data: np.ndarray, properties: dict[str, Any]) -> None:

@@ -1,17 +1,23 @@
 """Takes location through nnU-Net's augmentation.
 
-nnU-Net's list of transforms stays as it is. In front, the location moves from the image to
-batchgeneratorsv2's regression target, which spatial transforms move and intensity transforms leave alone;
-behind, it returns to the image, before the one-hot channels of a cascade are added.
+What travels is the *index* in the preprocessed volume at the patch's corners, (3, 2, 2, 2), one corner along an axis of
+one voxel. It is affine and stays so under rotation, scaling, mirroring and cropping; the field that gives an index its
+location is asked when the patch is final. That is exact for every source, affine or not, inside the scan and outside;
+no dense volume of coordinates is loaded, rotated or interpolated.
 
-What travels is the index in the preprocessed volume at the patch's corners, (3, 2, 2, 2), one corner along an axis of
-one voxel, and the field that gives an index its location (:mod:`.keyed_fields`). The index is affine and stays so under
-rotation, scaling, mirroring and cropping: nothing is interpolated, and outside the scan it is as true as inside.
+A patch is loaded with two things in its location channels (:func:`write_key`): the index of its first voxel, and a
+number by which this process finds the field. nnU-Net's list of transforms stays as it is. In front, the location moves
+from the image to batchgeneratorsv2's regression target, which spatial transforms move and intensity transforms leave
+alone; behind, it returns to the image, before the one-hot channels of a cascade are added.
 """
 
+import itertools
+from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.nnunet.seg_to_onehot import MoveSegAsOneHotToDataTransform
@@ -19,8 +25,87 @@ from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from torch import Tensor
 
-from nnunet_locctx.location import LOCATION_CHANNELS
-from nnunet_locctx.nnunet.training.keyed_fields import affine_of, read_key, sample_at_corners
+from nnunet_locctx.location import LOCATION_CHANNELS, LocationField
+
+REMEMBERED = 256
+"""Fields that a process remembers; a patch is augmented right after it was loaded."""
+
+EXACT = 2**24
+"""Whole numbers below this are exact in float32."""
+
+_fields: "OrderedDict[int, LocationField]" = OrderedDict()
+_loads = itertools.count()
+
+
+def remember(field: LocationField) -> int:
+    """A number, exact in float32, by which this process finds the field among the last :data:`REMEMBERED`."""
+    number = next(_loads) % EXACT
+    _fields[number] = field
+    while len(_fields) > REMEMBERED:
+        _fields.popitem(last=False)
+    return number
+
+
+def write_key(field: LocationField, lower: Sequence[int], out: npt.NDArray[np.float32]) -> None:
+    """Writes the first voxel's index to the first voxel of a patch and the field's number to its last.
+
+    Args:
+        field: The scan's location.
+        lower: (3,) index of the patch's first voxel, array axis order; may lie outside the volume.
+        out: (3, *patch), written in place; voxels between the first and the last are left as they are. In a patch of
+            one voxel, as nnU-Net may cut out before it pads, there is no room for both: it cannot be read.
+    """
+    out[:, 0, 0, 0] = lower
+    out[0, -1, -1, -1] = remember(field)
+
+
+def read_key(location: Tensor) -> tuple[LocationField, Tensor]:
+    """The field of a loaded patch, and the index at the patch's corners.
+
+    Args:
+        location: (3, *s) as :func:`write_key` wrote it, s with 2 or 3 axes (2: a slice of the volume along its
+            first axis).
+
+    Returns:
+        The field, and (3, 2, ...) the index at the corners, one entry along an axis of one voxel.
+
+    Raises:
+        ValueError: A patch of a single voxel.
+        KeyError: The patch was loaded by another process, or long ago.
+    """
+    size = location.shape[1:]
+    if max(size) == 1:
+        raise ValueError("a patch of a single voxel cannot carry its location; 2 or more voxels are needed")
+    rank = len(size)
+    number = int(location[0].flatten()[-1])
+    if number not in _fields:
+        raise KeyError(f"no location field {number}: a patch must be augmented by the process that loaded it")
+    lower = location.flatten(1)[:, 0]
+    ends = [torch.tensor([0, n - 1] if n > 1 else [0], dtype=location.dtype) for n in size]
+    offsets = torch.stack(torch.meshgrid(*ends, indexing="ij"))
+    corners = lower.reshape(3, *[1] * rank).repeat(1, *offsets.shape[1:])
+    corners[3 - rank :] += offsets
+    return _fields[number], corners
+
+
+def affine_of(corners: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Value (K,) at voxel 0 and change (rank, K) per voxel along each axis of the affine map (K, *size) with these
+    corners (K, 2, ...)."""
+    rank = len(size)
+    values = corners.movedim(0, -1)
+    origin = values[(0,) * rank]
+    slopes = [
+        (values[tuple(-1 if a == axis else 0 for a in range(rank))] - origin) / max(n - 1, 1)
+        for axis, n in enumerate(size)
+    ]
+    return origin, torch.stack(slopes)
+
+
+def sample_at_corners(field: LocationField, corners: Tensor, out: Tensor) -> None:
+    """Writes a field's location to ``out`` (3, *s) float32, given the index (3, 2, ...) at its corners."""
+    origin, slopes = affine_of(corners.double(), out.shape[1:])
+    field.sample(origin.numpy(), slopes.T.numpy(), out.numpy())
+
 
 Sample = dict[str, Any]
 
@@ -62,7 +147,7 @@ class JoinLocation(BasicTransform):
 class LocatedSpatialTransform(SpatialTransform):
     """nnU-Net's spatial transform; the location is computed where each voxel is sampled instead of interpolated.
 
-    Interpolation would put 0, the centre of the volume, wherever sampling leaves the patch.
+    Interpolation would put 0 wherever sampling leaves the patch.
     """
 
     def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
@@ -90,7 +175,7 @@ class LocatedSpatialTransform(SpatialTransform):
 
 
 class PerturbLocation(BasicTransform):
-    """Location augmentation: jitter and dropout of a patch's location (3, *s), in place.
+    """Location augmentation: jitter of a patch's location (3, *s), and axes made unknown, in place.
 
     Random numbers come from a generator of its own, seeded by numpy's global state without advancing it:
     runs with and without location see the same patches and the same augmentation.
@@ -98,32 +183,31 @@ class PerturbLocation(BasicTransform):
     Args:
         jitter: Standard deviation of the shift (units of the location) and of the relative scale, drawn per
             axis.
-        dropout: Probability that the location is replaced by ``neutral``.
-        neutral: (R, A, S) of a location that says nothing.
+        dropout: Probability with which each axis becomes unknown (NaN), and with which all axes do.
     """
 
-    def __init__(self, jitter: float, dropout: float, neutral: tuple[float, float, float]) -> None:
+    def __init__(self, jitter: float, dropout: float) -> None:
         super().__init__()
         self.jitter = jitter
         self.dropout = dropout
-        self.neutral = neutral
 
     def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
         state: Any = np.random.get_state()  # noqa: NPY002 - nnU-Net draws from the global state
         keys, position = state[1], state[2]
         random = np.random.default_rng([position, *keys[:8].tolist(), int(keys[position % len(keys)])])
-        dropped = random.random() < self.dropout
+        all_unknown = random.random() < self.dropout
         shift, scale = random.normal(0, 1, (2, LOCATION_CHANNELS)) * self.jitter
-        return {"dropped": dropped, "shift": shift, "scale": 1 + scale}
+        unknown = (random.random(LOCATION_CHANNELS) < self.dropout) | all_unknown
+        return {"unknown": torch.from_numpy(unknown), "shift": shift, "scale": 1 + scale}
 
     def _apply_to_regr_target(self, regression_target: Tensor, **params: Any) -> Tensor:
         def per_channel(values: Any) -> Tensor:
             tensor = torch.as_tensor(values, dtype=regression_target.dtype)
             return tensor.reshape(-1, *[1] * (regression_target.ndim - 1))
 
-        if params["dropped"]:
-            return regression_target.copy_(per_channel(self.neutral).expand_as(regression_target))
-        return regression_target.mul_(per_channel(params["scale"])).add_(per_channel(params["shift"]))
+        regression_target.mul_(per_channel(params["scale"])).add_(per_channel(params["shift"]))
+        regression_target[params["unknown"]] = torch.nan
+        return regression_target
 
     def _apply_to_image(self, img: Tensor, **params: Any) -> Tensor:
         return img
@@ -142,7 +226,7 @@ def locate_transforms(
         perturb: Location augmentation, None for none.
 
     Returns:
-        Transforms of ``image`` (C + 3, *loaded), which carries its key (:func:`~.keyed_fields.write_key`), to ``image``
+        Transforms of ``image`` (C + 3, *loaded), which carries its key (:func:`write_key`), to ``image``
         (C + 3 + previous stage, *patch).
 
     Raises:

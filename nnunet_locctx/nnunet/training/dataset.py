@@ -6,7 +6,7 @@ continues the location when the crop is padded. Nothing is stored on disk and no
 is held in memory.
 
 For the loader even the box is too much: augmentation asks for the location when the patch is final, so a case can be
-told to write no more than what it takes to ask (:mod:`.keyed_fields`).
+told to write no more than what it takes to ask (:mod:`.augmentation`).
 """
 
 from collections.abc import Callable, Sequence
@@ -16,9 +16,11 @@ import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 
 from nnunet_locctx.geometry import Frame
-from nnunet_locctx.location import LOCATION_CHANNELS, LocationField, LocationSource
+from nnunet_locctx.location import LOCATION_CHANNELS, LocationField, Locator
 from nnunet_locctx.nnunet.data.fitted import CaseMeasurements
-from nnunet_locctx.nnunet.training.keyed_fields import write_key
+from nnunet_locctx.nnunet.predicting.location_file import RECORD, make_record
+from nnunet_locctx.nnunet.predicting.preprocessing import LocatedConfiguration
+from nnunet_locctx.nnunet.training.augmentation import write_key
 
 
 class LocatedCrop(np.ndarray):
@@ -72,7 +74,7 @@ class LocatedArray:
     Args:
         stored: The preprocessed image, anything that can be sliced (numpy memory map, blosc2 array).
         location: The scan's location field.
-        keyed: Crops (slices along all spatial axes) carry the key to their location (:func:`~.keyed_fields.write_key`)
+        keyed: Crops (slices along all spatial axes) carry the key to their location (:func:`~.augmentation.write_key`)
             instead of the location.
     """
 
@@ -151,7 +153,7 @@ class LocatedDataset:
 
     Args:
         base: ``nnUNetDatasetBlosc2`` or another dataset class of nnU-Net.
-        source: What the location channels mean.
+        configuration: Says which location a case has; datasets ask it when they are made.
         transpose_forward: The plans' axis permutation.
         measurements: What the fitted model found in each case; needed where the source is fitted.
     """
@@ -159,12 +161,12 @@ class LocatedDataset:
     def __init__(
         self,
         base: type[nnUNetBaseDataset],
-        source: LocationSource,
+        configuration: LocatedConfiguration,
         transpose_forward: Sequence[int],
         measurements: CaseMeasurements | None = None,
     ) -> None:
         self.base = base
-        self.source = source
+        self.configuration = configuration
         self.transpose_forward = tuple(transpose_forward)
         self.measurements = measurements
 
@@ -177,7 +179,7 @@ class LocatedDataset:
         """The dataset in ``folder``; its ``load_case`` gives the image as a :class:`LocatedArray`."""
         dataset = self.base(folder, identifiers, folder_with_segs_from_previous_stage)
         dataset.load_case = _LoadLocatedCase(
-            dataset.load_case, self.source, self.transpose_forward, self.measurements
+            dataset.load_case, self.configuration.locator, self.transpose_forward, self.measurements
         )
         return dataset
 
@@ -193,12 +195,12 @@ class _LoadLocatedCase:
     def __init__(
         self,
         load_case: Callable[[str], tuple[Any, ...]],
-        source: LocationSource,
+        locator: Locator,
         transpose: Sequence[int],
         measurements: CaseMeasurements | None = None,
     ) -> None:
         self.load_case = load_case
-        self.source = source
+        self.locator = locator
         self.transpose = transpose
         self.measurements = measurements
         self.keyed = False
@@ -211,5 +213,6 @@ class _LoadLocatedCase:
         except ValueError as error:
             raise ValueError(f"case {identifier}: {error}") from error
         measured = None if self.measurements is None else self.measurements.read(identifier)
-        field = self.source.field(frame, measured)
+        field = self.locator.field(frame, measured)
+        properties[RECORD] = make_record(self.locator.source, field)
         return (LocatedArray(data, field, self.keyed), *rest)

@@ -1,7 +1,8 @@
 """nnU-Net's trainer with location: the same loops, batches and losses, three more input channels and a block
 that uses them."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -14,18 +15,39 @@ from torch import nn
 from tqdm import tqdm
 
 from nnunet_locctx.geometry import OBLIQUE, Frame
+from nnunet_locctx.location import AXES, LocationField, TrainingRange
 from nnunet_locctx.networks.located_unet import Fitting, LocatedUNet
 from nnunet_locctx.nnunet.data.fitted import CaseMeasurements, fitted_folder
 from nnunet_locctx.nnunet.data.fitting import regressor_for_training
 from nnunet_locctx.nnunet.options import LocationOptions
-from nnunet_locctx.nnunet.predicting.carried import CarriedRegressor
-from nnunet_locctx.nnunet.predicting.preprocessing import carry_regressor, locate
-from nnunet_locctx.nnunet.training import pretraining
+from nnunet_locctx.nnunet.predicting.carried import Carried
+from nnunet_locctx.nnunet.predicting.location_file import describe, make_record
+from nnunet_locctx.nnunet.predicting.preprocessing import carry, locate
 from nnunet_locctx.nnunet.training.augmentation import PerturbLocation, locate_transforms
+from nnunet_locctx.nnunet.training.checkpoints import LocationSignature, allow_plain_weights
 from nnunet_locctx.nnunet.training.dataset import LocatedDataset
-from nnunet_locctx.nnunet.training.denormals import DenormalsFlushed
 from nnunet_locctx.nnunet.training.recipes import split_tables
-from nnunet_locctx.nnunet.training.signature import LocationSignature
+
+
+class DenormalsFlushed(nnUNetTrainer):
+    """nnU-Net's trainer; on the CPU, denormal floats count as 0 from initialisation to the training's end.
+
+    Where location leaves no doubt, as for an organ far from the patch, logits differ by 100 and more, and the gradients
+    of such patches are denormal (docs/benchmarks.md).
+    """
+
+    def initialize(self) -> None:
+        """As nnU-Net's."""
+        if self.device.type == "cpu":
+            # before the first large operation: torch's worker threads take the setting over when they are started
+            torch.set_flush_denormal(True)
+        super().initialize()
+
+    def on_train_end(self) -> None:
+        """As nnU-Net's."""
+        super().on_train_end()
+        if self.device.type == "cpu":
+            torch.set_flush_denormal(False)
 
 
 class LocatedTrainer(DenormalsFlushed):
@@ -39,6 +61,7 @@ class LocatedTrainer(DenormalsFlushed):
         place: Where it sits; None: the block's default.
         block_options: Options of the block that differ from its defaults; the plans' go on top.
         also: Further blocks of the same network, which the plans do not change.
+        dropout: Probability that an axis, or all of them, are made unknown; the plans' goes first.
         epochs: Length of the training, None for nnU-Net's own.
         augments: Whether jitter and dropout of the plans apply; not in the variants without data
             augmentation.
@@ -48,6 +71,7 @@ class LocatedTrainer(DenormalsFlushed):
     place: ClassVar[str | None] = None
     block_options: ClassVar[Mapping[str, Any]] = {}
     also: ClassVar[tuple[Fitting, ...]] = ()
+    dropout: ClassVar[float] = 0.0
     epochs: ClassVar[int | None] = None
     augments: ClassVar[bool] = True
 
@@ -66,16 +90,16 @@ class LocatedTrainer(DenormalsFlushed):
                 network, or nnUNet_results is not set; raised before anything is written.
         """
         resolved = resolve_configuration(plans, configuration)
-        self.location = LocationOptions.from_configuration(
-            resolved, self.block, self.block_options, self.place
-        )
+        options = LocationOptions.from_configuration(resolved, self.block, self.block_options, self.place)
+        dropout = self.dropout if options.dropout is None else options.dropout
+        self.location = dataclasses.replace(options, dropout=dropout)
         self.measurements: CaseMeasurements | None = None
-        self.regressor: CarriedRegressor | None = None
+        self.carried = Carried()
         if self.location.make_source().fitted:
             name = plans["dataset_name"]
             data = regressor_for_training(name, self.location.source)
-            self.regressor = CarriedRegressor(data)
-            self.regressor.open()
+            self.carried = Carried(data)
+            self.carried.open()
             self.measurements = CaseMeasurements(fitted_folder(name, self.location.source), data)
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.epochs is not None:
@@ -83,12 +107,12 @@ class LocatedTrainer(DenormalsFlushed):
 
     def initialize(self) -> None:
         """Builds everything nnU-Net builds; cases are then loaded with their location."""
-        pretraining.install()
-        locate(self.configuration_manager).carried = self.regressor
+        allow_plain_weights()
+        located = locate(self.configuration_manager, self.carried)
         super().initialize()
-        source, transpose = self.location.make_source(), self.plans_manager.transpose_forward
+        transpose = self.plans_manager.transpose_forward
         stored = self.dataset_class  # type: ignore[has-type]
-        self.dataset_class = LocatedDataset(stored, source, transpose, self.measurements)
+        self.dataset_class = LocatedDataset(stored, located, transpose, self.measurements)
         self.print_to_log_file(f"location: {self.location}")
 
     @classmethod
@@ -133,7 +157,7 @@ class LocatedTrainer(DenormalsFlushed):
             *cls.also,
             patch_size=configuration_manager.patch_size,
         )
-        carry_regressor(network, configuration_manager, options)
+        carry(network, plans_manager, configuration_manager)
         signature = LocationSignature(
             options.signature(cls.block, cls.also), options.default_signature(cls.block, cls.also)
         )
@@ -152,50 +176,88 @@ class LocatedTrainer(DenormalsFlushed):
     def get_dataloaders(self) -> Any:
         """nnU-Net's loaders, after a look at every case: a broken header must not stop a training that has
         begun."""
-        if self.local_rank == 0:
-            self._check_cases()
+        self._survey_cases()
         return super().get_dataloaders()
 
-    def _check_cases(self) -> None:
-        broken: list[str] = []
-        oblique: dict[str, float] = {}
-        identifiers = sorted({key for keys in self.do_split() for key in keys})
-        for identifier in tqdm(identifiers, desc="checking the place of each case", leave=False):
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's validation; the log says where a case's location is unknown."""
+        _, validation = self.do_split()
+        frames, broken = self._frames(validation)
+        self._log_unknown({name: frame for name, frame in frames.items() if name not in broken})
+        super().perform_actual_validation(save_probabilities)
+
+    def _survey_cases(self) -> None:
+        """Looks at the place of every case, and keeps for prediction what those to train with cover.
+
+        Raises:
+            ValueError: Cases without a usable place, named.
+        """
+        training, validation = self.do_split()
+        frames, broken = self._frames(sorted({*training, *validation}))
+        if broken:
+            lines = [f"{identifier}: {error}" for identifier, error in broken.items()]
+            raise ValueError("cases without a usable place in the patient:\n" + "\n".join(lines))
+        self._log_oblique(frames)
+        if self.measurements is not None:
+            self.measurements.problems(frames)  # names what is missing or damaged
+        self.carried.training = None
+        self.carried.training = TrainingRange.over(
+            (frames[identifier], self._field(identifier, frames[identifier])) for identifier in training
+        )
+        self._log_unknown(frames)
+
+    def _frames(self, identifiers: Iterable[str]) -> tuple[dict[str, Frame], dict[str, ValueError]]:
+        """The frames of cases, before resampling, and what is wrong with those that have no usable one."""
+        frames: dict[str, Frame] = {}
+        broken: dict[str, ValueError] = {}
+        transpose = self.plans_manager.transpose_forward
+        for identifier in tqdm(list(identifiers), desc="checking the place of each case", leave=False):
             properties = load_pickle(join(self.preprocessed_dataset_folder, identifier + ".pkl"))
             shape = properties["shape_after_cropping_and_before_resampling"]
             try:
-                frame = Frame.from_properties(properties, shape, self.plans_manager.transpose_forward)
+                frames[identifier] = Frame.from_properties(properties, shape, transpose)
                 if self.measurements is not None:
-                    self.measurements.check_scan(identifier, properties, self.plans_manager.transpose_forward)
+                    self.measurements.check_scan(identifier, properties, transpose)
             except ValueError as error:
-                broken.append(f"{identifier}: {error}")
-            else:
-                if frame.obliquity > OBLIQUE:
-                    oblique[identifier] = frame.obliquity
-        if broken:
-            raise ValueError("cases without a usable place in the patient:\n" + "\n".join(broken))
+                broken[identifier] = error
+        return frames, broken
+
+    def _field(self, identifier: str, frame: Frame) -> LocationField:
+        """A case's location, as far as it is known now."""
+        measured = None if self.measurements is None else self.measurements.read(identifier)
+        return locate(self.configuration_manager).locator.field(frame, measured)
+
+    def _log_oblique(self, frames: Mapping[str, Frame]) -> None:
+        oblique = {name: frame.obliquity for name, frame in frames.items() if frame.obliquity > OBLIQUE}
         if oblique:
-            worst = sorted(oblique, key=lambda identifier: -oblique[identifier])
-            named = ", ".join(f"{identifier} ({oblique[identifier]:.0f})" for identifier in worst[:10])
+            worst = sorted(oblique, key=lambda name: -oblique[name])
+            named = ", ".join(f"{name} ({oblique[name]:.0f})" for name in worst[:10])
             self.print_to_log_file(
-                f"WARNING: {len(oblique)} of {len(identifiers)} cases are stored more than {OBLIQUE:g} degrees off the "
+                f"WARNING: {len(oblique)} of {len(frames)} cases are stored more than {OBLIQUE:g} degrees off the "
                 f"patient's axes; fractions of their volume are those of its bounding box. Degrees: {named}"
                 + (" ..." if len(worst) > 10 else "")
             )
-        if self.measurements is not None:
-            for identifier, problem in self.measurements.problems(identifiers).items():
-                self.print_to_log_file(
-                    f"WARNING: case {identifier} could not be measured ({problem}); it has voxel fractions instead"
-                )
+
+    def _log_unknown(self, frames: Mapping[str, Frame]) -> None:
+        """One line for each case with an unknown axis that the plans do not leave out, and one for all."""
+        source, axes = self.location.make_source(), self.location.axes
+        known = dict.fromkeys(AXES, 0)
+        for name, frame in frames.items():
+            record = make_record(source, self._field(name, frame))
+            for axis in record["known"]:
+                known[axis] += 1
+            if set(record["unknown"]) & set(axes):
+                self.print_to_log_file(describe(name, record))
+        counts = ", ".join(f"{axis} in {count}" for axis, count in known.items())
+        self.print_to_log_file(f"location ({source.name}): of {len(frames)} cases, {counts} known")
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
         """nnU-Net's augmentation, carrying location; arguments as in nnU-Net's method of this name."""
         transforms = super().get_training_transforms(*args, **kwargs)
         perturb = None
-        if self.augments and (self.location.jitter or self.location.dropout):
-            perturb = PerturbLocation(
-                self.location.jitter, self.location.dropout, self.location.make_source().neutral
-            )
+        jitter, dropout = self.location.jitter, self.location.dropout or 0.0
+        if self.augments and (jitter or dropout):
+            perturb = PerturbLocation(jitter, dropout)
         return locate_transforms(transforms, perturb)
 
     def get_validation_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
@@ -227,6 +289,6 @@ def resolve_configuration(plans: dict[str, Any], configuration: str) -> dict[str
     except KeyError as error:
         raise ValueError(
             f"configuration {configuration!r} of the plans has no 'architecture', nor {error}, which old plans "
-            "have instead. Plan the data set again with nnUNetv2_plan_experiment."
+            "have instead. Plan the dataset again with nnUNetv2_plan_experiment."
         ) from error
     return resolved

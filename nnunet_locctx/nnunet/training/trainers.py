@@ -18,8 +18,8 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoM
 )
 
 from nnunet_locctx.networks.located_unet import Fitting
-from nnunet_locctx.nnunet.training.auxiliary_loss import AuxiliaryLoss
-from nnunet_locctx.nnunet.training.boundary_loss import BoundaryLossTrainer
+from nnunet_locctx.nnunet.options import DROPOUT
+from nnunet_locctx.nnunet.training.losses import AuxiliaryLoss, BoundaryLossTrainer
 from nnunet_locctx.nnunet.training.recipes import (
     LIGHTMEDSEG_RECIPE,
     NNFORMER_RECIPE,
@@ -48,6 +48,7 @@ class PriorHeadTrainer(LocatedTrainer):
     """Prior head: a learned, continuous atlas that scales and shifts the logits. This project's own."""
 
     block = "prior"
+    dropout = DROPOUT
 
 
 class LocCtxTrainer(LocatedTrainer):
@@ -61,6 +62,7 @@ class LocCtxTrainer(LocatedTrainer):
     block = "prior"
     place = "decoder_inner"
     also = (Fitting("prior", "logits", {"stride": 4}),)
+    dropout = DROPOUT
 
 
 class GPETrainer(LocatedTrainer):

@@ -13,11 +13,10 @@ from nnunet_locctx.blocks.hash_encoding import hash_arithmetic
 from nnunet_locctx.networks.registry import complete_network_options, network_class
 from nnunet_locctx.networks.whole import WholeNetwork
 from nnunet_locctx.nnunet.options import KEY, LocationOptions
-from nnunet_locctx.nnunet.predicting.preprocessing import carry_regressor, locate
-from nnunet_locctx.nnunet.training.denormals import DenormalsFlushed
+from nnunet_locctx.nnunet.predicting.preprocessing import carry, locate
+from nnunet_locctx.nnunet.training.checkpoints import LocationSignature
 from nnunet_locctx.nnunet.training.recipes import Recipe
-from nnunet_locctx.nnunet.training.signature import LocationSignature
-from nnunet_locctx.nnunet.training.trainer import LocatedTrainer, resolve_configuration
+from nnunet_locctx.nnunet.training.trainer import DenormalsFlushed, LocatedTrainer, resolve_configuration
 
 NETWORK_KEY = "network"
 
@@ -59,9 +58,9 @@ class WholeNetworkTrainer(DenormalsFlushed):
         resolved = resolve_configuration(plans, configuration)
         options = self.check_configuration(resolved)
         super().__init__(plans, configuration, fold, dataset_json, device)
-        found = network_class(self.network_name)
-        self.supervision_weights = found.supervision_weights
-        self.supervision_strides = found.supervision_strides(len(resolved["patch_size"]), **options)
+        network = network_class(self.network_name)
+        self.supervision_weights = network.supervision_weights
+        self.supervision_strides = network.supervision_strides(len(resolved["patch_size"]), **options)
         self.enable_deep_supervision = len(self.supervision_strides) > 1
         if self.recipe is not None:
             self.num_epochs = self.epochs or self.recipe.epochs
@@ -91,13 +90,13 @@ class WholeNetworkTrainer(DenormalsFlushed):
                         f"location.{key} is for trainers that fit a block into the planned U-Net; {cls.__name__} "
                         f"brings a network of its own. Its options stand in the configuration's {NETWORK_KEY!r} key"
                     )
-        found = network_class(cls.network_name)
-        if found.uses_location(**options) != cls.located:
+        network = network_class(cls.network_name)
+        if network.uses_location(**options) != cls.located:
             raise ValueError(
                 f"{cls.__name__} {'needs' if cls.located else 'has no'} location, and the options {options} "
                 f"{'do not use' if cls.located else 'ask for'} it"
             )
-        found.check_patch(configuration["patch_size"], **options)
+        network.check_patch(configuration["patch_size"], **options)
         return options
 
     @classmethod
@@ -118,8 +117,6 @@ class WholeNetworkTrainer(DenormalsFlushed):
         Returns:
             A network for (B, image + 3 if located + previous stage, *patch).
         """
-        if cls.located:
-            configuration_manager = locate(configuration_manager)
         configuration = configuration_manager.configuration
         options = cls.check_configuration(configuration)
         image_channels = len(configuration_manager.normalization_schemes)
@@ -136,9 +133,8 @@ class WholeNetworkTrainer(DenormalsFlushed):
             "options": {**options, **hash_arithmetic(options)},
         }
         if cls.located:
-            location = LocationOptions.from_configuration(configuration)
-            weighs |= location.meaning()
-            carry_regressor(network, configuration_manager, location)
+            weighs |= LocationOptions.from_configuration(configuration).meaning()
+            carry(network, plans_manager, locate(configuration_manager))
         defaults = {"options": complete_network_options(cls.network_name, {})}
         signature = LocationSignature(json.dumps(weighs, sort_keys=True), json.dumps(defaults))
         network.add_module("location_signature", signature)

@@ -16,7 +16,8 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_locctx.geometry import Frame
-from nnunet_locctx.location import MILLIMETRES_PER_UNIT, AnatomicalMap
+from nnunet_locctx.location import MILLIMETRES_PER_UNIT, AnatomicalMap, TrainingRange
+from nnunet_locctx.nnunet.predicting.location_file import RECORD
 from nnunet_locctx.nnunet.predicting.preprocessing import (
     LocatedConfiguration,
     LocatedPreprocessor,
@@ -108,9 +109,12 @@ def test_the_configuration_takes_the_preprocessor_to_spawned_workers() -> None:
     assert manager.preprocessor_class is DefaultPreprocessor
     located = locate(manager)
     assert located is manager
-    copied = pickle.loads(pickle.dumps(located))
+    located.carried.training = TrainingRange(np.zeros((3, 2)), np.ones((3, 2)), True)
+    copied = pickle.loads(pickle.dumps(locate(located)))
     assert isinstance(copied, LocatedConfiguration)
     assert copied.preprocessor_class is LocatedPreprocessor
+    assert copied.locator.training is not None
+    np.testing.assert_array_equal(copied.locator.training.extents, 1)
 
 
 def test_another_preprocessor_is_extended_too() -> None:
@@ -136,6 +140,29 @@ def test_one_slice_and_empty_scans_pass() -> None:
     np.testing.assert_allclose(data[3], 0, atol=1e-7)
     empty, _, _ = run_npy(np.zeros((1, 6, 6, 6), np.float32), sitk_properties((6, 6, 6)))
     assert np.isfinite(empty).all()
+
+
+def test_what_is_not_known_of_a_scan_is_nan_and_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = write_scan(tmp_path, np.eye(3), (2.0, 2.0, 2.0))
+    made = plans({"3d": configuration(channels=3, location={"axes": ["A", "S"]})})
+    located = locate(PlansManager(made).get_configuration("3d"))
+    located.carried.training = TrainingRange(
+        np.tile([-0.45, 0.45], (3, 1)), np.tile([10.0, 15.0], (3, 1)), True
+    )
+    preprocessor = located.preprocessor_class(verbose=False)
+    data, _, properties = preprocessor.run_case(
+        files, None, PlansManager(made), located, {"labels": {"a": 1}}
+    )
+    assert np.isnan(data[3:]).all(axis=(1, 2, 3)).tolist() == [True, True, True]
+    line = (
+        "location of scan (voxel): R unknown: the plans leave it out; A, S unknown: the scan spans 28 mm, "
+        "those of training 10 to 15 mm\n"
+    )
+    assert capsys.readouterr().out == line
+    assert properties[RECORD]["known"] == []
+    assert np.isfinite(data[:3]).all()
 
 
 def with_voxel(value: float) -> np.ndarray:
@@ -187,9 +214,6 @@ class MillimetreRegressor:
 
     channel = 0
 
-    def open(self) -> "MillimetreRegressor":
-        return self
-
     def measure(self, image: np.ndarray, frame: Frame) -> AnatomicalMap:
         corners = np.stack(np.meshgrid(*[(0, n - 1) for n in image.shape], indexing="ij"), axis=-1)
         places = frame.millimetres(corners) / 100
@@ -198,7 +222,7 @@ class MillimetreRegressor:
         return AnatomicalMap(np.moveaxis(places, -1, 0).astype(np.float32), frame.affine_lps @ steps, slopes)
 
 
-def test_properties_may_be_used_twice() -> None:
+def test_properties_may_be_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several models are given one properties dict: what the first one's preprocessing left in it moves nothing."""
     data = np.zeros((1, 9, 12, 15), np.float32)
     data[0, 3:8, 2:6, 5:14] = 1 + np.arange(5 * 4 * 9).reshape(5, 4, 9)
@@ -209,7 +233,7 @@ def test_properties_may_be_used_twice() -> None:
         located = locate(
             ConfigurationManager(configuration(location={"source": "anatomical"}, spacing=[1.5, 1.0, 2.0]))
         )
-        located.carried = MillimetreRegressor()  # type: ignore[assignment]
+        monkeypatch.setattr(located.carried, "open", MillimetreRegressor)
         found, _, properties = LocatedPreprocessor(verbose=False).run_case_npy(
             data, None, properties, manager, located, {"labels": {"a": 1}}
         )

@@ -18,16 +18,16 @@ from hypothesis import strategies as st
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_locctx.location import AffineField, LocationField
+from nnunet_locctx.location import AXES, AffineField, LocationField, hide_axes
 from nnunet_locctx.nnunet.training.augmentation import (
     JoinLocation,
     LocatedSpatialTransform,
     PerturbLocation,
     SplitLocation,
     locate_transforms,
+    write_key,
 )
 from nnunet_locctx.nnunet.training.dataset import LocatedArray
-from nnunet_locctx.nnunet.training.keyed_fields import write_key
 
 VOLUME = (40, 44, 48)
 INDEX = AffineField(np.eye(3, 4), VOLUME)
@@ -135,12 +135,35 @@ def test_bent_location_is_where_the_intensity_came_from(
     assert torch.isfinite(location).all()
 
 
+@pytest.mark.parametrize(
+    ("patch", "dummy_2d"), [((12, 16, 14), False), ((5, 20, 18), True), ((16, 20), False)]
+)
+@pytest.mark.parametrize("unknown", ["S", "RA", "RAS"])
+def test_an_unknown_axis_stays_unknown_and_changes_no_other(
+    patch: tuple[int, ...], dummy_2d: bool, unknown: str
+) -> None:
+    """Through the whole list, padding included; a cascade's channels follow untouched."""
+    fields = (Bent(VOLUME), hide_axes(Bent(VOLUME), dict.fromkeys(unknown, "for a test")))
+    results = []
+    for field in fields:
+        np.random.seed(0)  # noqa: NPY002
+        torch.manual_seed(0)
+        sample = load(patch, [-5, 4, 30], dummy_2d, field)
+        transforms = nnunet_transforms(patch, dummy_2d, spatial_only=False, cascade=True)
+        results.append(locate_transforms(transforms)(**sample)["image"])
+    expected, result = results
+    channels = [3 + AXES.index(axis) for axis in unknown]
+    assert torch.isnan(result[channels]).all()
+    expected[channels] = torch.nan
+    torch.testing.assert_close(result, expected, atol=0, rtol=0, equal_nan=True)
+
+
 def test_jitter_and_dropout_reach_a_bent_location() -> None:
     results = []
     for jitter, dropout in ((0.0, 0.0), (0.3, 0.0), (0.0, 1.0)):
         np.random.seed(0)  # noqa: NPY002
         torch.manual_seed(0)
-        perturb = PerturbLocation(jitter, dropout, (0.1, 0.2, 0.3))
+        perturb = PerturbLocation(jitter, dropout)
         transforms = locate_transforms(nnunet_transforms((12, 16, 14), False), perturb)
         results.append(transforms(**load((12, 16, 14), [3, 4, 5], False, Bent(VOLUME)))["image"][-3:])
     plain, jittered, dropped = results
@@ -149,8 +172,7 @@ def test_jitter_and_dropout_reach_a_bent_location() -> None:
         torch.testing.assert_close(after, before * scale + shift, atol=1e-3, rtol=0)
         assert abs(scale - 1) > 1e-3
         assert abs(shift) > 1e-3
-    for channel, neutral in zip(dropped, (0.1, 0.2, 0.3), strict=True):
-        torch.testing.assert_close(channel, torch.full_like(channel, neutral))
+    assert torch.isnan(dropped).all()
 
 
 class Bent(LocationField):
@@ -304,7 +326,7 @@ def test_only_the_location_differs_from_a_plain_run() -> None:
     """Same seed: the same image and target as nnU-Net without location, with jitter or without."""
     for seed in range(4):
         outputs = []
-        for perturb in (None, PerturbLocation(0.1, 0.3, (0.0, 0.0, 0.0)), "plain"):
+        for perturb in (None, PerturbLocation(0.1, 0.3), "plain"):
             np.random.seed(seed)  # noqa: NPY002
             torch.manual_seed(seed)
             sample = load((12, 16, 14), [8, 8, 8], False)
@@ -322,26 +344,26 @@ def test_only_the_location_differs_from_a_plain_run() -> None:
             assert following == outputs[0][2]
 
 
-@pytest.fixture
-def perturbed() -> torch.Tensor:
-    """Locations (400, 3, 2, 2, 2) after jitter 0.1 and dropout 0.25."""
+def test_jitter_and_dropout_have_the_size_asked_for() -> None:
+    """Each axis is unknown with the probability of dropout, and all of them together are once more."""
     location = torch.from_numpy(INDEX.box([1, 1, 1], [2, 2, 2]))
-    transform = PerturbLocation(0.1, 0.25, (7.0, 8.0, 9.0))
+    transform = PerturbLocation(0.1, 0.2)
     samples = []
-    for _ in range(400):
+    for _ in range(2000):
         np.random.random()  # noqa: NPY002 - the loader draws between patches
         samples.append(
             transform(regression_target=location.clone(), image=torch.zeros(1, 2, 2, 2))["regression_target"]
         )
-    return torch.stack(samples)
-
-
-def test_jitter_and_dropout_have_the_size_asked_for(perturbed: torch.Tensor) -> None:
-    dropped = (perturbed == torch.tensor([7.0, 8.0, 9.0])[:, None, None, None]).flatten(1).all(1)
-    assert 0.18 < dropped.float().mean() < 0.32
-    kept = perturbed[~dropped]
-    scale = kept[:, 0, 1, 0, 0] - kept[:, 0, 0, 0, 0]
-    shift = kept[:, 0, 0, 0, 0] - scale
+    perturbed = torch.stack(samples)
+    unknown = torch.isnan(perturbed).flatten(2)
+    assert torch.equal(unknown.any(2), unknown.all(2))  # all voxels of a patch agree
+    rates = unknown.all(2).float()
+    assert ((rates.mean(0) - (1 - 0.8**2)).abs() < 0.04).all()
+    assert abs(rates.prod(1).mean() - (0.2 + 0.8 * 0.2**3)) < 0.03
+    assert abs(rates[:, 0][rates.prod(1) == 0].mean() - 0.8 * (0.2 - 0.2**3) / (0.8 - 0.8 * 0.2**3)) < 0.04
+    kept = perturbed[:, 0][rates[:, 0] == 0]
+    scale = kept[:, 1, 0, 0] - kept[:, 0, 0, 0]
+    shift = kept[:, 0, 0, 0] - scale
     for value, mean in ((scale, 1.0), (shift, 0.0)):
         assert abs(value.mean() - mean) < 0.02
         assert 0.08 < value.std() < 0.12

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_locctx.nnunet.training.auxiliary_loss import AuxiliaryLoss
+from nnunet_locctx.nnunet.training.losses import AuxiliaryLoss
 from tests.blocks.two_processes import in_two_processes
 from tests.networks.test_located_unet import feed, fit, plan
 

@@ -13,7 +13,7 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor, nn
 
-from nnunet_locctx.nnunet.training.boundary_loss import (
+from nnunet_locctx.nnunet.training.losses import (
     LEAST_PROBABILITY,
     BoundaryLoss,
     BoundaryTerm,

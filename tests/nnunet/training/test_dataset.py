@@ -13,13 +13,17 @@ from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from hypothesis import given
 from hypothesis import strategies as st
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import AffineField, make_source
-from nnunet_locctx.nnunet.training import keyed_fields
+from nnunet_locctx.nnunet.predicting.location_file import RECORD
+from nnunet_locctx.nnunet.predicting.preprocessing import locate
+from nnunet_locctx.nnunet.training import augmentation
+from nnunet_locctx.nnunet.training.augmentation import read_key
 from nnunet_locctx.nnunet.training.dataset import LocatedArray, LocatedDataset
-from nnunet_locctx.nnunet.training.keyed_fields import read_key
 from tests.geometry_cases import sitk_properties
+from tests.nnunet.small_plans import configuration
 
 SHAPE = (6, 7, 8)
 # location = index, so that every value names the voxel it came from
@@ -84,13 +88,13 @@ def test_the_key_of_a_long_training_does_not_overflow(
     loads_before: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A float32 holds whole numbers up to 2^24; a worker of a small-patch training loads more cases than that."""
-    monkeypatch.setattr(keyed_fields, "_loads", itertools.count(loads_before))
-    monkeypatch.setattr(keyed_fields, "_fields", OrderedDict())
-    for load in range(3 * keyed_fields.REMEMBERED):
+    monkeypatch.setattr(augmentation, "_loads", itertools.count(loads_before))
+    monkeypatch.setattr(augmentation, "_fields", OrderedDict())
+    for load in range(3 * augmentation.REMEMBERED):
         field = AffineField(np.eye(3, 4) * (load + 1), SHAPE)
         crop = LocatedArray(located().stored, field, keyed=True)[:, 1:4, 2:5, 3:7]
         assert read_key(torch.from_numpy(np.asarray(crop))[-3:])[0] is field
-    assert len(keyed_fields._fields) == keyed_fields.REMEMBERED
+    assert len(augmentation._fields) == augmentation.REMEMBERED
 
 
 def test_a_patch_of_one_voxel_cannot_carry_index_and_field() -> None:
@@ -185,15 +189,23 @@ def test_datasets_on_disk(tmp_path: Path, base: type) -> None:
     }
     more = {"blocks": (1, *SHAPE), "chunks": (1, *SHAPE)} if base is nnUNetDatasetBlosc2 else {}
     base.save_case(data, seg, properties, str(tmp_path / "case"), **more)  # type: ignore[attr-defined]
-    made = LocatedDataset(base, make_source("voxel"), (1, 2, 0))
+    located = locate(ConfigurationManager(configuration(location={"axes": ["S", "R"]})))
+    made = LocatedDataset(base, located, (1, 2, 0))
     made = pickle.loads(pickle.dumps(made))
     assert made.get_identifiers(str(tmp_path)) == ["case"]
     dataset = made(str(tmp_path), ["case"])
-    image, stored_seg, previous, _ = dataset.load_case("case")
+    image, stored_seg, previous, kept = dataset.load_case("case")
     assert isinstance(image, LocatedArray)
     assert isinstance(image.stored, blosc2.NDArray if base is nnUNetDatasetBlosc2 else np.ndarray)
     frame = Frame.from_properties(properties, SHAPE, (1, 2, 0))
-    np.testing.assert_allclose(image[:][1:], make_source("voxel").field(frame).box((0, 0, 0), SHAPE))
+    truth = make_source("voxel").field(frame).box((0, 0, 0), SHAPE)
+    truth[1] = np.nan  # A, which the plans leave out
+    np.testing.assert_allclose(image[:][1:], truth)
+    assert kept[RECORD] == {
+        "source": "voxel",
+        "known": ["R", "S"],
+        "unknown": {"A": "the plans leave it out"},
+    }
     np.testing.assert_array_equal(image[:][:1], data)
     assert previous is None
     assert stored_seg.shape == (1, *SHAPE)
@@ -204,6 +216,8 @@ def test_a_broken_case_is_named(tmp_path: Path) -> None:
     nnUNetDatasetNumpy.save_case(
         np.zeros((1, *SHAPE)), np.zeros((1, *SHAPE)), properties, str(tmp_path / "scan7")
     )
-    dataset = LocatedDataset(nnUNetDatasetNumpy, make_source("voxel"), (0, 1, 2))(str(tmp_path))
+    dataset = LocatedDataset(nnUNetDatasetNumpy, locate(ConfigurationManager(configuration())), (0, 1, 2))(
+        str(tmp_path)
+    )
     with pytest.raises(ValueError, match="case scan7: voxel sizes must be above 0 mm"):
         dataset.load_case("scan7")

@@ -8,7 +8,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_locctx.denormals import flushed
-from nnunet_locctx.nnunet.training.denormals import DenormalsFlushed
+from nnunet_locctx.nnunet.training.trainer import DenormalsFlushed
 from nnunet_locctx.nnunet.training.trainers import TRAINERS
 from tests.nnunet.small_plans import configuration, plans
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_locctx.nnunet.training.signature import LENGTH, LocationSignature
+from nnunet_locctx.nnunet.training.checkpoints import LENGTH, LocationSignature
 from nnunet_locctx.nnunet.training.trainers import TRAINERS
 from tests.networks.small_networks import SMALL
 from tests.nnunet.small_plans import configuration

@@ -18,8 +18,9 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_locctx.networks.located_unet import LocatedUNet
+from nnunet_locctx.nnunet.options import DROPOUT
 from nnunet_locctx.nnunet.predicting.preprocessing import LocatedConfiguration
-from nnunet_locctx.nnunet.training import pretraining, trainers
+from nnunet_locctx.nnunet.training import checkpoints, trainers
 from nnunet_locctx.nnunet.training.trainers import TRAINERS
 from nnunet_locctx.nnunet.training.whole_network import WholeNetworkTrainer
 from tests.nnunet.small_plans import architecture, configuration, plans
@@ -111,6 +112,26 @@ def test_the_configuration_learns_to_bring_location() -> None:
     assert isinstance(config, LocatedConfiguration)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_published_methods_are_trained_as_published(name: str) -> None:
+    """Unknown axes in training are this project's; its own trainers have them unless the plans say otherwise."""
+    own = name in ("LocCtxTrainer", "PriorHeadTrainer")
+    assert getattr(TRAINERS[name], "dropout", 0.0) == (DROPOUT if own else 0.0)
+
+
+@pytest.mark.parametrize(("name", "own"), [("LocCtxTrainer", DROPOUT), ("LocBAMTrainer", 0.0)])
+@pytest.mark.parametrize("planned", [None, 0.0, 0.3])
+def test_the_plans_dropout_goes_before_the_trainers(
+    name: str, own: float, planned: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    location = {} if planned is None else {"dropout": planned}
+    made = plans({"c": configuration(location=location)})
+    dataset = {"labels": {"background": 0, "a": 1}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
+    trainer = TRAINERS[name](made, "c", 0, dataset, torch.device("cpu"))
+    assert trainer.location.dropout == (own if planned is None else planned)  # type: ignore[union-attr]
+
+
 def test_wrong_options_stop_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,11 +172,11 @@ def test_a_checkpoint_keeps_to_its_plans() -> None:
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Stands in for the running nnUNetv2_train."""
-    module: Any = types.ModuleType(pretraining.RUN_TRAINING)
+    module: Any = types.ModuleType(checkpoints.RUN_TRAINING)
     module.load_pretrained_weights = load_pretrained_weights
-    monkeypatch.setitem(sys.modules, pretraining.RUN_TRAINING, module)
-    pretraining.install()
-    pretraining.install()
+    monkeypatch.setitem(sys.modules, checkpoints.RUN_TRAINING, module)
+    checkpoints.allow_plain_weights()
+    checkpoints.allow_plain_weights()
     return module
 
 

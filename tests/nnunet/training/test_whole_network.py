@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from nnunet_locctx.nnunet.training import recipes, trainers
+from nnunet_locctx.nnunet.training.checkpoints import LocationSignature
 from nnunet_locctx.nnunet.training.recipes import Recipe
-from nnunet_locctx.nnunet.training.signature import LocationSignature
 from nnunet_locctx.nnunet.training.trainers import TRAINERS
 from nnunet_locctx.nnunet.training.whole_network import WholeNetworkTrainer
 from tests.networks.small_networks import SMALL

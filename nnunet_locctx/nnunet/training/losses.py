@@ -1,4 +1,5 @@
-"""A boundary term beside nnU-Net's losses, as LightMedSeg trains with (Tyagi, Rathi and Goyal, arXiv 2603.07228, 2026).
+"""What some methods add to nnU-Net's losses: the losses of their blocks, and LightMedSeg's boundary term (Tyagi, Rathi
+and Goyal, arXiv 2603.07228, 2026).
 
 The paper's radius is lost; 2 voxels are this project's. Its weights by inverse voxel frequency, in all three terms, are
 an option (suffix ``_weightedClasses`` of a trainer's name), since they change with every batch's classes.
@@ -14,6 +15,7 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
+from nnunet_locctx.blocks import auxiliary_losses
 from nnunet_locctx.blocks.checks import check_integer
 
 RADIUS = 2
@@ -273,3 +275,29 @@ class BoundaryLossTrainer(nnUNetTrainer):
     def _build_loss(self) -> Any:
         """nnU-Net's loss and the boundary term."""
         return add_boundary_term(super()._build_loss(), self.label_manager, **self.boundary_options)
+
+
+class AuxiliaryLoss:
+    """A loss of nnU-Net's plus the auxiliary losses of the network's last forward pass.
+
+    Blocks leave their losses in an attribute during a forward pass in training mode, and none in evaluation mode: the
+    loss of the online validation stays nnU-Net's.
+
+    The sum goes through the gradient scaler with the rest of the loss. A function that injects a gradient in its
+    backward pass would need no hook here, but under fp16 the gradients that pass it are scaled by a factor that it does
+    not know and that changes from step to step: what it adds would be divided by that factor afterwards.
+
+    Args:
+        loss: Of predictions and targets, lists of them with deep supervision.
+        network: As nnU-Net runs it, compiled or in DistributedDataParallel or not.
+    """
+
+    def __init__(self, loss: Any, network: nn.Module) -> None:
+        self.loss, self.network = loss, network
+
+    def __call__(self, output: Any, target: Any) -> Tensor:
+        """The loss, a scalar; arguments as for the wrapped loss."""
+        total: Tensor = self.loss(output, target)
+        for one in auxiliary_losses(self.network):
+            total = total + one
+        return total
