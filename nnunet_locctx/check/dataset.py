@@ -22,6 +22,7 @@ from nnunet_locctx.check.scan import (
     read_scan,
     tiff_spacing_file,
 )
+from nnunet_locctx.check.sides import side_findings
 from nnunet_locctx.geometry import OBLIQUE, corner_distance
 from nnunet_locctx.nnunet.data.reading import BrokenFileError, read_quietly, readers_for
 from nnunet_locctx.nnunet.data.workers import map_in_workers
@@ -288,6 +289,7 @@ def _dataset_findings(
             )
         )
     findings += outliers(cases, dataset.labels)
+    findings += side_findings(cases, dataset.labels)
     return findings
 
 

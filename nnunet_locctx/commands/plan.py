@@ -92,8 +92,8 @@ def add(commands: Any) -> None:
         "--source",
         metavar="NAME",
         help="what a coordinate means: voxel (fraction of the volume), scanner (millimetres), body (fraction of the "
-        "body's own box), body_part or anatomical (after `locctx fit`); auto: what `locctx sources` recommends, with axes "
-        "and jitter",
+        "body's own box), body_part or anatomical (after `locctx fit`); auto: what `locctx sources` recommends, with "
+        "axes and jitter",
     )
     where.add_argument(
         "--axes",
