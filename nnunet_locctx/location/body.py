@@ -280,9 +280,8 @@ def _box(frame: Frame, factors: npt.NDArray[np.int64], across: Mask, along: Mask
     edges = np.empty((2, 3))
     for axis, mask in zip(range(3), (across, across, along), strict=True):
         # a cell is a box whose corners are where its outer voxels end
-        lower = np.argwhere(mask) * factors
-        upper = np.minimum(lower + factors, frame.shape) - 0.5
-        lower = lower - 0.5
+        first = np.argwhere(mask) * factors
+        lower, upper = first - 0.5, np.minimum(first + factors, frame.shape) - 0.5
         rising = matrix[axis, :3] > 0
         low = np.where(rising, lower, upper) @ matrix[axis, :3]
         high = np.where(rising, upper, lower) @ matrix[axis, :3]

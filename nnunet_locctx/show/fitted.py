@@ -37,9 +37,8 @@ def report_fitted(fitted: FittedDataset) -> dict[str, Any]:
         )
     elif usable and fitted.source == "body":
         for axis, name in enumerate("RAS"):
-            lengths = [figures["box_mm"][axis] for figures in usable]
-            ends = f"{min(lengths):.4g} to {max(lengths):.4g}"
-            summary.append(f"{name}: the body's box is {np.median(lengths):.4g} mm long ({ends})")
+            least, middle, most = np.percentile([figures["box_mm"][axis] for figures in usable], (0, 50, 100))
+            summary.append(f"{name}: the body's box is {middle:.4g} mm long ({least:.4g} to {most:.4g})")
     elif usable:
         for axis, name in enumerate("RAS"):
             ends = [figures["range"][axis] for figures in usable]

@@ -37,6 +37,8 @@ LEAST_RATIO = 1.0
 """An axis along which classes lie less apart than one class scatters misleads: with it, a coordinate says rather which
 case it is than which class."""
 
+LARGEST_RATIO = 1e6
+
 AS_GOOD = 0.95
 """A simpler source that tells this share of what the best one tells is taken."""
 
@@ -69,7 +71,8 @@ class Candidate:
         """What its :attr:`axes` tell about the class, times the share of the cases that have a location: the capacity
         of a Gaussian channel, log2(1 + ratio^2) / 2 an axis (Shannon, "Communication in the presence of noise",
         1949)."""
-        ratio = np.nan_to_num(self.places.spread.ratio)
+        # copies of one case do not scatter at all
+        ratio = np.nan_to_num(self.places.spread.ratio, posinf=LARGEST_RATIO)
         used = [AXES.index(axis) for axis in self.axes]
         return float(0.5 * np.log2(1 + ratio[used] ** 2).sum() * self.places.measured)
 
