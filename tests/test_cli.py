@@ -259,12 +259,14 @@ class TestPlan:
         line = (
             "plan -d 7 --name small --patch 16 16 20 --batch 8 --features 4 6 8 --source scanner --absolute"
         )
-        line += " --place decoder --jitter 0.02 --dropout 0.1 --encoding frequency --bands 4 --block base=2.5"
+        line += " --axes S R --place decoder --jitter 0.02 --dropout 0.1"
+        line += " --encoding frequency --bands 4 --block base=2.5"
         assert main(line.split()) == 0
         added = self.added(folder, "small")
         assert added["location"] == {
             "source": "scanner",
             "absolute": True,
+            "axes": ["S", "R"],
             "place": "decoder",
             "jitter": 0.02,
             "dropout": 0.1,

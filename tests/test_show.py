@@ -128,7 +128,7 @@ def test_picture_is_written(tmp_path: Path) -> None:
     )
     other = np.where(random.random(label.shape) > 0.5, scan.label, 0).astype(np.int32)
     assert scan.label is not None
-    scan = LocatedScan(**{**vars(scan), "comparison": Comparison(scan.label, other, "neutral location")})
+    scan = LocatedScan(**{**vars(scan), "comparison": Comparison(scan.label, other, "unknown location")})
     draw(scan, tmp_path / "a.png")
     import matplotlib.image
 
@@ -202,17 +202,17 @@ class TestModels:
         """A prior head that calls everything on the patient's right class 1 and the rest background."""
         return make_model(tmp_path / "PriorHeadTrainer__nnUNetPlans__3d_fullres", "PriorHeadTrainer")
 
-    def test_neutral_location(self, image: Path, trained: Path) -> None:
+    def test_unknown_location(self, image: Path, trained: Path) -> None:
         scan = compare_predictions([image], trained, device="cpu")
         assert scan.comparison is not None
         assert scan.patch_size == (16, 16, 16)
         assert scan.frame.shape == scan.image.shape == scan.comparison.located.shape
         right = scan.field.box((0, 0, 0), scan.frame.shape)[0] > 0
         np.testing.assert_array_equal(scan.comparison.located == 1, right)
-        # the neutral location is the middle, where the classes are equal and the first one wins
+        # without location the classes are equal and the first one wins
         assert not scan.comparison.replaced.any()
         np.testing.assert_array_equal(scan.comparison.changed, right)
-        assert scan.comparison.replacement == "neutral location"
+        assert scan.comparison.replacement == "unknown location"
 
     def test_shifted_location(self, image: Path, trained: Path) -> None:
         scan = compare_predictions([image], trained, shift=(-0.2, 0, 0), device="cpu", fold="0")

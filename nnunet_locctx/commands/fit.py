@@ -121,11 +121,11 @@ def run(options: argparse.Namespace) -> int:
     for line in [*report["summary"], *_about_changes(fitted)]:
         print(line)
     for name, problem in fitted.problems.items():
-        print(f"warning: {name}: {problem}; it has voxel fractions instead")
+        print(f"warning: {name}: {problem}; its location is unknown")
     picture, usable = fitted.folder / "report.png", len(fitted.measured) - len(fitted.problems)
     if not usable:
         picture.unlink(missing_ok=True)  # of an earlier fit
-        print("no scan could be measured: training with this source would be training with voxel fractions")
+        print("no scan could be measured: training with this source would be training without location")
         return FINDINGS
     draw_fitted(fitted, picture)
     if usable < FEW * len(fitted.measured):

@@ -96,12 +96,6 @@ def add(commands: Any) -> None:
         "axes and jitter",
     )
     where.add_argument(
-        "--axes",
-        nargs="+",
-        metavar="AXIS",
-        help="the axes in use, of R, A and S (default: all); the others are unknown in every scan",
-    )
-    where.add_argument(
         "--absolute",
         action="store_true",
         default=None,
@@ -111,6 +105,12 @@ def add(commands: Any) -> None:
         "--cross-section",
         choices=("body", "scan"),
         help="body_part: what the two other coordinates are fractions of (default: body)",
+    )
+    where.add_argument(
+        "--axes",
+        nargs="+",
+        metavar="AXIS",
+        help="axes to use, of R A S (default: all); the location along the others is unknown in every scan",
     )
     where.add_argument(
         "--place",
@@ -126,7 +126,10 @@ def add(commands: Any) -> None:
         "scatter between the cases",
     )
     where.add_argument(
-        "--dropout", type=float, metavar="P", help="training: probability that a patch's location is withheld"
+        "--dropout",
+        type=float,
+        metavar="P",
+        help="training: probability that an axis of a patch's location is made unknown, and that all are",
     )
     where.add_argument(
         "--encoding", metavar="NAME", help="how the block encodes location: identity or frequency"

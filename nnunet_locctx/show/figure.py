@@ -184,7 +184,9 @@ def _location_panel(channel: int, normal: Any) -> Callable[[Any, Slice], Any]:
         extent = (0, piece.width, piece.height, 0)
         panel.imshow(values, extent=extent, cmap="coolwarm", norm=normal, alpha=0.55, interpolation="nearest")
         levels = MaxNLocator(nbins=11, steps=[1, 2, 5, 10]).tick_values(normal.vmin, normal.vmax)
-        if float(np.ptp(values)) > (levels[1] - levels[0]) / 2 and min(values.shape) > 1:
+        if np.isnan(values).any():
+            panel.text(0.5, 0.5, "unknown", transform=panel.transAxes, ha="center", va="center", fontsize=7)
+        elif float(np.ptp(values)) > (levels[1] - levels[0]) / 2 and min(values.shape) > 1:
             lines = panel.contour(values, levels, extent=extent, origin="upper", colors="k", linewidths=0.5)
             panel.clabel(lines, fontsize=5, fmt="%.2g")
         else:
@@ -282,7 +284,8 @@ def _location_range(scan: LocatedScan) -> tuple[float, float]:
     last = [n - 1 for n in scan.frame.shape]
     corners = [(i, j, k) for i in (0, last[0]) for j in (0, last[1]) for k in (0, last[2])]
     values = np.array([scan.field.box(corner, (1, 1, 1)).ravel() for corner in corners])
-    low, high = float(values.min()), float(values.max())
+    known = values[np.isfinite(values)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (-0.5, 0.5)
     middle, half = (low + high) / 2, max((high - low) / 2, 1e-6)
     if low < 0 < high:
         middle, half = 0.0, max(-low, high)

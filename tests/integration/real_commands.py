@@ -453,6 +453,9 @@ def predicted(target: str, same: str | None = None, cases: int = 2, dataset: str
                 f"{name}: {segmentation.shape}, scan {truth[name].shape}"
             )
         text = f"{cases} segmentation(s) of the scans' sizes"
+        if "location of " in printed:
+            records = json.loads((folders.predictions / target / "location.json").read_text())
+            assert {f"{name}.nii.gz" for name in records} >= made.keys(), sorted(records)
         if same:
             other = images(folders.predictions / same)
             assert all(np.array_equal(made[name], other[name]) for name in other)

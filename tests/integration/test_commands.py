@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK
 
 from tests.integration.short_trainers import EPOCHS
 from tests.integration.workspace import Workspace, images
@@ -98,6 +99,32 @@ def test_parts_together_are_the_whole(trained: Workspace, predicted: Path, tmp_p
         trained.predict(tmp_path, TRAINER, options=f"-f 0 --disable_tta -num_parts 2 -part_id {part}")
         assert len(images(tmp_path)) == part + 1
     same(tmp_path, predicted)
+    scans = {name.removesuffix(".nii.gz") for name in images(predicted)}
+    assert json.loads((tmp_path / "location.json").read_text()).keys() == scans
+
+
+def test_what_training_has_seen_is_kept_and_checked(trained: Workspace, tmp_path: Path) -> None:
+    """Of the fold's training cases; a validation or test scan with another field of view is named."""
+    weights = trained.checkpoint(TRAINER)["network_weights"]
+    extents = weights["location_range.ranges"][:, 2:]
+    assert (extents[:, 0] > 20).all()
+    assert (extents[:, 0] < extents[:, 1]).all()
+    assert "location (voxel): of 5 cases, R in 5, A in 5, S in 5 known" in trained.log(TRAINER)
+    validation = trained.model(TRAINER) / "fold_0" / "validation"
+    records = json.loads((validation / "location.json").read_text())
+    assert records.keys() == {name.removesuffix(".nii.gz") for name in images(validation)}
+    (tmp_path / "scans").mkdir()
+    source = trained.raw / trained.dataset / "imagesTs" / "phantom_005_0000.nii.gz"
+    image = SimpleITK.ReadImage(str(source))
+    direction = np.reshape(image.GetDirection(), (3, 3))
+    axis = int(np.argmax(np.abs(direction[2])))
+    spacing = list(image.GetSpacing())
+    spacing[axis] *= 2
+    image.SetSpacing(spacing)
+    SimpleITK.WriteImage(image, str(tmp_path / "scans" / "long_0000.nii.gz"))
+    printed = trained.predict(tmp_path / "out", TRAINER, source=tmp_path / "scans")
+    assert "location of long (voxel): R, A known; S unknown: the scan spans" in printed
+    assert list(json.loads((tmp_path / "out" / "location.json").read_text())["long"]["unknown"]) == ["S"]
 
 
 def test_an_ensemble_is_the_mean_of_its_folds(trained: Workspace, predicted: Path, tmp_path: Path) -> None:

@@ -159,18 +159,18 @@ def test_cases_are_loaded_with_their_measured_location(bodies: Workspace) -> Non
         np.testing.assert_array_equal(found.box((2, 3, 1), (7, 5, 6)), field.box((2, 3, 1), (7, 5, 6)))
 
 
-def test_a_scan_of_air_falls_back_to_voxel_fractions_with_a_warning(
-    bodies: Workspace, tmp_path: Path
-) -> None:
+def test_the_location_of_a_scan_of_air_is_unknown(bodies: Workspace, tmp_path: Path) -> None:
     bodies.train(TRAINER, "body_part")
     (tmp_path / "scans").mkdir()
     noise = np.random.default_rng(0).normal(-1000, 5, (20, 22, 24)).astype(np.float32)
     image = SimpleITK.GetImageFromArray(noise)
     image.SetSpacing((14.0, 14.0, 15.0))
     SimpleITK.WriteImage(image, str(tmp_path / "scans" / "air_0000.nii.gz"))
-    with pytest.warns(UserWarning, match=r"air_0000.nii.gz: no body found.*voxel fractions"):
-        bodies.predict(tmp_path / "out", TRAINER, "body_part", source=tmp_path / "scans")
+    printed = bodies.predict(tmp_path / "out", TRAINER, "body_part", source=tmp_path / "scans")
+    assert "location of air (body_part): R, A, S unknown: no body found" in printed
     assert (tmp_path / "out" / "air.nii.gz").is_file()
+    record = json.loads((tmp_path / "out" / "location.json").read_text())["air"]
+    assert (record["source"], record["known"], list(record["unknown"])) == ("body_part", [], ["R", "A", "S"])
 
 
 def test_a_source_that_was_never_fitted_is_refused_before_anything_is_written(

@@ -4,6 +4,7 @@ The network under test answers with the location it was given. Saved as probabil
 by nnU-Net to the scan's own voxels, that answer is compared with what SimpleITK says about each voxel.
 """
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,44 @@ def test_cascade_sees_image_then_location_then_previous_stage(echo: Workspace, t
         str(echo.preprocessed / echo.dataset / "dataset.json"),
     )
     np.testing.assert_array_equal(seen[0, :1], stock)
+
+
+@pytest.mark.parametrize("configuration", ["3d_fullres", "2d", "3d_cascade_fullres"])
+def test_a_scan_that_is_longer_than_any_in_training_has_an_unknown_level(
+    configuration: str, echo: Workspace, tmp_path: Path
+) -> None:
+    """From the checkpoint through the preprocessing worker, the sliding window and mirroring to every patch, and into
+    the line and the file that say so."""
+    file = echo.model(TRAINER, configuration) / "fold_0" / "checkpoint_final.pth"
+    before = file.read_bytes()
+    checkpoint = torch.load(file, weights_only=False)
+    # R, A and S of 40 to 100 mm; along S the scan has 150 mm
+    checkpoint["network_weights"] |= {
+        "location_range.ranges": torch.tensor([[-0.45, 0.45, 40.0, 100.0]] * 3),
+        "location_range.geometry": torch.tensor(True),
+    }
+    torch.save(checkpoint, file)
+    image = scan((14, 20, 50), ORIENTATIONS["LPS"])
+    options = ""
+    if configuration == "3d_cascade_fullres":
+        labels = SimpleITK.Cast(image > 0, SimpleITK.sitkUInt8)
+        (tmp_path / "previous").mkdir()
+        SimpleITK.WriteImage(labels, str(tmp_path / "previous" / "scan.nii.gz"))
+        options = f"-prev_stage_predictions {tmp_path / 'previous'}"
+    try:
+        _, network = predict(echo, image, tmp_path, configuration, options)
+    finally:
+        file.write_bytes(before)
+    assert len(network.inputs) > 4
+    for seen in network.inputs:
+        unknown = torch.isnan(seen).flatten(2)
+        padding = (seen[:, 1:3] == 0).all(1).flatten(1)
+        assert not unknown[:, [0, 1, 2, *range(4, seen.shape[1])]].any()
+        assert (unknown[:, 3] | padding).all()
+    reason = "the scan spans 150 mm, those of training 40 to 100 mm"
+    assert f"location of scan (voxel): R, A known; S unknown: {reason}\n" in echo.output
+    content = json.loads((tmp_path / "predicted" / "location.json").read_text())
+    assert content == {"scan": {"source": "voxel", "known": ["R", "A"], "unknown": {"S": reason}}}
 
 
 def test_no_true_location_is_taken_for_padding(echo: Workspace, tmp_path: Path) -> None:

@@ -19,12 +19,12 @@ from tests.integration.workspace import Workspace
 TRAINERS = (ShortCoordConv, ShortLocBAM, ShortPriorHead)
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_cascade_fullres")
 BLOCKS = "location_blocks."
-SIGNATURE = "location_signature."
+RECORDS = ("location_signature.", "location_range.")
 
 
 def planned(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The weights that a plain network has too."""
-    return {name: weight for name, weight in weights.items() if not name.startswith((BLOCKS, SIGNATURE))}
+    return {name: weight for name, weight in weights.items() if not name.startswith((BLOCKS, *RECORDS))}
 
 
 def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
@@ -75,7 +75,12 @@ def test_same_seed_same_batches(configuration: str, space: Workspace) -> None:
         assert torch.equal(other["data"][:, :1], image)
         assert torch.equal(other["data"][:, 4:], previous)
     locations = torch.stack([batch["data"][:, 1:4] for batch in located])
-    assert locations.std() > 0.01
+    unknown = torch.isnan(locations).flatten(3)
+    assert torch.equal(unknown.any(3), unknown.all(3))
+    assert locations[~torch.isnan(locations)].std() > 0.01
+    # dropout of one half: in training axes are missing, in validation none is
+    assert unknown[:4].any()
+    assert not unknown[4:].any()
 
 
 @pytest.mark.parametrize("made_by", TRAINERS)
@@ -146,7 +151,7 @@ def test_pretrained_weights_of_a_located_training(space: Workspace) -> None:
     space.train("ShortPriorHead", fold=3, options=f"-pretrained_weights {source}", **{LEARNING_RATE: "0"})
     trained = space.checkpoint("ShortPriorHead", fold=2)["network_weights"]
     loaded = space.checkpoint("ShortPriorHead", fold=3)["network_weights"]
-    kept = [key for key in loaded if ".seg_layers." not in key]
+    kept = [key for key in loaded if ".seg_layers." not in key and not key.startswith(RECORDS)]
     assert any(key.startswith(BLOCKS) and trained[key].abs().max() > 0 for key in kept)
     equal({key: loaded[key] for key in kept}, {key: trained[key] for key in kept})
 

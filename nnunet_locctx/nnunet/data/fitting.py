@@ -74,7 +74,7 @@ class FittedDataset:
 
     @property
     def problems(self) -> dict[str, str]:
-        """The cases that could not be measured, and why; they get voxel fractions."""
+        """The cases that could not be measured, and why; their location is unknown."""
         return {name: found.problem for name, found in self.measured.items() if found.problem}
 
 

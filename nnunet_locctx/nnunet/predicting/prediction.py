@@ -43,7 +43,7 @@ class PreparedScan:
 
     @property
     def location(self) -> npt.NDArray[np.float32]:
-        """(3, *shape) view of the location channels; writing to it changes what the network is told."""
+        """(3, *shape) view of the location channels; writing to it changes what the network gets."""
         return self.data[-LOCATION_CHANNELS:]
 
 

@@ -53,7 +53,7 @@ class DenormalsFlushed(nnUNetTrainer):
 
 
 class LocatedTrainer(DenormalsFlushed):
-    """nnU-Net's trainer, told where in the body each patch was taken.
+    """nnU-Net's trainer; its network gets the place in the body where each patch was taken.
 
     Subclasses name the block; where location enters and what a coordinate means is read from the plans'
     ``location`` key (:class:`~nnunet_locctx.nnunet.options.LocationOptions`).

@@ -48,7 +48,7 @@ SLOPE_TOLERANCE = 0.28
 LEEWAY = 8.0
 """Points by which the rise over a scan may be off besides: both its ends err (standard deviation of a level 1.3 to 5.4
 points in the publication's table; 3 at both ends make 4.2, twice that is allowed), which changes the slope of a short
-scan more than that of a long one. A rejected scan falls back to voxel fractions, which are off by more."""
+scan more than that of a long one. The location of a rejected scan is unknown."""
 
 
 @dataclass(frozen=True)

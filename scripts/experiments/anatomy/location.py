@@ -60,7 +60,9 @@ def locator(source: str, regressor: Regressor | None = None) -> Locator:
         if regressor is None:
             return made.field(case.frame), ""
         measured = regressor.measure(case.images[regressor.channel].astype(np.float32), case.frame)
-        return made.field(case.frame, measured), measured.problem
+        if measured.problem:
+            return make_source("voxel").field(case.frame), measured.problem
+        return made.field(case.frame, measured), ""
 
     return locate
 

@@ -1,6 +1,7 @@
 """GPETrainer and GPEHashTrainer: what the optimiser does with a hash table, and what a checkpoint says of it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,19 @@ from torch import nn
 from nnunet_locctx.blocks import GlobalPositionalEncoding, HashEncoding
 from nnunet_locctx.nnunet.training import trainers
 from nnunet_locctx.nnunet.training.trainer import LocatedTrainer
-from tests.nnunet.small_plans import configuration, plans
+from tests.nnunet.small_plans import configuration
 from tests.nnunet.training.test_trainer import build
 
 SMALL = {"levels": 2, "log2_entries": 8}
 
 
 @pytest.fixture
-def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes a trainer, its network and its optimiser."""
-    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+def trained(make_trainer: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a trainer with its network."""
 
-    def make(found: type[LocatedTrainer], **location: Any) -> Any:
-        made = configuration(location=location)
-        labels = {"labels": {"background": 0, "a": 1}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
-        trainer = found(plans({"c": made}), "c", 0, labels, torch.device("cpu"))
-        trainer.network = build(found, made)
+    def make(made_by: type[LocatedTrainer], **location: Any) -> Any:
+        trainer = make_trainer(made_by.__name__, **location)
+        trainer.network = build(made_by, configuration(location=location))
         return trainer
 
     return make
@@ -79,11 +77,11 @@ def test_other_trainers_keep_nnunet_s_groups(trained: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "encoding", "bands"),
+    ("made_by", "encoding", "bands"),
     [(trainers.GPETrainer, "frequency", 10), (trainers.GPEHashTrainer, "hash", 10)],
 )
-def test_the_checkpoint_names_the_encoding(found: type[LocatedTrainer], encoding: str, bands: int) -> None:
-    network = build(found, configuration())
+def test_the_checkpoint_names_the_encoding(made_by: type[LocatedTrainer], encoding: str, bands: int) -> None:
+    network = build(made_by, configuration())
     says = json.loads(network.location_signature.decoded())
     assert (says["method"], says["block"]["encoding"], says["block"]["bands"]) == ("gpe", encoding, bands)
     blocks = list(network.location_blocks)

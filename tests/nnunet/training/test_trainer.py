@@ -1,14 +1,11 @@
-"""Trainers: found by name, built around nnU-Net's own network, careful with checkpoints."""
+"""Trainers: found by name, built around nnU-Net's own network, on the CPU without denormal floats."""
 
 import pickle
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
@@ -17,10 +14,12 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoM
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_locctx.denormals import flushed
 from nnunet_locctx.networks.located_unet import LocatedUNet
 from nnunet_locctx.nnunet.options import DROPOUT
 from nnunet_locctx.nnunet.predicting.preprocessing import LocatedConfiguration
-from nnunet_locctx.nnunet.training import checkpoints, trainers
+from nnunet_locctx.nnunet.training import trainers
+from nnunet_locctx.nnunet.training.trainer import DenormalsFlushed
 from nnunet_locctx.nnunet.training.trainers import TRAINERS
 from nnunet_locctx.nnunet.training.whole_network import WholeNetworkTrainer
 from tests.nnunet.small_plans import architecture, configuration, plans
@@ -122,23 +121,15 @@ def test_published_methods_are_trained_as_published(name: str) -> None:
 @pytest.mark.parametrize(("name", "own"), [("LocCtxTrainer", DROPOUT), ("LocBAMTrainer", 0.0)])
 @pytest.mark.parametrize("planned", [None, 0.0, 0.3])
 def test_the_plans_dropout_goes_before_the_trainers(
-    name: str, own: float, planned: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, own: float, planned: float | None, make_trainer: Any
 ) -> None:
-    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
-    location = {} if planned is None else {"dropout": planned}
-    made = plans({"c": configuration(location=location)})
-    dataset = {"labels": {"background": 0, "a": 1}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
-    trainer = TRAINERS[name](made, "c", 0, dataset, torch.device("cpu"))
-    assert trainer.location.dropout == (own if planned is None else planned)  # type: ignore[union-attr]
+    trainer = make_trainer(name, **({} if planned is None else {"dropout": planned}))
+    assert trainer.location.dropout == (own if planned is None else planned)
 
 
-def test_wrong_options_stop_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
-    made = plans({"c": configuration(location={"place": "roof"})})
+def test_wrong_options_stop_before_anything_is_written(make_trainer: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"place must be one of .* got 'roof'"):
-        trainers.PriorHeadTrainer(made, "c", 0, {"labels": {"background": 0, "a": 1}}, torch.device("cpu"))
+        make_trainer("PriorHeadTrainer", place="roof")
     assert not (tmp_path / "results").exists()
 
 
@@ -156,68 +147,41 @@ def test_the_recommended_trainer_bounds_its_scales() -> None:
         assert (block(features + 1000, location) - shifted).abs().max() <= 4001  # at most four times
 
 
-def test_a_checkpoint_keeps_to_its_plans() -> None:
-    weights = build(trainers.PriorHeadTrainer, configuration()).state_dict()
-    build(trainers.PriorHeadTrainer, configuration(location={"jitter": 0.3})).load_state_dict(weights)
-    other = build(trainers.PriorHeadTrainer, configuration(location={"source": "scanner"}))
-    with pytest.raises(
-        ValueError, match=r'trained with the location options .*"voxel".* the plans say .*"scanner"'
-    ):
-        other.load_state_dict(weights)
-    plain = build(nnUNetTrainer, configuration()).state_dict()
-    with pytest.raises(ValueError, match="was not written by a trainer of nnunet_locctx"):
-        other.load_state_dict(plain)
+def test_denormals_are_0_from_initialisation_to_the_end(
+    make_trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nnUNetTrainer, "initialize", lambda _: None)
+    monkeypatch.setattr(nnUNetTrainer, "on_train_end", lambda _: None)
+    trainer = make_trainer("LocCtxTrainer")
+    assert not flushed()
+    DenormalsFlushed.initialize(trainer)
+    assert flushed()
+    trainer.on_train_end()
+    assert not flushed()
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Stands in for the running nnUNetv2_train."""
-    module: Any = types.ModuleType(checkpoints.RUN_TRAINING)
-    module.load_pretrained_weights = load_pretrained_weights
-    monkeypatch.setitem(sys.modules, checkpoints.RUN_TRAINING, module)
-    checkpoints.allow_plain_weights()
-    checkpoints.allow_plain_weights()
-    return module
+def test_denormals_are_0_before_the_network_is_built(
+    make_trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(nnUNetTrainer, "initialize", lambda _: seen.append(flushed()))
+    DenormalsFlushed.initialize(make_trainer("LocBAMTrainer"))
+    assert seen == [True]
 
 
-@pytest.mark.parametrize("name", FITTED)
-def test_pretrained_with_a_plain_checkpoint(name: str, command: Any, tmp_path: Path) -> None:
-    """nnU-Net never transfers segmentation layers; everything else is loaded and the output is the
-    pretrained network's."""
-    pretrained = build(nnUNetTrainer, configuration())
-    for parameter in pretrained.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    torch.save({"network_weights": pretrained.state_dict()}, tmp_path / "plain.pth")
-    located = build(TRAINERS[name], configuration())
-    command.load_pretrained_weights(located, str(tmp_path / "plain.pth"), verbose=False)
-    for key, value in pretrained.state_dict().items():
-        assert torch.equal(located.state_dict()[key], value) != (".seg_layers." in key), key
-    pretrained.decoder.seg_layers.load_state_dict(located.decoder.seg_layers.state_dict())
-    image, location = torch.rand(2, 1, 8, 8, 8), torch.rand(2, 3, 8, 8, 8)
-    torch.testing.assert_close(
-        located(torch.cat([image, location], 1)), pretrained(image), atol=1e-5, rtol=1e-5
-    )
+def test_denormals_are_left_alone_on_other_devices(
+    make_trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nnUNetTrainer, "initialize", lambda _: None)
+    trainer = make_trainer("LocCtxTrainer")
+    trainer.device = torch.device("cuda")
+    DenormalsFlushed.initialize(trainer)
+    assert not flushed()
 
 
-def test_pretrained_with_a_located_checkpoint(command: Any, tmp_path: Path) -> None:
-    """Blocks are transferred too, also when only the source differs."""
-    pretrained = build(trainers.LocBAMTrainer, configuration(location={"source": "scanner"}))
-    for parameter in pretrained.location_blocks.parameters():
-        torch.nn.init.normal_(parameter)
-    torch.save({"network_weights": pretrained.state_dict()}, tmp_path / "located.pth")
-    located = build(trainers.LocBAMTrainer, configuration())
-    command.load_pretrained_weights(located, str(tmp_path / "located.pth"))
-    for key, value in pretrained.location_blocks.state_dict().items():
-        assert torch.equal(located.location_blocks.state_dict()[key], value)
-    assert '"voxel"' in located.location_signature.decoded()
-
-
-def test_plain_networks_are_loaded_as_ever(command: Any, tmp_path: Path) -> None:
-    one, two = build(nnUNetTrainer, configuration()), build(nnUNetTrainer, configuration())
-    for parameter in one.parameters():
-        torch.nn.init.normal_(parameter)
-    torch.save({"network_weights": one.state_dict()}, tmp_path / "plain.pth")
-    command.load_pretrained_weights(two, str(tmp_path / "plain.pth"))
-    assert torch.equal(
-        one.encoder.stages[0][0].convs[0].conv.weight, two.encoder.stages[0][0].convs[0].conv.weight
-    )
+@pytest.mark.parametrize("name", NAMES)
+def test_every_trainer_flushes_denormals(name: str) -> None:
+    trainer = TRAINERS[name]
+    assert issubclass(trainer, DenormalsFlushed)
+    order = trainer.__mro__
+    assert order.index(DenormalsFlushed) < order.index(nnUNetTrainer)

@@ -1,17 +1,23 @@
-"""Which checkpoints a network takes."""
+"""Which weights a network takes: those of its own location options, and plain ones to start from."""
 
 import json
+import sys
+import types
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
+from nnunet_locctx.nnunet.training import checkpoints, trainers
 from nnunet_locctx.nnunet.training.checkpoints import LENGTH, LocationSignature
 from nnunet_locctx.nnunet.training.trainers import TRAINERS
 from tests.networks.small_networks import SMALL
 from tests.nnunet.small_plans import configuration
-from tests.nnunet.training.test_trainer import build
+from tests.nnunet.training.test_trainer import FITTED, build
 
 PLANS = {"source": "voxel", "block": {"bands": 6, "hidden": 8}, "also": [["prior", "logits", {"hidden": 16}]]}
 DEFAULTS = {
@@ -108,3 +114,70 @@ def test_models_from_before_an_option_load_and_of_other_hash_arithmetic_do_not(
         ValueError, match=r'plans say .*"hash_positions": "float32".*another version of nnunet_locctx'
     ):
         whole.location_signature.load_state_dict(without(whole, part, "hash_positions"))
+
+
+def test_a_checkpoint_keeps_to_its_plans() -> None:
+    weights = build(trainers.PriorHeadTrainer, configuration()).state_dict()
+    build(trainers.PriorHeadTrainer, configuration(location={"jitter": 0.3})).load_state_dict(weights)
+    other = build(trainers.PriorHeadTrainer, configuration(location={"source": "scanner"}))
+    with pytest.raises(
+        ValueError, match=r'trained with the location options .*"voxel".* the plans say .*"scanner"'
+    ):
+        other.load_state_dict(weights)
+    plain = build(nnUNetTrainer, configuration()).state_dict()
+    with pytest.raises(ValueError, match="was not written by a trainer of nnunet_locctx"):
+        other.load_state_dict(plain)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Stands in for the running nnUNetv2_train."""
+    module: Any = types.ModuleType(checkpoints.RUN_TRAINING)
+    module.load_pretrained_weights = load_pretrained_weights
+    monkeypatch.setitem(sys.modules, checkpoints.RUN_TRAINING, module)
+    checkpoints.allow_plain_weights()
+    checkpoints.allow_plain_weights()
+    return module
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_pretrained_with_a_plain_checkpoint(name: str, command: Any, tmp_path: Path) -> None:
+    """nnU-Net never transfers segmentation layers; everything else is loaded and the output is the
+    pretrained network's."""
+    pretrained = build(nnUNetTrainer, configuration())
+    for parameter in pretrained.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    torch.save({"network_weights": pretrained.state_dict()}, tmp_path / "plain.pth")
+    located = build(TRAINERS[name], configuration())
+    command.load_pretrained_weights(located, str(tmp_path / "plain.pth"), verbose=False)
+    for key, value in pretrained.state_dict().items():
+        assert torch.equal(located.state_dict()[key], value) != (".seg_layers." in key), key
+    pretrained.decoder.seg_layers.load_state_dict(located.decoder.seg_layers.state_dict())
+    image, location = torch.rand(2, 1, 8, 8, 8), torch.rand(2, 3, 8, 8, 8)
+    torch.testing.assert_close(
+        located(torch.cat([image, location], 1)), pretrained(image), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_pretrained_with_a_located_checkpoint(command: Any, tmp_path: Path) -> None:
+    """Blocks are transferred too, also when only the source differs."""
+    pretrained = build(trainers.LocBAMTrainer, configuration(location={"source": "scanner"}))
+    for parameter in pretrained.location_blocks.parameters():
+        torch.nn.init.normal_(parameter)
+    torch.save({"network_weights": pretrained.state_dict()}, tmp_path / "located.pth")
+    located = build(trainers.LocBAMTrainer, configuration())
+    command.load_pretrained_weights(located, str(tmp_path / "located.pth"))
+    for key, value in pretrained.location_blocks.state_dict().items():
+        assert torch.equal(located.location_blocks.state_dict()[key], value)
+    assert '"voxel"' in located.location_signature.decoded()
+
+
+def test_plain_networks_are_loaded_as_ever(command: Any, tmp_path: Path) -> None:
+    one, two = build(nnUNetTrainer, configuration()), build(nnUNetTrainer, configuration())
+    for parameter in one.parameters():
+        torch.nn.init.normal_(parameter)
+    torch.save({"network_weights": one.state_dict()}, tmp_path / "plain.pth")
+    command.load_pretrained_weights(two, str(tmp_path / "plain.pth"))
+    assert torch.equal(
+        one.encoder.stages[0][0].convs[0].conv.weight, two.encoder.stages[0][0].convs[0].conv.weight
+    )
