@@ -1,9 +1,12 @@
 """The scatter of classes between cases, against values worked out by hand."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK
 
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import AXES, AffineField, hide_axes, make_source
@@ -16,6 +19,7 @@ from nnunet_locctx.nnunet.data.class_places import (
 )
 
 NAN = np.nan
+SHARED = Path("/work/shared/data")
 
 
 def box(shape: tuple[int, int, int] = (20, 20, 20), spacing: float = 2.0) -> Frame:
@@ -74,3 +78,27 @@ def test_jitter_is_the_scatter_of_what_is_known() -> None:
             ValueError, match=r"no class has a known place in 3 or more of \d cases; give jitter"
         ):
             measured_scatter(wrong)
+
+
+def real_cases(dataset: str) -> list[CasePoints]:
+    """The scans of a raw dataset as they are stored, not cropped to what is not 0 as nnU-Net does."""
+    folder = SHARED / dataset
+    labels = json.loads((folder / "dataset.json").read_text())["labels"]
+    cases = []
+    for file in sorted((folder / "labelsTr").glob("*.nii.gz")):
+        image = SimpleITK.ReadImage(str(file))
+        array = SimpleITK.GetArrayFromImage(image)
+        points = {name: np.argwhere(array == value) for name, value in labels.items() if value}
+        cases.append(CasePoints(file.name, Frame.from_sitk(image), points))
+    return cases
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared scans are not here")
+@pytest.mark.parametrize(
+    ("dataset", "ratio"),
+    [("Dataset208_MouseBrainMR", (4.6, 7.1, 1.0)), ("Dataset209_HeadMR", (10, 3.2, 1.05))],
+)
+def test_ratios_of_real_scans_are_those_of_the_issue(dataset: str, ratio: tuple[float, ...]) -> None:
+    """Issue 15's table, in fractions of the scan."""
+    found = source_places(real_cases(dataset), make_source("voxel"))
+    np.testing.assert_allclose(found.spread.ratio, ratio, rtol=0.06)
