@@ -22,6 +22,7 @@ from nnunet_locctx.commands import (
     report,
     robustness,
     show,
+    sources,
     study,
     trainers,
 )
@@ -33,6 +34,7 @@ COMMANDS = (
     demo,
     convert,
     check,
+    sources,
     plan,
     fit,
     show,

@@ -24,6 +24,7 @@ COMMANDS = (
     "demo",
     "convert",
     "check",
+    "sources",
     "plan",
     "fit",
     "show",

@@ -147,7 +147,7 @@ def test_scans_that_show_nothing(raw: Path, source: str, slices: int, intensity:
 
 
 def test_wrong_source() -> None:
-    with pytest.raises(ValueError, match="source must be one of body_part, anatomical, got 'voxel'"):
+    with pytest.raises(ValueError, match="source must be one of body, body_part, anatomical, got 'voxel'"):
         fit_source(5, "voxel")
     with pytest.raises(ValueError, match="anchors and imported scores are for the source 'body_part'"):
         fit_source(5, "anatomical", anchors=Anchors("organ", "organ"))

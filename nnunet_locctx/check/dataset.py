@@ -23,6 +23,7 @@ from nnunet_locctx.check.scan import (
     orientation,
     tiff_spacing_file,
 )
+from nnunet_locctx.check.sides import side_findings
 from nnunet_locctx.datasets.grids import (
     COMMON,
     DEVIATIONS,
@@ -282,6 +283,7 @@ def _dataset_findings(
         )
         findings.append(Finding("note", "orientations", None, message))
     findings += outliers(cases, dataset.labels)
+    findings += side_findings(cases, dataset.labels)
     return findings
 
 

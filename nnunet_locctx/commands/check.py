@@ -51,6 +51,10 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--json: there is no folder {options.json.resolve().parent}")
     report = check_dataset(folder, processes=options.processes, progress=not options.quiet)
     print(format_report(report, options.cases))
+    if report.training_cases:
+        print(
+            "which location to use, once nnU-Net has preprocessed: locctx sources -d ID (or locctx plan --source auto)"
+        )
     if options.json is not None:
         write_atomically(options.json, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
     return CLEAN if report.clean else FINDINGS

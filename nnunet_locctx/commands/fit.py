@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 FEW = 0.9
 """Share of the scans that should be measured; with fewer there is a warning."""
 
-SOURCES = {"body-part": "body_part", "ape": "anatomical"}
+SOURCES = {"body": "body", "body-part": "body_part", "ape": "anatomical"}
 """What is given on the command line -> location source."""
 
 
@@ -37,7 +37,10 @@ def add(commands: Any) -> None:
         """,
     )
     parser.add_argument(
-        "what", choices=sorted(SOURCES), help="body-part: scores along the body; ape: anatomical embeddings"
+        "what",
+        choices=sorted(SOURCES),
+        help="body-part: scores along the body; ape: anatomical embeddings; body: no fit, only the body's box in each "
+        "scan (training does it by itself)",
     )
     parser.add_argument(
         "-d", "--dataset", required=True, metavar="ID", help="id or name of a dataset in nnUNet_raw"
@@ -94,7 +97,9 @@ def run(options: argparse.Namespace) -> int:
     source = SOURCES[options.what]
     if options.configuration:
         _check_configuration(options)
-    given = {name: getattr(options, name) for name in ("seed", "steps", "spacing")}
+    # the box of a body has no seed: nothing in it is random
+    names = ("steps", "spacing") if source == "body" else ("seed", "steps", "spacing")
+    given = {name: getattr(options, name) for name in names}
     fitted = fit_source(
         options.dataset,
         source,

@@ -1,6 +1,7 @@
 """`locctx plan`: another configuration beside those nnU-Net planned."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from nnunet_locctx.commands.common import CLEAN, add_command, assignments
@@ -19,6 +20,7 @@ def add(commands: Any) -> None:
         spacings are in the order of the plans' own (for most datasets slice, row, column).""",
         """
         locctx plan -d 3 --preset patch32
+        locctx plan -d 3 --name 3d_located --source auto
         locctx plan -d 7 --preset locbam_lowres_small locbam_lowres_large
         locctx plan -d 3 -c 3d_fullres --name 3d_small --patch 32 32 32 --batch 8 --source scanner
         nnUNetv2_train 3 3d_small 0 -p nnUNetPlans_locctx -tr LocBAMTrainer
@@ -89,8 +91,9 @@ def add(commands: Any) -> None:
     where.add_argument(
         "--source",
         metavar="NAME",
-        help="what a coordinate means: voxel (fraction of the volume), scanner (millimetres), body_part or anatomical "
-        "(after `locctx fit`)",
+        help="what a coordinate means: voxel (fraction of the volume), scanner (millimetres), body (fraction of the "
+        "body's own box), body_part or anatomical (after `locctx fit`); auto: what `locctx sources` recommends, with "
+        "axes and jitter",
     )
     where.add_argument(
         "--absolute",
@@ -117,9 +120,10 @@ def add(commands: Any) -> None:
     )
     where.add_argument(
         "--jitter",
-        type=float,
+        type=_jitter,
         metavar="SD",
-        help="training: random shift and scale of a patch's location, standard deviation",
+        help="training: random shift and scale of a patch's location, standard deviation; auto: as much as the classes "
+        "scatter between the cases",
     )
     where.add_argument(
         "--dropout",
@@ -177,6 +181,9 @@ def run(options: argparse.Namespace) -> int:
     from nnunet_locctx.commands.plan_report import print_configurations
     from nnunet_locctx.nnunet.plans.planning import plan_configurations
 
+    for given in changes.values():
+        if given.get("location", {}).get("source") == "auto":
+            given["location"] = _recommended(options, folder, given)
     plans, changed = plan_configurations(
         folder,
         options.plans,
@@ -187,6 +194,42 @@ def run(options: argparse.Namespace) -> int:
     )
     print_configurations(folder, plans, {name: made_for.get(name) for name in changes}, changed)
     return CLEAN
+
+
+def _recommended(options: argparse.Namespace, folder: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """The location of a configuration with the recommended source; what else is given goes on top.
+
+    Raises:
+        ValueError: Nothing was preprocessed, or no source tells the classes apart.
+    """
+    from nnunet_locctx.nnunet.plans.planning import read_plans, resolve
+    from nnunet_locctx.nnunet.plans.sources import (
+        location_key,
+        measure_sources,
+        recommend,
+        report_recommendation,
+        report_sources,
+    )
+
+    plans = read_plans(folder / f"{options.plans}.json")
+    configuration = resolve(plans, options.configuration)
+    cases, candidates = measure_sources(folder, plans, configuration)
+    planned = {key: given[key] for key in ("patch_size",) if key in given and "spacing" not in given}
+    sentences = report_recommendation(candidates, cases, {**configuration, **planned})
+    print("\n".join([*report_sources(candidates), *sentences]))
+    best = recommend(candidates)
+    if best is None:
+        raise ValueError(
+            "--source auto finds no source that tells the classes apart; train plain nnU-Net, or name a source"
+        )
+    return {
+        **location_key(best),
+        **{key: value for key, value in given["location"].items() if key != "source"},
+    }
+
+
+def _jitter(text: str) -> float | str:
+    return text if text == "auto" else float(text)
 
 
 def _changes(options: argparse.Namespace, changes: dict[str, Any]) -> dict[str, Any]:

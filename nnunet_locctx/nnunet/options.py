@@ -13,6 +13,9 @@ from nnunet_locctx.networks.located_unet import Fitting
 
 KEY = "location"
 
+AUTO = "auto"
+"""Jitter as large as what is measured in the training cases."""
+
 DROPOUT = 0.1
 """Probability with which this project's own trainers make each axis of a patch unknown, and all of them; published
 methods' trainers do not. With 18 abdominal CTs and one seed (see :data:`~nnunet_locctx.location.COORDINATE_TOLERANCE`)
@@ -29,7 +32,8 @@ class LocationOptions:
         cross_section: Source ``body_part`` only: what R and A are fractions of, ``body`` or ``scan``.
         axes: The axes in use, of R, A and S; the location along the others is unknown in every scan.
         jitter: Training only. Standard deviation of a random shift (units of the source; ``voxel``: fraction
-            of the volume) and of a random relative scale of each patch's location, drawn per axis.
+            of the volume) and of a random relative scale of each patch's location, drawn per axis; ``auto``: along each
+            axis the scatter of the classes between the training cases.
         dropout: Training only. Probability with which each axis of a patch is made unknown, and with which all of them
             are; None: the trainer's own (:data:`DROPOUT`, or 0).
         place: Where in the network location enters, a name of :data:`nnunet_locctx.blocks.PLACES`; None: the
@@ -41,7 +45,7 @@ class LocationOptions:
     absolute: bool = False
     cross_section: str = "body"
     axes: tuple[str, ...] = AXES
-    jitter: float = 0.0
+    jitter: float | str = 0.0
     dropout: float | None = None
     place: str | None = None
     block: Mapping[str, Any] = field(default_factory=dict)
@@ -65,10 +69,11 @@ class LocationOptions:
         object.__setattr__(self, "axes", _checked_axes(self.axes))
         for name in ("jitter", "dropout"):
             value = getattr(self, name)
-            if name == "dropout" and value is None:
+            if (name, value) in (("dropout", None), ("jitter", AUTO)):
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise ValueError(f"location.{name} must be a number from 0 to 1, got {value!r}")
+                allowed = "a number from 0 to 1" + (f" or {AUTO!r}" if name == "jitter" else "")
+                raise ValueError(f"location.{name} must be {allowed}, got {value!r}")
         if not isinstance(self.block, Mapping):
             raise ValueError(f"location.block must be a table of options, got {self.block!r}")
 

@@ -5,11 +5,12 @@ import io
 import torch
 
 from nnunet_locctx.regression.anatomical import AnatomicalRegressor
+from nnunet_locctx.regression.body import BodyFinder
 from nnunet_locctx.regression.body_part import BodyPartRegressor
 from nnunet_locctx.regression.regressor import VERSION, Regressor
 
 REGRESSORS: dict[str, type[Regressor]] = {
-    regressor.kind: regressor for regressor in (AnatomicalRegressor, BodyPartRegressor)
+    regressor.kind: regressor for regressor in (AnatomicalRegressor, BodyFinder, BodyPartRegressor)
 }
 """Location source -> the model that it is measured by."""
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from nnunet_locctx.files import replacing
 from nnunet_locctx.geometry import Frame
-from nnunet_locctx.location import AnatomicalMap, BodyPartCurve
+from nnunet_locctx.location import AnatomicalMap, BodyBox, BodyPartCurve
 from nnunet_locctx.nnunet.data.fitting import FittedDataset
 from nnunet_locctx.viewing import CORONAL, SAGITTAL, Slice, clear
 
@@ -33,6 +33,10 @@ def report_fitted(fitted: FittedDataset) -> dict[str, Any]:
         summary.append(
             f"slope {np.median(slopes):.4f} points per mm ({min(slopes):.4f} to {max(slopes):.4f})"
         )
+    elif usable and fitted.source == "body":
+        for axis, name in enumerate("RAS"):
+            least, middle, most = np.percentile([figures["box_mm"][axis] for figures in usable], (0, 50, 100))
+            summary.append(f"{name}: the body's box is {middle:.4g} mm long ({least:.4g} to {most:.4g})")
     elif usable:
         for axis, name in enumerate("RAS"):
             ends = [figures["range"][axis] for figures in usable]
@@ -49,12 +53,14 @@ def _figures(found: Any) -> dict[str, Any]:
             "length_mm": round(float(np.ptp(found.positions)), 1),
             "body": found.cross_section is not None,
         }
+    if isinstance(found, BodyBox):
+        return {"box_mm": np.round(found.upper - found.lower, 2).tolist()}
     ends = np.percentile(found.values.reshape(3, -1), (1, 99), axis=1).T
     return {"range": np.round(ends, 3).tolist(), "cells": list(found.values.shape[1:])}
 
 
 def draw_fitted(fitted: FittedDataset, output: Path) -> None:
-    """Writes a picture (.png): the curves of all scans, or slices through the maps of a few.
+    """Writes a picture (.png): the curves or boxes of all scans, or slices through the maps of a few.
 
     Raises:
         ValueError: No scan could be measured.
@@ -64,7 +70,11 @@ def draw_fitted(fitted: FittedDataset, output: Path) -> None:
     maps = {name: found for name, found in usable.items() if isinstance(found, AnatomicalMap)}
     if not usable:
         raise ValueError("no scan could be measured, so there is nothing to draw")
-    figure = _draw_maps(dict(list(maps.items())[:DRAWN_MAPS])) if maps else _draw_curves(curves)
+    boxes = {name: found for name, found in usable.items() if isinstance(found, BodyBox)}
+    if boxes:
+        figure = _draw_boxes(boxes)
+    else:
+        figure = _draw_maps(dict(list(maps.items())[:DRAWN_MAPS])) if maps else _draw_curves(curves)
     with replacing(output) as draft:
         figure.savefig(draft, dpi=120)
 
@@ -103,6 +113,19 @@ def _position_of(curve: BodyPartCurve, score: float) -> float:
     if score > curve.scores[-1]:
         return float(curve.positions[-1] + (score - curve.scores[-1]) / curve.slope)
     return float(np.interp(score, curve.scores, curve.positions))
+
+
+def _draw_boxes(boxes: dict[str, BodyBox]) -> Figure:
+    """How long each scan's box is: one that is unlike the others stands out."""
+    figure = Figure(figsize=(11, max(4.0, min(0.22 * len(boxes), 10.0))), layout="constrained")
+    for axis, ax in enumerate(figure.subplots(1, 3, sharey=True)):
+        ax.plot([box.upper[axis] - box.lower[axis] for box in boxes.values()], range(len(boxes)), "o")
+        ax.set_xlabel(f"{'RAS'[axis]}: length of the body's box in mm")
+        ax.set_xlim(left=0)
+        ax.grid(alpha=0.3)
+        if axis == 0 and len(boxes) <= NAMED_SCANS:
+            ax.set_yticks(range(len(boxes)), list(boxes), fontsize=7)
+    return figure
 
 
 def _draw_maps(maps: dict[str, AnatomicalMap]) -> Figure:

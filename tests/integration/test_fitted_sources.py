@@ -24,6 +24,7 @@ from tests.integration.short_trainers import EchoTrainer, EchoUNet
 from tests.integration.workspace import Workspace
 
 FIT = {
+    "body": "fit body",
     "body_part": "fit body-part --spacing 8 --steps 60 --option side=80 --option evaluate_every=30 --option volumes=8",
     "anatomical": "fit ape --spacing 8 --steps 10 --option widths=[8,16] --option depths=[1,1]",
 }

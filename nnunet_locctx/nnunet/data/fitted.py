@@ -27,8 +27,11 @@ from nnunet_locctx.regression.regressor import Regressor
 PREFIX = "locctx_"
 REGRESSOR = "regressor.pt"
 MEASUREMENTS = "measurements_"
-COMMANDS = {"body_part": "body-part", "anatomical": "ape"}
+COMMANDS = {"body": "body", "body_part": "body-part", "anatomical": "ape"}
 """Location source -> what to give to `locctx fit`."""
+
+WITHOUT_FIT = ("body",)
+"""Sources whose scans are measured by a rule: training does so by itself where nobody did before."""
 
 DIGESTS = "locctx_files.json"
 LOCK = "locctx_fit.lock"

@@ -31,14 +31,17 @@ from nnunet_locctx.nnunet.data.fitted import (
     MEASUREMENTS,
     PREFIX,
     REGRESSOR,
+    WITHOUT_FIT,
     CaseMeasurements,
     fitted_folder,
+    read_regressor,
     summarise,
 )
 from nnunet_locctx.nnunet.data.paths import dataset_folder, nnunet_folder
 from nnunet_locctx.nnunet.data.raw_scans import RawCase, keep_scans, training_cases
 from nnunet_locctx.nnunet.data.workers import map_in_workers
 from nnunet_locctx.regression.anatomical import AnatomicalOptions, fit_anatomical
+from nnunet_locctx.regression.body import BodyFinder
 from nnunet_locctx.regression.body_part import BodyPartOptions, anchored_scale, fit_body_part
 from nnunet_locctx.regression.bpreg import curve_from_bpreg, file_frame, find_files, read_scores
 from nnunet_locctx.regression.registry import load_regressor
@@ -52,7 +55,8 @@ TRAINING = "training"
 KEPT_SECONDS = 30 * 86400.0
 """Earlier regressors' measurements stay this long after a fit, for trainings that began before and still read them."""
 
-OPTIONS: dict[str, type[BodyPartOptions] | type[AnatomicalOptions]] = {
+OPTIONS: dict[str, type[BodyFinder] | type[BodyPartOptions] | type[AnatomicalOptions]] = {
+    "body": BodyFinder,
     "body_part": BodyPartOptions,
     "anatomical": AnatomicalOptions,
 }
@@ -119,7 +123,7 @@ def fit_source(
 
     Args:
         dataset: Id or full name.
-        source: ``body_part`` or ``anatomical``.
+        source: ``body`` (nothing is fitted, scans are measured only), ``body_part`` or ``anatomical``.
         channel: Image channel to look at.
         modality: ``ct`` or ``mr``; None: ``ct`` if dataset.json calls the channel CT.
         anchors: ``body_part``: what scores 0 and 100 are; None: percentiles of the training scans.
@@ -171,6 +175,18 @@ def fit_source(
             if "can't allocate memory" in str(error):  # torch's MemoryError
                 raise MemoryError(str(error).strip().splitlines()[-1]) from error
             raise
+
+
+def regressor_for_training(dataset_name: str, source: str) -> bytes:
+    """The stored regressor of a dataset. For a source without fit it is made, and the training scans are measured, if
+    nobody did so before.
+
+    Raises:
+        ValueError: The source was never fitted on the dataset; or the raw scans are needed and not there or not usable.
+    """
+    if source in WITHOUT_FIT and not (fitted_folder(dataset_name, source) / REGRESSOR).is_file():
+        fit_source(dataset_name, source)
+    return read_regressor(dataset_name, source)
 
 
 @dataclass(frozen=True)
@@ -261,6 +277,8 @@ class _Fit:
     def _fit(self, stamps: Mapping[str, str], training: Path) -> bytes:
         """The fitted regressor."""
         options = self.options
+        if self.source in WITHOUT_FIT:  # it is described by its options alone
+            return bytes(options.to_bytes())
         scans = keep_scans(
             self.cases,
             stamps,

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.nnunet.data.fitted import COMMANDS, PREFIX, REGRESSOR
+from nnunet_locctx.nnunet.data.fitted import COMMANDS, PREFIX, REGRESSOR, WITHOUT_FIT
 from nnunet_locctx.nnunet.plans.plans_file import Plans
 from nnunet_locctx.nnunet.plans.presets import MadeFor
 from nnunet_locctx.nnunet.plans.suitability import Suitability
@@ -102,7 +102,8 @@ def _images(folder: Path, configuration: Mapping[str, Any], made_for: MadeFor) -
 
 def _location(folder: Path, configuration: Mapping[str, Any]) -> Iterator[str]:
     source = configuration.get("location", {}).get("source")
-    if source in COMMANDS and not (folder / (PREFIX + source) / REGRESSOR).is_file():
+    by_fit = source in COMMANDS and source not in WITHOUT_FIT
+    if by_fit and not (folder / (PREFIX + source) / REGRESSOR).is_file():
         yield (
             f"The location source {source!r} is not fitted on this dataset yet: locctx fit {COMMANDS[source]} "
             f"-d {folder.name}"

@@ -182,11 +182,11 @@ class PerturbLocation(BasicTransform):
 
     Args:
         jitter: Standard deviation of the shift (units of the location) and of the relative scale, drawn per
-            axis.
+            axis; one number, or (3,) along (R, A, S).
         dropout: Probability with which each axis becomes unknown (NaN), and with which all axes do.
     """
 
-    def __init__(self, jitter: float, dropout: float) -> None:
+    def __init__(self, jitter: npt.ArrayLike, dropout: float) -> None:
         super().__init__()
         self.jitter = jitter
         self.dropout = dropout
@@ -196,7 +196,7 @@ class PerturbLocation(BasicTransform):
         keys, position = state[1], state[2]
         random = np.random.default_rng([position, *keys[:8].tolist(), int(keys[position % len(keys)])])
         all_unknown = random.random() < self.dropout
-        shift, scale = random.normal(0, 1, (2, LOCATION_CHANNELS)) * self.jitter
+        shift, scale = random.normal(0, 1, (2, LOCATION_CHANNELS)) * np.asarray(self.jitter)
         unknown = (random.random(LOCATION_CHANNELS) < self.dropout) | all_unknown
         return {"unknown": torch.from_numpy(unknown), "shift": shift, "scale": 1 + scale}
 

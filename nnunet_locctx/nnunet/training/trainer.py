@@ -3,6 +3,7 @@ that uses them."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -17,8 +18,10 @@ from tqdm import tqdm
 from nnunet_locctx.geometry import OBLIQUE, Frame
 from nnunet_locctx.location import AXES, LocationField, TrainingRange
 from nnunet_locctx.networks.located_unet import Fitting, LocatedUNet
-from nnunet_locctx.nnunet.data.fitted import CaseMeasurements, fitted_folder, read_regressor
-from nnunet_locctx.nnunet.options import LocationOptions
+from nnunet_locctx.nnunet.data.class_places import measured_scatter, read_points
+from nnunet_locctx.nnunet.data.fitted import CaseMeasurements, fitted_folder
+from nnunet_locctx.nnunet.data.fitting import regressor_for_training
+from nnunet_locctx.nnunet.options import AUTO, LocationOptions
 from nnunet_locctx.nnunet.predicting.carried import Carried
 from nnunet_locctx.nnunet.predicting.location_file import describe, make_record
 from nnunet_locctx.nnunet.predicting.preprocessing import carry, locate
@@ -97,7 +100,7 @@ class LocatedTrainer(DenormalsFlushed):
         self.carried = Carried()
         if self.location.make_source().fitted:
             name = plans["dataset_name"]
-            data = read_regressor(name, self.location.source)
+            data = regressor_for_training(name, self.location.source)
             self.carried = Carried(data)
             self.carried.open()
             self.measurements = CaseMeasurements(fitted_folder(name, self.location.source), data)
@@ -259,8 +262,21 @@ class LocatedTrainer(DenormalsFlushed):
         perturb = None
         jitter, dropout = self.location.jitter, self.location.dropout or 0.0
         if self.augments and (jitter or dropout):
-            perturb = PerturbLocation(jitter, dropout)
+            perturb = PerturbLocation(self._measured_jitter() if jitter == AUTO else jitter, dropout)
         return locate_transforms(transforms, perturb)
+
+    def _measured_jitter(self) -> Any:
+        """(3,) scatter of the classes between this fold's training cases."""
+        training, _ = self.do_split()
+        cases = read_points(
+            Path(self.preprocessed_dataset_folder),
+            self.dataset_json["labels"],
+            self.plans_manager.transpose_forward,
+        )
+        chosen = [case for case in cases if case.identifier in training]
+        jitter = measured_scatter((self._field(case.identifier, case.frame), case.points) for case in chosen)
+        self.print_to_log_file(f"jitter (R, A, S): {', '.join(f'{value:.4f}' for value in jitter)}")
+        return jitter
 
     def get_validation_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
         """nnU-Net's transforms, carrying location; arguments as in nnU-Net's method of this name."""

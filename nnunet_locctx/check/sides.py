@@ -1,0 +1,124 @@
+"""Classes named for a side of the body, against the side they lie on."""
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from nnunet_locctx.check.report import CaseSummary, Finding
+from nnunet_locctx.evaluation.classes import find_pairs
+
+FARTHER = 0.01
+"""Share of the scan's width that two twins lie apart, at least; nearer ones do not tell the sides."""
+
+RIGHT_TO_LEFT = {"1": "2", "4": "3", "5": "6", "8": "7"}
+"""Quadrants of the FDI's numbers of teeth (ISO 3950), permanent and deciduous ones: the patient's right -> the left."""
+
+
+def side_findings(cases: Sequence[CaseSummary], labels: Mapping[int, str]) -> list[Finding]:
+    """Compares twins, a left and a right class, with the side that one lies on as seen from the other.
+
+    A mirrored header shows in all twins of a case; names that were exchanged in one pair of twins.
+
+    Args:
+        cases: Those that could be read. Without a geometry there are no sides.
+        labels: Label value -> name.
+    """
+    values = {name: value for value, name in labels.items()}
+    pairs = paired_sides([name for name in values if name != "background"])
+    mirrored: dict[str, dict[tuple[str, str], bool]] = {}
+    for case in cases:
+        if case.orientation == "none":
+            continue
+        places = {pair: [case.positions.get(values[name]) for name in pair] for pair in pairs}
+        # the first coordinate grows to the patient's right
+        apart = {pair: one[0] - other[0] for pair, (one, other) in places.items() if one and other}
+        told = {pair: distance > 0 for pair, distance in apart.items() if abs(distance) >= FARTHER}
+        if told:
+            mirrored[case.name] = told
+    return list(_findings(mirrored))
+
+
+def _findings(mirrored: Mapping[str, Mapping[tuple[str, str], bool]]) -> Iterator[Finding]:
+    """Case -> (left, right) class -> whether the left one lies to the right."""
+    wrong = [case for case, twins in mirrored.items() if 2 * sum(twins.values()) > len(twins)]
+    pairs = list(dict.fromkeys(pair for twins in mirrored.values() for pair in twins))
+    if wrong and 2 * len(wrong) > len(mirrored):
+        message = (
+            f"{_common([left for left, _ in pairs])} lie on the patient's right in {len(wrong)} of {len(mirrored)} "
+            "cases: header or names are mirrored"
+        )
+        yield Finding("warning", "sides", None, message)
+        unlike = [case for case in mirrored if case not in wrong]
+    else:
+        unlike = wrong
+    most = "right" if unlike != wrong else "left"
+    for case in unlike:
+        here = "left" if most == "right" else "right"
+        message = (
+            f"{_common([left for left, _ in mirrored[case]])} lie on the patient's {here}, and in most other cases on "
+            f"the {most}: the header or the label of this case is mirrored"
+        )
+        yield Finding("warning", "sides", case, message)
+    for left, right in pairs:
+        having = [case for case, twins in mirrored.items() if (left, right) in twins]
+        odd = [case for case in having if mirrored[case][left, right] != (case in wrong)]
+        if odd and 2 * len(odd) > len(having):
+            yield Finding(
+                "warning",
+                "sides",
+                None,
+                f"{left} and {right} lie on each other's side, unlike other twins, in {len(odd)} of {len(having)} "
+                "cases: their names are exchanged",
+            )
+
+
+def paired_sides(names: Sequence[str]) -> list[tuple[str, str]]:
+    """The (left, right) classes whose names differ in the side alone: by a word
+    (:func:`~nnunet_locctx.evaluation.classes.find_pairs`), by a letter before a number (``rib_L3`` and ``rib_R3``), or
+    by the number of a tooth (``tooth_21`` and ``tooth_11``)."""
+    pairs = find_pairs(names)
+    known = {name for pair in pairs for name in pair}
+    others = {name for name in names if name not in known}
+    for right in sorted(others):
+        left = _left_letter(right) or _left_tooth(right, names)
+        if left in others:
+            pairs.append((left, right))
+    return pairs
+
+
+def _left_letter(name: str) -> str:
+    """``rib_R3`` -> ``rib_L3``; empty if there is no such letter."""
+    match = re.search(r"(?<![A-Za-z])[Rr](?=_?\d+$)", name)
+    if match is None or match.start() == 0:  # R3 alone may be anything
+        return ""
+    return name[: match.start()] + ("L" if match[0] == "R" else "l") + name[match.end() :]
+
+
+def _left_tooth(name: str, names: Sequence[str]) -> str:
+    """The twin of a right tooth; empty if the name is none, or names and other names do not speak of teeth."""
+    match = re.search(r"(?<!\d)([1458])([1-8])$", name)
+    if match is None or not (
+        re.search(r"tooth|teeth|fdi|incisor|canine|premolar|molar", name, re.IGNORECASE)
+        or all(re.fullmatch(r"[1-8][1-8]", other) for other in names)
+    ):
+        return ""
+    return name[: match.start()] + RIGHT_TO_LEFT[match[1]] + match[2]
+
+
+def _common(names: Sequence[str]) -> str:
+    """``left_*`` for classes whose names begin alike, ``*_left`` for names that end alike, else the names."""
+    if len(names) > 1:
+        start, end = _shared(names), _shared([name[::-1] for name in names])[::-1]
+        if re.search(r"left|^l[_ .]|sin", start, re.IGNORECASE):
+            return f"{start}*"
+        if re.search(r"left|[_ .]l$|sin", end, re.IGNORECASE):
+            return f"*{end}"
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _shared(names: Sequence[str]) -> str:
+    """What all names begin with."""
+    columns = zip(*names, strict=False)
+    return "".join(
+        letters[0] for letters in itertools.takewhile(lambda column: len(set(column)) == 1, columns)
+    )

@@ -1,0 +1,90 @@
+"""`locctx sources`: which location tells the classes of a dataset apart."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from nnunet_locctx.commands.common import CLEAN, add_command, add_processes
+from nnunet_locctx.nnunet.data.paths import dataset_folder
+
+PICTURE = "locctx_sources.png"
+
+
+def add(commands: Any) -> None:
+    """Adds the parser."""
+    parser = add_command(
+        commands,
+        "sources",
+        run,
+        "compare location sources on a dataset, and recommend one",
+        """Measures for each source of location, from what nnU-Net keeps of the preprocessed cases, how much a class's
+        place scatters between cases and how far the classes lie apart, along each axis; recommends a source, its axes
+        and jitter, and says whether location can be expected to help at the planned patch. The source `body` is
+        measured in the raw scans the first time, fitted sources where they were fitted.""",
+        """
+        locctx sources -d 3
+        locctx sources -d 3 -p nnUNetPlans_locctx -c 3d_small
+        """,
+    )
+    parser.add_argument(
+        "-d", "--dataset", required=True, metavar="ID", help="id or name of a dataset in nnUNet_preprocessed"
+    )
+    parser.add_argument(
+        "-p", "--plans", default="nnUNetPlans", metavar="PLANS", help="plans (default: nnUNetPlans)"
+    )
+    parser.add_argument(
+        "-c",
+        "--configuration",
+        default="3d_fullres",
+        metavar="NAME",
+        help="configuration whose patch is planned (default: 3d_fullres)",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="do not read raw scans: leave out `body` where it was never measured",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help=f"picture to write, .png (default: {PICTURE} in the dataset's folder in nnUNet_preprocessed)",
+    )
+    add_processes(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns the exit status."""
+    folder = dataset_folder("nnUNet_preprocessed", options.dataset)
+    output = options.output or folder / PICTURE
+    if output.suffix.lower() != ".png" or not output.resolve().parent.is_dir():
+        raise ValueError(f"--output must be a .png file in a folder that is there, got {output}")
+    if options.processes < 1:
+        raise ValueError(f"--processes must be at least 1, got {options.processes}")
+
+    from nnunet_locctx.nnunet.plans.planning import read_plans, resolve
+    from nnunet_locctx.nnunet.plans.sources import (
+        measure_sources,
+        recommend,
+        report_recommendation,
+        report_sources,
+    )
+    from nnunet_locctx.show.sources import draw_sources
+
+    plans = read_plans(folder / f"{options.plans}.json")
+    configuration = resolve(plans, options.configuration)
+    cases, candidates = measure_sources(
+        folder, plans, configuration, quick=options.quick, processes=options.processes
+    )
+    print("\n".join([*report_sources(candidates), *report_recommendation(candidates, cases, configuration)]))
+    draw_sources({one.name: one.places for one in candidates}, output)
+    print(f"picture: {output}")
+    best = recommend(candidates)
+    if best is not None:
+        name = f"{options.configuration}_{best.location['source']}"
+        line = f"locctx plan -d {int(folder.name[7:10])} -p {options.plans} -c {options.configuration} --name {name}"
+        absolute = " --absolute" if best.location.get("absolute") else ""
+        axes = f" --axes {' '.join(best.axes)}" if len(best.axes) < 3 else ""
+        print(f"next:\n  {line} --source {best.location['source']}{absolute}{axes} --jitter auto")
+    return CLEAN
