@@ -188,11 +188,9 @@ def test_each_layer_in_turn(study):
 
     # only those above the job killed: it goes on, and the next start waits for it
     kill(runner, *study.layers(runner, fifth[0])[1:])
-    waiting = "an earlier run's process still works on it"
-    before = study.out.count(waiting)
     runner = study.start()
-    wait_until(lambda: study.out.count(waiting) > before, study.shown())
-    time.sleep(5)
+    log = study.folder / "work" / "logs" / "train.Plain__near.fold_0.txt"
+    wait_until(lambda: log.is_file() and "waiting for the process" in log.read_text(), study.shown())
     (study.folder / "go").touch()
     wait_until(lambda: gone([runner]), study.shown())
     assert "report: " in study.out
