@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nnunet_locctx.blocks import GlobalEncoding
 from nnunet_locctx.networks.registry import complete_network_options, network_class
 from nnunet_locctx.networks.whole import WholeNetwork
 from tests.blocks.harness import ramp
@@ -244,9 +245,14 @@ class WholeNetworkHarness:
 
     def test_with_an_unknown_location_it_is_its_twin_without(self, with_location: str, rank: int) -> None:
         network, x = self.made_and_fed(with_location, rank, deep_supervision=True)
-        twin = self.make("", self.patches[rank][0], deep_supervision=True, **self.twin)
+        of_location = {*GlobalEncoding().options(), "gpe_places", "replace_positions"}
+        kept = {name: value for name, value in self.given(with_location).items() if name not in of_location}
+        twin = self.make("", self.patches[rank][0], deep_supervision=True, **{**kept, **self.twin})
         assert not twin.located
-        twin.load_state_dict({k: v for k, v in network.state_dict().items() if k in twin.state_dict()})
+        state = {
+            name: torch.zeros_like(value) for name, value in twin.state_dict().items()
+        }  # replaced positions
+        twin.load_state_dict({name: network.state_dict().get(name, value) for name, value in state.items()})
         plain = torch.cat([x[:, :1], x[:, 4:]], dim=1)
         x[:, 1:4] = torch.nan
         for training in (True, False):
