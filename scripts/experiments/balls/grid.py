@@ -1,8 +1,9 @@
-"""The phantom of balls as one grid: rows (a block at a place, a trainer, a form of a network) x seeds, four tables.
+"""The phantom of balls as one grid: rows (a block at a place, a trainer, a form of a network) x seeds, five tables.
 
     python -m scripts.experiments.balls.grid placement                         # docs/why-location.md
     python -m scripts.experiments.balls.grid placement --seeds 0 1 2 --rows 'prior|none'
     python -m scripts.experiments.balls.grid recommendation --seeds 0 1 2      # docs/recommended.md
+    python -m scripts.experiments.balls.grid unknown --seeds 0 1 2             # docs/unknown-location.md
     python -m scripts.experiments.balls.grid methods                           # every trainer, docs/methods.md
     python -m scripts.experiments.balls.grid anchor_bias                       # docs/lightmedseg.md
 
@@ -10,6 +11,7 @@ One JSON line per finished run goes into NAME.json beside this script; runs foun
 picture are written anew after the runs, and by ``--report`` alone.
 """
 
+import functools
 import importlib
 import os
 import re
@@ -24,7 +26,7 @@ from tqdm import tqdm
 
 from nnunet_locctx.denormals import denormals_flushed
 from scripts.benchmarks.harness import OUT_HELP, Record, Records, described_parser, destinations, say
-from scripts.experiments.balls.phantom import BallPhantom, Trained, train
+from scripts.experiments.balls.phantom import BallPhantom, Trained, perturbed, train
 
 ITERATIONS = 400
 
@@ -70,9 +72,11 @@ def score(
     how: Trained,
     name: str,
     jitter: float = 0.0,
+    dropout: float = 0.0,
 ) -> Record:
     """Trains a network and says its Dice on unseen volumes."""
-    seconds = train(network, phantom, seed, iterations, how, jitter, name)
+    perturb = functools.partial(perturbed, jitter=jitter, dropout=dropout) if jitter or dropout else None
+    seconds = train(network, phantom, seed, iterations, how, perturb, name)
     per_organ = phantom.dice_per_organ(network, seed)
     return {
         "dice": round(float(np.mean(per_organ)), 4),
@@ -110,7 +114,7 @@ def table_of(name: str, hippocampus: Path | None) -> Experiment:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what is missing and writes the documents."""
     parser = described_parser(__doc__)
-    parser.add_argument("table", choices=("placement", "recommendation", "methods", "anchor_bias"))
+    parser.add_argument("table", choices=("placement", "recommendation", "unknown", "methods", "anchor_bias"))
     parser.add_argument(
         "--rows", default="", help="regular expression; only rows whose name contains a match"
     )

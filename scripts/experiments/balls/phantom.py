@@ -5,7 +5,7 @@ without a label.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,33 +107,40 @@ class BallPhantom:
             yield tuple(slice(int(low), int(low) + n) for low, n in zip(corner, self.patch, strict=True))
 
     @torch.inference_mode()
-    def predict(self, network: nn.Module, volume: Volume, shift: float = 0.0) -> Tensor:
+    def predict(
+        self, network: nn.Module, volume: Volume, shift: float = 0.0, unknown: tuple[int, ...] = ()
+    ) -> Tensor:
         """Labels (*shape), from logits averaged over sliding windows.
 
         Args:
             network: (B, 1 + 3, *patch) -> (B, classes, *patch).
             volume: What is segmented.
             shift: Added to the location along the body axis, a fraction of the volume's length.
+            unknown: Axes (0: R, 1: A, 2: S) along which the location is not known.
         """
         x = torch.cat([volume.image, volume.location])
         x[3] += shift
+        for axis in unknown:
+            x[1 + axis] = torch.nan
         total = torch.zeros(ORGANS + 1, *volume.labels.shape)
         boxes = list(self.windows(volume.labels.shape))
         for start in range(0, len(boxes), self.batch):
             some = boxes[start : start + self.batch]
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with half_precision():
                 logits = network(torch.stack([x[(slice(None), *box)] for box in some])).float()
             for box, one in zip(some, logits, strict=True):
                 total[(slice(None), *box)] += one
         return total.argmax(dim=0)
 
-    def dice_per_organ(self, network: nn.Module, seed: int, shift: float = 0.0) -> list[float]:
-        """Dice of each organ, its voxels pooled over the unseen volumes."""
+    def dice_per_organ(
+        self, network: nn.Module, seed: int, shift: float = 0.0, unknown: tuple[int, ...] = ()
+    ) -> list[float]:
+        """Dice of each organ, its voxels pooled over the unseen volumes; see :meth:`predict`."""
         rng = np.random.default_rng(100_000 + seed)
         overlap, size = np.zeros(ORGANS), np.zeros(ORGANS)
         for _ in range(TEST_VOLUMES):
             volume = self.make_volume(rng)
-            prediction = self.predict(network, volume, shift)
+            prediction = self.predict(network, volume, shift, unknown)
             for organ in range(ORGANS):
                 predicted, true = prediction == organ + 1, volume.labels == organ + 1
                 overlap[organ] += 2 * float((predicted & true).sum())
@@ -161,7 +168,7 @@ def train(
     seed: int,
     iterations: int,
     how: Trained,
-    jitter: float = 0.0,
+    perturb: Callable[[Tensor, np.random.Generator], Tensor] | None = None,
     name: str = "",
 ) -> float:
     """Trains `network` in place and leaves it in evaluation mode; the same patches for every network of a seed.
@@ -172,7 +179,7 @@ def train(
         seed: Of volumes and patches.
         iterations: Steps; the learning rate falls as a polynomial of power 0.9.
         how: The optimiser.
-        jitter: Standard deviation of a random shift and scale of each patch's location.
+        perturb: (location (B, 3, *patch), generator) -> the location that the network gets.
         name: Shown with the progress.
 
     Returns:
@@ -180,7 +187,7 @@ def train(
     """
     start = time.perf_counter()
     rng = np.random.default_rng(seed)
-    jitter_rng = np.random.default_rng([seed, 1])  # of its own: the patches stay those of the other rows
+    perturbing = np.random.default_rng([seed, 1])  # of its own: the patches stay those of the other rows
     volumes = [phantom.make_volume(rng) for _ in range(TRAIN_VOLUMES)]
     network.train()
     optimizer = how.optimizer(network)
@@ -188,10 +195,10 @@ def train(
     progress = tqdm(range(iterations), desc=f"{name} (seed {seed})", mininterval=5, leave=False)
     for _ in progress:
         x, labels = phantom.draw_batch(volumes, rng)
-        if jitter:
-            x[:, 1:4] = jittered(x[:, 1:4], jitter, jitter_rng)
+        if perturb is not None:
+            x[:, 1:4] = perturb(x[:, 1:4], perturbing)
         optimizer.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16):  # as nnU-Net trains, and twice as fast here
+        with half_precision():
             logits = network(x)
         loss = loss_function(logits.float(), labels) + sum(auxiliary_losses(network))
         loss.backward()
@@ -203,12 +210,21 @@ def train(
     return time.perf_counter() - start
 
 
-def jittered(location: Tensor, sd: float, rng: np.random.Generator) -> Tensor:
-    """Location (B, 3, *spatial) scaled and shifted at random, per sample and axis."""
-    shift, scale = (
-        torch.from_numpy(rng.normal(0, sd, (len(location), 3, 1, 1, 1))).float() for _ in range(2)
+def half_precision() -> torch.autocast:
+    """bfloat16, much as nnU-Net trains on a GPU, and twice as fast where the processor has it; ten times slower
+    elsewhere, so there float32 is kept."""
+    return torch.autocast(
+        "cpu", dtype=torch.bfloat16, enabled="AVX512" in torch.backends.cpu.get_cpu_capability()
     )
-    return location * (1 + scale) + shift
+
+
+def perturbed(location: Tensor, rng: np.random.Generator, jitter: float, dropout: float) -> Tensor:
+    """Location (B, 3, *spatial) as located trainers perturb it, per sample and axis: scaled and shifted at random
+    (standard deviation `jitter`), then each axis, and all of them, unknown with the probability `dropout`."""
+    per_axis = (len(location), 3, 1, 1, 1)
+    shift, scale = (torch.from_numpy(rng.normal(0, jitter, per_axis)).float() for _ in range(2))
+    unknown = (rng.random(per_axis) < dropout) | (rng.random((len(location), 1, 1, 1, 1)) < dropout)
+    return torch.where(torch.from_numpy(unknown), torch.nan, location * (1 + scale) + shift)
 
 
 def loss_function(logits: Tensor, labels: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from nnunet_locctx.blocks import block_options
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.networks import Fitting, LocatedUNet
 from scripts.benchmarks.harness import Record, describe_machine
@@ -42,6 +43,9 @@ class Row:
         options: Options of the block.
         also: Further blocks of the same network.
         jitter: Training: standard deviation of a random shift and scale of each patch's location.
+        dropout: Training: probability that an axis, or all of them, are unknown in a patch.
+        span: Of the frequency encodings, where their options do not say. None: doubling frequencies, with which every
+            table but that of unknown locations was measured.
     """
 
     name: str
@@ -50,6 +54,8 @@ class Row:
     options: dict[str, Any] = field(default_factory=dict)
     also: tuple[Fitting, ...] = ()
     jitter: float = 0.0
+    dropout: float = 0.0
+    span: float | None = None
 
 
 def rows() -> list[Row]:
@@ -96,14 +102,18 @@ def make_network(row: Row, seed: int) -> nn.Module:
     planned = planned_unet(seed)
     if row.block is None:
         return WithoutLocation(planned)
-    fittings = (Fitting(row.block, row.place, row.options), *row.also)
+    fittings = [
+        Fitting(one.block, one.place, {"span": row.span, **one.options} if "span" in taken else one.options)
+        for one in (Fitting(row.block, row.place, row.options), *row.also)
+        for taken in [block_options(one.block, one.place)]
+    ]
     return LocatedUNet(planned, 1, *fittings, patch_size=PHANTOM.patch)
 
 
 def run(row: Row, seed: int, iterations: int) -> tuple[Record, nn.Module]:
     """What is measured of a row, and its trained network."""
     network = make_network(row, seed)
-    measured = score(network, PHANTOM, seed, iterations, HOW, row.name, row.jitter)
+    measured = score(network, PHANTOM, seed, iterations, HOW, row.name, row.jitter, row.dropout)
     blocks = network.location_blocks if isinstance(network, LocatedUNet) else nn.Identity()
     return {"block": row.block, "place": row.place, "block_parameters": count(blocks), **measured}, network
 
