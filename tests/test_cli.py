@@ -400,7 +400,7 @@ class TestPlan:
             ("-d 7 --name a --patch 17 16 16", "nearest allowed: [16, 16, 16]"),
             ("-d 7 --name a --source moon", "got 'moon'"),
             ("-d 7 --name a --absolute", "absolute"),
-            ("-d 7 --name a --jitter 7", "location.jitter must be a number from 0 to 1, got 7"),
+            ("-d 7 --name a --jitter 7", "location.jitter must be a number from 0 to 1 or 'auto', got 7"),
             ("-d 7 --name a --place nose", "got 'nose'"),
             ("-d 7 --name a --block bands", "--block needs OPTION=VALUE, got 'bands'"),
             ("-d 7 --name a --block speed=fast", "speed"),

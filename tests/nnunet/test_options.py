@@ -41,7 +41,7 @@ def test_scanner() -> None:
     [
         (
             {"source": "gps"},
-            "location.source must be one of anatomical, body_part, scanner, voxel, got 'gps'",
+            "location.source must be one of anatomical, body, body_part, scanner, voxel, got 'gps'",
         ),
         (
             {"sauce": "voxel"},
@@ -50,11 +50,11 @@ def test_scanner() -> None:
         ("voxel", "must be a table, got 'voxel'"),
         ({"absolute": True}, "option of the source 'scanner', got source 'voxel'"),
         ({"absolute": 1, "source": "scanner"}, "location.absolute must be true or false, got 1"),
-        ({"jitter": -0.1}, "location.jitter must be a number from 0 to 1, got -0.1"),
-        ({"jitter": "much"}, "location.jitter must be a number from 0 to 1, got 'much'"),
+        ({"jitter": -0.1}, "location.jitter must be a number from 0 to 1 or 'auto', got -0.1"),
+        ({"jitter": "much"}, "location.jitter must be a number from 0 to 1 or 'auto', got 'much'"),
         ({"dropout": 1.5}, "location.dropout must be a number from 0 to 1, got 1.5"),
         ({"dropout": True}, "location.dropout must be a number from 0 to 1, got True"),
-        ({"jitter": float("nan")}, "location.jitter must be a number from 0 to 1, got nan"),
+        ({"jitter": float("nan")}, "location.jitter must be a number from 0 to 1 or 'auto', got nan"),
         ({"axes": ["R", "X"]}, "location.axes: there is no axis 'X'; allowed: R, A, S"),
         ({"axes": ["R", ["A"]]}, r"location.axes: there is no axis \['A'\]; allowed: R, A, S"),
         ({"axes": "RA"}, "location.axes must list one or more of R, A, S, each once, got 'RA'"),

@@ -297,7 +297,7 @@ def test_networks_without_planned_pooling_keep_their_architecture(planned: dict[
         ({"spacing": [1, -1, 1]}, "spacing must be 3 numbers above 0"),
         (
             {"location": {"source": "moon"}},
-            "location.source must be one of anatomical, body_part, scanner, voxel, got 'moon'",
+            "location.source must be one of anatomical, body, body_part, scanner, voxel, got 'moon'",
         ),
         ({"location": {"colour": 1}}, "does not take colour"),
         ({"location": {"place": "nose"}}, "no block takes these location options.*got 'nose'"),
