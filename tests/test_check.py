@@ -1,4 +1,4 @@
-"""`nnunet_locctx.check` on tiny data sets, each with one thing wrong."""
+"""`nnunet_locctx.check` on tiny datasets, each with one thing wrong."""
 
 import gzip
 import json
@@ -25,7 +25,7 @@ DIRECTIONS = {
 
 
 class Maker:
-    """Writes a data set of small scans with one labelled block each, at the same place in the patient."""
+    """Writes a dataset of small scans with one labelled block each, at the same place in the patient."""
 
     def __init__(self, folder: Path, ending: str = ".nii.gz") -> None:
         self.folder = folder

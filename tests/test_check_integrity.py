@@ -1,4 +1,4 @@
-"""`locctx check` finds an error wherever nnU-Net's own integrity check refuses a data set."""
+"""`locctx check` finds an error wherever nnU-Net's own integrity check refuses a dataset."""
 
 import contextlib
 import json

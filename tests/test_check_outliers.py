@@ -1,4 +1,4 @@
-"""`locctx check` on data sets with one corrupted header: voxel size, order of axes, direction."""
+"""`locctx check` on datasets with one corrupted header: voxel size, order of axes, direction."""
 
 import json
 from pathlib import Path

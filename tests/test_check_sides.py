@@ -1,4 +1,4 @@
-"""Names against sides: mirrored data sets, mirrored cases, exchanged names."""
+"""Names against sides: mirrored datasets, mirrored cases, exchanged names."""
 
 from pathlib import Path
 

@@ -5,7 +5,7 @@ along every axis while training, and the scans are stored in six orientations. S
 organ, and as about half of all structures that look like one are unlabelled, background is its best guess.
 Coordinates are mirrored together with their patch and count along the patient's axes, so the located network
 can tell left from right with the same augmentation. The phantom is built to isolate this; how much location
-helps on a real data set is another question.
+helps on a real dataset is another question.
 """
 
 import json

@@ -119,7 +119,7 @@ def _down(study: Results, frame: pd.DataFrame) -> pd.DataFrame:
     """A line per row of the paper."""
     shown = pd.DataFrame(
         {
-            "data set": frame["dataset"],
+            "dataset": frame["dataset"],
             "preset": frame["preset"],
             "method": frame["label"],
             "paper": (frame["bound"] + " ").str.lstrip() + frame["value"].map(number),
@@ -149,7 +149,7 @@ def _across(frame: pd.DataFrame) -> pd.DataFrame:
     classes = frame.loc[frame["class"] != "", "class"].unique()
     grid = cells.reindex(pd.MultiIndex.from_frame(lines[names]))[["", *classes]].fillna(NOTHING)
     grid = grid.reset_index().assign(cases=lines["behind"].to_numpy())
-    return grid.set_axis(["data set", "preset", "method", "mean", *classes, "cases"], axis=1)
+    return grid.set_axis(["dataset", "preset", "method", "mean", *classes, "cases"], axis=1)
 
 
 def _signed(value: float) -> str:
@@ -159,7 +159,7 @@ def _signed(value: float) -> str:
 def find_ours(study: Results, paper: Mapping[str, Any], row: Mapping[str, Any]) -> Ours:
     """The study's value for a row of a paper, of the validation cases of all folds."""
     if not same_dataset(str(row["dataset"]), study.dataset):
-        return Ours(math.nan, math.nan, 0, "other data set")
+        return Ours(math.nan, math.nan, 0, "other dataset")
     run = _find_run(study, row)
     if run is None:
         return Ours(math.nan, math.nan, 0, "not in the study")

@@ -96,7 +96,7 @@ class Results:
 
     @property
     def dataset(self) -> str:
-        """Name of the data set."""
+        """Name of the dataset."""
         return str(self.settings["dataset"]["name"])
 
     def runs_at(self, preset: str) -> pd.DataFrame:

@@ -217,7 +217,7 @@ def settings(study: Results) -> list[Block]:
     """What was set, and on what it ran."""
     chosen = study.settings
     facts = [
-        f"data set: {study.dataset}",
+        f"dataset: {study.dataset}",
         f"channels: {_words(chosen.get('channels'))}",
         f"labels: {_words(chosen.get('labels'))}",
         f"folds: {', '.join(map(str, study.folds))}",

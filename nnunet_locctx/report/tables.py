@@ -134,7 +134,7 @@ def error_table(study: Results, rows: pd.DataFrame, key: str, cases: str) -> Tab
         caption += f" Paper Dice: as the paper ({convention}) counts."
     else:  # nothing to show in the last column
         shown = shown.drop(columns="paper Dice, %")
-    notes = [] if study.pairs else ["The data set has no left and right classes: no swaps."]
+    notes = [] if study.pairs else ["The dataset has no left and right classes: no swaps."]
     shown, frame = _beside_names(rows, shown), _beside_names(rows, frame)
     return Table(key, caption, shown, labels=2, notes=notes, records=frame)
 

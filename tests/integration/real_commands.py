@@ -134,15 +134,15 @@ def steps() -> Iterator[Step]:
 def preparation(number: int, dataset: str) -> Iterator[Step]:
     """Fingerprint, plans and preprocessing; the plans are then cut down to a tiny network."""
     yield Step(
-        f"fingerprint, data set {number}",
+        f"fingerprint, dataset {number}",
         f"nnUNetv2_extract_fingerprint -d {number} -np 1",
         exists("dataset_fingerprint.json", dataset),
     )
-    yield Step(f"plans, data set {number}", f"nnUNetv2_plan_experiment -d {number}", shrunk(dataset))
+    yield Step(f"plans, dataset {number}", f"nnUNetv2_plan_experiment -d {number}", shrunk(dataset))
     names = ("2d", "3d_fullres", "3d_lowres") if number == 1 else ("3d_fullres",)
     folders = [f"nnUNetPlans_{name}" for name in names]
     command = f"nnUNetv2_preprocess -d {number} -c {' '.join(names)} -np {' '.join('1' for _ in names)}"
-    yield Step(f"preprocessing, data set {number}", command, exists(folders[-1], dataset))
+    yield Step(f"preprocessing, dataset {number}", command, exists(folders[-1], dataset))
 
 
 def matrix(trainer: str) -> Iterator[Step]:

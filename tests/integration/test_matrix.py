@@ -14,7 +14,7 @@ TRAINERS = ("ShortCoordConv", "ShortLocBAM", "ShortPriorHead")
 
 
 def check_predictions(found: dict[str, np.ndarray], truth: Path, allowed: range) -> None:
-    """One segmentation per scan, of its size, with the data set's labels only."""
+    """One segmentation per scan, of its size, with the dataset's labels only."""
     expected = images(truth)
     assert found.keys() == expected.keys()
     for name, segmentation in found.items():

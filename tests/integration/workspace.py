@@ -1,4 +1,4 @@
-"""nnU-Net's folders for one data set, and nnU-Net's own commands run on them inside the test's process."""
+"""nnU-Net's folders for one dataset, and nnU-Net's own commands run on them inside the test's process."""
 
 import contextlib
 import importlib.metadata
@@ -74,7 +74,7 @@ class Workspace:
     """nnUNet_raw, nnUNet_preprocessed and nnUNet_results below one folder.
 
     Attributes:
-        dataset: Name of the data set, such as ``Dataset001_Phantom``.
+        dataset: Name of the dataset, such as ``Dataset001_Phantom``.
         output: What the last command printed.
     """
 

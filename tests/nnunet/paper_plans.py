@@ -1,4 +1,4 @@
-"""Plans as nnU-Net makes them for the papers' data sets, roughly: voxel size, median size, normalisation, channels."""
+"""Plans as nnU-Net makes them for the papers' datasets, roughly: voxel size, median size, normalisation, channels."""
 
 from typing import Any
 

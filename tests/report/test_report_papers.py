@@ -110,7 +110,7 @@ def test_table_shows_both_gains_and_why_a_value_is_not_there(tmp_path: Path) -> 
     assert lines["locbam_iso_small", "LocBAM"][-1] == "not in the study"
     edit_json(work / "study.json", dataset={"id": 7, "name": "Dataset007_Other", "raw": ""})
     lines = {tuple(line[1:3]): line for line in paper_table(load_study(work), "locbam_table2").rows}
-    assert lines[SMALL, "LocBAM"][-1] == "other data set"
+    assert lines[SMALL, "LocBAM"][-1] == "other dataset"
 
 
 def test_classes_stand_across_and_only_the_papers_count(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_classes_stand_across_and_only_the_papers_count(tmp_path: Path) -> None:
         ]
         write_json(file, {**content, "cases": rows})
     table = paper_table(load_study(work), "gpe_synapse")
-    assert list(table.columns[:5]) == ["data set", "preset", "method", "mean", "spleen"]
+    assert list(table.columns[:5]) == ["dataset", "preset", "method", "mean", "spleen"]
     assert len(table.rows) == 12
     assert table.rows[0][2:5] == ["UNETR++", "87.22 / 50.00", "95.77 / 50.00"]
     assert table.rows[2][2:4] == ["UNETR++ FE", "87.59 / 50.00"]

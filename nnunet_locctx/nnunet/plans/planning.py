@@ -207,7 +207,7 @@ def plan_configuration(
     """Adds a configuration to a plans file of its own beside the original, which is never changed.
 
     Args:
-        folder: The data set's folder in nnUNet_preprocessed.
+        folder: The dataset's folder in nnUNet_preprocessed.
         plans_name: The plans to start from, such as ``"nnUNetPlans"``, or a plans file that this function made.
         base: The configuration to inherit from.
         name: Name of the new configuration.

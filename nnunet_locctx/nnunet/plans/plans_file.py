@@ -23,7 +23,7 @@ def read_plans(file: Path | str) -> Plans:
     file = Path(file)
     if file.suffix == ".pkl":
         raise ValueError(
-            f"{file} is a plans file of nnU-Net 1; plan the data set again with nnUNetv2_plan_experiment"
+            f"{file} is a plans file of nnU-Net 1; plan the dataset again with nnUNetv2_plan_experiment"
         )
     if not file.is_file():
         there = sorted(path.stem for path in file.parent.glob("*.json") if _looks_like_plans(path))
@@ -43,7 +43,7 @@ def check_plans(plans: Any, name: str = "the plans") -> None:
     Raises:
         ValueError: Says what is missing.
     """
-    again = "Plan the data set again with nnUNetv2_plan_experiment."
+    again = "Plan the dataset again with nnUNetv2_plan_experiment."
     if not isinstance(plans, dict):
         raise ValueError(f"{name} must hold an object, got {type(plans).__name__}. {again}")
     missing = [

@@ -6,7 +6,7 @@ from tests.nnunet.small_plans import architecture, configuration
 
 
 def test_the_reference_is_that_of_nnunets_planner(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The numbers are attributes that only a planner of an existing data set has, so they are repeated here."""
+    """The numbers are attributes that only a planner of an existing dataset has, so they are repeated here."""
     import nnunetv2.experiment_planning.experiment_planners.default_experiment_planner as module
 
     for name in ("maybe_convert_to_dataset_name", "join"):

@@ -26,7 +26,7 @@ from tests.nnunet.small_plans import architecture, configuration, plans
 
 @pytest.fixture
 def planned() -> dict[str, Any]:
-    """Plans as nnU-Net makes them for a larger data set: patches of 64 voxels, a cascade."""
+    """Plans as nnU-Net makes them for a larger dataset: patches of 64 voxels, a cascade."""
     fullres = configuration(
         patch_size=[64, 64, 64],
         median_image_size_in_voxels=[100.0, 120.0, 80.0],

@@ -98,7 +98,7 @@ def test_files_that_hold_no_plans(content: str, words: str, tmp_path: Path) -> N
 
 
 def test_plans_of_older_versions(original: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="plans file of nnU-Net 1; plan the data set again"):
+    with pytest.raises(ValueError, match="plans file of nnU-Net 1; plan the dataset again"):
         read_plans(tmp_path / "nnUNetPlansv2.1_plans_3D.pkl")
     old = deepcopy(original)
     del old["configurations"]["3d_fullres"]["architecture"]
