@@ -56,12 +56,13 @@ def write_table(results: list[Record], iterations: int, path: Path) -> None:
         cells = [name]
         for heading in HEADINGS:
             dice = [one["conditions"][heading] for one in runs if heading in one["conditions"]]
-            cells.append(f"{np.mean(dice):.3f} ({min(dice):.2f} to {max(dice):.2f})" if dice else "-")
+            spread = f" ({min(dice):.2f} to {max(dice):.2f})" if len(dice) > 1 else ""
+            cells.append(f"{np.mean(dice):.3f}{spread}" if dice else "-")
         lines.append(cells)
     seeds = sorted({one["seed"] for runs in groups.values() for one in runs})
     setting = (
         f"`LocCtxTrainer`'s network on the phantom of balls, {iterations} iterations of batch {PHANTOM.batch}, "
-        f"{PHANTOM.patch[0]}^3 patches; mean Dice of the organs over {len(seeds)} seed(s), in brackets their range. "
+        f"{PHANTOM.patch[0]}^3 patches; mean Dice of the organs over {len(seeds)} seed(s), their range in brackets. "
         f"Written by `grid.py unknown`. Machine: {placement.machine()}."
     )
     text = [
