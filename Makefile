@@ -8,8 +8,6 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
-# Tests in a process a core, at most four (each needs up to 2 GB); a file's tests mostly stay together
-PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 # Another interpreter: make PYTHON=/path/to/python3.12 ...
 PYTHON ?=
 
@@ -60,11 +58,11 @@ lint: $(STAMP)
 
 test: lint
 	@echo '== pytest'
-	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow'
 
 test-all: lint
 	@echo '== pytest, slow ones too'
-	$(BIN)/python -m pytest $(PARALLEL)
+	$(BIN)/python -m pytest
 
 format: $(STAMP)
 	@$(BIN)/ruff check --fix .
