@@ -257,10 +257,12 @@ def test_a_ghost_convolution_is_half_dense_half_depthwise() -> None:
 
 def test_film_starts_as_the_identity() -> None:
     film, x, s = FiLM(6, 4), torch.randn(2, 4, 3, 3), torch.randn(2, 6)
-    assert torch.equal(film(x, s), x)
+    assert torch.equal(film(x, s, None), x)
     randomise(film)
     expected = x * (1 + film.gamma(s))[..., None, None] + film.beta(s)[..., None, None]
-    torch.testing.assert_close(film(x, s), expected)
+    torch.testing.assert_close(film(x, s, None), expected)
+    nothing = torch.zeros(2, 3, dtype=torch.bool)
+    assert torch.equal(film(x, s, nothing), x)
 
 
 def test_the_structure_prior_mixes_two_projections() -> None:
