@@ -123,7 +123,7 @@ class Run:
 
 
 class Study(Table):
-    """A study; keys as in docs/studies.md.
+    """A study; keys as in docs/how-to/studies.md.
 
     Attributes:
         file: Where it was read.

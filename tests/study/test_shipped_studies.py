@@ -26,7 +26,7 @@ PLANS = {
     "hippocampus": HIPPOCAMPUS,
     "phantom": HIPPOCAMPUS,
 }
-GUIDES = Path(__file__).resolve().parents[2] / "docs" / "guides"
+GUIDES = Path(__file__).resolve().parents[2] / "docs" / "how-to"
 CASES = 10
 
 
@@ -145,7 +145,7 @@ def test_equal_voxels_are_preprocessed_once(tmp_path: Path, monkeypatch: pytest.
 
 def test_trainings_and_hours_of_the_guides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
-    for page in (*GUIDES.glob("*.md"), GUIDES.parent / "l2gnet.md"):
+    for page in (*GUIDES.glob("*.md"), GUIDES.parent / "explanation" / "l2gnet.md"):
         for name, trainings, hours in re.findall(
             r"^\| `(\w+)` \| (\d+) \| (\d+) \|", page.read_text(), re.MULTILINE
         ):

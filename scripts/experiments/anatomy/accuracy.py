@@ -4,7 +4,7 @@
 
 The study of Goncharov et al. (MICCAI 2024, arXiv:2409.10291) on any dataset with segmentations: each labelled scan in
 turn is the new one, and 1, 3 and 5 others (`--labelled-scans`) are known. A landmark is an organ's centroid. Beside the
-anatomical coordinates stands what needs no regressor: the same fraction of the scan. More: docs/anatomy.md.
+anatomical coordinates stands what needs no regressor: the same fraction of the scan. More: docs/how-to/anatomy.md.
 """
 
 import argparse
