@@ -13,6 +13,7 @@ from nnunet_locctx.commands import (
     crop,
     demo,
     evaluate,
+    extras,
     fit,
     landmarks,
     localize,
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     options = build_parser().parse_args(arguments)
     try:
-        status: int = options.run(options)
+        status = extras.run(options)
         if sys.stdout is not None:
             sys.stdout.flush()  # a full disk shows here, not when Python ends
     except (ValueError, OSError, MemoryError) as error:

@@ -1,12 +1,12 @@
 """`locctx study`: methods x location sources x presets x folds, trained, evaluated and reported."""
 
 import argparse
-import importlib.util
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from nnunet_locctx.commands.common import CLEAN, add_command
+from nnunet_locctx.commands.extras import require
 
 
 def add(commands: Any) -> None:
@@ -55,8 +55,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
-    if importlib.util.find_spec("pydantic") is None or importlib.util.find_spec("yaml") is None:
-        raise ValueError("reading a study needs pydantic and PyYAML: pip install 'nnunet-locctx[study]'")
+    require("study")
     from nnunet_locctx.study.machines import SLURM_PROFILE, Where
     from nnunet_locctx.study.model import read_study
     from nnunet_locctx.study.reading import find_study
