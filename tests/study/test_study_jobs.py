@@ -11,11 +11,12 @@ import pytest
 from nnunet_locctx.cli import main
 from nnunet_locctx.locks import holders
 from nnunet_locctx.study.cases import digests_of_cases
+from nnunet_locctx.study.expected import expected_minutes
 from nnunet_locctx.study.jobs import Jobs
 from nnunet_locctx.study.machines import claim_gpus
 from nnunet_locctx.study.model import read_study
 from nnunet_locctx.study.preparing import plan, preprocess
-from nnunet_locctx.study.record import describe, expected_hours
+from nnunet_locctx.study.record import describe
 from tests.study.small_study import CASES, DATASET, SPLITS, write_dataset, write_study
 
 
@@ -46,17 +47,17 @@ def test_dry_run_counts(folder, capsys):
     lines = {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line.split()[1:2]}
     assert {kind: lines[kind] for kind in counts} == {kind: [str(n), str(n)] for kind, n in counts.items()}
     # 5 epochs of 16^3 x 4 and 32^3 x 2, two folds of three methods each
-    hours = 6 * (9 * 5 / 1000) * (16**3 * 4 + 32**3 * 2) / (128**3 * 2)
-    assert f"expected for the trainings: {hours:.3g} hours" in shown
+    minutes = 6 * (540 * 5 / 1000) * (16**3 * 4 + 32**3 * 2) / (128**3 * 2)
+    assert lines["total"][:2] == ["12", f"{minutes:.3g}"]
     assert "A100 40GB PCIe" in shown
     assert not (folder / "work").exists()
 
 
-def test_expected_hours():
-    assert expected_hours((128, 128, 128), 2, 1000) == pytest.approx(9)
-    assert expected_hours(None, None, 500) == pytest.approx(4.5)
-    assert expected_hours((32, 32, 32), 128, 1000) == pytest.approx(9)
-    assert expected_hours((64, 128, 128), 2, 1000) == pytest.approx(4.5)
+def test_expected_minutes():
+    assert expected_minutes((128, 128, 128), 2, 1000) == pytest.approx(540)
+    assert expected_minutes(None, None, 500) == pytest.approx(270)
+    assert expected_minutes((32, 32, 32), 128, 1000) == pytest.approx(540)
+    assert expected_minutes((64, 128, 128), 2, 1000) == pytest.approx(270)
 
 
 def jobs_of(folder, **changes):
