@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ def report_expected(study: Study, jobs: Iterable[Job]) -> Iterator[str]:
         "minutes of the trainings:",
         f"{'run':<44}{'folds':>6}{'one A100':>12}{'this machine':>16}",
     )
-    seconds = _timed_steps(runs, plans, study.device, study.raw / "dataset.json")
+    seconds = _timed_steps(study, runs.values(), plans)
     totals = np.zeros(2)
     for slug, run in runs.items():
         patch, batch = batch_of(run, plans)
@@ -81,28 +81,27 @@ def report_expected(study: Study, jobs: Iterable[Job]) -> Iterator[str]:
         yield f"this machine: has no {study.device}, or could not time every run"
 
 
-def _timed_steps(
-    runs: Mapping[str, Run], plans: Mapping[str, Any] | None, device: str, dataset_json: Any
-) -> Iterator[float]:
+def _timed_steps(study: Study, runs: Collection[Run], plans: Mapping[str, Any] | None) -> Iterator[float]:
     """Seconds of a step of each run; NaN where they cannot be told."""
     import torch
 
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if plans is None or not there[device]:
+    if plans is None or not there[study.device]:
         yield from [float("nan")] * len(runs)
         return
     from nnunet_locctx.nnunet.training.timing import step_seconds
 
-    description = json.loads(dataset_json.read_text(encoding="utf-8"))
+    torch.set_num_threads(study.processes)  # as the trainings
+    description = json.loads((study.raw / "dataset.json").read_text(encoding="utf-8"))
     rates: list[float] = []
     begun = time.monotonic()
-    for run in runs.values():
+    for run in runs:
         voxels = _voxels(*batch_of(run, plans))
         if time.monotonic() - begun > PATIENCE and rates:
             yield float(np.mean(rates)) * voxels
             continue
         try:
-            seconds = step_seconds(plans, run.configuration, run.method.trainer, description, device)
+            seconds = step_seconds(plans, run.configuration, run.method.trainer, description, study.device)
         except (ValueError, RuntimeError, MemoryError):  # RuntimeError: torch's for a lack of memory
             yield float("nan")
             continue

@@ -123,11 +123,11 @@ def measure_sources(
     if not data.is_dir():
         others = {name: resolve(plans, name)["data_identifier"] for name in plans["configurations"]}
         ready = [name for name, identifier in others.items() if (folder / identifier).is_dir()]
-        line = f"nnUNetv2_preprocess -d {int(folder.name[7:10])} -plans_name {plans['plans_name']} -c CONFIGURATION"
+        asked = next((name for name, one in others.items() if one == data.name), "CONFIGURATION")
         raise ValueError(
             f"sources are compared on preprocessed data, and {data} is not there; "
             + (f"that of {', '.join(ready)} is: give one with -c, or run " if ready else "run ")
-            + line
+            + f"nnUNetv2_preprocess -d {int(folder.name[7:10])} -plans_name {plans['plans_name']} -c {asked}"
         )
     cases = list(read_points(data, labels, plans["transpose_forward"]))
     candidates = []

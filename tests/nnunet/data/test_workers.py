@@ -15,8 +15,7 @@ def work(file: Path) -> int:
     return os.getpid()
 
 
-def test_a_worker_that_was_killed_is_named_as_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "START_SECONDS", -1)
+def test_a_worker_that_was_killed_is_named_as_a_lack_of_memory(workers_at_once: None) -> None:
     with pytest.raises(MemoryError, match="one of 2 worker processes was ended from outside"):
         list(map_in_workers(os._exit, [1, 1], 2))
 
