@@ -11,7 +11,7 @@ STAMP := $(VENV)/.ready
 # Another interpreter: make PYTHON=/path/to/python3.12 ...
 PYTHON ?=
 
-.PHONY: help env demo test test-all lint format docs clean
+.PHONY: help env demo test test-nnunet test-rest test-all lint format docs clean
 
 help:
 	@echo 'make demo      phantom -> plain and located nnU-Net -> demo/results.json, demo/figure.png'
@@ -57,9 +57,24 @@ lint: $(STAMP)
 	echo '== mypy';          $(BIN)/mypy
 	echo '== lint-imports';  $(BIN)/lint-imports --no-logo
 
+# Two plain processes, of about the same length on two cores: nnU-Net forks pools of its own, which a process that serves
+# several test workers would fork with their threads.
+QUICK := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow'
+FIRST := tests/integration tests/networks
+REST_LOG := .pytest_rest.log
+
 test: lint
-	@echo '== pytest'
-	$(BIN)/python -m pytest -m 'not slow'
+	@echo '== pytest, in two processes: $(FIRST) here, the others in $(REST_LOG), shown at the end'
+	$(MAKE) --no-print-directory -j2 test-nnunet test-rest
+
+test-nnunet: $(STAMP)
+	@$(QUICK) $(FIRST)
+
+test-rest: $(STAMP)
+	@status=0
+	$(QUICK) tests $(addprefix --ignore ,$(FIRST)) > $(REST_LOG) 2>&1 || status=$$?
+	cat $(REST_LOG)
+	exit $$status
 
 test-all: lint
 	@echo '== pytest, slow ones too'
@@ -77,5 +92,5 @@ docs: $(VENV)/.docs
 	@PYTHONPATH=. $(BIN)/mkdocs build --strict
 
 clean:
-	@rm -rf build dist site .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf build dist site .pytest_rest.log .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -print0 | xargs -0 rm -rf

@@ -57,7 +57,11 @@ def add(commands: Any) -> None:
         help=f"percent of the axis (default: {' '.join(map(str, AMOUNTS))})",
     )
     errors.add_argument(
-        "--changes", nargs="+", choices=("shift", "noise"), default=("shift", "noise"), help="default: both"
+        "--changes",
+        nargs="+",
+        choices=("shift", "noise", "unknown"),
+        default=("shift", "noise"),
+        help="default: shift noise; unknown: the axes' coordinates are taken away, whatever the amount",
     )
     errors.add_argument(
         "--axes", nargs="+", choices=("axial", "all"), default=("axial", "all"), help="default: both"

@@ -12,7 +12,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 
 STYLES = {"axial": "-", "all": "--"}
 AXES_WORDS = {"axial": "axial", "all": "all axes"}
-TITLES = {"shift": "constant shift", "noise": "noise per slice (standard deviation)"}
+TITLES = {"shift": "constant shift", "noise": "noise per slice (standard deviation)", "unknown": "unknown"}
 LABEL_GAP = 0.055
 """Least distance of two labels, as a fraction of the panel's height."""
 

@@ -18,6 +18,7 @@ NAMES = ("robustness.md", "robustness.csv", "robustness.json", "robustness.png")
 KIND_WORDS = {
     "shift": "Location shifted by a constant",
     "noise": "Location off by a Gaussian error per slice (amount: its standard deviation)",
+    "unknown": "Location unknown (NaN), whatever the amount",
 }
 AXES_WORDS = {"axial": "along the body", "all": "along all three axes"}
 SIGN_WORDS = {"both": "mean of both directions", "plus": "towards +", "minus": "towards -"}

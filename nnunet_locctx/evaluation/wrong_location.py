@@ -1,4 +1,4 @@
-"""Locations that are wrong by a known amount.
+"""Locations that are wrong by a known amount, or unknown.
 
 Two errors are made, each of an amount given in percent of the axis:
 
@@ -6,7 +6,9 @@ Two errors are made, each of an amount given in percent of the axis:
 * **noise**: every slice is off by a number of its own, drawn from a Gaussian whose standard deviation is the amount.
   Slice scores err in this way: all voxels of a slice share one error, neighbouring slices do not.
 
-Both concern the third channel alone (``axial``: the coordinate along the body, S), or each of the three (``all``). With
+A third change, **unknown**, takes the coordinate away (NaN). It has no amount: a curve shows it at every one above 0.
+
+All concern the third channel alone (``axial``: the coordinate along the body, S), or each of the three (``all``). With
 noise, channel R is off by one number per slice across R, A by one per slice across A, S by one per slice across S; the
 slices are those of the preprocessed array's axis closest to the patient's. The *axis* is 1.0 for sources whose
 coordinates run from -0.5 to 0.5 (``voxel``, ``body_part``, ``anatomical``); for ``scanner`` it is the scan's extent in
@@ -29,7 +31,7 @@ from nnunet_locctx.location import MILLIMETRES_PER_UNIT, LocationSource
 from nnunet_locctx.location.field import NEVER_ZERO
 
 AMOUNTS = (0.0, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0)
-KINDS = ("shift", "noise")
+KINDS = ("shift", "noise", "unknown")
 AXES = {"axial": (2,), "all": (0, 1, 2)}
 """Name -> channels that are changed."""
 
@@ -41,9 +43,9 @@ class Change:
     """One way to be wrong.
 
     Attributes:
-        kind: ``shift``, ``noise`` or ``none``.
+        kind: ``shift``, ``noise``, ``unknown`` or ``none``.
         axes: ``axial``, ``all`` or ``none``.
-        percent: Of the axis; negative for a shift towards left, posterior and inferior.
+        percent: Of the axis; negative for a shift towards left, posterior and inferior; 100 if unknown.
     """
 
     kind: str
@@ -69,7 +71,7 @@ class Design:
 
     amounts: tuple[float, ...] = AMOUNTS
     axes: tuple[str, ...] = tuple(AXES)
-    kinds: tuple[str, ...] = KINDS
+    kinds: tuple[str, ...] = ("shift", "noise")
     sign: str = "both"
     seed: int = 0
 
@@ -91,6 +93,8 @@ class Design:
         """The changes whose mean is one point of a curve."""
         if amount == 0:
             return [UNCHANGED]
+        if kind == "unknown":
+            return [Change(kind, axes, 100.0)]
         signs = SIGNS[self.sign] if kind == "shift" else (1.0,)
         return [Change(kind, axes, sign * amount) for sign in signs]
 
@@ -136,6 +140,9 @@ def wrong_location(
     if change.percent == 0:
         return wrong
     for channel in AXES[change.axes]:
+        if change.kind == "unknown":
+            wrong[channel] = np.nan
+            continue
         amount = change.percent / 100 * float(np.asarray(lengths)[channel])
         if change.kind == "shift":
             wrong[channel] += np.float32(amount)

@@ -53,7 +53,7 @@ SETTINGS: Any = {
     "lines.linewidth": 1.6,
 }
 SERIES_WORDS = {"train_loss": "training loss", "val_loss": "validation loss", "pseudo_dice": "pseudo Dice, %"}
-KIND_WORDS = {"shift": "constant shift", "noise": "noise per slice (SD)"}
+KIND_WORDS = {"shift": "constant shift", "noise": "noise per slice (SD)", "unknown": "unknown"}
 AXES_WORDS = {"axial": "along the body", "all": "all axes"}
 PER_ROW = 3
 """Panels side by side; presets with more trainings go into further figures."""

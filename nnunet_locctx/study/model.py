@@ -79,7 +79,9 @@ class Robustness(Table):
     """What `locctx robustness` is asked: percent, kinds and axes of the errors, presets, number of cases."""
 
     amounts: Annotated[tuple[Percent, ...], AfterValidator(all_different)] = (0, 1, 5, 10, 25, 50, 100)
-    changes: Annotated[tuple[Literal["shift", "noise"], ...], AfterValidator(all_different)] = ("shift",)
+    changes: Annotated[tuple[Literal["shift", "noise", "unknown"], ...], AfterValidator(all_different)] = (
+        "shift",
+    )
     axes: Annotated[tuple[Literal["axial", "all"], ...], AfterValidator(all_different)] = ("axial",)
     presets: Names | None = None
     cases: Count = 5

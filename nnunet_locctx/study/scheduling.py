@@ -145,9 +145,17 @@ def duration(seconds: float) -> str:
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """An end asked for by SIGTERM is handled as one by Ctrl-C."""
+    """An end asked for by SIGTERM is handled as one by Ctrl-C, by this process alone.
+
+    A worker that it forks inherits the handler and is ended by SIGTERM when its pool closes. Python may drop an
+    exception that a handler raises, for example among a fork's hooks; the pool would then wait for its worker forever.
+    """
+    owner = os.getpid()
 
     def stop(number: int, frame: Any) -> None:
+        if os.getpid() != owner:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         raise KeyboardInterrupt
 
     if not _in_main_thread():

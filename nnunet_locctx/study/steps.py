@@ -11,7 +11,6 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import string
 import sys
 import time
@@ -28,6 +27,7 @@ from nnunet_locctx.study.jobs import OUTPUTS, Job, Jobs
 from nnunet_locctx.study.machines import claim_gpus
 from nnunet_locctx.study.model import Run, Study, digest
 from nnunet_locctx.study.preparing import plan, preprocess
+from nnunet_locctx.study.scheduling import terminable
 
 GPUS = "LOCCTX_STUDY_GPUS"
 """Set by a runner on one machine: the GPUs that its jobs share, as in ``CUDA_VISIBLE_DEVICES``."""
@@ -234,15 +234,11 @@ def _write_json(file: str, content: Any) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Entry point."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt  # ends the command's whole process group on the way out
-
-    signal.signal(signal.SIGTERM, stop)
     kind, *values = arguments
     names = [name for _, name, *_ in string.Formatter().parse(OUTPUTS[kind]) if name]
     try:
-        run_job(Jobs.load(), Job(kind, dict(zip(names, values, strict=True))))
+        with terminable():  # what is raised ends the command's whole process group on the way out
+            run_job(Jobs.load(), Job(kind, dict(zip(names, values, strict=True))))
     except KeyboardInterrupt:
         return 130
     except (CommandError, OSError, ValueError) as error:

@@ -199,6 +199,7 @@ def follow(rank: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return state(quantiser), state(new)
 
 
+@pytest.mark.slow
 def test_two_processes_keep_one_codebook() -> None:
     (one, one_new), (other, other_new) = in_two_processes(follow)
     assert all(torch.equal(value, other[name]) for name, value in one.items())

@@ -99,6 +99,16 @@ def test_noise_belongs_to_case_seed_and_axis(frame: Frame) -> None:
     assert np.abs(error() - error(seed=1)).max() > 0.01
 
 
+@pytest.mark.parametrize(("axes", "channels"), [("axial", [2]), ("all", [0, 1, 2])])
+def test_unknown_takes_its_channels_away(frame: Frame, axes: str, channels: list[int]) -> None:
+    (change,) = Design(kinds=("unknown",), axes=(axes,), amounts=(5.0, 25.0)).changes()
+    location = true_location(frame)
+    wrong = wrong_location(location, frame, np.ones(3), change)
+    assert [channel for channel in range(3) if np.isnan(wrong[channel]).all()] == channels
+    others = [channel for channel in range(3) if channel not in channels]
+    np.testing.assert_array_equal(wrong[others], location[others])
+
+
 def test_no_voxel_becomes_padding() -> None:
     """A shift that moves the location of a voxel to 0, which marks nnU-Net's padding."""
     matrix = np.zeros((3, 4))
@@ -150,7 +160,7 @@ def test_design() -> None:
         ({"amounts": (1, -5)}, "percentages of 0 or more, got"),
         ({"amounts": (float("nan"),)}, "percentages of 0 or more, got"),
         ({"axes": ("coronal",)}, "axes must be of axial, all; got coronal"),
-        ({"kinds": ()}, "kinds must be of shift, noise; got none"),
+        ({"kinds": ()}, "kinds must be of shift, noise, unknown; got none"),
         ({"sign": "up"}, "sign must be of both, plus, minus; got up"),
         ({"seed": -1}, "seed must be 0 or more, got -1"),
     ],

@@ -10,7 +10,11 @@ import torch
 from nnunet_locctx.phantoms.twin_organs import make_phantom
 from tests.integration.workspace import Workspace, images, shrink, tiny
 
-TRAINERS = ("ShortCoordConv", "ShortLocBAM", "ShortPriorHead")
+TRAINERS = (
+    "ShortLocBAM",
+    pytest.param("ShortCoordConv", marks=pytest.mark.slow),
+    pytest.param("ShortPriorHead", marks=pytest.mark.slow),
+)
 
 
 def check_predictions(found: dict[str, np.ndarray], truth: Path, allowed: range) -> None:
@@ -44,7 +48,8 @@ def test_trains_and_predicts_every_configuration(trainer: str, phantom: Workspac
         assert all(torch.isfinite(weight).all() for weight in weights.values())
 
 
-def test_residual_encoder(phantom: Workspace, tmp_path: Path) -> None:
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_residual_encoder(trainer: str, phantom: Workspace, tmp_path: Path) -> None:
     space = phantom.copy(tmp_path)
     space.run("nnUNetv2_plan_experiment -d 1 -pl nnUNetPlannerResEncM")
     file = space.preprocessed / space.dataset / "nnUNetResEncUNetMPlans.json"
@@ -54,12 +59,12 @@ def test_residual_encoder(phantom: Workspace, tmp_path: Path) -> None:
     full["architecture"]["arch_kwargs"].update(tiny(3, residual=True))
     full.update(patch_size=[16] * 3, batch_size=2, data_identifier="nnUNetPlans_3d_fullres")
     file.write_text(json.dumps(plans))
-    for trainer in TRAINERS:
-        space.train(trainer, options="-p nnUNetResEncUNetMPlans")
-        space.predict(tmp_path / trainer, trainer, options="-f 0 -p nnUNetResEncUNetMPlans")
-        check_predictions(images(tmp_path / trainer), space.raw / space.dataset / "labelsTs", range(7))
+    space.train(trainer, options="-p nnUNetResEncUNetMPlans")
+    space.predict(tmp_path / trainer, trainer, options="-f 0 -p nnUNetResEncUNetMPlans")
+    check_predictions(images(tmp_path / trainer), space.raw / space.dataset / "labelsTs", range(7))
 
 
+@pytest.mark.parametrize("trainer", TRAINERS)
 @pytest.mark.parametrize(
     ("options", "heads"),
     [
@@ -67,17 +72,16 @@ def test_residual_encoder(phantom: Workspace, tmp_path: Path) -> None:
         pytest.param({"ignore": True}, 7, id="labels, ignore"),
     ],
 )
-def test_kinds_of_data(options: dict[str, int], heads: int, tmp_path: Path) -> None:
+def test_kinds_of_data(options: dict[str, int], heads: int, trainer: str, tmp_path: Path) -> None:
     space = Workspace(tmp_path)
     make_phantom(space.raw, 1, cases=5, test_cases=1, size=20, seed=4, **options)  # type: ignore[arg-type]
     space.prepare()
-    for trainer in TRAINERS:
-        space.train(trainer)
-        weights = space.checkpoint(trainer)["network_weights"]
-        assert weights["encoder.stages.0.0.convs.0.conv.weight"].shape[1] == options.get("channels", 1)
-        assert weights["decoder.seg_layers.0.weight"].shape[0] == heads
-        space.predict(tmp_path / trainer, trainer)
-        check_predictions(images(tmp_path / trainer), space.raw / space.dataset / "labelsTs", range(7))
+    space.train(trainer)
+    weights = space.checkpoint(trainer)["network_weights"]
+    assert weights["encoder.stages.0.0.convs.0.conv.weight"].shape[1] == options.get("channels", 1)
+    assert weights["decoder.seg_layers.0.weight"].shape[0] == heads
+    space.predict(tmp_path / trainer, trainer)
+    check_predictions(images(tmp_path / trainer), space.raw / space.dataset / "labelsTs", range(7))
 
 
 def test_suffixes_name_results_and_checkpoints(phantom: Workspace, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -153,6 +155,32 @@ def test_what_another_process_was_doing_is_not_done_again(jobs, commands, capsys
     thread.join()
     assert "waiting for the process that works on it" in capsys.readouterr().out
     assert len(commands) == (0 if same else 1)
+
+
+def test_a_forked_worker_ends_at_sigterm_whatever_becomes_of_exceptions():
+    """nnU-Net forks pools in our processes, and waits for workers that it has asked to end."""
+    code = """if True:
+        import os, signal, time
+        from nnunet_locctx.study.scheduling import terminable
+        before = signal.getsignal(signal.SIGTERM)
+        reading, writing = os.pipe()
+        with terminable():
+            worker = os.fork()
+            while worker == 0:
+                try:
+                    os.write(writing, b"!")
+                    time.sleep(60)
+                except KeyboardInterrupt:
+                    pass
+            os.read(reading, 1)
+            os.kill(worker, signal.SIGTERM)
+            print(os.WTERMSIG(os.waitpid(worker, 0)[1]) == signal.SIGTERM, signal.getsignal(signal.SIGTERM) != before)
+        print(signal.getsignal(signal.SIGTERM) == before)
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True
+    )
+    assert ended.stdout.split() == ["True"] * 3
 
 
 def test_gpus_of_this_machine_are_claimed(jobs, commands, monkeypatch, tmp_path):
