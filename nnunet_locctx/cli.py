@@ -83,9 +83,9 @@ def _nobody_reads() -> bool:
     """
     try:
         output = sys.stdout.fileno()
-    except (AttributeError, OSError):  # closed, or no file
+        watch = select.poll()
+    except (AttributeError, OSError):  # closed, or no file; Windows cannot ask
         return False
-    watch = select.poll()
     watch.register(output, 0)
     if not any(event & select.POLLERR for _, event in watch.poll(0)):
         return False

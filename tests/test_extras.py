@@ -47,6 +47,15 @@ def test_no_command_ends_with_a_traceback(
         main(["trainers"])
 
 
+def test_a_system_that_cannot_ask_whether_anybody_reads(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Windows has no `select.poll`."""
+    monkeypatch.delattr("select.poll")
+    assert main(["trainers"]) == 0
+    assert capfd.readouterr().err == ""
+
+
 def test_the_extras_are_those_of_the_package() -> None:
     declared = re.findall(r"(?ms)^(\w+) = \[(.*?)^\]", (REPOSITORY / "pyproject.toml").read_text())
     listed = {name: re.findall(r'^    "([\w-]+)', text, re.MULTILINE) for name, text in declared}
