@@ -1,6 +1,7 @@
 """The site's pages: help that the commands made, links that lead somewhere."""
 
 import argparse
+import re
 
 from nnunet_locctx.cli import build_parser
 from scripts.docs_site import COMMANDS_PAGE, REPOSITORY, with_help, with_links
@@ -22,3 +23,10 @@ def test_links_out_of_the_pages_lead_to_the_repository_or_are_text() -> None:
     assert with_links(text, "how-to/page.md", None) == f"a {kept}"
     led = with_links(text, "how-to/page.md", "https://example.org/repository/")
     assert led == f"[a](https://example.org/repository/blob/main/README.md#use) {kept}"
+
+
+def test_every_page_is_in_the_sites_navigation() -> None:
+    navigation = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:\n")[1]
+    docs = REPOSITORY / "docs"
+    pages = [page.relative_to(docs).as_posix() for page in docs.rglob("*.md")]
+    assert sorted(re.findall(r": (\S+\.md)$", navigation, re.MULTILINE)) == sorted(pages)
