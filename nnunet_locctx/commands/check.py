@@ -6,7 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.commands.common import CLEAN, FINDINGS, add_command, add_processes, print_next
+from nnunet_locctx.commands.common import (
+    CLEAN,
+    FINDINGS,
+    add_command,
+    add_processes,
+    check_output,
+    print_next,
+)
 from nnunet_locctx.nnunet.data.paths import dataset_folder
 
 
@@ -48,8 +55,7 @@ def run(options: argparse.Namespace) -> int:
     from nnunet_locctx.files import write_atomically
 
     folder = options.folder or dataset_folder("nnUNet_raw", options.dataset)
-    if options.json is not None and not options.json.resolve().parent.is_dir():
-        raise ValueError(f"--json: there is no folder {options.json.resolve().parent}")
+    check_output("--json", options.json)
     report = check_dataset(folder, processes=options.processes, progress=not options.quiet)
     print(format_report(report, options.cases))
     if options.json is not None:

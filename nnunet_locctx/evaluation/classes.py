@@ -100,7 +100,7 @@ def check_pairs(pairs: Sequence[Sequence[str]], classes: Classes) -> list[tuple[
     for pair in pairs:
         if len(pair) != 2 or pair[0] == pair[1]:
             raise ValueError(f"a pair is two different classes (left, right), got {list(pair)}")
-        check_known(pair, classes.labels, f"class in the pair {'='.join(pair)}:")
+        check_known(pair, classes.labels, "class")
         again = used.intersection(pair)
         if again:
             raise ValueError(f"class {min(again)!r} is in more than one pair")

@@ -38,7 +38,7 @@ def plan(study: Study, command: Command) -> dict[str, Any]:
     Raises:
         ValueError: Plans that cannot be made or extended, or a run whose trainer does not take its configuration.
     """
-    from nnunet_locctx.nnunet.plans.plans_file import write_plans
+    from nnunet_locctx.nnunet.plans.plans_file import read_plans, write_plans
 
     base = study.preprocessed / f"{study.base_plans}.json"
     if not base.is_file():
@@ -50,8 +50,7 @@ def plan(study: Study, command: Command) -> dict[str, Any]:
         study.folders.preprocessed.mkdir(parents=True, exist_ok=True)
         planner = ["--no_pp", "-pl", PLANNERS[study.base_plans], "-npfp", str(study.processes)]
         command("nnUNetv2_plan_and_preprocess", "-d", study.number, *planner)
-    plans = expected_plans(study)
-    assert plans is not None
+    plans = _extended(study, read_plans(base))
     _check_trainers(study, plans)
     file = study.preprocessed / f"{study.plans}.json"
     print("wrote" if write_plans(plans, file) else "unchanged:", file)
@@ -65,13 +64,16 @@ def expected_plans(study: Study) -> dict[str, Any] | None:
     Raises:
         ValueError: Plans that cannot be extended.
     """
-    from nnunet_locctx.nnunet.plans.planning import add_configuration, resolve
-    from nnunet_locctx.nnunet.plans.plans_file import derive_plans, read_plans
+    from nnunet_locctx.nnunet.plans.plans_file import read_plans
 
     base = study.preprocessed / f"{study.base_plans}.json"
-    if not base.is_file():
-        return None
-    source = read_plans(base)
+    return _extended(study, read_plans(base)) if base.is_file() else None
+
+
+def _extended(study: Study, source: dict[str, Any]) -> dict[str, Any]:
+    from nnunet_locctx.nnunet.plans.planning import add_configuration, resolve
+    from nnunet_locctx.nnunet.plans.plans_file import derive_plans
+
     resolve(source, study.base_configuration)
     plans = derive_plans(source, study.plans)
     for one in study.configurations.values():

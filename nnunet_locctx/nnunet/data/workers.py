@@ -42,9 +42,9 @@ def map_in_workers(
 def _answers(function: Callable[[Job], Answer], jobs: Sequence[Job], processes: int) -> Iterator[Answer]:
     seconds: list[float] = []
     while len(seconds) < len(jobs):
-        usual = sum(seconds[1:]) / max(1, len(seconds) - 1)
-        saved = usual * (len(jobs) - len(seconds)) * (1 - 1 / processes)
-        if saved > max([START_SECONDS, *seconds[:1]]):
+        usual, left = sum(seconds[1:]) / max(1, len(seconds) - 1), len(jobs) - len(seconds)
+        saved = usual * left * (1 - 1 / max(1, min(processes, left)))
+        if processes > 1 and saved > max([START_SECONDS, *seconds[:1]]):
             break
         begun = time.monotonic()
         answer = function(jobs[len(seconds)])

@@ -28,7 +28,7 @@ from nnunet_locctx.anatomy.scans import (
     measure_scan,
     read_labels,
 )
-from nnunet_locctx.commands.anatomy_options import add_regressor, check_output
+from nnunet_locctx.commands.common import add_regressor, check_output
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.geometry import Array, Frame
 from nnunet_locctx.nnunet.data.paths import dataset_folder
