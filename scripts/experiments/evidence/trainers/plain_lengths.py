@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
     nnUNetTrainerNoMirroring,
@@ -11,14 +12,32 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoM
 class nnUNetTrainer_8epochs(nnUNetTrainer):  # noqa: N801 - nnU-Net's way to name its variants
     """2,000 steps."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.num_epochs = 8
+    length = 8
+
+    # nnU-Net reads its arguments off this signature
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - as nnU-Net's own
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = self.length
 
 
-class nnUNetTrainer_8epochs_NoMirroring(nnUNetTrainerNoMirroring):  # noqa: N801
+class nnUNetTrainer_2epochs(nnUNetTrainer_8epochs):  # noqa: N801
+    """500 steps."""
+
+    length = 2
+
+
+class nnUNetTrainer_80epochs(nnUNetTrainer_8epochs):  # noqa: N801
+    """20,000 steps."""
+
+    length = 80
+
+
+class nnUNetTrainer_8epochs_NoMirroring(nnUNetTrainer_8epochs, nnUNetTrainerNoMirroring):  # noqa: N801
     """2,000 steps, patches not mirrored: what a careful user takes where sides matter."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.num_epochs = 8
