@@ -5,9 +5,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from made_up import write_scans
 
 import nnunet_locctx
-from nnunet_locctx.phantoms import make_phantom
 
 
 def main(file: Path) -> dict[str, np.ndarray]:
@@ -24,7 +24,9 @@ def main(file: Path) -> dict[str, np.ndarray]:
         "scanner": nnunet_locctx.make_source(
             "scanner", absolute=True
         ),  # units of 500 mm, as the header has them
-        "body": nnunet_locctx.BodyFinder("ct"),  # fractions of the body, found in the scan
+        "body": nnunet_locctx.BodyFinder(
+            "ct"
+        ),  # fractions of the body, found in the scan; NaN where there is none
     }
     print(f"{file.name}: {scan.frame.shape} voxels of {np.round(scan.frame.spacing, 2)} mm (z, y, x)")
     found = {}
@@ -42,5 +44,4 @@ if __name__ == "__main__":
         main(Path(sys.argv[1]))
     else:
         with tempfile.TemporaryDirectory() as folder:
-            dataset = make_phantom(folder, 1, cases=2, test_cases=0, size=32, spacing=6)
-            main(sorted((dataset / "imagesTr").iterdir())[0])
+            main(write_scans(Path(folder), 1)[0]["image"])

@@ -142,7 +142,7 @@ def test_code_of_the_documentation_runs_or_says_why_not(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     text = page.read_text(encoding="utf-8")
-    codes = fenced(text)
+    codes, names = fenced(text), {"__name__": "__main__"}
     assert len(codes) == len(blocks(text)), "code stands between fences, not behind spaces"
     for code in codes:
         if code.language in SHELLS:
@@ -153,7 +153,7 @@ def test_code_of_the_documentation_runs_or_says_why_not(
         elif code.language == "yaml":
             yaml.safe_load(code.text)
         elif code.language == "python" and not code.reason:
-            exec(compile(code.text, str(page), "exec"), {"__name__": "__main__"})
+            exec(compile(code.text, str(page), "exec"), names)  # one after the other, as a reader types them
         elif code.language not in READ:
             assert code.reason, f"say above the block why no test runs it:\n{code.text}"
             assert code.language in ("python", "powershell"), f"{code.language!r} is no language of our pages"

@@ -4,8 +4,8 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
-from monai.config import KeysCollection
-from monai.transforms import MapTransform
+from monai.config.type_definitions import KeysCollection
+from monai.transforms.transform import MapTransform
 
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.pipelines.scan_location import Source, locate
@@ -17,8 +17,8 @@ POSTFIX = "scan_location"
 
 class LocateScand(MapTransform):
     """Takes images as the whole scans whose location :class:`AddLocationd` adds, and measures them where the source
-    does. It belongs behind LoadImaged and EnsureChannelFirstd, in front of all that crops, turns, resamples or rescales.
-    It draws nothing at random, so CacheDataset runs it once for each scan.
+    does. It belongs behind LoadImaged and EnsureChannelFirstd, in front of all that crops, turns, resamples or
+    rescales. It draws nothing at random, so CacheDataset runs it once for each scan.
 
     Args:
         keys: Images (channels, x, y, z), MetaTensors.

@@ -38,7 +38,7 @@ class ScanLocation:
         Args:
             grid: Its millimetres are those of the scan; it may reach beyond the scan.
         """
-        step = np.linalg.solve(self.frame.affine_lps, grid.affine_lps)
+        step: Array = np.asarray(np.linalg.solve(self.frame.affine_lps, grid.affine_lps), dtype=np.float64)
         location = np.empty((3, *grid.shape), dtype=np.float32)
         self.field.sample(step[:3, 3], step[:3, :3], location)
         return location

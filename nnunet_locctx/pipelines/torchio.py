@@ -72,14 +72,16 @@ class AddLocation(IntensityTransform):
         """Adds the channels and removes what LocateScan left.
 
         Raises:
-            ValueError: LocateScan did not see an image, or its voxels lie elsewhere than its history says.
+            ValueError: LocateScan did not see an image, its history cannot be repeated, or its voxels lie elsewhere than
+                that says.
         """
         history = subject.get_applied_transforms()
+        entries: Any = subject  # TorchIO types what lies in a subject as object
         for name, image in self.get_images_dict(subject).items():
             key = f"{name}_{POSTFIX}"
             if key not in subject:
                 raise ValueError(f"the scan of {name!r} is not known: put LocateScan() behind its loading")
-            located, first = subject[key]
+            located, first = entries[key]
             moved = _follow(name, image, located.frame, history[first:])
             location = torch.from_numpy(_moved_location(located, image, moved))
             image.set_data(torch.cat([image.data, location]))
@@ -104,11 +106,11 @@ def _follow(
         history: What it went through since.
 
     Raises:
-        ValueError: The history does not lead to the image's grid.
+        ValueError: The history cannot be repeated, or does not lead to the image's grid.
     """
-    moves = []
+    moves: list[sitk.Transform] = []
     blank = torch.zeros(1, dtype=torch.uint8).expand(1, *scan.shape)
-    grid = tio.ScalarImage(tensor=blank, affine=np.vstack([scan.absolute_affine, [0, 0, 0, 1]]))
+    grid: Any = tio.ScalarImage(tensor=blank, affine=np.vstack([scan.absolute_affine, [0, 0, 0, 1]]))
     subject = tio.Subject({name: grid})
     for transform in history:
         if not isinstance(transform, SpatialTransform) or not transform.get_images(subject):
@@ -127,7 +129,12 @@ def _follow(
             ]
             moves += both if transform.affine_first else both[::-1]
         else:  # changes the grid, and the affine with it
-            subject = transform(subject)
+            try:
+                subject = transform(subject)
+            except Exception as error:  # whatever it needs of the whole subject, which is not here
+                raise ValueError(
+                    f"{transform.name} of {name!r} cannot be repeated ({error}): put LocateScan() behind it"
+                ) from error
     grid = subject[name]
     if grid.spatial_shape != image.spatial_shape or not np.allclose(
         grid.affine, image.affine, rtol=0, atol=SAME_PLACE

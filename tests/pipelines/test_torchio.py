@@ -156,6 +156,14 @@ def test_errors() -> None:
     subject = coordinate_subject()
     with pytest.raises(ValueError, match=r"the scan of 'image' is not known: put LocateScan\(\)"):
         AddLocation()(subject)
+    subject.add_image(tio.ScalarImage(tensor=torch.zeros(1, 8, 8, 8), affine=np.eye(4)), "other")
+    resampled = tio.Compose(
+        [LocateScan(include=["image"]), tio.Resample("other"), AddLocation(include=["image"])]
+    )
+    with pytest.raises(
+        ValueError, match=r"Resample of 'image' cannot be repeated .* put LocateScan\(\) behind it"
+    ):
+        resampled(subject)
     located = LocateScan()(subject)
     located.image.affine = np.eye(4)
     with pytest.raises(ValueError, match="'image' was changed by something that its history does not tell"):
