@@ -11,7 +11,7 @@ STAMP := $(VENV)/.ready
 # Another interpreter: make PYTHON=/path/to/python3.12 ...
 PYTHON ?=
 
-.PHONY: help env demo test test-nnunet test-rest test-all lint format clean
+.PHONY: help env demo test test-nnunet test-rest test-all lint format docs clean
 
 help:
 	@echo 'make demo      phantom -> plain and located nnU-Net -> demo/results.json, demo/figure.png'
@@ -19,6 +19,7 @@ help:
 	@echo 'make test-all  the same with the slow ones'
 	@echo 'make lint      style, types, import floors'
 	@echo 'make format    lets ruff repair the style'
+	@echo 'make docs      builds the documentation into site/'
 	@echo 'make clean     removes caches and build products; the environment stays (rm -r $(VENV))'
 
 env: $(STAMP)
@@ -83,6 +84,13 @@ format: $(STAMP)
 	@$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+$(VENV)/.docs: $(STAMP)
+	@$(BIN)/python -m pip install --disable-pip-version-check -e '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs
+	@PYTHONPATH=. $(BIN)/mkdocs build --strict
+
 clean:
-	@rm -rf build dist .pytest_rest.log .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf build dist site .pytest_rest.log .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -print0 | xargs -0 rm -rf

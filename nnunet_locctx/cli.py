@@ -13,6 +13,7 @@ from nnunet_locctx.commands import (
     crop,
     demo,
     evaluate,
+    extras,
     fit,
     landmarks,
     localize,
@@ -26,28 +27,17 @@ from nnunet_locctx.commands import (
     study,
     trainers,
 )
-from nnunet_locctx.commands.common import FAILED, INTERRUPTED, UNREAD
+from nnunet_locctx.commands.common import CLEAN, FAILED, INTERRUPTED, RED, UNREAD, Parser, styled
 
-COMMANDS = (
-    trainers,
-    methods,
-    demo,
-    convert,
-    check,
-    sources,
-    plan,
-    fit,
-    show,
-    evaluate,
-    postprocess,
-    robustness,
-    study,
-    report,
-    landmarks,
-    localize,
-    crop,
-)
+GROUPS = {
+    "start": (demo, check, trainers, methods, sources, plan, show),
+    "measure": (evaluate, postprocess, robustness),
+    "papers": (convert, study, report),
+    "anatomy": (fit, landmarks, localize, crop),
+}
 """In the order of the help."""
+
+COMMANDS = tuple(command for group in GROUPS.values() for command in group)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     options = build_parser().parse_args(arguments)
     try:
-        status: int = options.run(options)
+        status = extras.run(options)
         if sys.stdout is not None:
             sys.stdout.flush()  # a full disk shows here, not when Python ends
     except (ValueError, OSError, MemoryError) as error:
@@ -78,7 +68,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         if options.traceback:
             raise
         words = f"not enough memory. {error}".strip() if isinstance(error, MemoryError) else str(error)
-        print(f"locctx {options.command}: error: {words}", file=sys.stderr)
+        print(f"locctx {options.command}: {styled('error:', RED, sys.stderr)} {words}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print(f"locctx {options.command}: interrupted", file=sys.stderr)
@@ -93,9 +83,9 @@ def _nobody_reads() -> bool:
     """
     try:
         output = sys.stdout.fileno()
-    except (AttributeError, OSError):  # closed, or no file
+        watch = select.poll()
+    except (AttributeError, OSError):  # closed, or no file; Windows cannot ask
         return False
-    watch = select.poll()
     watch.register(output, 0)
     if not any(event & select.POLLERR for _, event in watch.poll(0)):
         return False
@@ -105,16 +95,31 @@ def _nobody_reads() -> bool:
     return True
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="locctx",
-        description="Location as input for nnU-Net v2. Training and prediction stay nnU-Net's own commands; "
-        "`locctx` prepares and inspects.",
+        usage="locctx COMMAND [OPTIONS]",
+        description="Location as input for nnU-Net v2. Training and prediction stay nnU-Net's own commands;\n"
+        "`locctx` prepares and inspects. Each COMMAND has its own --help.",
         epilog='Before training or predicting: export nnUNet_extTrainer="$(locctx trainers)"',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
     )
-    parser.add_argument("--version", action="version", version=f"locctx {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def bare(_: argparse.Namespace) -> int:
+        parser.print_help()
+        return CLEAN
+
+    parser.set_defaults(run=bare)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", help=argparse.SUPPRESS, prog="locctx")
     for command in COMMANDS:
         command.add(commands)
+    names = iter(commands.choices.items())
+    for title, group in GROUPS.items():
+        lines = [f"{name:<14}{one.summary}" for name, one in (next(names) for _ in group)]
+        parser.add_argument_group(title, "\n".join(lines))
+    others = parser.add_argument_group("options")
+    others.add_argument("-h", "--help", action="help", help="show this and stop")
+    others.add_argument("--version", action="version", version=f"locctx {__version__}")
     return parser

@@ -1,7 +1,7 @@
 """Denormal floats, those below 1.2e-38 in float32: CPUs compute with them many times more slowly, GPUs do not.
 
 They come up in the gradients of networks that are sure, or that look at a few places of a large map
-(docs/benchmarks.md has what they cost).
+(docs/explanation/benchmarks.md has what they cost).
 """
 
 from collections.abc import Iterator

@@ -78,6 +78,25 @@ def write_atomically(file: Path, data: bytes) -> None:
         draft.write_bytes(data)
 
 
+def link(source: Path | str, target: Path | str) -> None:
+    """Lets `target` stand for the file `source`: a symbolic link; where the system makes none a hard link, or a copy.
+
+    Windows makes symbolic links for administrators and developers only, FAT and some network shares make none.
+
+    Raises:
+        FileExistsError: There is a target.
+        OSError: Not even a copy could be made.
+    """
+    source, target = Path(source).resolve(), Path(target)
+    if target.exists():
+        raise FileExistsError(errno.EEXIST, "there is a file of this name", str(target))
+    for make in (target.symlink_to, target.hardlink_to):
+        with contextlib.suppress(OSError, NotImplementedError):
+            make(source)
+            return
+    shutil.copyfile(source, target)
+
+
 def _remove_abandoned(target: Path) -> None:
     pattern = re.compile(rf"\.(\d+)(?:@([\w-]+))?\.{re.escape(target.name)}")
     try:

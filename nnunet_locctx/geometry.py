@@ -47,7 +47,8 @@ columns)."""
 @dataclass(frozen=True)
 class Frame:
     """The position of an array in the patient. Made from what is at hand by :meth:`from_properties` (nnU-Net),
-    :meth:`as_read` (nnU-Net, before its preprocessing), :meth:`from_sitk`, :meth:`from_nibabel` or :meth:`from_affine`.
+    :meth:`as_read` (nnU-Net, before its preprocessing), :meth:`from_sitk`, :meth:`from_nibabel`,
+    :meth:`from_metatensor` (MONAI) or :meth:`from_affine`.
 
     Attributes:
         shape: Voxels of the array, array axis order.
@@ -195,6 +196,29 @@ class Frame:
             raise ValueError(f"an image of three or more dimensions is needed, got the size {size}")
         affine = _affine_from_sitk(image.GetSpacing(), image.GetOrigin(), image.GetDirection())
         return cls(size[2::-1], affine_lps=affine)
+
+    @classmethod
+    def from_metatensor(cls, image: Any) -> "Frame":
+        """The frame of one image of a MONAI pipeline (channels, x, y, z): axis order x, y, z, as in nibabel's arrays.
+
+        Args:
+            image: A ``monai.data.MetaTensor``, channels first.
+
+        Raises:
+            TypeError: `image` has no affine, as a plain tensor has none.
+            ValueError: The image is no volume with channels, or its affine is not finite or singular.
+        """
+        if not hasattr(image, "affine") or not hasattr(image, "meta"):
+            raise TypeError(
+                f"a MetaTensor is needed, got {type(image).__name__}, which does not say where its voxels lie; "
+                "LoadImaged makes MetaTensors"
+            )
+        shape = tuple(image.shape)
+        if len(shape) != 4:
+            raise ValueError(
+                f"an image must be (channels, x, y, z), got shape {shape}; see EnsureChannelFirstd"
+            )
+        return cls.from_affine(shape[1:], image.affine.tolist(), image.meta.get("space") or "RAS")
 
     @property
     def spacing(self) -> Array:

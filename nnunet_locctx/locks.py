@@ -8,7 +8,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +157,10 @@ WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @contextlib.contextmanager
-def one_at_a_time(file: Path, what: str = "", seconds: float = 1.0) -> Iterator[None]:
-    """Waits until no other process is in here with the same file.
+def one_at_a_time(
+    file: Path, what: str = "", seconds: float = 1.0, *, inherited: bool = False
+) -> Iterator[Sequence[int]]:
+    """Waits until no other process is in here with the same file; ends those that a killed one left there.
 
     Where there are no locks (Windows, some network file systems) nothing is waited for.
 
@@ -166,6 +168,10 @@ def one_at_a_time(file: Path, what: str = "", seconds: float = 1.0) -> Iterator[
         file: The lock's; stays there, empty but for who had it last.
         what: What is worked on, for the line that says it waits; without, nothing is said.
         seconds: Between two looks.
+        inherited: As for :func:`lock`.
+
+    Yields:
+        The descriptors for child processes to inherit.
     """
 
     def say(holder: str) -> None:
@@ -174,13 +180,14 @@ def one_at_a_time(file: Path, what: str = "", seconds: float = 1.0) -> Iterator[
 
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(wait_for_lock(file, say, seconds))
+            held = [stack.enter_context(wait_for_lock(file, say, seconds, inherited=inherited))]
         except ImportError:
-            pass
+            held = []
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
                 raise
-        yield
+            held = []
+        yield held
 
 
 def _told(holder: str) -> str:

@@ -1,4 +1,4 @@
-"""`locctx convert` with the same arguments, for people who look for a script; see docs/datasets.md.
+"""`locctx convert` with the same arguments, for people who look for a script; see docs/how-to/datasets.md.
 
 python scripts/prepare.py btcv SOURCE -d ID
 """

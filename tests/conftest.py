@@ -49,6 +49,14 @@ def _seeded() -> None:
     torch.manual_seed(1234)
 
 
+@pytest.fixture
+def workers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes are started for however little work."""
+    from nnunet_locctx.nnunet.data import workers
+
+    monkeypatch.setattr(workers, "START_SECONDS", -1)
+
+
 @pytest.fixture(autouse=True)
 def _denormals() -> Iterator[None]:
     """A trainer that was initialised and not run to its end leaves denormal floats flushed; hypothesis needs them."""

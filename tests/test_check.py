@@ -626,7 +626,7 @@ def test_files_without_geometry(tmp_path: Path) -> None:
     assert report.clean
 
 
-def test_worker_processes_give_the_same(maker: Maker) -> None:
+def test_worker_processes_give_the_same(maker: Maker, workers_at_once: None) -> None:
     for number, code in enumerate(DIRECTIONS):
         maker.case(f"c{number}", code=code)
     assert maker.check(processes=2).to_dict() == maker.check().to_dict()

@@ -1,5 +1,6 @@
 """`locctx` as a user calls it; what the commands do in depth is tested beside their modules."""
 
+import io
 import json
 import os
 import re
@@ -14,28 +15,18 @@ import SimpleITK as sitk
 
 from nnunet_locctx import __version__
 from nnunet_locctx.cli import main
+from nnunet_locctx.commands.common import print_next
 from nnunet_locctx.nnunet.plans.plans_file import read_plans
 from nnunet_locctx.resources import trainers_folder
 from tests.nnunet.small_plans import configuration, plans
 
-COMMANDS = (
-    "trainers",
-    "methods",
-    "demo",
-    "convert",
-    "check",
-    "sources",
-    "plan",
-    "fit",
-    "show",
-    "evaluate",
-    "postprocess",
-    "robustness",
-    "report",
-    "landmarks",
-    "localize",
-    "crop",
-)
+GROUPS = {
+    "start": "demo check trainers methods sources plan show",
+    "measure": "evaluate postprocess robustness",
+    "papers": "convert study report",
+    "anatomy": "fit landmarks localize crop",
+}
+COMMANDS = " ".join(GROUPS.values()).split()
 Captured = pytest.CaptureFixture[str]
 
 
@@ -60,12 +51,52 @@ def test_help_of_every_command(command: str, capsys: Captured) -> None:
     assert max(len(line) for line in text.splitlines()) <= 120
 
 
-def test_help_lists_the_commands(capsys: Captured) -> None:
+def test_locctx_alone_lists_the_commands_by_group(capsys: Captured) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert all(re.search(rf"^    {command}\s", text, re.MULTILINE) for command in COMMANDS)
+    assert main([]) == 0
+    assert capsys.readouterr().out == text
+    sections = {part.split(":\n")[0]: part for part in text.split("\n\n")}
+    for title, commands in GROUPS.items():
+        assert re.findall(r"^  ([a-z]+)  +\S", sections[title], re.MULTILINE) == commands.split()
     assert 'export nnUNet_extTrainer="$(locctx trainers)"' in text
+    assert "\033" not in text
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="there argparse has colours itself")
+@pytest.mark.parametrize(
+    ("variables", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
+)
+def test_colours_where_a_terminal_has_them(
+    variables: dict[str, str], coloured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    assert main([]) == 0
+    assert ("\033[1mstart:\033[0m" in terminal.getvalue()) == coloured
+    assert ("\033[36m--version\033[0m" in terminal.getvalue()) == coloured
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("evalute", "unknown 'evalute' (did you mean evaluate?)"),
+        ("fit bodypart -d 1", "unknown 'bodypart' (did you mean body-part?)"),
+        ("convert amos a -d 1", "unknown 'amos' (did you mean amos22?)"),
+    ],
+)
+def test_a_name_that_was_meant(line: str, meant: str, capsys: Captured) -> None:
+    with pytest.raises(SystemExit):
+        main(line.split())
+    assert capsys.readouterr().err.endswith(f"{meant}\n")
 
 
 def test_version(capsys: Captured) -> None:
@@ -75,7 +106,7 @@ def test_version(capsys: Captured) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["fly"], ["check"], ["check", "-d", "1", "folder"], ["show"], ["plan", "--patch", "a"]]
+    "arguments", [["fly"], ["check"], ["check", "-d", "1", "folder"], ["show"], ["plan", "--patch", "a"]]
 )
 def test_wrong_usage(arguments: list[str], capsys: Captured) -> None:
     with pytest.raises(SystemExit) as stopped:
@@ -112,6 +143,37 @@ def test_demo_is_run_in_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert main(["demo", "--folder", str(tmp_path)]) == 0
     assert main(["demo"]) == 0
     assert folders == [tmp_path, Path("demo")]
+
+
+def test_data_of_the_study_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured) -> None:
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    folder = tmp_path / "Dataset901_Phantom"
+    folder.mkdir()  # what is there is left alone
+    assert main(["demo", "--data-only"]) == 0
+    text = f"the phantom: {folder}\nnext:\n  locctx study phantom --dry-run\n  locctx study phantom\n"
+    assert capsys.readouterr().out == text
+    assert not list(folder.iterdir())
+
+
+def test_the_help_of_a_place_says_where_it_is(capsys: Captured) -> None:
+    from nnunet_locctx.blocks import PLACES
+
+    with pytest.raises(SystemExit):
+        main(["plan", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(f"{place}: {where}" in text for place, where in PLACES.items())
+
+
+def test_what_to_type_next_begins_with_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    line = "nnUNetv2_train 3 3d_fullres 0 -tr LocCtxTrainer"
+    monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+    print_next([line])
+    assert capsys.readouterr().out == f'next:\n  export nnUNet_extTrainer="$(locctx trainers)"\n  {line}\n'
+    monkeypatch.setenv("nnUNet_extTrainer", f"/other{os.pathsep}{trainers_folder()}")
+    print_next([line])
+    assert capsys.readouterr().out == f"next:\n  {line}\n"
 
 
 def test_interruption(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
@@ -235,7 +297,7 @@ class TestCheck:
         assert report["findings"][0]["case"] == "c"
 
     def test_unusable_input(self, folder: Path, capsys: Captured) -> None:
-        assert "there: Dataset007_Tiny" in fails(["check", "-d", "8"], capsys)
+        assert "there are Dataset007_Tiny" in fails(["check", "-d", "8"], capsys)
         assert "there is no folder" in fails(["check", str(folder), "--json", "/nowhere/x.json"], capsys)
         assert "is not a folder" in fails(["check", "/nowhere"], capsys)
 
@@ -351,7 +413,9 @@ class TestPlan:
             "warning The patch is longer than the median volume along axis 0 (128 voxels, the volume has 40)"
             in text
         )
-        assert "locctx fit body-part -d Dataset007_Tiny" in text
+        lines = text[text.index("next:") :].split()
+        assert lines.index("fit") < lines.index("nnUNetv2_preprocess") < lines.index("nnUNetv2_train")
+        assert "locctx fit body-part -d 7 nnUNetv2_preprocess" in text
 
     def test_no_warning_without_need(self, folder: Path, capsys: Captured) -> None:
         assert main(["plan", "-d", "7", "--preset", "patch16"]) == 0
@@ -392,16 +456,16 @@ class TestPlan:
             ("--name a", "which dataset?"),
             ("-d 7 --batch 2", "needs a name: --name"),
             ("-d 9 --name a", "no dataset 9"),
-            ("-d 7 --name a -p other", "plans there: nnUNetPlans"),
-            ("-d 7 --name a -c 3d", "no configuration '3d'"),
-            ("-d 7 --preset huge", "no preset 'huge'"),
-            ("-d 7 --preset patch16 huge", "no preset 'huge'"),
+            ("-d 7 --name a -p other", "there are nnUNetPlans"),
+            ("-d 7 --name a -c 3d", "unknown configuration of the plans: '3d'"),
+            ("-d 7 --preset huge", "no preset or file 'huge'"),
+            ("-d 7 --preset patch16 huge", "no preset or file 'huge'"),
             ("-d 7 --preset patch16 patch32 --name a", "--name is for one preset, got patch16, patch32"),
             ("-d 7 --name a --patch 17 16 16", "nearest allowed: [16, 16, 16]"),
-            ("-d 7 --name a --source moon", "got 'moon'"),
+            ("-d 7 --name a --source moon", "unknown location.source 'moon'"),
             ("-d 7 --name a --absolute", "absolute"),
             ("-d 7 --name a --jitter 7", "location.jitter must be a number from 0 to 1 or 'auto', got 7"),
-            ("-d 7 --name a --place nose", "got 'nose'"),
+            ("-d 7 --name a --place nose", "unknown place 'nose'"),
             ("-d 7 --name a --block bands", "--block needs OPTION=VALUE, got 'bands'"),
             ("-d 7 --name a --block speed=fast", "speed"),
             ("-d 7 --name a --network heads", "--network needs OPTION=VALUE, got 'heads'"),

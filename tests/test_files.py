@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_locctx.files import HOST, replacing, write_atomically
+from nnunet_locctx.files import HOST, link, replacing, write_atomically
 
 GONE = 2**22 + 1
 """No process: above the largest number that Linux gives."""
@@ -100,3 +100,23 @@ def test_the_draft_of_an_earlier_process_of_the_same_number(tmp_path: Path) -> N
     (left / "part").write_bytes(b"")
     write_atomically(tmp_path / "file.txt", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
+
+
+@pytest.mark.parametrize("refused", [(), ("symlink",), ("symlink", "link")])
+def test_links_fall_back_to_hard_links_and_copies(
+    refused: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "a privilege is missing")
+
+    (tmp_path / "scan").write_bytes(b"voxels")
+    for name in refused:
+        monkeypatch.setattr(os, name, refuse)
+    link(tmp_path / "scan", tmp_path / "case")
+    assert (tmp_path / "case").read_bytes() == b"voxels"
+    assert (tmp_path / "case").is_symlink() == ("symlink" not in refused)
+    assert (tmp_path / "case").samefile(tmp_path / "scan") == ("link" not in refused)
+    (tmp_path / "other").write_bytes(b"other")
+    with pytest.raises(FileExistsError):
+        link(tmp_path / "other", tmp_path / "case")
+    assert (tmp_path / "scan").read_bytes() == b"voxels"

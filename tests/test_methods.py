@@ -17,11 +17,11 @@ from nnunet_locctx.methods import (
     list_methods,
     read_measured,
 )
-from nnunet_locctx.methods.description import YEAR, split_sources
+from nnunet_locctx.methods.description import GROUPS, YEAR, split_sources
 from nnunet_locctx.methods.measured import Figures
 from nnunet_locctx.nnunet.plans.presets import list_presets
 from nnunet_locctx.nnunet.training.trainer import LocatedTrainer
-from nnunet_locctx.nnunet.training.trainers import TRAINERS
+from nnunet_locctx.nnunet.training.trainers import RECOMMENDED, TRAINERS
 
 FIGURES = Figures(
     parameters=31_000_000,
@@ -104,7 +104,7 @@ def test_the_published_form_of_a_method_is_a_preset_for_its_trainer() -> None:
 
 def test_filter() -> None:
     assert [one.name for one in list_methods("priorhead")] == ["PriorHeadTrainer"]
-    assert [one.name for one in list_methods()] == list(TRAINERS)
+    assert sorted(one.name for one in list_methods()) == sorted(TRAINERS)
     with pytest.raises(ValueError, match=r"no trainer's name contains 'moon'; there are .*CoordConvTrainer"):
         list_methods("moon")
 
@@ -114,7 +114,7 @@ def test_table_fits_a_terminal_and_shows_figures() -> None:
     lines = text.splitlines()
     assert max(map(len, lines)) <= 120
     (row,) = [line for line in lines if line.startswith("PriorHeadTrainer")]
-    assert row.split() == ["PriorHeadTrainer", "logits", "frequency", "1.001x", "0.250x", "1.040x", "0.88"]
+    assert row.split() == ["PriorHeadTrainer", "logits", "frequency", "1.001", "0.250", "1.040", "0.88"]
     (row,) = [line for line in lines if line.startswith("LocBAMTrainer")]
     assert row.split()[-4:] == ["-"] * 4
     assert lines[-1] == "step: on a machine."
@@ -124,7 +124,7 @@ def test_markdown_has_one_row_per_trainer() -> None:
     rows = format_methods(list_methods(), MEASURED, "markdown").splitlines()[: 2 + len(TRAINERS)]
     assert {row.replace("\\|", "").count("|") for row in rows} == {11}
     (row,) = [row for row in rows if row.startswith("| `PriorHeadTrainer`")]
-    assert row.endswith("| logits | frequency | 1.001x | 0.250x | 1.040x | 0.88 |")
+    assert row.endswith("| logits | frequency | 1.001 | 0.250 | 1.040 | 0.88 |")
 
 
 def test_json_has_numbers_and_nulls() -> None:
@@ -134,6 +134,18 @@ def test_json_has_numbers_and_nulls() -> None:
     assert rows["PriorHeadTrainer"]["seeds"] == 3
     assert rows["LocBAMTrainer"]["dice"] is None
     assert content["notes"] == MEASURED.notes
+
+
+def test_groups_begin_with_the_one_to_try_first() -> None:
+    groups = [one.group for one in list_methods()]
+    assert groups == sorted(groups, key=GROUPS.index)
+    assert [one.name for one in list_methods() if one.group == GROUPS[0]] == [RECOMMENDED]
+    lines = format_methods(list_methods(), MEASURED).splitlines()
+    assert [line for line in lines if line.endswith(":") and line[0] != " "] == [
+        f"{group}:" for group in GROUPS
+    ]
+    assert {one.group for one in list_methods(planned=True)} == set(GROUPS[:2])
+    assert {one.place is None for one in list_methods() if one.group == GROUPS[3]} == {True}
 
 
 def test_unknown_format() -> None:
@@ -161,6 +173,13 @@ def test_the_file_is_about_trainers_that_exist() -> None:
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods"]) == 0
+    text = capsys.readouterr().out
+    assert "LocBAMTrainer " in text
+    assert "\nUNETRTrainer " not in text
+    assert text.endswith("locctx methods --all\n")
+    assert main(["methods", "--all"]) == main(["methods", "unetr"]) == 0
+    assert capsys.readouterr().out.count("\nUNETRTrainer ") == 2
     assert main(["methods", "locbam"]) == 0
     text = capsys.readouterr().out
     assert "LocBAMTrainer" in text

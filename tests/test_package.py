@@ -106,6 +106,7 @@ def test_one_version_everywhere(wheel: zipfile.Path) -> None:
     citation = re.search(r"^version: (\S+)$", (REPOSITORY / "CITATION.cff").read_text(), re.MULTILINE)
     assert citation is not None
     assert citation[1] == version
+    assert f"version = {{{version}}}" in (REPOSITORY / "README.md").read_text()  # BibTeX
     released = re.findall(r"^## \[(\d\S*)\]", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert released[0] == version
     (metadata,) = [name for name in wheel.root.namelist() if name.endswith("dist-info/METADATA")]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from nnunet_locctx.anatomy.localize import LabelledScan, sample_organs
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import AnatomicalMap
+from nnunet_locctx.names import instead
 from nnunet_locctx.nnunet.data.dataset_json import read_dataset_json
 from nnunet_locctx.nnunet.data.fitted import REGRESSOR, fitted_folder, open_regressor
 from nnunet_locctx.nnunet.data.paths import dataset_folder
@@ -141,8 +142,8 @@ def label_values(folder: Path, names: Sequence[str] | None) -> dict[str, tuple[i
         numbers = {name: (int(name),) for name in names if name.isdigit() and int(name) > 0}
     for name in names:
         if name not in known and name not in numbers:
-            allowed = ", ".join(known) if known else "label values above 0"
-            raise ValueError(f"unknown label {name!r}; allowed: {allowed}")
+            allowed = instead(name, known) if known else "; allowed: label values above 0"
+            raise ValueError(f"unknown label {name!r}{allowed}")
     return {name: known.get(name) or numbers[name] for name in names}
 
 

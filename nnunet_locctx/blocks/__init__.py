@@ -22,7 +22,6 @@ from nnunet_locctx.blocks.prior import PriorHead
 from nnunet_locctx.blocks.registry import (
     BLOCKS,
     DEFAULTS,
-    PLACES,
     BlockDefault,
     block_options,
     check_block,
@@ -31,6 +30,7 @@ from nnunet_locctx.blocks.registry import (
 )
 from nnunet_locctx.blocks.resolution import resize_location
 from nnunet_locctx.blocks.transport import LocalToGlobal, auxiliary_losses
+from nnunet_locctx.places import PLACES
 
 __all__ = [
     "BLOCKS",

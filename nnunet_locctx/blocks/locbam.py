@@ -29,9 +29,10 @@ class LocBAM(nn.Module):
 
     Default: the position is encoded per channel, from all three coordinates averaged over the other axes, so
     nothing is assumed about how the location lies in the array. No batch norm, which would subtract the mean
-    position of a small batch. A wide middle, two layers, He initialisation: what learns (docs/why-location.md). The
-    gates ``2 * sigmoid(a)`` multiply, so that a channel can be let through in one box of the body; a is zero at
-    first, and the block exactly the identity. Along an array axis whose coordinate is not known the gate is 1.
+    position of a small batch. A wide middle, two layers, He initialisation: what learns
+    (docs/explanation/why-location.md). The gates ``2 * sigmoid(a)`` multiply, so that a channel can be let through in
+    one box of the body; a is zero at first, and the block exactly the identity. Along an array axis whose coordinate
+    is not known the gate is 1.
 
     ``faithful=True`` is the published block: the raw coordinate is added to all channels of the profile, batch
     norm, a middle of ``ceil(C / 32)`` channels, ``sigmoid`` gates, a 1x1 convolution over the gated features, no

@@ -14,6 +14,8 @@ from nnunet_locctx.blocks.gpe import GlobalPositionalEncoding
 from nnunet_locctx.blocks.locbam import LocBAM
 from nnunet_locctx.blocks.prior import PriorHead
 from nnunet_locctx.blocks.transport import LocalToGlobal
+from nnunet_locctx.names import check_known
+from nnunet_locctx.places import PLACES
 
 BLOCKS: dict[str, type[nn.Module]] = {
     "coordconv": CoordConv,
@@ -24,35 +26,13 @@ BLOCKS: dict[str, type[nn.Module]] = {
     "l2g": LocalToGlobal,
 }
 
-PLACES = (
-    "input",
-    "encoder_first",
-    "encoder",
-    "encoder_deep",
-    "bottleneck",
-    "decoder",
-    "decoder_inner",
-    "decoder_last",
-    "stages",
-    "logits",
-)
-"""Where a block can sit in a U-Net.
-
-``input``: before the first convolution (CoordConv: within it); ``encoder_first``: after the first encoder
-stage, which also feeds the topmost skip connection; ``encoder``: after every encoder stage; ``encoder_deep``:
-after the deepest encoder stage that has 128 tokens or more; ``bottleneck``: after the last encoder stage;
-``decoder``: after every decoder stage; ``decoder_inner``: after every one but the last; ``decoder_last``: after
-the last decoder stage; ``stages``: after every encoder and every decoder stage; ``logits``: on the logits of every
-resolution.
-"""
-
 
 @dataclass(frozen=True)
 class BlockDefault:
     """Where a block sits, and its options, unless the plans say otherwise.
 
     Attributes:
-        place: One of :data:`PLACES`.
+        place: One of :data:`~nnunet_locctx.places.PLACES`.
         options: Options of the block that differ from those of its class.
         reason: Why, with the measurement.
     """
@@ -91,7 +71,7 @@ def block_options(name: str, place: str = "") -> tuple[str, ...]:
     Raises:
         ValueError: If there is no such block.
     """
-    _check_name(name)
+    check_known([name], BLOCKS, "block")
     return tuple(options_of(_class(name, place)))
 
 
@@ -121,17 +101,11 @@ def make_block(name: str, channels: int, rank: int, **options: Any) -> nn.Module
 
 def check_block(name: str, place: str, options: dict[str, Any]) -> None:
     """Raises ValueError if block, place or an option is not allowed; leaves the random state alone."""
-    _check_name(name)
-    if place not in PLACES:
-        raise ValueError(f"place must be one of {', '.join(PLACES)}; got {place!r}")
+    check_known([name], BLOCKS, "block")
+    check_known([place], PLACES, "place")
     _check_options(name, options, place)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):  # a hash table is large
         make_block(name, channels=4, rank=2, **options)
-
-
-def _check_name(name: str) -> None:
-    if name not in BLOCKS:
-        raise ValueError(f"block must be one of {', '.join(BLOCKS)}; got {name!r}")
 
 
 def _class(name: str, place: str) -> type[nn.Module]:
@@ -143,9 +117,7 @@ def _check_options(name: str, options: dict[str, Any], place: str = "") -> None:
     allowed = block_options(name, place)
     unknown = [option for option in options if option not in allowed]
     if unknown:
-        where = (
-            f"block {name!r} at place {place!r}"
-            if _class(name, place) is CoordConvStem
-            else f"block {name!r}"
+        at = f" at place {place!r}" if _class(name, place) is CoordConvStem else ""
+        raise ValueError(
+            f"unknown option {unknown[0]!r} for block {name!r}{at}; allowed are {', '.join(allowed)}"
         )
-        raise ValueError(f"unknown option {unknown[0]!r} for {where}; allowed are {', '.join(allowed)}")

@@ -1,7 +1,7 @@
 """LocalToGlobal: local codes related to one another through references that all scans share.
 
 After L2GNet (Gorade et al., "Optimal Local-to-Global Representation", PMLR 317, 2026). Only its abstract was
-available: this is a reconstruction, see docs/l2gnet.md.
+available: this is a reconstruction, see docs/explanation/l2gnet.md.
 """
 
 import math

@@ -2,10 +2,18 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.commands.common import CLEAN, FINDINGS, add_command, add_processes
+from nnunet_locctx.commands.common import (
+    CLEAN,
+    FINDINGS,
+    add_command,
+    add_processes,
+    check_output,
+    print_next,
+)
 from nnunet_locctx.nnunet.data.paths import dataset_folder
 
 
@@ -47,14 +55,14 @@ def run(options: argparse.Namespace) -> int:
     from nnunet_locctx.files import write_atomically
 
     folder = options.folder or dataset_folder("nnUNet_raw", options.dataset)
-    if options.json is not None and not options.json.resolve().parent.is_dir():
-        raise ValueError(f"--json: there is no folder {options.json.resolve().parent}")
+    check_output("--json", options.json)
     report = check_dataset(folder, processes=options.processes, progress=not options.quiet)
     print(format_report(report, options.cases))
-    if report.training_cases:
-        print(
-            "which location to use, once nnU-Net has preprocessed: locctx sources -d ID (or locctx plan --source auto)"
-        )
     if options.json is not None:
         write_atomically(options.json, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
+    if report.training_cases:
+        dataset = int(name[1]) if (name := re.match(r"Dataset(\d{3})_", folder.resolve().name)) else "ID"
+        print_next(
+            [f"nnUNetv2_plan_and_preprocess -d {dataset} -c 3d_fullres", f"locctx sources -d {dataset}"]
+        )
     return CLEAN if report.clean else FINDINGS

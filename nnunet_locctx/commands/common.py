@@ -3,15 +3,75 @@
 import argparse
 import json
 import os
+import re
+import sys
 import textwrap
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TextIO
+
+from nnunet_locctx.names import instead
+from nnunet_locctx.resources import trainers_folder
 
 CLEAN, FINDINGS, FAILED = 0, 1, 2
 """Exit status: done; `locctx check` found something; the input was not usable."""
 
 INTERRUPTED, UNREAD = 130, 141
 """Exit status as of shells after SIGINT and SIGPIPE: interrupted; nobody reads what is printed (`| head`)."""
+
+BOLD, RED, YELLOW, CYAN = 1, 31, 33, 36
+"""Of a terminal."""
+
+
+def styled(text: str, style: int, stream: TextIO | None = None) -> str:
+    """The text as a terminal shows it in a style; as it is for a file, a pipe, or a user who set NO_COLOR.
+
+    Args:
+        text: To be printed.
+        style: Such as :data:`BOLD`.
+        stream: Where to; None: the output.
+    """
+    stream = stream or sys.stdout
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return text if plain or stream is None or not stream.isatty() else f"\033[{style}m{text}\033[0m"
+
+
+def print_next(lines: Iterable[str]) -> None:
+    """Prints the commands to type next, in their order; before nnU-Net's, what it needs to find the trainers."""
+    lines = list(lines)
+    known = os.environ.get("nnUNet_extTrainer", "").split(os.pathsep)
+    if any("-tr " in line for line in lines) and str(trainers_folder()) not in known:
+        lines.insert(0, 'export nnUNet_extTrainer="$(locctx trainers)"')
+    print("\n  ".join([styled("next:", BOLD), *lines]))
+
+
+def warn(sentence: str) -> None:
+    """Prints a warning."""
+    print(f"{styled('warning:', YELLOW)} {sentence}")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that knows what was meant by an unknown name.
+
+    Attributes:
+        summary: One line for the list of the commands.
+    """
+
+    summary = ""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(
+                action, f"unknown {value!r}{instead(value, map(str, action.choices))}"
+            )
+
+    def format_help(self) -> str:
+        """With headings and options in style."""
+        text = super().format_help()
+        if hasattr(self, "color"):
+            return text  # Python 3.14 does it itself
+        text = re.sub(r"(?m)^\S.*:$", lambda found: styled(found[0], BOLD), text)
+        return re.sub(r"(?<![\w-])--?[a-z][\w-]*", lambda found: styled(found[0], CYAN), text)
 
 
 def add_command(
@@ -21,7 +81,7 @@ def add_command(
     summary: str,
     description: str,
     example: str,
-) -> argparse.ArgumentParser:
+) -> Parser:
     """Adds the parser of one command.
 
     Args:
@@ -32,13 +92,14 @@ def add_command(
         description: What the command's own help says first.
         example: Command lines.
     """
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser: Parser = commands.add_parser(
         name,
         help=summary,
         description=textwrap.fill(" ".join(description.split()), 100),
         epilog="example:\n" + textwrap.indent(textwrap.dedent(example).strip(), "  "),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.summary = summary
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     parser.set_defaults(run=run)
     return parser
@@ -52,8 +113,52 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=min(4, os.cpu_count() or 1),
         metavar="N",
-        help="worker processes that read scans (default: %(default)s)",
+        help="worker processes that read scans, if there are many (default: %(default)s)",
     )
+
+
+def add_dataset_json(parser: argparse.ArgumentParser, default: str) -> None:
+    """Adds the two ways to name the dataset.json; :func:`dataset_json` says which it is."""
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "-d",
+        "--dataset",
+        metavar="ID",
+        help=f"dataset in nnUNet_raw, for its dataset.json (default: {default})",
+    )
+    where.add_argument("--dataset-json", type=Path, metavar="FILE", help="the same as a file")
+
+
+def dataset_json(options: argparse.Namespace) -> Path | None:
+    """The dataset.json that was asked for with :func:`add_dataset_json`.
+
+    Raises:
+        ValueError: There is no such dataset.
+    """
+    from nnunet_locctx.nnunet.data.paths import dataset_folder
+
+    if options.dataset is None:
+        return options.dataset_json
+    return dataset_folder("nnUNet_raw", options.dataset) / "dataset.json"
+
+
+def add_regressor(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that name the regressor, one of which is needed."""
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument(
+        "-d", "--dataset", metavar="ID", help="dataset on which a regressor was fitted (locctx fit ape)"
+    )
+    where.add_argument("--regressor", type=Path, metavar="FILE", help="file of a fitted regressor")
+
+
+def check_output(option: str, file: Path | None) -> None:
+    """Raises ValueError if a file cannot be written because its folder is missing or it is a folder itself."""
+    if file is None:
+        return
+    if not file.resolve().parent.is_dir():
+        raise ValueError(f"{option}: there is no folder {file.resolve().parent}")
+    if file.is_dir():
+        raise ValueError(f"{option}: {file} is a folder")
 
 
 def assignments(texts: list[str], option: str) -> dict[str, Any]:

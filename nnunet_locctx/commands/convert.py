@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
         """Reads a public dataset in the folder layout in which it is published and writes it to nnUNet_raw, and its
         split to nnUNet_preprocessed. All files are read first: missing, superfluous and corrupt ones are listed, and
         nothing is written. Started again after a stop it goes on; started again after the end it verifies what is there
-        and does nothing. Layouts and splits: docs/datasets.md.""",
+        and does nothing. Layouts and splits: docs/how-to/datasets.md.""",
         """
         locctx convert btcv /data/Abdomen/RawData -d 7
         locctx convert kits23 /data/kits23 -d 220 -np 8 --link

@@ -4,7 +4,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.commands.common import CLEAN, add_command, add_processes
+from nnunet_locctx.commands.common import (
+    CLEAN,
+    add_command,
+    add_dataset_json,
+    add_processes,
+    dataset_json,
+    warn,
+)
 
 
 def add(commands: Any) -> None:
@@ -29,12 +36,7 @@ def add(commands: Any) -> None:
         "references", type=Path, metavar="GT", help="folder of true segmentations, CASE.ENDING"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where to write")
-    parser.add_argument(
-        "--dataset-json",
-        type=Path,
-        metavar="FILE",
-        help="labels and file ending (default: dataset.json in or above PRED, then GT)",
-    )
+    add_dataset_json(parser, "the one in or above PRED, then GT")
     parser.add_argument(
         "--tolerance-mm", type=float, default=2.0, metavar="MM", help="of the NSD (default: 2)"
     )
@@ -75,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
         options.predictions,
         options.references,
         options.output,
-        dataset_json=options.dataset_json,
+        dataset_json=dataset_json(options),
         tolerance_mm=options.tolerance_mm,
         off_region_mm=options.off_region_mm,
         pairs=pairs,
@@ -89,6 +91,8 @@ def run(options: argparse.Namespace) -> int:
     if "paper" in content:
         for name, value in content["paper"].items():
             print(f"{name} as the paper takes the mean: {'-' if value is None else f'{value:.4f}'}")
+    for sentence in content["warnings"]:
+        warn(sentence)
     for name in (JSON, CSV, MARKDOWN):
         print(f"wrote {options.output / name}")
     return CLEAN

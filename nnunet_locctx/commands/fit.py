@@ -5,7 +5,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_locctx.commands.common import CLEAN, FINDINGS, add_command, add_processes, assignments
+from nnunet_locctx.commands.common import (
+    CLEAN,
+    FINDINGS,
+    add_command,
+    add_processes,
+    assignments,
+    print_next,
+    warn,
+)
 
 if TYPE_CHECKING:
     from nnunet_locctx.nnunet.data.fitting import FittedDataset
@@ -121,7 +129,7 @@ def run(options: argparse.Namespace) -> int:
     for line in [*report["summary"], *_about_changes(fitted)]:
         print(line)
     for name, problem in fitted.problems.items():
-        print(f"warning: {name}: {problem}; its location is unknown")
+        warn(f"{name}: {problem}; its location is unknown")
     picture, usable = fitted.folder / "report.png", len(fitted.measured) - len(fitted.problems)
     if not usable:
         picture.unlink(missing_ok=True)  # of an earlier fit
@@ -129,25 +137,24 @@ def run(options: argparse.Namespace) -> int:
         return FINDINGS
     draw_fitted(fitted, picture)
     if usable < FEW * len(fitted.measured):
-        print(
-            f"warning: only {usable} of {len(fitted.measured)} scans could be measured; for the others a coordinate "
+        warn(
+            f"only {usable} of {len(fitted.measured)} scans could be measured; for the others a coordinate "
             "means another thing, which can make a model worse than without location"
         )
     print(f"picture: {picture}")
     dataset = int(dataset_folder("nnUNet_raw", options.dataset).name[7:10])
-    print("next:")
+    name, plans = f"3d_fullres_{source}", "nnUNetPlans_locctx"
+    lines = [f"locctx plan -d {dataset} --name {name} --source {source}"]
     if options.configuration:
         name, plans = _add_configuration(options, source)
-        print(f"  nnUNetv2_train {dataset} {name} 0 -p {plans} -tr LocCtxTrainer")
-    else:
-        print(f"  locctx plan -d {dataset} --name 3d_fullres_{source} --source {source}")
-        print(f"  nnUNetv2_train {dataset} 3d_fullres_{source} 0 -p nnUNetPlans_locctx -tr LocCtxTrainer")
+        lines = []
+    print_next([*lines, f"nnUNetv2_train {dataset} {name} 0 -p {plans} -tr LocCtxTrainer"])
     return CLEAN
 
 
 def _about_changes(fitted: "FittedDataset") -> list[str]:
     """What there is to know about scans that are no longer what they were."""
-    from nnunet_locctx.nnunet.data.fitted import named
+    from nnunet_locctx.names import named
 
     lines = []
     if fitted.changed:

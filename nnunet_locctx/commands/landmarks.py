@@ -5,8 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.commands.anatomy_options import add_regressor, check_output
-from nnunet_locctx.commands.common import CLEAN, add_command
+from nnunet_locctx.commands.common import CLEAN, add_command, add_regressor, check_output
 
 
 def add(commands: Any) -> None:

@@ -13,7 +13,8 @@ def add(commands: Any) -> None:
         "methods",
         run,
         "list the trainers: what, source, place, encoding, cost, effect",
-        """Lists the trainers with what each does, where it was published, where and how encoded location enters
+        """Lists the trainers that fit location into the planned U-Net, with what each does, where it was published,
+        where and how encoded location enters
         unless the plans say otherwise, and what was measured: parameters, multiply-adds (MACs) and time of a training
         step relative to the planned U-Net, and Dice on a phantom whose organs only their position tells apart.""",
         """
@@ -24,8 +25,12 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "part", nargs="?", default="", metavar="NAME", help="only trainers whose name contains this"
     )
+    parser.add_argument("--all", action="store_true", help="also those with networks of their own")
     parser.add_argument(
-        "--format", default="table", metavar="FORMAT", help="table (default), markdown or json"
+        "--format",
+        default="table",
+        metavar="FORMAT",
+        help="table (default), markdown or json (which list all)",
     )
 
 
@@ -33,5 +38,8 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
     from nnunet_locctx.methods import format_methods, list_methods, read_measured
 
-    print(format_methods(list_methods(options.part), read_measured(), options.format))
+    short = options.format == "table" and not (options.all or options.part)
+    print(format_methods(list_methods(options.part, planned=short), read_measured(), options.format))
+    if short:
+        print("\nTrainers with networks of their own: locctx methods --all")
     return CLEAN

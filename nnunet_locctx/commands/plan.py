@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_locctx.commands.common import CLEAN, add_command, assignments
+from nnunet_locctx.commands.sources import compare_sources
 from nnunet_locctx.nnunet.data.paths import dataset_folder
+from nnunet_locctx.places import PLACES
 
 
 def add(commands: Any) -> None:
@@ -115,8 +117,7 @@ def add(commands: Any) -> None:
     where.add_argument(
         "--place",
         metavar="NAME",
-        help="where location enters the network: input, encoder_first, encoder, bottleneck, decoder, "
-        "decoder_last or logits",
+        help=f"where location enters the network: {'; '.join(f'{name}: {where}' for name, where in PLACES.items())}",
     )
     where.add_argument(
         "--jitter",
@@ -202,22 +203,10 @@ def _recommended(options: argparse.Namespace, folder: Path, given: dict[str, Any
     Raises:
         ValueError: Nothing was preprocessed, or no source tells the classes apart.
     """
-    from nnunet_locctx.nnunet.plans.planning import read_plans, resolve
-    from nnunet_locctx.nnunet.plans.sources import (
-        location_key,
-        measure_sources,
-        recommend,
-        report_recommendation,
-        report_sources,
-    )
+    from nnunet_locctx.nnunet.plans.sources import location_key, recommend
 
-    plans = read_plans(folder / f"{options.plans}.json")
-    configuration = resolve(plans, options.configuration)
-    cases, candidates = measure_sources(folder, plans, configuration)
     planned = {key: given[key] for key in ("patch_size",) if key in given and "spacing" not in given}
-    sentences = report_recommendation(candidates, cases, {**configuration, **planned})
-    print("\n".join([*report_sources(candidates), *sentences]))
-    best = recommend(candidates)
+    best = recommend(compare_sources(folder, options.plans, options.configuration, planned))
     if best is None:
         raise ValueError(
             "--source auto finds no source that tells the classes apart; train plain nnU-Net, or name a source"

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nnunet_locctx.commands.common import YELLOW, print_next, styled
 from nnunet_locctx.nnunet.plans.memory import expected_memory
-from nnunet_locctx.nnunet.plans.misfits import description, misfits
+from nnunet_locctx.nnunet.plans.misfits import description, misfits, source_to_fit
 from nnunet_locctx.nnunet.plans.planning import coverage, resolve
 from nnunet_locctx.nnunet.plans.plans_file import Plans
 from nnunet_locctx.nnunet.plans.presets import MadeFor
@@ -36,19 +37,20 @@ def print_configurations(
         changed: Whether the file changed.
     """
     dataset, own = int(folder.name[7:10]), plans["plans_name"]
+    fits: dict[str, None] = {}
     to_preprocess: dict[str, str] = {}
     trainings: list[str] = []
     for name, purpose in made_for.items():
         print(f"{'wrote' if changed else 'unchanged:'} {folder / own}.json, configuration {name}")
         full = resolve(plans, name)
         trainers = _print(folder, plans, plans["configurations"][name], full, purpose)
+        if source_to_fit(folder, full):
+            fits[f"locctx fit {source_to_fit(folder, full)} -d {dataset}"] = None
         if not (folder / full["data_identifier"]).is_dir():
-            to_preprocess.setdefault(full["data_identifier"], name)
-        trainings.append(f"  nnUNetv2_train {dataset} {name} 0 -p {own} -tr {_proposed(trainers)}")
-    print("next:")
-    for name in to_preprocess.values():
-        print(f"  nnUNetv2_preprocess -d {dataset} -plans_name {own} -c {name}")
-    print("\n".join(trainings))
+            line = f"nnUNetv2_preprocess -d {dataset} -plans_name {own} -c {name}"
+            to_preprocess.setdefault(full["data_identifier"], line)
+        trainings.append(f"nnUNetv2_train {dataset} {name} 0 -p {own} -tr {_proposed(trainers)}")
+    print_next([*fits, *to_preprocess.values(), *trainings])
 
 
 def _print(
@@ -75,7 +77,7 @@ def _print(
     verb = "takes" if len(suitable.names) == 1 else "take"
     print(_wrapped("trainers", f"{', '.join(suitable.names) or 'none'} {verb} it"))
     for sentence in misfits(folder, plans, full, suitable, made_for):
-        print(_wrapped("warning", sentence))
+        print(_wrapped("warning", sentence).replace("warning", styled("warning", YELLOW), 1))
     return suitable.names
 
 

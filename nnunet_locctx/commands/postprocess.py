@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.commands.common import CLEAN, add_command, add_processes
+from nnunet_locctx.commands.common import CLEAN, add_command, add_dataset_json, add_processes, dataset_json
 from nnunet_locctx.nnunet.data.paths import dataset_folder, training_labels
 
 DESCRIPTION = "largest components and atlas masking of a folder of predictions"
@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
         """Changes a folder of predictions, of any trainer of nnU-Net, into another one. Names, grids and headers of
         the files stay. Each action has its own --help.""",
         """
-        locctx postprocess largest-component PREDICTIONS -o LARGEST
+        locctx postprocess largest-component PREDICTIONS -o LARGEST -d 3
         locctx postprocess fit-atlas -d 3 --validation MODEL/fold_*/validation -o atlas.npz
         locctx postprocess apply-atlas atlas.npz PREDICTIONS -o MASKED
         """,
@@ -64,9 +64,12 @@ def _add_fit_atlas(actions: Any) -> None:
         locctx postprocess fit-atlas --labels labelsTr --radius-mm 20 -o atlas.npz
         """,
     )
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("-d", "--dataset", metavar="ID", help="id or name of a dataset in nnUNet_raw")
-    where.add_argument("--labels", type=Path, metavar="FOLDER", help="folder of training labels, CASE.ENDING")
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of training labels, CASE.ENDING (default: those of -d)",
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the atlas, .npz")
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument(
@@ -127,12 +130,7 @@ def _add_folders(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--dataset-json",
-        type=Path,
-        metavar="FILE",
-        help="labels and file ending (default: dataset.json in or above the folders)",
-    )
+    add_dataset_json(parser, "the one in or above the folders")
     add_processes(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
@@ -159,6 +157,8 @@ def run_fit_atlas(options: argparse.Namespace) -> int:
     """Runs the action; returns the exit status."""
     from nnunet_locctx.evaluation.atlas_fit import RADII, fit_atlas
 
+    if options.labels is None and options.dataset is None:
+        raise ValueError("which training labels? Give a dataset (-d) or a folder (--labels)")
     labels = options.labels or training_labels(dataset_folder("nnUNet_raw", options.dataset))
     atlas = fit_atlas(
         labels,
@@ -189,7 +189,7 @@ def run_fit_atlas(options: argparse.Namespace) -> int:
 
 def _common_options(options: argparse.Namespace) -> dict[str, Any]:
     return {
-        "dataset_json": options.dataset_json,
+        "dataset_json": dataset_json(options),
         "processes": options.processes,
         "progress": not options.quiet,
     }

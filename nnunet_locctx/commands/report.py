@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_locctx.commands.common import CLEAN, add_command
+from nnunet_locctx.commands.extras import require
 
 
 def add(commands: Any) -> None:
@@ -35,6 +36,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
+    require("study")
     from nnunet_locctx.report import write_report
 
     page = write_report(options.work, options.output, progress=not options.quiet)

@@ -1,11 +1,15 @@
 """`locctx sources`: which location tells the classes of a dataset apart."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nnunet_locctx.commands.common import CLEAN, add_command, add_processes
+from nnunet_locctx.commands.common import CLEAN, add_command, add_processes, print_next
 from nnunet_locctx.nnunet.data.paths import dataset_folder
+
+if TYPE_CHECKING:
+    from nnunet_locctx.nnunet.plans.sources import Candidate
 
 PICTURE = "locctx_sources.png"
 
@@ -63,21 +67,12 @@ def run(options: argparse.Namespace) -> int:
     if options.processes < 1:
         raise ValueError(f"--processes must be at least 1, got {options.processes}")
 
-    from nnunet_locctx.nnunet.plans.planning import read_plans, resolve
-    from nnunet_locctx.nnunet.plans.sources import (
-        measure_sources,
-        recommend,
-        report_recommendation,
-        report_sources,
-    )
+    from nnunet_locctx.nnunet.plans.sources import recommend
     from nnunet_locctx.show.sources import draw_sources
 
-    plans = read_plans(folder / f"{options.plans}.json")
-    configuration = resolve(plans, options.configuration)
-    cases, candidates = measure_sources(
-        folder, plans, configuration, quick=options.quick, processes=options.processes
+    candidates = compare_sources(
+        folder, options.plans, options.configuration, quick=options.quick, processes=options.processes
     )
-    print("\n".join([*report_sources(candidates), *report_recommendation(candidates, cases, configuration)]))
     draw_sources({one.name: one.places for one in candidates}, output)
     print(f"picture: {output}")
     best = recommend(candidates)
@@ -86,5 +81,35 @@ def run(options: argparse.Namespace) -> int:
         line = f"locctx plan -d {int(folder.name[7:10])} -p {options.plans} -c {options.configuration} --name {name}"
         absolute = " --absolute" if best.location.get("absolute") else ""
         axes = f" --axes {' '.join(best.axes)}" if len(best.axes) < 3 else ""
-        print(f"next:\n  {line} --source {best.location['source']}{absolute}{axes} --jitter auto")
+        print_next([f"{line} --source {best.location['source']}{absolute}{axes} --jitter auto"])
     return CLEAN
+
+
+def compare_sources(
+    folder: Path,
+    plans_name: str,
+    configuration_name: str,
+    planned: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> "list[Candidate]":
+    """Measures the sources on a dataset and prints what they are worth.
+
+    Args:
+        folder: The dataset's folder in nnUNet_preprocessed.
+        plans_name: The plans.
+        configuration_name: Whose data is looked at.
+        planned: What differs in the configuration that is planned.
+        **options: Of :func:`~nnunet_locctx.nnunet.plans.sources.measure_sources`.
+
+    Raises:
+        ValueError: No such plans or configuration, or nothing was preprocessed.
+    """
+    from nnunet_locctx.nnunet.plans.planning import read_plans, resolve
+    from nnunet_locctx.nnunet.plans.sources import measure_sources, report_recommendation, report_sources
+
+    plans = read_plans(folder / f"{plans_name}.json")
+    configuration = resolve(plans, configuration_name)
+    cases, candidates = measure_sources(folder, plans, configuration, **options)
+    planned = {**configuration, **(planned or {})}
+    print("\n".join([*report_sources(candidates), *report_recommendation(candidates, cases, planned)]))
+    return candidates

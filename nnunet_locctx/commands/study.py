@@ -1,12 +1,12 @@
 """`locctx study`: methods x location sources x presets x folds, trained, evaluated and reported."""
 
 import argparse
-import importlib.util
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from nnunet_locctx.commands.common import CLEAN, add_command
+from nnunet_locctx.commands.extras import require
 
 
 def add(commands: Any) -> None:
@@ -31,7 +31,9 @@ def add(commands: Any) -> None:
         "study", metavar="STUDY", help="study file (YAML), or the name of one that comes with the package"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="show the jobs and the expected GPU hours, and stop"
+        "--dry-run",
+        action="store_true",
+        help="show the jobs and the minutes that the trainings will take, on an A100 and on this machine, and stop",
     )
     parser.add_argument(
         "--only",
@@ -55,8 +57,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
-    if importlib.util.find_spec("pydantic") is None or importlib.util.find_spec("yaml") is None:
-        raise ValueError("reading a study needs pydantic and PyYAML: pip install 'nnunet-locctx[study]'")
+    require("study")
     from nnunet_locctx.study.machines import SLURM_PROFILE, Where
     from nnunet_locctx.study.model import read_study
     from nnunet_locctx.study.reading import find_study
@@ -79,9 +80,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _show_jobs(runner: Any) -> None:
-    """The jobs by kind, and the expected hours of the trainings."""
+    """The jobs by kind, and the expected minutes of the trainings."""
+    from nnunet_locctx.study.expected import report_expected
     from nnunet_locctx.study.machines import KINDS
-    from nnunet_locctx.study.record import ASSUMPTION, batch_of, expected_hours, study_plans
 
     study, chosen, pending = runner.study, runner.chosen, runner.pending()
     every, to_run = (Counter(chosen[name].kind for name in names) for names in (chosen, pending))
@@ -90,23 +91,6 @@ def _show_jobs(runner: Any) -> None:
     for kind in KINDS:
         if every[kind]:
             print(f"{kind:<12}{every[kind]:>6}{to_run[kind]:>8}")
-    print(f"{'all':<12}{len(chosen):>6}{len(pending):>8}\n")
-    plans = study_plans(study)
-    folds = Counter(chosen[name].names["run"] for name in pending if chosen[name].kind == "train")
-    total, unknown = 0.0, False
-    for slug, run in study.runs.items():
-        if folds[slug]:
-            patch, batch = batch_of(run, plans)
-            unknown = unknown or patch is None or batch is None
-            hours = expected_hours(patch, batch, run.method.epochs)
-            total += folds[slug] * hours
-            size = "planned patch" if patch is None else " x ".join(map(str, patch))
-            size += ", planned batch" if batch is None else f", batch {batch}"
-            print(f"{run.method.name}, {run.preset.name}: {folds[slug]} x {hours:.3g} h ({size})")
-    print(f"\nexpected for the trainings: {total:.3g} hours of one A100")
-    print(
-        f"assumed: {ASSUMPTION}"
-        + ("; patch or batch not planned yet are taken as 128^3 x 2" if unknown else "")
-    )
-    if study.device != "cuda":
-        print(f"the study's device is {study.device}, for which no time is published")
+    print(f"{'all':<12}{len(chosen):>6}{len(pending):>8}")
+    for line in report_expected(study, [chosen[name] for name in pending]):
+        print(line, flush=True)

@@ -37,6 +37,7 @@ from nnunet_locctx.datasets.release import (
     superfluous,
     training_names,
 )
+from nnunet_locctx.files import link
 
 PATIENTS = {"training": range(1, 101), "testing": range(101, 151)}
 
@@ -113,7 +114,7 @@ class Acdc(Release):
         with TemporaryDirectory(dir=folder) as work:
             view = _view(Path(work), "testing" if case.test else "training")
             for file in case.files:
-                (view / file.name).symlink_to(file.resolve())
+                link(file, view / file.name)
             move_files(convert_view(*CONVERTER, Path(work) / "view", Path(work) / "raw", copy), folder)
         if case.test and case.label is not None:
             copy(case.label, folder / case.outputs(1)[-1])

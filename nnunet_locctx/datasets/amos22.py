@@ -25,6 +25,7 @@ from nnunet_locctx.datasets.release import (
     one_fold,
     superfluous,
 )
+from nnunet_locctx.files import link
 
 LAST_CT = 500
 """Scans with this number or below are CT (nnU-Net's converter draws the line at the same place)."""
@@ -96,7 +97,7 @@ class Amos22(Release):
             for kind, file in (("images", case.images[0]), ("labels", case.label)):
                 (view / f"{kind}{ending}").mkdir()
                 if file is not None:
-                    (view / f"{kind}{ending}" / f"{case.name}.nii.gz").symlink_to(file.resolve())
+                    link(file, view / f"{kind}{ending}" / f"{case.name}.nii.gz")
             move_files(convert_view(*BOTH_CONVERTER, view, Path(work) / "raw", copy), folder)
         if case.test and case.label is not None:
             copy(case.label, folder / case.outputs(1)[-1])

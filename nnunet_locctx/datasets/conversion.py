@@ -19,6 +19,7 @@ from typing import Any
 import nibabel
 import numpy as np
 
+from nnunet_locctx import files
 from nnunet_locctx.datasets.acdc import Acdc
 from nnunet_locctx.datasets.amos22 import Amos22
 from nnunet_locctx.datasets.brats import Brats
@@ -44,14 +45,12 @@ from nnunet_locctx.datasets.job import (
 from nnunet_locctx.datasets.kits23 import Kits23
 from nnunet_locctx.datasets.release import (
     UNREADABLE,
-    Copy,
     Listing,
     Release,
     SourceCase,
     check_case,
     read_grid,
 )
-from nnunet_locctx.files import move_into_place, write_atomically
 from nnunet_locctx.image_files import check_written
 
 RELEASES: dict[str, type[Release]] = {
@@ -151,7 +150,7 @@ def _check_one(case: SourceCase, release: Release, tolerance: float) -> list[str
 def _write(job: Job, state: dict[str, Any], cases: Sequence[SourceCase]) -> int:
     """Writes the cases that are not in the staging folder yet; returns the number of those that were."""
     job.staging.mkdir(exist_ok=True)
-    write_atomically(job.staging / PROGRESS, json.dumps(state).encode())
+    files.write_atomically(job.staging / PROGRESS, json.dumps(state).encode())
     shutil.rmtree(job.staging / "working", ignore_errors=True)
     for folder in {Path(file).parent.name for case in cases for file in job.outputs(case)}:
         (job.staging / folder).mkdir(exist_ok=True)
@@ -168,7 +167,7 @@ def write_case(case: SourceCase, release: Release, staging: Path, link: bool) ->
     working = staging / "working" / case.name
     _make(case, release, working, link)
     for file in case.outputs(release.channels):
-        move_into_place(working / file, staging / file)
+        files.move_into_place(working / file, staging / file)
     shutil.rmtree(working)
 
 
@@ -176,7 +175,7 @@ def _make(case: SourceCase, release: Release, working: Path, link: bool) -> None
     """Writes one case below a folder of its own, and checks that all of its files are whole."""
     for folder in FOLDERS:
         (working / folder).mkdir(parents=True)
-    release.write(case, working, _copier(link))
+    release.write(case, working, files.link if link else shutil.copyfile)
     outputs = case.outputs(release.channels)
     missing = [file for file in outputs if not (working / file).is_file()]
     if missing:
@@ -184,13 +183,6 @@ def _make(case: SourceCase, release: Release, working: Path, link: bool) -> None
     for file in outputs:
         if not (working / file).is_symlink():  # its target was checked
             check_written(working / file)
-
-
-def _copier(link: bool) -> Copy:
-    def make_link(source: Path | str, target: Path | str) -> None:
-        Path(target).symlink_to(Path(source).resolve())
-
-    return make_link if link else shutil.copyfile
 
 
 def _result(job: Job, listing: Listing) -> Converted:
@@ -244,7 +236,7 @@ def _existing(job: Job, source: Path) -> Converted:
         raise ValueError(f"{job.target} is no longer what was converted; remove it to convert anew\n{lines}")
     if record["version"] != RECORD_VERSION:
         record |= {"version": RECORD_VERSION, "files": {name: now[name] for name in record["files"]}}
-        write_atomically(job.target / RECORD, to_json(record))
+        files.write_atomically(job.target / RECORD, to_json(record))
     result = Converted(
         job.target, splits=job.splits, existed=True, **{name: record[name] for name in RECORDED}
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 from nnunet_locctx.datasets.nnunet_converters import convert_view, converted_description, describe, move_files
 from nnunet_locctx.datasets.release import Copy, Listing, Release, SourceCase, ranges
+from nnunet_locctx.files import link
 
 NUMBERS = (*range(300), *range(400, 589))
 
@@ -80,8 +81,8 @@ class Kits23(Release):
         with TemporaryDirectory(dir=folder) as work:
             view = Path(work) / "view" / case.name
             view.mkdir(parents=True)
-            (view / "imaging.nii.gz").symlink_to(case.images[0].resolve())
-            (view / "segmentation.nii.gz").symlink_to(case.label.resolve())
+            link(case.images[0], view / "imaging.nii.gz")
+            link(case.label, view / "segmentation.nii.gz")
             move_files(convert_view(*CONVERTER, view.parent, Path(work) / "raw", copy), folder)
 
     def description(self, root: Path, training: int) -> dict[str, Any]:

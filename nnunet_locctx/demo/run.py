@@ -19,6 +19,7 @@ from typing import Any
 
 from nnunet_locctx.demo.steps import Steps, write_text
 from nnunet_locctx.evaluation.dice import DiceScores, mean_dice
+from nnunet_locctx.locks import one_at_a_time
 from nnunet_locctx.nnunet.commands import NNUNet
 from nnunet_locctx.phantoms.twin_organs import make_phantom
 
@@ -100,9 +101,14 @@ def run_demo(folder: Path, seed: int = 0, settings: DemoSettings | None = None) 
     settings = settings or DemoSettings(seed=seed)
     folder = Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    steps = Steps(folder / "steps.json", asdict(settings))
-    demo = _Demo(folder, settings, NNUNet(folder, settings.threads))
+    # a training that outlived a demo which was killed would write into the folder
+    with one_at_a_time(folder / "demo.lock", "the demo's folder", inherited=True) as locks:
+        return _run(_Demo(folder, settings, NNUNet(folder, settings.threads, locks=locks)))
 
+
+def _run(demo: "_Demo") -> dict[str, Any]:
+    folder, settings = demo.folder, demo.settings
+    steps = Steps(folder / "steps.json", asdict(settings))
     print("nnU-Net's commands below run with:", *demo.nnunet.exports, sep="\n  ", flush=True)
     steps.run("phantom", "phantom: twin organs that only their position tells apart", demo.phantom)
     steps.run("plan", "nnU-Net plans and preprocesses", demo.plan)
@@ -117,6 +123,16 @@ def run_demo(folder: Path, seed: int = 0, settings: DemoSettings | None = None) 
     print(format_results(results), flush=True)
     print(f"results: {folder / 'results.json'}\nfigure:  {folder / 'figure.png'}", flush=True)
     return results
+
+
+def make_study_data(raw: Path) -> Path:
+    """The phantom of the study `phantom`, made in nnUNet_raw unless it is there."""
+    folder = raw / f"Dataset{DemoSettings.dataset_id:03d}_Phantom"
+    if not folder.is_dir():
+        make_phantom(
+            raw, DemoSettings.dataset_id, cases=20, test_cases=4, size=40, spacing=4.0, progress=True
+        )
+    return folder
 
 
 class _Demo:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nnunet_locctx.evaluation.dice import foreground
+from nnunet_locctx.names import check_known
 
 LEFT = {"left", "l", "lt", "lft", "sin", "sinister", "sinistra"}
 RIGHT = {"right", "r", "rt", "rgt", "dex", "dexter", "dextra"}
@@ -99,11 +100,7 @@ def check_pairs(pairs: Sequence[Sequence[str]], classes: Classes) -> list[tuple[
     for pair in pairs:
         if len(pair) != 2 or pair[0] == pair[1]:
             raise ValueError(f"a pair is two different classes (left, right), got {list(pair)}")
-        unknown = [name for name in pair if name not in classes.labels]
-        if unknown:
-            raise ValueError(
-                f"unknown class {unknown[0]!r} in the pair {list(pair)}; known: {', '.join(classes.labels)}"
-            )
+        check_known(pair, classes.labels, "class")
         again = used.intersection(pair)
         if again:
             raise ValueError(f"class {min(again)!r} is in more than one pair")

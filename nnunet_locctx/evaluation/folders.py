@@ -1,12 +1,14 @@
 """Evaluates a folder of predictions (`locctx evaluate`), and what that writes: JSON, CSV and Markdown."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from nnunet_locctx.evaluation.classes import Classes, check_pairs, find_pairs
@@ -32,18 +34,24 @@ VERSION = 1
 JSON, CSV, MARKDOWN = "evaluation.json", "evaluation.csv", "evaluation.md"
 KEYS = ("version", "definitions", "settings", "classes", "pairs", "cases", "mean", "foreground")
 COLUMNS = {
-    "reference_ml": ("reference ml", 1),
-    "dice": ("Dice", 3),
-    "hd95_mm": ("HD95 mm", 2),
-    "nsd": ("NSD", 3),
-    "volume_error_ml": ("error ml", 1),
-    "volume_error_percent": ("error %", 1),
-    "swap_rate": ("swap rate", 4),
-    "off_region_ml": ("off region ml", 2),
-    "paper_dice": ("paper Dice", 3),
-    "paper_hd95_voxels": ("paper HD95 voxels", 2),
+    "reference_ml": "reference ml",
+    "dice": "Dice",
+    "hd95_mm": "HD95 mm",
+    "nsd": "NSD",
+    "volume_error_ml": "error ml",
+    "volume_error_percent": "error %",
+    "swap_rate": "swaps %",
+    "off_region_ml": "off region ml",
+    "paper_dice": "paper Dice",
+    "paper_hd95_voxels": "paper HD95 voxels",
 }
-"""Measure -> heading and decimals in the table."""
+"""Measure -> heading in the table."""
+
+SMALL_ML = 0.1
+"""Where no class is larger, the table has mm3."""
+
+MOST_VOXELS = 5.0
+"""A tolerance of more tells nearly nothing: it is larger than the errors of any segmentation worth the name."""
 
 PRESENCE = ("both", "missing", "spurious", "absent")
 
@@ -151,6 +159,7 @@ def evaluate_folders(
         "pairs": [list(pair) for pair in sides],
         "cases": rows,
         **summarise_cases(rows, list(classes.labels), settings),
+        "warnings": _unsuitable(jobs[names[0]]),
     }
     write_evaluation(content, output)
     return content
@@ -234,18 +243,25 @@ def to_csv(content: Mapping[str, Any]) -> str:
 
 def to_table(content: Mapping[str, Any]) -> str:
     """The means over the cases, as a Markdown table whose columns are aligned."""
-    columns = [name for name in COLUMNS if name in content["definitions"]]
-    heads = ["class", *(COLUMNS[name][0] for name in columns), "missing", "spurious"]
+    columns = {name: head for name, head in COLUMNS.items() if name in content["definitions"]}
+    factors = {"swap_rate": 100.0}
+    if max((means["reference_ml"] or 0.0 for means in content["mean"].values()), default=0.0) < SMALL_ML:
+        factors |= {name: 1000.0 for name in columns if name.endswith("_ml")}
+        columns = {name: re.sub("ml$", "mm3", head) for name, head in columns.items()}
+    heads = ["class", *columns.values(), "missing", "spurious"]
+
+    def shown(means: Mapping[str, float | None]) -> list[str]:
+        return [_number(means[name], factors.get(name, 1.0)) for name in columns]
+
     lines = []
     for name in [*content["classes"], *(["background"] if "background" in content["mean"] else [])]:
         counts = content["presence"].get(name, {})
-        shown = [_number(content["mean"][name][measure], COLUMNS[measure][1]) for measure in columns]
-        lines.append([_cell(name), *shown, *(str(counts.get(kind, "-")) for kind in ("missing", "spurious"))])
-    means = [_number(content["foreground"][measure], COLUMNS[measure][1]) for measure in columns]
+        missed = [str(counts.get(kind, "-")) for kind in ("missing", "spurious")]
+        lines.append([_cell(name), *shown(content["mean"][name]), *missed])
     totals = [
         str(sum(counts[kind] for counts in content["presence"].values())) for kind in ("missing", "spurious")
     ]
-    lines.append(["foreground", *means, *totals])
+    lines.append(["foreground", *shown(content["foreground"]), *totals])
     widths = [max(len(line[at]) for line in [heads, *lines]) for at in range(len(heads))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
 
@@ -267,10 +283,11 @@ def to_markdown(content: Mapping[str, Any]) -> str:
     )
     lines = ["# Evaluation", "", intro, "", to_table(content)]
     if "paper" in content:
-        means = [f"{name} {_number(value, 3)}" for name, value in content["paper"].items()]
+        means = [f"{name} {_number(value)}" for name, value in content["paper"].items()]
         lines += [f"As the paper ({content['settings']['paper']}) takes the mean: {', '.join(means)}.", ""]
     if content["pairs"]:
         lines += [f"Sides: {'; '.join(f'{left} - {right}' for left, right in content['pairs'])}.", ""]
+    lines += [f"Warning: {sentence}\n" for sentence in content["warnings"]]
     lines += [f"- {name}: {text}" for name, text in content["definitions"].items()]
     return "\n".join(lines) + "\n"
 
@@ -320,6 +337,29 @@ def _measure(job: _Job) -> list[dict[str, Any]]:
     return measure_case(reference, prediction, spacing, job.classes, job.pairs, job.settings)
 
 
+def _unsuitable(job: _Job) -> list[str]:
+    """What the settings cannot tell at the voxel size and extent of a case."""
+    labels, properties = read_labels(job.reference, job.reader)
+    sizes = [float(size) for size, n in zip(properties["spacing"], labels.shape, strict=True) if n > 1]
+    if not sizes:
+        return []
+    voxel = f"{' x '.join(f'{size:.3g}' for size in sizes)} mm, {job.case}"
+    tolerance, away = job.settings.tolerance_mm, job.settings.off_region_mm
+    largest, extent = max(sizes), max(np.multiply(sizes, [n for n in labels.shape if n > 1]))
+    sentences = []
+    if tolerance > MOST_VOXELS * largest:
+        sentences.append(
+            f"the NSD's tolerance of {tolerance:g} mm is {tolerance / largest:.2g} voxels ({voxel}), within which "
+            f"nearly every surface lies; --tolerance-mm {2 * largest:.2g} is two"
+        )
+    if away > extent / 2:
+        sentences.append(
+            f"a voxel is off its class's region from {away:g} mm, and the scan is {extent:.3g} mm long ({voxel}); "
+            f"--off-region-mm {extent / 10:.2g} is a tenth"
+        )
+    return sentences
+
+
 def _frame(rows: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> pd.DataFrame:
     """The rows, with NaN where a measure is not defined."""
     return pd.DataFrame(rows).astype(dict.fromkeys(measures, float))
@@ -330,8 +370,12 @@ def _without_nan(values: Mapping[Any, float]) -> dict[Any, float | None]:
     return {name: None if pd.isna(value) else value for name, value in values.items()}
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def _number(value: float | None, factor: float = 1.0) -> str:
+    """With three significant digits or more."""
+    if value is None:
+        return "-"
+    value *= factor
+    return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
 
 
 def _cell(text: str) -> str:

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from nnunet_locctx.geometry import Frame, corner_distance
+from nnunet_locctx.names import summarise
 from nnunet_locctx.nnunet.data.dataset_json import checked_content, read_dataset_json
-from nnunet_locctx.nnunet.data.fitted import summarise
 from nnunet_locctx.nnunet.data.reading import BrokenFileError, explain, read_quietly, share_not_finite
 from nnunet_locctx.nnunet.data.workers import map_in_workers
 
@@ -79,7 +79,7 @@ def read_description(given: Path | Mapping[str, Any] | None, folders: Sequence[P
         file = next((one for one in files if one.is_file()), None)
         if file is None:
             raise ValueError(
-                f"no dataset.json; looked for {', '.join(map(str, files))}. Give it: --dataset-json FILE"
+                f"no dataset.json; looked for {', '.join(map(str, files))}. Give it: -d ID or --dataset-json FILE"
             )
         content = read_dataset_json(file, needed)
     return Description(content["labels"], content["file_ending"], content, file)

@@ -31,6 +31,7 @@ from nnunet_locctx.evaluation.records import Records
 from nnunet_locctx.files import replacing, write_atomically
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.image_files import write_image
+from nnunet_locctx.names import check_known
 from nnunet_locctx.nnunet.data.reading import choose_reader
 from nnunet_locctx.nnunet.data.workers import map_in_workers
 
@@ -104,9 +105,7 @@ def largest_component(
     description = read_description(dataset_json, (predictions,))
     known = Classes.from_labels(description.labels)
     names = list(known.labels) if classes is None else list(classes)
-    unknown = [name for name in names if name not in known.labels]
-    if unknown or not names:
-        raise ValueError(f"unknown classes {unknown}; known: {', '.join(known.labels)}")
+    check_known(names, known.labels, "class")
     change = LargestComponent(tuple(known.values[name] for name in names))
     what = {"operation": "largest_component", "classes": [list(values) for values in change.classes]}
     return _change_folder(predictions, output, description, change, what, processes, progress)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location.field import AXES, AffineField, LocationField
 from nnunet_locctx.location.measurement import Measurement
+from nnunet_locctx.names import check_known
 
 MILLIMETRES_PER_UNIT = 500.0
 """Millimetres per unit of a scanner coordinate, so that an adult trunk spans about -0.5..0.5 like the
@@ -76,8 +77,7 @@ def make_source(name: str, **options: Any) -> LocationSource:
     Raises:
         ValueError: Unknown source or option.
     """
-    if name not in SOURCES:
-        raise ValueError(f"unknown location source {name!r}, known: {', '.join(sorted(SOURCES))}")
+    check_known([name], sorted(SOURCES), "location source")
     allowed = [field.name for field in dataclasses.fields(SOURCES[name])]  # type: ignore[arg-type]
     unknown = sorted(set(options) - set(allowed))
     if unknown:

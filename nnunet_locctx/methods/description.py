@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nnunet_locctx.blocks import complete_options
+from nnunet_locctx.names import instead
 from nnunet_locctx.networks.registry import complete_network_options
 from nnunet_locctx.nnunet.options import LocationOptions
 from nnunet_locctx.nnunet.plans.presets import list_presets, load_preset
@@ -17,6 +18,14 @@ from nnunet_locctx.nnunet.training.whole_network import WholeNetworkTrainer
 YEAR = re.compile(r"\b(19|20)\d\d\b")
 OWN = "This project's own"
 PUBLISHED = "_published"
+
+GROUPS = (
+    "to try first",
+    "in the planned U-Net",
+    "networks of their own",
+    "networks of their own, without location",
+)
+"""Kinds of trainers, in the order of the table."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,7 @@ class Method:
         published: How to have it as its authors' code: presets of ``locctx plan`` by name, or that it is so as it is;
             None: not a published method, or not as a whole.
         recommended: Whether it is the one to try first.
+        group: One of :data:`GROUPS`.
     """
 
     name: str
@@ -41,21 +51,24 @@ class Method:
     encoding: str | None
     published: str | None = None
     recommended: bool = False
+    group: str = GROUPS[1]
 
 
-def list_methods(part: str = "") -> list[Method]:
-    """The trainers of the package.
+def list_methods(part: str = "", *, planned: bool = False) -> list[Method]:
+    """The trainers of the package, group by group.
 
     Args:
         part: Only those whose name contains this; upper and lower case are the same.
+        planned: Only those that train the planned U-Net.
 
     Raises:
         ValueError: No name contains it.
     """
-    found = [describe(trainer) for name, trainer in TRAINERS.items() if part.lower() in name.lower()]
-    if not found:
-        raise ValueError(f"no trainer's name contains {part!r}; there are {', '.join(TRAINERS)}")
-    return found
+    chosen = [trainer for name, trainer in TRAINERS.items() if part.lower() in name.lower()]
+    methods = [describe(one) for one in chosen if not (planned and issubclass(one, WholeNetworkTrainer))]
+    if not methods:
+        raise ValueError(f"no trainer's name contains {part!r}{instead(part, TRAINERS)}")
+    return sorted(methods, key=lambda method: GROUPS.index(method.group))
 
 
 def describe(trainer: Trainer) -> Method:
@@ -68,6 +81,9 @@ def describe(trainer: Trainer) -> Method:
         sources = split_sources(inspect.getdoc(parent) or "")[1]
     place, encoding = _whole(trainer) if issubclass(trainer, WholeNetworkTrainer) else _fitted(trainer)
     presets = published_presets().get(trainer.__name__, [])
+    recommended = trainer.__name__ == RECOMMENDED
+    whole = issubclass(trainer, WholeNetworkTrainer)
+    group = GROUPS[0 if recommended else 1 if not whole else 2 if place else 3]
     return Method(
         trainer.__name__,
         what,
@@ -75,7 +91,8 @@ def describe(trainer: Trainer) -> Method:
         place,
         encoding,
         ", ".join(presets) or ("as it is" if "as published" in what else None),
-        trainer.__name__ == RECOMMENDED,
+        recommended,
+        group,
     )
 
 

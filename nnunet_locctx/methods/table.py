@@ -10,7 +10,7 @@ from nnunet_locctx.methods.measured import Figures, Measured
 
 FORMATS = ("table", "markdown", "json")
 WIDTH = 120
-HEADS = ("place", "encoding", "parameters", "MACs", "step", "Dice")
+HEADS = ("place", "encoding", "parameters, x", "MACs, x", "step, x", "Dice, 0-1")
 AS_PUBLISHED = "as published"
 MARK = " *"
 
@@ -50,7 +50,7 @@ def cells(method: Method, figures: Figures) -> list[str]:
 
 
 def _times(ratio: float | None) -> str:
-    return "-" if ratio is None else f"{ratio:.3f}x"
+    return "-" if ratio is None else f"{ratio:.3f}"
 
 
 def _terminal(methods: Sequence[Method], measured: Measured) -> str:
@@ -62,11 +62,15 @@ def _terminal(methods: Sequence[Method], measured: Measured) -> str:
     table = [["trainer", *HEADS], *rows]
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     lines = [_aligned(table[0], widths), "-" * WIDTH]
+    group = ""
     for one, row in zip(methods, rows, strict=True):
+        if one.group != group:
+            group = one.group
+            lines += ["", f"{group}:"]
         lines.append(_aligned(row, widths))
-        told = one.what if one.source is None else f"{one.what} [{one.source}]"
-        told += "" if one.published is None else f"; {AS_PUBLISHED}: {one.published}"
-        lines += textwrap.wrap(told, WIDTH, initial_indent="    ", subsequent_indent="    ")
+        text = one.what if one.source is None else f"{one.what} [{one.source}]"
+        text += "" if one.published is None else f"; {AS_PUBLISHED}: {one.published}"
+        lines += textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="    ")
     for note in _notes(methods, measured):
         lines += ["", *textwrap.wrap(note, WIDTH)]
     return "\n".join(lines)
@@ -95,4 +99,5 @@ def _markdown(methods: Sequence[Method], measured: Measured) -> str:
 
 def _notes(methods: Sequence[Method], measured: Measured) -> list[str]:
     recommended = [one.name for one in methods if one.recommended]
-    return [*(f"* {name} is the one to try first." for name in recommended), *measured.notes]
+    units = "x: times as much as nnU-Net's planned U-Net."
+    return [*(f"* {name} is the one to try first." for name in recommended), units, *measured.notes]

@@ -90,7 +90,7 @@ class LightMedSeg(WholeNetwork):
     Anchors scale and shift the features of every encoder stage and add a position bias to every decoder stage. As
     published (``anchors_from="paper", bias="paper", coordinates="patch"``) anchors are functions of the patch's
     content, relative to the patch; the network has no location. By default they are points of the scan, and so is what
-    they are compared with (docs/lightmedseg.md).
+    they are compared with (docs/explanation/lightmedseg.md).
 
     No code was published. This is the reading of the paper whose parameters agree with its tables: 476,205 with three
     classes and four channels.

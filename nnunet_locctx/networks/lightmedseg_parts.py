@@ -1,7 +1,7 @@
 """The parts of LightMedSeg (Tyagi, Rathi and Goyal, arXiv 2603.07228, 2026).
 
 Written from the paper's formulas, whose numbers stand in the docstrings. What the paper leaves open was chosen so that
-its parameter counts come out; docs/lightmedseg.md lists the choices.
+its parameter counts come out; docs/explanation/lightmedseg.md lists the choices.
 """
 
 import torch

@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import Any
 
 from nnunet_locctx.blocks.encoding import options_of
+from nnunet_locctx.names import check_known
 from nnunet_locctx.networks.whole import WholeNetwork
 
 NETWORKS: dict[str, str] = {
@@ -26,8 +27,7 @@ def network_class(name: str) -> type[WholeNetwork]:
     Raises:
         ValueError: If there is no such network.
     """
-    if name not in NETWORKS:
-        raise ValueError(f"network must be one of {', '.join(NETWORKS)}; got {name!r}")
+    check_known([name], NETWORKS, "network")
     module, found = NETWORKS[name].split(":")
     chosen: type[WholeNetwork] = getattr(import_module(module), found)
     return chosen

@@ -41,11 +41,13 @@ class NNUNet:
         folder: Holds ``nnUNet_raw``, ``nnUNet_preprocessed``, ``nnUNet_results`` and ``logs``.
         threads: Threads of each process, and processes for loading and augmenting.
         history: Every command run so far, as typed in a shell (without the variables).
+        locks: Descriptors of locks that the commands inherit, see :func:`run_logged`.
     """
 
     folder: Path
     threads: int = 2
     history: list[str] = field(default_factory=list)
+    locks: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         self.folder = self.folder.resolve()
@@ -102,7 +104,9 @@ class NNUNet:
         """
         typed = shlex.join(command)
         print(f"$ {typed}", flush=True)
-        run_logged(command, {**os.environ, **self.variables}, self.logs / f"{log}.txt", show)
+        run_logged(
+            command, {**os.environ, **self.variables}, self.logs / f"{log}.txt", show, locks=self.locks
+        )
         self.history.append(typed)
 
 

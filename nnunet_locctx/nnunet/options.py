@@ -9,6 +9,7 @@ from typing import Any
 from nnunet_locctx.blocks import DEFAULTS, check_block, complete_options
 from nnunet_locctx.blocks.hash_encoding import hash_arithmetic
 from nnunet_locctx.location import AXES, SOURCES, LocationSource, make_source
+from nnunet_locctx.names import check_known
 from nnunet_locctx.networks.located_unet import Fitting
 
 KEY = "location"
@@ -51,10 +52,7 @@ class LocationOptions:
     block: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.source not in SOURCES:
-            raise ValueError(
-                f"location.source must be one of {', '.join(sorted(SOURCES))}, got {self.source!r}"
-            )
+        check_known([self.source], sorted(SOURCES), "location.source")
         if not isinstance(self.absolute, bool):
             raise ValueError(f"location.absolute must be true or false, got {self.absolute!r}")
         if self.absolute and self.source != "scanner":

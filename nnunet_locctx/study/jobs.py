@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_locctx.names import check_known
 from nnunet_locctx.study.cases import SPLITS, find_splits
 from nnunet_locctx.study.machines import KINDS, asked
 from nnunet_locctx.study.model import STUDY, Run, Study, digest, load_study
-from nnunet_locctx.study.reading import check_known
 
 OUTPUTS = {
     "plan": "plans.json",

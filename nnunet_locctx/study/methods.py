@@ -15,7 +15,8 @@ from typing import Any
 
 from pydantic import Field
 
-from nnunet_locctx.study.reading import Count, Names, Table, Text, all_different, check_known, preset_name
+from nnunet_locctx.names import check_known
+from nnunet_locctx.study.reading import Count, Names, Table, Text, all_different, preset_name
 
 NNUNET_EPOCHS = 1000
 """Epochs of nnU-Net's trainer without a suffix."""

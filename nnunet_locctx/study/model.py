@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from nnunet_locctx.names import check_known
 from nnunet_locctx.nnunet.data.paths import dataset_in, nnunet_folder
 from nnunet_locctx.nnunet.plans.presets import Preset, list_presets, load_preset
 from nnunet_locctx.study.machines import KINDS, Resources
@@ -38,7 +39,6 @@ from nnunet_locctx.study.reading import (
     Whole,
     all_different,
     beside,
-    check_known,
     explain,
     preset_name,
     read_yaml,
@@ -125,7 +125,7 @@ class Run:
 
 
 class Study(Table):
-    """A study; keys as in docs/studies.md.
+    """A study; keys as in docs/how-to/studies.md.
 
     Attributes:
         file: Where it was read.

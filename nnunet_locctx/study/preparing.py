@@ -38,8 +38,7 @@ def plan(study: Study, command: Command) -> dict[str, Any]:
     Raises:
         ValueError: Plans that cannot be made or extended, or a run whose trainer does not take its configuration.
     """
-    from nnunet_locctx.nnunet.plans.planning import add_configuration, resolve
-    from nnunet_locctx.nnunet.plans.plans_file import derive_plans, read_plans, write_plans
+    from nnunet_locctx.nnunet.plans.plans_file import read_plans, write_plans
 
     base = study.preprocessed / f"{study.base_plans}.json"
     if not base.is_file():
@@ -51,7 +50,30 @@ def plan(study: Study, command: Command) -> dict[str, Any]:
         study.folders.preprocessed.mkdir(parents=True, exist_ok=True)
         planner = ["--no_pp", "-pl", PLANNERS[study.base_plans], "-npfp", str(study.processes)]
         command("nnUNetv2_plan_and_preprocess", "-d", study.number, *planner)
-    source = read_plans(base)
+    plans = _extended(study, read_plans(base))
+    _check_trainers(study, plans)
+    file = study.preprocessed / f"{study.plans}.json"
+    print("wrote" if write_plans(plans, file) else "unchanged:", file)
+    print(f"{len(write_splits(study))} folds")
+    return dict(plans)
+
+
+def expected_plans(study: Study) -> dict[str, Any] | None:
+    """nnU-Net's plans with the study's configurations, as they will be written; None before the dataset is planned.
+
+    Raises:
+        ValueError: Plans that cannot be extended.
+    """
+    from nnunet_locctx.nnunet.plans.plans_file import read_plans
+
+    base = study.preprocessed / f"{study.base_plans}.json"
+    return _extended(study, read_plans(base)) if base.is_file() else None
+
+
+def _extended(study: Study, source: dict[str, Any]) -> dict[str, Any]:
+    from nnunet_locctx.nnunet.plans.planning import add_configuration, resolve
+    from nnunet_locctx.nnunet.plans.plans_file import derive_plans
+
     resolve(source, study.base_configuration)
     plans = derive_plans(source, study.plans)
     for one in study.configurations.values():
@@ -60,11 +82,7 @@ def plan(study: Study, command: Command) -> dict[str, Any]:
                 f"{one.name!r} is a configuration of {study.base_plans} itself; rename the preset"
             )
         plans = add_configuration(plans, one.base, one.name, **one.changes)
-    _check_trainers(study, plans)
-    file = study.preprocessed / f"{study.plans}.json"
-    print("wrote" if write_plans(plans, file) else "unchanged:", file)
-    print(f"{len(write_splits(study))} folds")
-    return dict(plans)
+    return plans
 
 
 def _check_trainers(study: Study, plans: Mapping[str, Any]) -> None:

@@ -1,8 +1,7 @@
 """Reads tables of settings strictly: nothing twice, nothing unknown, every error with what is allowed."""
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +15,8 @@ from pydantic import (
     ValidationInfo,
     model_validator,
 )
+
+from nnunet_locctx.names import check_known, instead
 
 
 def all_different(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -102,24 +103,6 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return content
 
 
-def check_known(names: Iterable[Any], allowed: Iterable[str], what: str) -> None:
-    """Refuses names that do not exist.
-
-    Raises:
-        ValueError: Names the unknown one, the nearest that exists, and all.
-    """
-    allowed = list(allowed)
-    for name in names:
-        if name not in allowed:
-            listed = ", ".join(allowed) or "none"
-            raise ValueError(f"unknown {what} {name!r}{_nearest(name, allowed)}; there are {listed}")
-
-
-def _nearest(name: Any, allowed: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(name), list(allowed), 1, 0.5)
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
 def explain(error: ValidationError, where: str) -> str:
     """What pydantic refused: file, key, what is allowed, and the value seen; one line each.
 
@@ -135,7 +118,8 @@ def explain(error: ValidationError, where: str) -> str:
             text = "is needed and is not there"
         elif one["type"] != "value_error":  # our own sentences have the value already
             text = f"{text.replace('Input should', 'must', 1)}, got {one['input']!r}"
-            text += _nearest(one["input"], re.findall(r"'([^']*)'", str(one.get("ctx", {}).get("expected"))))
+            choices = re.findall(r"'([^']*)'", str(one.get("ctx", {}).get("expected")))
+            text += instead(one["input"], choices) if choices else ""
         lines.append(f"{place}: {text}")
     return "\n".join(lines)
 

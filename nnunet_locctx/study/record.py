@@ -8,8 +8,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.nnunet.plans.presets import Preset
 from nnunet_locctx.resources import studies_folder
@@ -22,14 +20,6 @@ from nnunet_locctx.study.train import FINGERPRINT
 Entry = dict[str, Any]
 
 PACKAGES = ("nnunet-locctx", "nnunetv2", "torch", "monai", "snakemake")
-
-HOURS, EPOCHS, PATCH, BATCH = 9.0, 1000, (128, 128, 128), 2
-ASSUMPTION = (
-    "9 h for 1000 epochs of nnU-Net's plain 3d_fullres on one A100 40GB PCIe (nnU-Net, "
-    "documentation/resenc_presets.md), "
-    "taken as 128^3 voxels x 2 and scaled by epochs and by voxels of a batch; the location blocks' own time, other "
-    "networks, other GPUs and a slow disk are not in it"
-)
 
 
 def write_study(jobs: Jobs) -> None:
@@ -133,23 +123,6 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def batch_of(run: Run, plans: Mapping[str, Any] | None) -> tuple[tuple[int, ...] | None, int | None]:
-    """A run's patch in voxels and patches per batch, from the study's plans or the preset; None where neither tells."""
-    values: Mapping[str, Any] = run.preset.changes
-    if plans is not None:
-        from nnunet_locctx.nnunet.plans.planning import resolve
-
-        values = resolve(dict(plans), run.configuration)
-    patch = values.get("patch_size")
-    return None if patch is None else tuple(patch), values.get("batch_size")
-
-
-def expected_hours(patch: tuple[int, ...] | None, batch: int | None, epochs: int) -> float:
-    """Hours of one training on one A100; unknown sizes are taken as those of the published time."""
-    voxels = float(np.prod(patch or PATCH)) * (batch or BATCH)
-    return HOURS * epochs / EPOCHS * voxels / (float(np.prod(PATCH)) * BATCH)
 
 
 def fairness_of(study: Study, plans: Mapping[str, Any] | None) -> list[Entry]:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.files import replacing, write_atomically
+from nnunet_locctx.files import link, replacing, write_atomically
 from nnunet_locctx.locks import note, wait_for_lock
 from nnunet_locctx.nnunet.commands import CommandError, run_logged
 from nnunet_locctx.nnunet.data.paths import training_labels
@@ -211,8 +211,8 @@ def link_cases(raw: Path, cases: Sequence[str], folder: Path) -> tuple[Path, Pat
     for case in cases:
         *scans, label = files[case]
         for channel, scan in enumerate(scans):
-            (images / f"{case}_{channel:04d}{ending}").symlink_to(scan.resolve())
-        (labels / f"{case}{ending}").symlink_to(label.resolve())
+            link(scan, images / f"{case}_{channel:04d}{ending}")
+        link(label, labels / f"{case}{ending}")
     return images, labels
 
 

@@ -10,7 +10,7 @@ Time and memory of each network are measured in a process of their own. One JSON
 goes into blocks.json beside it; what is found there, of the same settings and machine, is not repeated. Needs the
 ``dev`` extra (psutil).
 
-    python -m scripts.benchmarks.blocks                            # all on the CPU, writes docs/benchmarks.md
+    python -m scripts.benchmarks.blocks                            # all on the CPU; docs/explanation/benchmarks.md
     python -m scripts.benchmarks.blocks --parts size               # counts only
     python -m scripts.benchmarks.blocks --device cuda              # adds the figures of a GPU to the page
     python -m scripts.benchmarks.blocks --quick --networks Prior   # to see that it works; writes below benchmark/
@@ -357,7 +357,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         os.environ.setdefault(name, str(REPOSITORY / "benchmark" / name))  # not used; nnU-Net warns without
     out = options.out or (REPOSITORY / "benchmark" / "quick" if options.quick else None)
-    folder, page = destinations(out, __file__, "benchmarks.md")
+    folder, page = destinations(out, __file__, "explanation/benchmarks.md")
     settings = Settings.of(options.device, options.quick)
     if options.rounds is not None:
         settings = dataclasses.replace(settings, rounds=options.rounds)

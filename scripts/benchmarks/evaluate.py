@@ -5,7 +5,7 @@ the body, the predictions the same ellipsoids shifted by 2 voxels along each axi
 the cropped and on the whole volume (their values must agree), and all measures of a class. CPU time of one thread
 hardly depends on what else the machine does.
 
-    python -m scripts.benchmarks.evaluate            # writes docs/evaluation.md
+    python -m scripts.benchmarks.evaluate            # writes docs/reference/evaluation.md
     python -m scripts.benchmarks.evaluate --quick    # small volume, prints only
 """
 
@@ -123,7 +123,7 @@ def main() -> None:
     text = report(measure(shape, options.repeats), shape)
     print(text)
     if not options.quick:
-        replace_section(REPOSITORY / "docs" / "evaluation.md", BEGIN, END, text)
+        replace_section(REPOSITORY / "docs" / "reference" / "evaluation.md", BEGIN, END, text)
 
 
 if __name__ == "__main__":

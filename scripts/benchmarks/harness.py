@@ -303,12 +303,12 @@ def destinations(out: Path | None, script: str, page: str) -> tuple[Path, Path]:
     Args:
         out: What ``--out`` says.
         script: ``__file__`` of the script; without ``--out`` results lie beside it.
-        page: Name of the page, in docs without ``--out``.
+        page: The page below docs, such as explanation/results.md; with ``--out`` its name there.
     """
     if out is None:
         return Path(script).resolve().parent, REPOSITORY / "docs" / page
     out.mkdir(parents=True, exist_ok=True)
-    return out, out / page
+    return out, out / Path(page).name
 
 
 def replace_section(path: Path, begin: str, end: str, text: str) -> None:

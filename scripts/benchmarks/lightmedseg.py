@@ -4,7 +4,7 @@ Inference in float32, batch 1, no gradient, 4 image channels and 3 classes as fo
 of its own; in a round each runs once, and each round starts with another one. Memory is what a pass needs beyond the
 process with the network in it. Needs the ``dev`` extra (psutil).
 
-    python -m scripts.benchmarks.lightmedseg                     # 128^3, writes the table of docs/lightmedseg.md
+    python -m scripts.benchmarks.lightmedseg                     # 128^3; docs/explanation/lightmedseg.md
     python -m scripts.benchmarks.lightmedseg --patch 64 --page /tmp/page.md      # small, to see that it works
 """
 
@@ -154,7 +154,10 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3, help="processes per network (default: %(default)s)")
     options.add_argument("--passes", type=int, default=2, help="passes per process (default: %(default)s)")
     options.add_argument(
-        "--page", type=Path, default=REPOSITORY / "docs" / "lightmedseg.md", help="where the table goes"
+        "--page",
+        type=Path,
+        default=REPOSITORY / "docs" / "explanation" / "lightmedseg.md",
+        help="where the table goes",
     )
     arguments = options.parse_args()
     if arguments.patch < 64 or arguments.patch % 32:

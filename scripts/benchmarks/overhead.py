@@ -8,7 +8,7 @@ noise of the machine. Figures are ratios to plain nnU-Net of the same round.
 Every measurement is a line of ``<folder>/records.jsonl``; an interrupted run is taken up again by the same command.
 Needs the ``dev`` extra (psutil).
 
-    python -m scripts.benchmarks.overhead                # everything, 7 rounds, writes docs/benchmarks.md
+    python -m scripts.benchmarks.overhead                # everything, 7 rounds, writes docs/explanation/benchmarks.md
     python -m scripts.benchmarks.overhead --quick        # small and short, to see that it works; writes below <folder>
 """
 
@@ -527,7 +527,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--folder", type=Path, default=REPOSITORY / "benchmark", help="data and records (default: benchmark)"
     )
-    parser.add_argument("--page", type=Path, help="where the tables go (default: docs/benchmarks.md)")
+    parser.add_argument(
+        "--page", type=Path, help="where the tables go (default: docs/explanation/benchmarks.md)"
+    )
     parser.add_argument(
         "--threads",
         type=int,
@@ -549,7 +551,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     folder = (options.folder / "quick" if options.quick else options.folder).resolve()
     page = options.page or (
-        folder / "benchmarks.md" if options.quick else REPOSITORY / "docs" / "benchmarks.md"
+        folder / "benchmarks.md" if options.quick else REPOSITORY / "docs" / "explanation" / "benchmarks.md"
     )
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         os.environ[name] = str(folder / name)

@@ -256,7 +256,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("more", "message"),
         [
-            (["--labels", "spleen"], "unknown label 'spleen'; allowed: liver, kidney, node"),
+            (["--labels", "spleen"], "unknown label 'spleen'; there are liver, kidney, node"),
             (["--labels", "0"], "unknown label '0'"),
             (["--recall", "1.5"], "recall must be above 0 and at most 1, got 1.5"),
             (["--regressor", "nowhere.pt"], "no file nowhere.pt"),

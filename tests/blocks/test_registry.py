@@ -21,8 +21,8 @@ def test_every_block_fits_every_place(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "place", "options", "message"),
     [
-        ("coordcnov", "input", {}, "block must be one of coordconv, locbam, .*prior.*; got 'coordcnov'"),
-        ("prior", "head", {}, "place must be one of input, encoder_first, .*logits; got 'head'"),
+        ("coordcnov", "input", {}, r"unknown block 'coordcnov' \(did you mean coordconv\?\)"),
+        ("prior", "head", {}, "unknown place 'head'; there are input, encoder_first, .*logits"),
         (
             "prior",
             "logits",
@@ -45,7 +45,7 @@ def test_says_what_is_allowed(name: str, place: str, options: dict[str, object],
 
 
 def test_making_an_unknown_block() -> None:
-    with pytest.raises(ValueError, match=r"block must be one of .*; got 'film'"):
+    with pytest.raises(ValueError, match=r"unknown block 'film'; there are .*prior"):
         make_block("film", 4, 3)
 
 

@@ -586,7 +586,7 @@ def test_links(home: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_workers_give_the_same(home: Path, tmp_path: Path) -> None:
+def test_workers_give_the_same(home: Path, tmp_path: Path, workers_at_once: None) -> None:
     source = fake.acdc(tmp_path / "acdc")
     one = run(Acdc(partial=True), source, 7)
     two = run(Acdc(partial=True), source, 8, processes=2)

@@ -1,6 +1,7 @@
 """The demo from end to end, nnU-Net's commands replaced by quick ones; the real thing is marked slow."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from nnunet_locctx.demo import DemoSettings, run_demo
 from nnunet_locctx.demo.run import CONFIGURATION, FOLD, PLANS, _Progress, format_results
+from nnunet_locctx.locks import holders
 from nnunet_locctx.nnunet import commands
 from nnunet_locctx.phantoms.twin_organs import ORGANS
 from tests.nnunet.small_plans import architecture, configuration, plans
@@ -91,6 +93,23 @@ def test_results_and_files(tmp_path, calls, capsys):
     assert format_results(results) in out
     assert "figure.png" in out
     assert f"export nnUNet_raw={tmp_path / 'demo' / 'nnUNet_raw'}" in out
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no /proc")
+def test_commands_hold_the_lock_of_the_folder(tmp_path, calls, monkeypatch):
+    """So that a training which outlives a demo that was killed is found and ended by the next one."""
+    held = []
+    run_logged = commands.run_logged
+
+    def noted(*words, locks, **options):
+        held.extend(holders(tmp_path / "demo" / "demo.lock"))
+        assert [os.get_inheritable(descriptor) for descriptor in locks] == [True]
+        run_logged(*words, locks=locks, **options)
+
+    monkeypatch.setattr(commands, "run_logged", noted)
+    run_demo(tmp_path / "demo", settings=SMALL)
+    assert held == [os.getpid()] * len(calls())
+    assert holders(tmp_path / "demo" / "demo.lock") == {}
 
 
 def test_both_runs_get_the_same_budget(tmp_path, calls):

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 
 from nnunet_locctx.cli import main
 from nnunet_locctx.evaluation import folders
-from nnunet_locctx.evaluation.folders import evaluate_folders, read_evaluation, summarise_cases
+from nnunet_locctx.evaluation.folders import evaluate_folders, read_evaluation, summarise_cases, to_table
 from nnunet_locctx.evaluation.measures import Settings
 from tests.evaluation.label_scans import STORAGES, describe, write
 
@@ -115,7 +117,7 @@ class TestValues:
         assert all(sentence in text for sentence in content["definitions"].values())
 
     @pytest.mark.slow
-    def test_workers_change_nothing(self, data: Path) -> None:
+    def test_workers_change_nothing(self, data: Path, workers_at_once: None) -> None:
         alone = evaluate(data)
         together = evaluate_folders(data / "pred", data / "gt", data / "two", processes=2, progress=False)
         assert alone["cases"] == together["cases"]
@@ -266,9 +268,62 @@ class TestCommand:
         assert f"{content['foreground']['dice']:.3f}" in table[-1]
         assert f"paper_dice as the paper takes the mean: {content['paper']['paper_dice']:.4f}" in text
 
+    def test_wrong_files_are_told_without_torch(self, data: Path) -> None:
+        (data / "pred" / "b.nii.gz").write_bytes(b"damaged")
+        line = f"evaluate {data / 'pred'} {data / 'gt'} -o {data / 'out'} --quiet"
+        code = (
+            f"import sys; from nnunet_locctx.cli import main; status = main({line.split()!r}); "
+            "print(status, [name for name in ('torch', 'monai') if name in sys.modules])"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout == "2 []\n"
+        assert "b.nii.gz" in done.stderr
+
+    def test_the_dataset_can_be_named(
+        self, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folder = data / "Dataset007_Tiny"
+        folder.mkdir()
+        (data / "pred" / "dataset.json").rename(folder / "dataset.json")
+        monkeypatch.setenv("nnUNet_raw", str(data))
+        line = f"evaluate {data / 'pred'} {data / 'gt'} -o {data / 'out'} --quiet -np 1"
+        assert main(line.split()) == 2
+        assert "Give it: -d ID or --dataset-json FILE" in capsys.readouterr().err
+        assert main([*line.split(), "-d", "7"]) == 0
+        assert read_evaluation(data / "out")["settings"]["dataset_json"] == str(folder / "dataset.json")
+
     def test_says_what_is_wrong(self, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(f"evaluate {data / 'pred'} {data / 'gt'} -o {data / 'out'} --pairs liver".split()) == 2
         assert "a pair is two different classes" in capsys.readouterr().err
+
+
+def test_small_structures_and_what_does_not_suit_them(tmp_path: Path) -> None:
+    true, found = anatomy()
+    size = (0.1, 0.1, 0.1)
+    write(tmp_path / "gt" / "a.nii.gz", true, size)
+    write(tmp_path / "pred" / "a.nii.gz", found, size)
+    describe(tmp_path / "pred", LABELS)
+    content = evaluate(tmp_path)
+    heads, _, kidney, *_ = (line.split(" | ") for line in to_table(content).splitlines())
+    row = dict(zip((head.strip("| ") for head in heads), (cell.strip("| ") for cell in kidney), strict=True))
+    # 100 voxels of 0.001 mm3, a slab of 25 called the other side
+    assert (row["reference mm3"], row["error mm3"], row["error %"]) == ("0.100", "-0.0250", "-25.0")
+    assert row["swaps %"] == "25.0"
+    tolerance, region = content["warnings"]
+    assert "tolerance of 2 mm is 20 voxels (0.1 x 0.1 x 0.1 mm, a)" in tolerance
+    assert tolerance.endswith("--tolerance-mm 0.2 is two")
+    assert "the scan is 1.8 mm long" in region
+    assert region.endswith("--off-region-mm 0.18 is a tenth")
+    assert tolerance in (tmp_path / "out" / "evaluation.md").read_text()
+    suited = evaluate_folders(
+        tmp_path / "pred",
+        tmp_path / "gt",
+        tmp_path / "suited",
+        tolerance_mm=0.2,
+        off_region_mm=0.2,
+        progress=False,
+    )
+    assert suited["warnings"] == []
 
 
 def test_regions_and_png(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_what_an_earlier_version_recorded_is_done_again(pred: Path, tmp_path: Pa
 
 
 def test_bad_input(pred: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"unknown classes \['lung'\]; known: liver, spleen"):
+    with pytest.raises(ValueError, match=r"unknown class 'lung'; there are liver, spleen"):
         largest_component(pred, tmp_path / "out", classes=["lung"])
     with pytest.raises(ValueError, match="another folder"):
         largest_component(pred, pred)

@@ -80,7 +80,7 @@ def as_image(array: np.ndarray) -> SimpleITK.Image:
             {"source": "satellite"},
             "location.source must be one of anatomical, body, body_part, scanner, voxel, got 'satellite'",
         ),
-        ({"place": "cellar"}, "place must be one of input, .*; got 'cellar'"),
+        ({"place": "cellar"}, "unknown place 'cellar'; there are input"),
         ({"zoom": 2}, "'location' key does not take zoom; allowed: source"),
         ({"block": {"wings": 2}}, "unknown option 'wings' for block 'prior'; allowed are "),
         ({"jitter": -0.5}, "location.jitter must be a number from 0 to 1 or 'auto', got -0.5"),

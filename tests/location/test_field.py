@@ -93,7 +93,8 @@ def test_hidden_axes_are_unknown_everywhere_and_leave_the_others(first: set[str]
 
 def test_errors_name_the_value_and_what_is_allowed() -> None:
     with pytest.raises(
-        ValueError, match="unknown location source 'gps', known: anatomical, body, body_part, scanner, voxel"
+        ValueError,
+        match="unknown location source 'gps'; there are anatomical, body, body_part, scanner, voxel",
     ):
         make_source("gps")
     with pytest.raises(ValueError, match="'scanner' does not take origin; allowed: absolute"):

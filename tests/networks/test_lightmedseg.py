@@ -160,8 +160,8 @@ def test_without_the_prior_both_paths_of_a_stage_count_half() -> None:
 
 
 def test_parameters_of_the_page() -> None:
-    """docs/lightmedseg.md, parts left out."""
-    page = (Path(__file__).resolve().parents[2] / "docs" / "lightmedseg.md").read_text()
+    """docs/explanation/lightmedseg.md, parts left out."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "explanation" / "lightmedseg.md").read_text()
     rows = re.findall(r"^\| `(\{.*?\})` \| ([\d,]+) \|", page, re.MULTILINE)
     assert len(rows) == 7
     for options, told in rows:

@@ -282,8 +282,8 @@ def test_refuses_other_architectures() -> None:
     [
         ((0, "prior", "logits"), "image_channels must be 1 to 1, .*got 0"),
         ((2, "prior", "logits"), "image_channels must be 1 to 1, .*got 2"),
-        ((1, "film", "logits"), "block must be one of coordconv, .*prior.*; got 'film'"),
-        ((1, "prior", "head"), "place must be one of input, .*; got 'head'"),
+        ((1, "film", "logits"), "unknown block 'film'; there are coordconv, .*prior"),
+        ((1, "prior", "head"), "unknown place 'head'; there are input"),
     ],
 )
 def test_refuses_wrong_arguments(arguments: tuple[int, str, str], message: str) -> None:

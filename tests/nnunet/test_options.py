@@ -61,7 +61,7 @@ def test_scanner() -> None:
         ({"axes": []}, r"location.axes must list one or more of R, A, S, each once, got \[\]"),
         ({"axes": ["S", "S"]}, "location.axes must list one or more of R, A, S, each once, got"),
         ({"block": 3}, "location.block must be a table of options, got 3"),
-        ({"place": "roof"}, "place must be one of input, .*got 'roof'"),
+        ({"place": "roof"}, "unknown place 'roof'; there are input"),
         ({"block": {"colour": 1}}, "unknown option 'colour' for block 'prior'; allowed are"),
     ],
 )

@@ -237,7 +237,7 @@ class TestRecords:
         assert "|---" not in report(results, [PLAIN], Settings(), "command", quick=False)
 
     def test_docs_have_the_marks(self) -> None:
-        text = (benchmark_tools.REPOSITORY / "docs" / "benchmarks.md").read_text()
+        text = (benchmark_tools.REPOSITORY / "docs" / "explanation" / "benchmarks.md").read_text()
         assert text.count(BEGIN) == text.count(END) == 1
 
     @pytest.mark.parametrize("arguments", [["--networks", "("], ["--rounds", "0"], ["--parts", "speed"]])

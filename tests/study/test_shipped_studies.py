@@ -13,9 +13,9 @@ from nnunet_locctx.nnunet.plans.suitability import check_trainer
 from nnunet_locctx.nnunet.training.trainers import find_trainer
 from nnunet_locctx.resources import studies_folder
 from nnunet_locctx.study.checks import check_study
+from nnunet_locctx.study.expected import batch_of, expected_minutes
 from nnunet_locctx.study.model import PAPERS, Study, read_study
 from nnunet_locctx.study.reading import find_study
-from nnunet_locctx.study.record import batch_of, expected_hours
 from tests.nnunet.paper_plans import ACDC, BRATS, BTCV, HIPPOCAMPUS
 
 STUDIES = sorted(file.stem for file in studies_folder().glob("*.yaml"))
@@ -26,7 +26,7 @@ PLANS = {
     "hippocampus": HIPPOCAMPUS,
     "phantom": HIPPOCAMPUS,
 }
-GUIDES = Path(__file__).resolve().parents[2] / "docs" / "guides"
+GUIDES = Path(__file__).resolve().parents[2] / "docs" / "how-to"
 CASES = 10
 
 
@@ -130,7 +130,7 @@ def test_the_study_of_the_guide_to_ones_own_data(tmp_path: Path, monkeypatch: py
     (tmp_path / "liver.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
     study = read_with_data(tmp_path / "liver.yaml", tmp_path, monkeypatch)
     runs = study.runs.values()
-    hours = [expected_hours(*batch_of(run, None), run.method.epochs) for run in runs]
+    hours = [expected_minutes(*batch_of(run, None), run.method.epochs) / 60 for run in runs]
     assert f"are {len(runs) * len(study.folds)} trainings" in text
     assert f"8 x 32^3 voxels are {min(hours):.2f} h, of 4 x 64^3 voxels {max(hours):.2f} h" in text
     assert f"{sum(hours) * len(study.folds):.0f} h in all" in text
@@ -145,7 +145,7 @@ def test_equal_voxels_are_preprocessed_once(tmp_path: Path, monkeypatch: pytest.
 
 def test_trainings_and_hours_of_the_guides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
-    for page in (*GUIDES.glob("*.md"), GUIDES.parent / "l2gnet.md"):
+    for page in (*GUIDES.glob("*.md"), GUIDES.parent / "explanation" / "l2gnet.md"):
         for name, trainings, hours in re.findall(
             r"^\| `(\w+)` \| (\d+) \| (\d+) \|", page.read_text(), re.MULTILINE
         ):
@@ -154,6 +154,6 @@ def test_trainings_and_hours_of_the_guides(tmp_path: Path, monkeypatch: pytest.M
     for name, told in found.items():
         study = read(name, tmp_path / name, monkeypatch)
         runs = study.runs.values()
-        hours = [expected_hours(*batch_of(run, None), run.method.epochs) for run in runs]
+        hours = [expected_minutes(*batch_of(run, None), run.method.epochs) / 60 for run in runs]
         assert told[0] == len(runs) * len(study.folds), name
         assert told[1] == pytest.approx(sum(hours) * len(study.folds), abs=0.51), name

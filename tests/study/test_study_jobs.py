@@ -10,12 +10,14 @@ import pytest
 
 from nnunet_locctx.cli import main
 from nnunet_locctx.locks import holders
+from nnunet_locctx.nnunet.training import timing
 from nnunet_locctx.study.cases import digests_of_cases
-from nnunet_locctx.study.jobs import Jobs
+from nnunet_locctx.study.expected import expected_minutes, report_expected
+from nnunet_locctx.study.jobs import Job, Jobs
 from nnunet_locctx.study.machines import claim_gpus
 from nnunet_locctx.study.model import read_study
-from nnunet_locctx.study.preparing import plan, preprocess
-from nnunet_locctx.study.record import describe, expected_hours
+from nnunet_locctx.study.preparing import expected_plans, plan, preprocess
+from nnunet_locctx.study.record import describe
 from tests.study.small_study import CASES, DATASET, SPLITS, write_dataset, write_study
 
 
@@ -37,7 +39,8 @@ WHOLE = {
 }
 
 
-def test_dry_run_counts(folder, capsys):
+def test_dry_run_counts(folder, capsys, monkeypatch):
+    monkeypatch.setattr(timing, "step_seconds", lambda *words: 0.6)
     assert main(["study", str(write_study(folder, **WHOLE)), "--dry-run"]) == 0
     shown = capsys.readouterr().out
     # 3 methods x 2 presets = 6 runs, 2 folds each; 2 of them located at `far`
@@ -46,17 +49,60 @@ def test_dry_run_counts(folder, capsys):
     lines = {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line.split()[1:2]}
     assert {kind: lines[kind] for kind in counts} == {kind: [str(n), str(n)] for kind, n in counts.items()}
     # 5 epochs of 16^3 x 4 and 32^3 x 2, two folds of three methods each
-    hours = 6 * (9 * 5 / 1000) * (16**3 * 4 + 32**3 * 2) / (128**3 * 2)
-    assert f"expected for the trainings: {hours:.3g} hours" in shown
+    minutes = 6 * (540 * 5 / 1000) * (16**3 * 4 + 32**3 * 2) / (128**3 * 2)
+    assert lines["total"] == ["12", f"{minutes:.3g}", f"{12 * 5 * 250 * 0.6 / 60:.0f}"]
     assert "A100 40GB PCIe" in shown
     assert not (folder / "work").exists()
 
 
-def test_expected_hours():
-    assert expected_hours((128, 128, 128), 2, 1000) == pytest.approx(9)
-    assert expected_hours(None, None, 500) == pytest.approx(4.5)
-    assert expected_hours((32, 32, 32), 128, 1000) == pytest.approx(9)
-    assert expected_hours((64, 128, 128), 2, 1000) == pytest.approx(4.5)
+def test_minutes_of_this_machine_are_timed_steps(folder, monkeypatch):
+    timed = []
+
+    def step_seconds(plans, configuration, trainer, dataset_json, device):
+        timed.append((configuration, trainer, device))
+        if trainer.startswith("CoordConv"):
+            raise ValueError("cannot be told")
+        return 0.6
+
+    monkeypatch.setattr(timing, "step_seconds", step_seconds)
+    study = read_study(write_study(folder))
+    jobs = [Job("train", {"run": run, "fold": "0"}) for run in study.runs]
+    lines = {line.split(",")[0]: line.split() for line in report_expected(study, [*jobs, *jobs[:1]])}
+    assert timed == [
+        (preset, f"{trainer}_5epochs", "cpu")
+        for preset, trainer in (
+            ("near", "nnUNetTrainer"),
+            ("near_voxel", "CoordConvTrainer"),
+            ("far", "nnUNetTrainer"),
+            ("far_voxel", "CoordConvTrainer"),
+        )
+    ]
+    # 5 epochs of 250 steps of 0.6 s; the first run counts twice
+    shown = [line.split() for line in report_expected(study, [*jobs, *jobs[:1]]) if line.startswith("Plain")]
+    assert [(line[2], line[4]) for line in shown] == [("2", "25"), ("1", "12.5")]
+    assert "-" in lines["CoordConv"]
+    monkeypatch.setattr(
+        "nnunet_locctx.study.expected.PATIENCE", -1
+    )  # all but the first are scaled from it by voxels
+    timed.clear()
+    shown = [line.split() for line in report_expected(study, jobs) if line.startswith("Plain")]
+    assert len(timed) == 1
+    assert float(shown[1][4]) == pytest.approx(12.5 * 32**3 * 2 / (16**3 * 4), rel=0.01)
+
+
+def test_a_step_is_timed_on_the_planned_network(folder):
+    study = read_study(write_study(folder))
+    plans, description = expected_plans(study), json.loads((study.raw / "dataset.json").read_text())
+    one = study.runs["CoordConv__near"]
+    seconds = timing.step_seconds(plans, one.configuration, one.method.trainer, description, "cpu", steps=1)
+    assert 0 < seconds < 600
+
+
+def test_expected_minutes():
+    assert expected_minutes((128, 128, 128), 2, 1000) == pytest.approx(540)
+    assert expected_minutes(None, None, 500) == pytest.approx(270)
+    assert expected_minutes((32, 32, 32), 128, 1000) == pytest.approx(540)
+    assert expected_minutes((64, 128, 128), 2, 1000) == pytest.approx(270)
 
 
 def jobs_of(folder, **changes):

@@ -20,6 +20,7 @@ from typing import Any
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.geometry import Frame, corner_distance
 from nnunet_locctx.location import Measurement
+from nnunet_locctx.names import summarise
 from nnunet_locctx.nnunet.data.paths import nnunet_folder
 from nnunet_locctx.regression.registry import load_regressor
 from nnunet_locctx.regression.regressor import Regressor
@@ -187,15 +188,3 @@ def _read(file: Path, changed: int) -> Measurement:
         return Measurement.from_bytes(file.read_bytes())
     except ValueError as error:
         raise ValueError(f"{file}: {error}. Delete the file and run `locctx fit` again") from error
-
-
-def named(cases: Sequence[str], shown: int = 10) -> str:
-    """The first names, and how many more there are."""
-    more = len(cases) - shown
-    return ", ".join(cases[:shown]) + (f" and {more} more" if more > 0 else "")
-
-
-def summarise(lines: Sequence[str], shown: int = 10) -> str:
-    """The first lines, and how many more there are."""
-    more = len(lines) - shown
-    return "\n".join([*lines[:shown], *([f"and {more} more"] if more > 0 else [])])

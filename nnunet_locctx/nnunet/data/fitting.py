@@ -5,7 +5,6 @@ It takes the place of an earlier regressor when every scan is measured with it, 
 meanwhile finds the earlier one whole.
 """
 
-import glob
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from tqdm import tqdm
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.location import BodyPartCurve, Measurement
 from nnunet_locctx.locks import one_at_a_time
+from nnunet_locctx.names import summarise
 from nnunet_locctx.nnunet.data.dataset_json import read_dataset_json
 from nnunet_locctx.nnunet.data.digests import file_digests
 from nnunet_locctx.nnunet.data.fitted import (
@@ -35,10 +35,9 @@ from nnunet_locctx.nnunet.data.fitted import (
     CaseMeasurements,
     fitted_folder,
     read_regressor,
-    summarise,
 )
 from nnunet_locctx.nnunet.data.paths import dataset_folder, nnunet_folder
-from nnunet_locctx.nnunet.data.raw_scans import RawCase, keep_scans, training_cases
+from nnunet_locctx.nnunet.data.raw_scans import RawCase, keep_scans, stale_folders, training_cases
 from nnunet_locctx.nnunet.data.workers import map_in_workers
 from nnunet_locctx.regression.anatomical import AnatomicalOptions, fit_anatomical
 from nnunet_locctx.regression.body import BodyFinder
@@ -253,7 +252,7 @@ class _Fit:
                 os.utime(earlier)
             elif earlier != own and time.time() - earlier.stat().st_mtime > KEPT_SECONDS:
                 shutil.rmtree(earlier)
-        stale = _stale(self.folder.parent, [case for case in self.cases if case.identifier in changed])
+        stale = stale_folders(self.folder.parent, [case for case in self.cases if case.identifier in changed])
         return FittedDataset(self.folder, self.source, measured, fitted_now, changed, stale, others)
 
     def _further(self, case: RawCase, scores: bool, labels: bool) -> list[Path]:
@@ -392,16 +391,3 @@ def _write_finished(folder: Path, description: Mapping[str, Any], data: bytes) -
     text = json.dumps({**description, "hash": hashlib.sha256(data).hexdigest()}, indent=2)
     write_atomically(folder / DESCRIPTION, text.encode())
     write_atomically(folder / REGRESSOR, data)
-
-
-def _stale(dataset: Path, cases: Sequence[RawCase]) -> list[Path]:
-    """Folders of nnU-Net's preprocessed data in which a case is older than its scan."""
-    folders = set()
-    for case in cases:
-        states = [file.stat() for file in case.images]
-        # the time of the entry too: a copy may carry the time of the file it was made from
-        changed = max(max(state.st_mtime, state.st_ctime) for state in states)
-        for file in dataset.glob(f"*/{glob.escape(case.identifier)}.pkl"):
-            if file.stat().st_mtime < changed:
-                folders.add(file.parent)
-    return sorted(folders)

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from nnunet_locctx.names import instead
+
 PURPOSE = {
     "nnUNet_raw": "raw datasets (DatasetXXX_Name folders with imagesTr and labelsTr)",
     "nnUNet_preprocessed": "plans and preprocessed data",
@@ -63,7 +65,7 @@ def dataset_in(folder: Path, dataset: str | int, called: str) -> Path:
         ValueError: See :func:`dataset_folder`.
     """
     known = sorted(_datasets(folder))
-    listed = ", ".join(path.name for path in known) or "none"
+    instead_of_it = instead(dataset, [path.name for path in known])
     text = str(dataset)
     if re.fullmatch(r"\d{1,3}", text):
         matches = [path for path in known if path.name.startswith(f"Dataset{int(text):03d}_")]
@@ -71,10 +73,10 @@ def dataset_in(folder: Path, dataset: str | int, called: str) -> Path:
         matches = [path for path in known if path.name == text]
     else:
         raise ValueError(
-            f"a dataset is given by its id (such as 3) or its full name (Dataset003_Liver), got {text!r}"
+            f"a dataset is given by its id (such as 3) or its full name (Dataset003_Liver), got {text!r}{instead_of_it}"
         )
     if not matches:
-        raise ValueError(f"no dataset {text} in {folder} ({called}); there: {listed}")
+        raise ValueError(f"no dataset {text} in {folder} ({called}){instead_of_it}")
     if len(matches) > 1:
         names = ", ".join(path.name for path in matches)
         raise ValueError(

@@ -1,5 +1,6 @@
 """The training scans of a raw dataset on the canonical grid, each read once and kept on disk."""
 
+import glob
 import hashlib
 import io
 import re
@@ -11,8 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunet_locctx.files import write_atomically
+from nnunet_locctx.names import summarise
 from nnunet_locctx.nnunet.data.dataset_json import read_dataset_json
-from nnunet_locctx.nnunet.data.fitted import summarise
 from nnunet_locctx.nnunet.data.reading import choose_reader, read_scan
 from nnunet_locctx.nnunet.data.workers import map_in_workers
 from nnunet_locctx.regression.canonical import CanonicalScan, to_canonical
@@ -197,6 +198,19 @@ def keep_scans(
     if wrong:
         raise ValueError(f"{len(wrong)} of {len(cases)} scans cannot be used:\n{summarise(wrong)}")
     return CanonicalScans(folder, [case.identifier for case in cases])
+
+
+def stale_folders(dataset: Path, cases: Sequence[RawCase]) -> list[Path]:
+    """Folders of nnU-Net's preprocessed data in which a case is older than its scan."""
+    folders = set()
+    for case in cases:
+        states = [file.stat() for file in case.images]
+        # the time of the entry too: a copy may carry the time of the file it was made from
+        changed = max(max(state.st_mtime, state.st_ctime) for state in states)
+        for file in dataset.glob(f"*/{glob.escape(case.identifier)}.pkl"):
+            if file.stat().st_mtime < changed:
+                folders.add(file.parent)
+    return sorted(folders)
 
 
 def _is_kept(case: RawCase, stamp: str, folder: Path) -> bool:

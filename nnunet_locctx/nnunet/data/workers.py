@@ -1,12 +1,16 @@
 """Work on many scans in processes of their own."""
 
 import multiprocessing
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from tqdm import tqdm
+
+START_SECONDS = 10.0
+"""What a process takes, at least, before it works: it imports what this one has imported already."""
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
@@ -17,10 +21,13 @@ def map_in_workers(
 ) -> Iterator[Answer]:
     """The answers in the order of the jobs, each as soon as it and those before it are there.
 
+    Jobs are worked on here until processes are expected to save more time than they take to start: about as long as the
+    first job took, for which this process had to import as much.
+
     Args:
         function: Can be pickled, and its answers too.
         jobs: Can be pickled.
-        processes: At most this many; one job, or one process, is worked on here.
+        processes: At most this many.
         shown: What is done, beside a progress bar; None: without one.
 
     Raises:
@@ -33,8 +40,18 @@ def map_in_workers(
 
 
 def _answers(function: Callable[[Job], Answer], jobs: Sequence[Job], processes: int) -> Iterator[Answer]:
-    if min(processes, len(jobs)) <= 1:
-        yield from map(function, jobs)
+    seconds: list[float] = []
+    while len(seconds) < len(jobs):
+        usual, left = sum(seconds[1:]) / max(1, len(seconds) - 1), len(jobs) - len(seconds)
+        saved = usual * left * (1 - 1 / max(1, min(processes, left)))
+        if processes > 1 and saved > max([START_SECONDS, *seconds[:1]]):
+            break
+        begun = time.monotonic()
+        answer = function(jobs[len(seconds)])
+        seconds.append(time.monotonic() - begun)
+        yield answer
+    jobs = jobs[len(seconds) :]
+    if not jobs:
         return
     # spawn: forking after ITK has started its threads can hang
     context = multiprocessing.get_context("spawn")

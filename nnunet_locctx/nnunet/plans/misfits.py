@@ -100,14 +100,17 @@ def _images(folder: Path, configuration: Mapping[str, Any], made_for: MadeFor) -
         yield f"The preset is for MR; the scans{told} are CT."
 
 
-def _location(folder: Path, configuration: Mapping[str, Any]) -> Iterator[str]:
+def source_to_fit(folder: Path, configuration: Mapping[str, Any]) -> str:
+    """What to give to `locctx fit` before a training; empty if the source needs no fit or has one."""
     source = configuration.get("location", {}).get("source")
     by_fit = source in COMMANDS and source not in WITHOUT_FIT
-    if by_fit and not (folder / (PREFIX + source) / REGRESSOR).is_file():
-        yield (
-            f"The location source {source!r} is not fitted on this dataset yet: locctx fit {COMMANDS[source]} "
-            f"-d {folder.name}"
-        )
+    return COMMANDS[source] if by_fit and not (folder / (PREFIX + source) / REGRESSOR).is_file() else ""
+
+
+def _location(folder: Path, configuration: Mapping[str, Any]) -> Iterator[str]:
+    if source_to_fit(folder, configuration):
+        source = configuration["location"]["source"]
+        yield f"The location source {source!r} is not fitted on this dataset yet (see `next`)."
 
 
 def _cases(folder: Path) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_locctx.locks import one_at_a_time
+from nnunet_locctx.names import check_known
 from nnunet_locctx.nnunet.plans.coverage import Coverage, coverage
 from nnunet_locctx.nnunet.plans.identifiers import data_identifier
 from nnunet_locctx.nnunet.plans.plans_file import (
@@ -52,10 +53,7 @@ def resolve(plans: Plans, name: str) -> dict[str, Any]:
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    if name not in plans["configurations"]:
-        raise ValueError(
-            f"the plans have no configuration {name!r}; they have {', '.join(plans['configurations'])}"
-        )
+    check_known([name], plans["configurations"], "configuration of the plans:")
     try:
         configuration: dict[str, Any] = PlansManager(deepcopy(plans)).get_configuration(name).configuration
     except RuntimeError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_locctx.files import write_atomically
+from nnunet_locctx.names import instead
 
 Plans = dict[str, Any]
 
@@ -26,9 +27,10 @@ def read_plans(file: Path | str) -> Plans:
             f"{file} is a plans file of nnU-Net 1; plan the dataset again with nnUNetv2_plan_experiment"
         )
     if not file.is_file():
-        there = sorted(path.stem for path in file.parent.glob("*.json") if _looks_like_plans(path))
-        known = f"plans there: {', '.join(there)}" if there else "there are no plans yet"
-        raise ValueError(f"no plans file {file}; {known}. Plans are made by nnUNetv2_plan_and_preprocess.")
+        others = sorted(path.stem for path in file.parent.glob("*.json") if _looks_like_plans(path))
+        raise ValueError(
+            f"no plans file {file}{instead(file.stem, others)}. Plans are made by nnUNetv2_plan_and_preprocess."
+        )
     try:
         plans = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

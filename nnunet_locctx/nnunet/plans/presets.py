@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_locctx.names import instead
 from nnunet_locctx.resources import plans_folder
 
 KEYS = (
@@ -81,9 +82,7 @@ def load_preset(name: str) -> Preset:
     """
     file = Path(name) if name.endswith(".json") else plans_folder() / f"{name}.json"
     if not file.is_file():
-        raise ValueError(
-            f"no preset {name!r}; there are {', '.join(list_presets())}, or give the path of a .json file"
-        )
+        raise ValueError(f"no preset or file {name!r}{instead(name, list_presets())}")
     return _read(file)
 
 

@@ -21,6 +21,7 @@ from nnunet_locctx.nnunet.data.fitted import (
 from nnunet_locctx.nnunet.data.fitting import fit_source, regressor_for_training
 from nnunet_locctx.nnunet.plans.coverage import coverage
 from nnunet_locctx.nnunet.plans.misfits import description
+from nnunet_locctx.nnunet.plans.planning import resolve
 from nnunet_locctx.nnunet.plans.plans_file import Plans
 
 CANDIDATES: Sequence[Mapping[str, Any]] = (
@@ -120,9 +121,13 @@ def measure_sources(
     data = folder / configuration["data_identifier"]
     labels = description(folder).get("labels", {})
     if not data.is_dir():
+        others = {name: resolve(plans, name)["data_identifier"] for name in plans["configurations"]}
+        ready = [name for name, identifier in others.items() if (folder / identifier).is_dir()]
+        asked = next((name for name, one in others.items() if one == data.name), "CONFIGURATION")
         raise ValueError(
-            f"sources are compared on preprocessed data, and {data} is not there; run nnUNetv2_preprocess first "
-            f"(-d {int(folder.name[7:10])} -plans_name {plans['plans_name']})"
+            f"sources are compared on preprocessed data, and {data} is not there; "
+            + (f"that of {', '.join(ready)} is: give one with -c, or run " if ready else "run ")
+            + f"nnUNetv2_preprocess -d {int(folder.name[7:10])} -plans_name {plans['plans_name']} -c {asked}"
         )
     cases = list(read_points(data, labels, plans["transpose_forward"]))
     candidates = []

@@ -35,7 +35,7 @@ class DenormalsFlushed(nnUNetTrainer):
     """nnU-Net's trainer; on the CPU, denormal floats count as 0 from initialisation to the training's end.
 
     Where location leaves no doubt, as for an organ far from the patch, logits differ by 100 and more, and the gradients
-    of such patches are denormal (docs/benchmarks.md).
+    of such patches are denormal (docs/explanation/benchmarks.md).
     """
 
     def initialize(self) -> None:

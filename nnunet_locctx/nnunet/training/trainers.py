@@ -55,8 +55,8 @@ class LocCtxTrainer(LocatedTrainer):
     """The combination to start with: FiLM in the decoder and a prior head on the logits, both from location.
 
     Every decoder stage but the last is scaled and shifted by functions of location (FiLM, Perez et al. 2018), the
-    logits by a learned atlas. This project's own; docs/recommended.md has the measurements it was chosen by. The
-    plans' options concern the blocks in the decoder.
+    logits by a learned atlas. This project's own; the measurements: docs/explanation/recommended.md.
+    The plans' options concern the blocks in the decoder.
     """
 
     block = "prior"

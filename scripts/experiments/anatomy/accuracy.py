@@ -4,7 +4,7 @@
 
 The study of Goncharov et al. (MICCAI 2024, arXiv:2409.10291) on any dataset with segmentations: each labelled scan in
 turn is the new one, and 1, 3 and 5 others (`--labelled-scans`) are known. A landmark is an organ's centroid. Beside the
-anatomical coordinates stands what needs no regressor: the same fraction of the scan. More: docs/anatomy.md.
+anatomical coordinates stands what needs no regressor: the same fraction of the scan. More: docs/how-to/anatomy.md.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from nnunet_locctx.anatomy.scans import (
     measure_scan,
     read_labels,
 )
-from nnunet_locctx.commands.anatomy_options import add_regressor, check_output
+from nnunet_locctx.commands.common import add_regressor, check_output
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.geometry import Array, Frame
 from nnunet_locctx.nnunet.data.paths import dataset_folder

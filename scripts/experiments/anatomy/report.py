@@ -1,4 +1,4 @@
-"""The section of docs/results.md and the picture that `run.py` writes."""
+"""The section of docs/explanation/results.md and the picture that `run.py` writes."""
 
 from pathlib import Path
 from typing import Any

@@ -9,7 +9,7 @@ trainer is a study: sources.yaml.
     python -m scripts.experiments.anatomy.run --report              # only write the documents again
 
 Fits are kept in the work folder (--work); the same command takes an interrupted run up again. Writes
-anatomy.json and location_error.png beside it, and the part between the marks of docs/results.md.
+anatomy.json and location_error.png beside it, and the part between the marks of docs/explanation/results.md.
 """
 
 import argparse
@@ -158,11 +158,11 @@ def collect(work: Path) -> Record:
 
 
 def write_documents(work: Path, out: Path | None = None) -> None:
-    """anatomy.json, the section of docs/results.md and the picture."""
+    """anatomy.json, the section of docs/explanation/results.md and the picture."""
     record = collect(work)
     if "location" not in record:
         raise ValueError(f"nothing has been measured in {work} yet")
-    folder, page = destinations(out, __file__, "results.md")
+    folder, page = destinations(out, __file__, "explanation/results.md")
     write_text(folder / "anatomy.json", json.dumps(record, indent=1) + "\n")
     draw(record, folder / "location_error.png")
     replace_section(page, BEGIN, END, section(record))

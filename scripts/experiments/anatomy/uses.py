@@ -2,7 +2,8 @@
 
     python -m scripts.experiments.anatomy.uses REGRESSOR     # regressor.pt of `locctx fit ape`, fitted on cases 0 to 19
 
-Cases 0 to 7 are the labelled scans, 30 to 37 the unseen ones (seed 0). Prints the figures of docs/results.md.
+Cases 0 to 7 are the labelled scans, 30 to 37 the unseen ones (seed 0). Prints the figures of
+docs/explanation/results.md.
 """
 
 import itertools

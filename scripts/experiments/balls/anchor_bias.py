@@ -55,7 +55,7 @@ def rank(bias: str, anchors: int) -> int:
 
 
 def table(results: list[Record], iterations: int) -> str:
-    """The section of docs/lightmedseg.md."""
+    """The section of docs/explanation/lightmedseg.md."""
     lines = ["| form | Dice, mean of 7 organs | per seed | parameters |", "|---|---|---|---|"]
     for form, runs in grouped(results, "form", list(FORMS), iterations=iterations).items():
         lines.append(f"| {form} | {' | '.join(dice_cells(runs))} | {runs[0]['parameters']:,} |")
@@ -84,4 +84,4 @@ def experiment() -> Experiment:
     def write(results: list[Record], iterations: int, folder: Path, page: Path) -> None:
         replace_section(page, BEGIN, END, table(results, iterations))
 
-    return Experiment("form", list(FORMS), measure, write, "lightmedseg.md", {})
+    return Experiment("form", list(FORMS), measure, write, "explanation/lightmedseg.md", {})

@@ -101,7 +101,7 @@ def time_note(costs: benchmark_blocks.Results, place: str | None) -> list[str]:
     patches = sorted({by(one["measured"]["patch"]) for one in records})
     note = (
         f"step: time of a forward and backward pass relative to the planned U-Net, batch {records[0]['key']['batch']}, "
-        f"patch {' or '.join(patches)}, {place}; docs/benchmarks.md has the ranges."
+        f"patch {' or '.join(patches)}, {place}; docs/explanation/benchmarks.md has the ranges."
     )
     return [note]
 
@@ -132,7 +132,7 @@ def effect_note(figures: Iterable[Figures]) -> list[str]:
     note = (
         f"Dice: mean over the {ORGANS} organs of a phantom, which only their position tells from {LOOK_ALIKES} "
         f"look-alikes, unseen volumes; every network small and trained for the same {ITERATIONS} iterations, {seeds} "
-        f"seed(s); the U-Net without location: {scored[0].dice_plain:.2f}. docs/methods.md says more."
+        f"seed(s); the U-Net without location: {scored[0].dice_plain:.2f}. docs/reference/methods.md says more."
     )
     return [note]
 

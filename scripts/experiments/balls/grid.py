@@ -1,11 +1,11 @@
 """The phantom of balls as one grid: rows (a block at a place, a trainer, a form of a network) x seeds, five tables.
 
-    python -m scripts.experiments.balls.grid placement                         # docs/why-location.md
+    python -m scripts.experiments.balls.grid placement                         # docs/explanation/why-location.md
     python -m scripts.experiments.balls.grid placement --seeds 0 1 2 --rows 'prior|none'
-    python -m scripts.experiments.balls.grid recommendation --seeds 0 1 2      # docs/recommended.md
-    python -m scripts.experiments.balls.grid unknown --seeds 0 1 2             # docs/unknown-location.md
-    python -m scripts.experiments.balls.grid methods                           # every trainer, docs/methods.md
-    python -m scripts.experiments.balls.grid anchor_bias                       # docs/lightmedseg.md
+    python -m scripts.experiments.balls.grid recommendation --seeds 0 1 2      # docs/explanation/recommended.md
+    python -m scripts.experiments.balls.grid unknown --seeds 0 1 2             # docs/explanation/unknown-location.md
+    python -m scripts.experiments.balls.grid methods                           # docs/reference/methods.md
+    python -m scripts.experiments.balls.grid anchor_bias                       # docs/explanation/lightmedseg.md
 
 One JSON line per finished run goes into NAME.json beside this script; runs found there are not repeated. Table and
 picture are written anew after the runs, and by ``--report`` alone.
@@ -40,7 +40,7 @@ class Experiment:
         rows: Names of the rows, in the table's order.
         run: (row, seed, iterations) -> what is measured.
         write: (records, iterations, folder of the picture and pages of rows, page in docs) writes the documents.
-        page: Name of the page in docs.
+        page: The page below docs, such as explanation/results.md.
         task: Further fields that every record of this run has, such as the task.
         budget: Whether records name the iterations.
     """

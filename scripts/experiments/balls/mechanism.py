@@ -67,7 +67,7 @@ def print_costs(chosen: list[Row], rounds: int = 9) -> None:
 
 
 def print_mechanism() -> None:
-    """The table of docs/why-location.md on what InstanceNorm leaves of a patch's position."""
+    """The table of docs/explanation/why-location.md on what InstanceNorm leaves of a patch's position."""
     paddings: tuple[Literal["zeros"], Literal["replicate"]] = ("zeros", "replicate")
     print("| patch | padding of the convolutions | change inside | change everywhere |\n|---|---|---|---|")
     for patch in (24, 48, 96):

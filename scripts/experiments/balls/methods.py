@@ -1,4 +1,4 @@
-"""Every trainer's network at one budget on the phantom of balls: the table of docs/methods.md; see grid.py.
+"""Every trainer's network at one budget on the phantom of balls: the table of docs/reference/methods.md; see grid.py.
 
 Volumes and patches are large enough for the transformers: 32^3 voxels, 4 per batch (Swin UNETR, which needs a longer
 side: 64x32x32, 2 per batch). Networks of their own are made small, about as fast as the U-Net of 16-32-64 channels that
@@ -52,7 +52,7 @@ def make_network(name: str, seed: int) -> tuple[nn.Module, BallPhantom]:
 
 
 def table(results: list[Record], iterations: int) -> str:
-    """The section of docs/methods.md."""
+    """The section of docs/reference/methods.md."""
     lines = ["| trainer | Dice | per seed | parameters here |", "|---|---|---|---|"]
     for name, runs in grouped(results, "trainer", (PLAIN, *TRAINERS), iterations=iterations).items():
         lines.append(f"| `{name}` | {' | '.join(dice_cells(runs))} | {runs[0]['parameters']:,} |")
@@ -78,4 +78,4 @@ def experiment() -> Experiment:
     def write(results: list[Record], iterations: int, folder: Path, page: Path) -> None:
         replace_section(page, BEGIN, END, table(results, iterations))
 
-    return Experiment("trainer", (PLAIN, *TRAINERS), measure, write, "methods.md", {})
+    return Experiment("trainer", (PLAIN, *TRAINERS), measure, write, "reference/methods.md", {})

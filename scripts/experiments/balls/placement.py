@@ -1,4 +1,4 @@
-"""Where does a location have to enter a U-Net to be learned? The table behind docs/why-location.md; see grid.py.
+"""Where does a location have to enter a U-Net to be learned? docs/explanation/why-location.md; see grid.py.
 
 A small planned-style U-Net is trained on patches, once for each block and place, and segments unseen volumes.
 """
@@ -137,10 +137,14 @@ def write_table(results: list[dict[str, Any]], iterations: int, path: Path) -> N
         f"batch {BATCH}, Adam {HOW.learning_rate:g} with polynomial decay, bfloat16 autocast, {TRAIN_VOLUMES} training "
         f"volumes; mean Dice of the organs on {TEST_VOLUMES} unseen volumes per seed."
     )
+    origin = (
+        "Written by `grid.py placement`; "
+        "[why-location.md](../../../docs/explanation/why-location.md) says what it means."
+    )
     lines = [
         "# Placement experiment: results",
         "",
-        "Written by `grid.py placement`; [why-location.md](../../../docs/why-location.md) says what it means.",
+        origin,
         "",
         setting,
         "",

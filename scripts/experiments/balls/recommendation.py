@@ -150,8 +150,8 @@ def run_hippocampus(row: Row, seed: int, folder: Path) -> dict[str, Any]:
 def write_table(results: list[dict[str, Any]], path: Path) -> None:
     """recommendation.md: mean and range over the seeds."""
     origin = (
-        "Written by `grid.py recommendation` from recommendation.json; [recommended.md](../../../docs/recommended.md) "
-        "says what follows from it."
+        "Written by `grid.py recommendation` from recommendation.json; "
+        "[recommended.md](../../../docs/explanation/recommended.md) says what follows from it."
     )
     setting = (
         "Phantom of balls, 24^3 patches, 400 iterations of batch 4; Hippocampus MR, 16^3 patches, fold 0, "

@@ -85,4 +85,4 @@ def experiment() -> Experiment:
     def run(name: str, seed: int, iterations: int) -> Record:
         return measure(by_name[name], seed, iterations)
 
-    return Experiment("row", list(by_name), run, write, "unknown-location.md", {})
+    return Experiment("row", list(by_name), run, write, "explanation/unknown-location.md", {})

@@ -21,11 +21,10 @@ from pathlib import Path
 
 import psutil
 
+from nnunet_locctx.demo import make_study_data
 from nnunet_locctx.files import write_atomically
-from nnunet_locctx.phantoms.twin_organs import make_phantom
 from scripts.benchmarks.harness import REPOSITORY, Record, describe_machine, described_parser, say
 
-PHANTOM_ID = 901
 HIPPOCAMPUS = "Dataset201_HippocampusMR"
 LEFT_OUT = "Pictures of the scans are left out here: the scans are CC BY-SA 4.0, this repository is not."
 
@@ -34,8 +33,7 @@ def prepare(name: str, raw: Path, data: Path) -> None:
     """Puts the study's dataset into nnUNet_raw, unless it is there."""
     raw.mkdir(parents=True, exist_ok=True)
     if name == "phantom":
-        if not (raw / f"Dataset{PHANTOM_ID}_Phantom").is_dir():
-            make_phantom(raw, PHANTOM_ID, cases=20, test_cases=4, size=40, spacing=4.0, progress=True)
+        make_study_data(raw)
         return
     source, target = data / HIPPOCAMPUS, raw / HIPPOCAMPUS
     if not source.is_dir():

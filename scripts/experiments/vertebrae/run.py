@@ -173,7 +173,7 @@ def short(name: str) -> str:
 
 
 def report(record: Record) -> str:
-    """The section of docs/results.md."""
+    """The section of docs/explanation/results.md."""
     rows = record["levels"]
     base = min(row["mm"] for row in rows.values())
     machine = record["machine"]["processor"]
@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help=OUT_HELP)
     parser.add_argument("--report", action="store_true", help="only write picture and page from the record")
     arguments = parser.parse_args()
-    folder, page = destinations(arguments.out, __file__, "results.md")
+    folder, page = destinations(arguments.out, __file__, "explanation/results.md")
     file = folder / "vertebrae.json"
     if not arguments.report:
         if arguments.data is None or not (arguments.data / "Dataset203_TotalSegCT").is_dir():

@@ -52,7 +52,7 @@ def test_scans_are_kept_as_they_are_and_read_again_when_they_change(raw: Path, t
 
 
 @pytest.mark.slow
-def test_worker_processes_give_the_same_scans(raw: Path, tmp_path: Path) -> None:
+def test_worker_processes_give_the_same_scans(raw: Path, tmp_path: Path, workers_at_once: None) -> None:
     cases = training_cases(raw)
     stamps = {case.identifier: "" for case in cases}
     alone = keep_scans(cases, stamps, tmp_path / "alone", 0, 8.0, progress=False)

@@ -282,7 +282,10 @@ def test_networks_without_planned_pooling_keep_their_architecture(planned: dict[
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"base": "3d"}, "no configuration '3d'; they have 2d, 3d_lowres, 3d_fullres, 3d_cascade_fullres"),
+        (
+            {"base": "3d"},
+            "unknown configuration of the plans: '3d'; there are 2d, 3d_lowres, 3d_fullres, 3d_cascade_fullres",
+        ),
         ({"name": "a b"}, "the configuration's name must be made of at most 100 letters"),
         ({"name": "3d_fullres"}, "cannot inherit from itself"),
         ({"patch_size": [32, 32]}, "patch_size needs 3 numbers for '3d_fullres', got \\[32, 32\\]"),
@@ -297,10 +300,10 @@ def test_networks_without_planned_pooling_keep_their_architecture(planned: dict[
         ({"spacing": [1, -1, 1]}, "spacing must be 3 numbers above 0"),
         (
             {"location": {"source": "moon"}},
-            "location.source must be one of anatomical, body, body_part, scanner, voxel, got 'moon'",
+            "unknown location.source 'moon'; there are anatomical, body, body_part, scanner, voxel",
         ),
         ({"location": {"colour": 1}}, "does not take colour"),
-        ({"location": {"place": "nose"}}, "no block takes these location options.*got 'nose'"),
+        ({"location": {"place": "nose"}}, "no block takes these location options.*unknown place 'nose'"),
         ({"location": {"block": {"speed": 1}}}, "no block takes these location options.*speed"),
         ({"architecture": {"speed": 1}}, "the planned network does not take speed; it takes n_stages"),
         (

@@ -74,12 +74,12 @@ def test_the_name_must_match_the_file(original: dict[str, Any], tmp_path: Path) 
 
 
 def test_missing_plans_name_those_there(original: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there are no plans yet"):
+    with pytest.raises(ValueError, match="there are none"):
         read_plans(tmp_path / "a.json")
     (tmp_path / "nnUNetPlans.json").write_text(json.dumps(original))
     (tmp_path / "dataset.json").write_text("{}")
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(ValueError, match=r"plans there: nnUNetPlans\. Plans are made by"):
+    with pytest.raises(ValueError, match=r"there are nnUNetPlans\. Plans are made by"):
         read_plans(tmp_path / "a.json")
 
 

@@ -105,7 +105,7 @@ def test_own_preset(tmp_path: Path) -> None:
 
 
 def test_unknown_preset_lists_the_known() -> None:
-    with pytest.raises(ValueError, match=r"no preset 'huge'; there are .*patch16, patch32"):
+    with pytest.raises(ValueError, match=r"no preset or file 'huge'; there are .*patch16, patch32"):
         read_preset("huge")
 
 

@@ -60,8 +60,8 @@ def test_export_is_on_the_grid_of_the_scan(image: Path, folder: Path, tmp_path: 
 
 
 def test_the_guides_script_for_windows_as_locbams(image: Path, folder: Path, tmp_path: Path) -> None:
-    """docs/guides/locbam.md: runs, predicts the validation cases of the fold and those only."""
-    page = (REPOSITORY / "docs" / "guides" / "locbam.md").read_text()
+    """docs/how-to/locbam.md: runs, predicts the validation cases of the fold and those only."""
+    page = (REPOSITORY / "docs" / "how-to" / "locbam.md").read_text()
     (script,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     (tmp_path / "windows.py").write_text(script.replace('"cuda"', '"cpu"'))
     (tmp_path / "imagesTr").mkdir()
