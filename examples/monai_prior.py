@@ -14,7 +14,7 @@ from monai.inferers import sliding_window_inference
 from monai.losses import DiceCELoss
 from monai.networks.nets import UNet
 
-from nnunet_locctx import AddLocationd, LocateScand, Located, make_block
+from nnunet_locctx import AddLocationd, Located, LocateScand, make_block
 
 PATCH = (12, 12, 12)
 BOTH = ("image", "label")

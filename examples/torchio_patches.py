@@ -20,24 +20,21 @@ def transform(*augmenting: tio.Transform) -> tio.Compose:
     return tio.Compose([LocateScan(), tio.RescaleIntensity((0, 1)), *augmenting, AddLocation()])
 
 
-def main(epochs: int = 60) -> float:
+def main(folder: Path, epochs: int = 60) -> float:
     """Trains on patches, predicts a new scan patch by patch, and prints the mean Dice of the balls.
 
     Args:
+        folder: Takes the made-up scans.
         epochs: One step of 16 patches each.
     """
     torch.manual_seed(0)
     unet = UNet(3, 1, 3, channels=(8, 16), strides=(2,), norm="instance")
     network = Located(unet, make_block("prior", 3, 3), image_channels=1)
     optimiser = torch.optim.AdamW(network.parameters(), lr=2e-2)
-    with tempfile.TemporaryDirectory() as folder:
-        subjects = [
-            tio.Subject(image=tio.ScalarImage(files["image"]), label=tio.LabelMap(files["label"]))
-            for files in write_scans(Path(folder), 5)
-        ]
-        for subject in subjects:
-            subject.load()
-    *training, new = subjects
+    *training, new = [
+        tio.Subject(image=tio.ScalarImage(files["image"]), label=tio.LabelMap(files["label"]))
+        for files in write_scans(folder, 5)
+    ]
     moving = transform(tio.RandomFlip(axes=("Left",)), tio.RandomAffine(degrees=10, translation=5))
     sampler = tio.LabelSampler(PATCH, "label", {0: 1, 1: 1, 2: 1})
     queue = tio.Queue(tio.SubjectsDataset(training, moving), 16, 4, sampler, num_workers=0)
@@ -62,4 +59,5 @@ def main(epochs: int = 60) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    with tempfile.TemporaryDirectory() as made:
+        main(Path(made))

@@ -1,4 +1,4 @@
-"""The code of docs/python.md runs in the order in which it stands; the package's names are loaded when they are used."""
+"""The code of docs/python.md runs in the order in which it stands; the package's names are loaded on first use."""
 
 import re
 import subprocess
