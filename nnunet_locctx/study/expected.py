@@ -19,7 +19,7 @@ ASSUMPTION = (
     "9 h for 1000 epochs of nnU-Net's plain 3d_fullres on one A100 40GB PCIe (nnU-Net, "
     "documentation/resenc_presets.md), taken as 128^3 voxels x 2 and scaled by epochs and by voxels of a batch"
 )
-NOT_IN_IT = "loss, augmentation, validation and a slow disk are not in it"
+NOT_IN_IT = "as busy as it is now; loss, augmentation, validation and a slow disk are not in it"
 
 PATIENCE = 120.0
 """Seconds after which no further run is timed; the others are scaled from those that were, by voxels of a batch."""
