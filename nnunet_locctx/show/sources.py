@@ -12,7 +12,7 @@ from nnunet_locctx.location import AXES
 from nnunet_locctx.nnunet.data.class_places import SourcePlaces
 from nnunet_locctx.viewing import class_colours
 
-LEGIBLE = 60
+LEGIBLE = 75
 """Classes whose names are written; of more, their numbers in dataset.json's order."""
 
 
@@ -36,7 +36,15 @@ def draw_sources(sources: Mapping[str, SourcePlaces], output: Path) -> None:
         for index, ax in enumerate(axes):
             for number, name in enumerate(classes):
                 values = found.places[:, number, index]
-                ax.plot(values, np.full(len(values), number), "o", markersize=3, color=colours[name])
+                ax.plot(
+                    values,
+                    np.full(len(values), number),
+                    "o",
+                    markersize=3,
+                    color=colours[name],
+                    mec="black",
+                    mew=0.2,
+                )
             score = f"{ratio[index]:.3g}" if np.isfinite(ratio[index]) else "not known"
             ax.set_title(f"{source}, {AXES[index]}: classes apart / scatter {score}", fontsize=9)
             ax.grid(alpha=0.3)
