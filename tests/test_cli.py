@@ -466,7 +466,7 @@ class TestShow:
             ("--patch 4", "two or three sizes"),
             ("--label nothing.nii.gz", "no file nothing.nii.gz"),
             ("--window 40 0", "a level and a width above 0, got 40 0"),
-            ("-d nothing.json", "nothing.json cannot be read"),
+            ("-d nothing.json", "dataset.json cannot be read"),
         ],
     )
     def test_unusable_input(self, image: Path, line: str, words: str, capsys: Captured) -> None:

@@ -77,7 +77,9 @@ def draw(
     sheet = _Sheet.of(pieces, len(rows))
     seen: set[str] = set()
     cells = [(row, column) for row in range(len(rows)) for column in range(len(views))]
-    for row, column in tqdm(cells, desc="drawing", unit="slice", disable=not progress, leave=False):
+    for row, column in tqdm(
+        cells, desc="drawing", unit="slice", disable=None if progress else True, leave=False
+    ):
         panel, piece = sheet.panel(row, column), pieces[column]
         grey = {"cmap": "gray", "vmin": levels[0], "vmax": levels[1], "interpolation": "bilinear"}
         piece.paint(panel, piece.of(scan.image), **grey)

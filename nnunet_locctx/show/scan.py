@@ -275,11 +275,13 @@ def _crop(
 
 
 class _Steps:
-    """A progress bar of steps that take unlike long."""
+    """A progress bar of steps that take unlike long, on a terminal."""
 
     def __init__(self, count: int, first: str, progress: bool) -> None:
         shape = "{desc}: {n_fmt}/{total_fmt} |{bar:20}| {elapsed}"
-        self._bar = tqdm(total=count, desc=first, disable=not progress, leave=False, bar_format=shape)
+        self._bar = tqdm(
+            total=count, desc=first, disable=None if progress else True, leave=False, bar_format=shape
+        )
 
     def __enter__(self) -> "_Steps":
         return self
