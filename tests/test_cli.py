@@ -433,22 +433,8 @@ class TestShow:
         return tmp_path / "scan_0000.nii.gz"
 
     def test_picture(self, image: Path, capsys: Captured) -> None:
-        options = [
-            "--patch",
-            "4",
-            "4",
-            "4",
-            "--source",
-            "scanner",
-            "--at",
-            "0",
-            "0.1",
-            "0",
-            "--window",
-            "0",
-            "1",
-        ]
-        assert main(["show", str(image), *options]) == 0
+        line = "--patch 4 4 4 --source scanner --at 0 0.1 0 --window 0 1"
+        assert main(["show", str(image), *line.split()]) == 0
         assert capsys.readouterr().out == "wrote scan_0000.location.png\n"
         assert (image.parent / "scan_0000.location.png").is_file()
 

@@ -36,15 +36,8 @@ def draw_sources(sources: Mapping[str, SourcePlaces], output: Path) -> None:
         for index, ax in enumerate(axes):
             for number, name in enumerate(classes):
                 values = found.places[:, number, index]
-                ax.plot(
-                    values,
-                    np.full(len(values), number),
-                    "o",
-                    markersize=3,
-                    color=colours[name],
-                    mec="black",
-                    mew=0.2,
-                )
+                style = {"color": colours[name], "mec": "black", "mew": 0.2}
+                ax.plot(values, np.full(len(values), number), "o", markersize=3, **style)
             score = f"{ratio[index]:.3g}" if np.isfinite(ratio[index]) else "not known"
             ax.set_title(f"{source}, {AXES[index]}: classes apart / scatter {score}", fontsize=9)
             ax.grid(alpha=0.3)
