@@ -11,7 +11,11 @@ from nnunet_locctx.report.results import METRICS, POSTPROCESSINGS, VALIDATION, R
 from nnunet_locctx.report.statistics import FEWEST_CASES, RESAMPLES, SEED, paper_dice, with_base
 
 ERRORS = ["hd95_mm", "nsd", "volume_error_percent", "swap_rate", "off_region_ml"]
-POSTPROCESSING_WORDS = {"largest_component": "largest component", "atlas": "atlas mask"}
+POSTPROCESSING_WORDS = {
+    "sides": "sides repaired",
+    "largest_component": "largest component",
+    "atlas": "atlas mask",
+}
 LONGEST_MESSAGE = 600
 """Characters of a failed job's last lines that the table shows."""
 
