@@ -21,8 +21,6 @@ from nnunet_locctx.report.document import (
     check_target,
     count,
     duration,
-    p_value,
-    percent,
     slug,
     to_csv,
     write_document,
@@ -39,6 +37,7 @@ from nnunet_locctx.report.results import (
     load_study,
 )
 from nnunet_locctx.report.statistics import FEWEST_CASES, FEWEST_DIFFERENCES, RESAMPLES, SEED, compare
+from nnunet_locctx.report.verdict import next_steps, verdict
 
 Step = Callable[[str], object]
 
@@ -95,7 +94,7 @@ def build_document(study: Results, step: Step = lambda name: None) -> Document:
     test = compare(study, TEST)
     # a block that there is nothing for is None
     makers: list[tuple[str, str, Callable[[], Sequence[Block | None]]]] = [
-        ("summary", "Summary", lambda: summary(study, rows)),
+        ("verdict", "Verdict", lambda: summary(study, rows)),
         ("validation", "Cross-validation", lambda: validation(study, rows)),
         ("test", "Test cases", lambda: test_cases(study, test)),
         ("postprocessing", "Postprocessing", lambda: [tables.postprocessing_table(study)]),
@@ -124,7 +123,7 @@ def summary(study: Results, rows: pd.DataFrame) -> list[Block]:
     validated = study.scores.loc[study.scores["part"] == VALIDATION, "case"].nunique()
     text = (
         f"{count(len(study.methods), 'method')} at {count(len(study.presets), 'preset')}, "
-        f"{count(len(study.folds), 'fold')}, {count(validated, 'validation case')} with results"
+        f"{count(len(study.folds), 'fold')}, 1 seed, {count(validated, 'validation case')} with results"
     )
     if study.settings.get("epochs"):
         iterations = study.settings.get("iterations_per_epoch", 250)
@@ -142,9 +141,9 @@ def summary(study: Results, rows: pd.DataFrame) -> list[Block]:
         blocks.append(Text(f"Not the same for all methods: {'; '.join(broken)}", warning=True))
     if rows.empty:
         return blocks
-    known = rows[rows["dice"].notna()]
-    points = [_best_words(study, known[known["preset"] == preset]) for preset in known["preset"].unique()]
-    return [*blocks, Listing(points)] if points else blocks
+    blocks += [Listing(points) for points in [verdict(study, rows)] if points]
+    steps = next_steps(study, rows)
+    return [*blocks, Text("What to do next:"), Listing(steps)] if steps else blocks
 
 
 def validation(study: Results, rows: pd.DataFrame) -> list[Block | None]:
@@ -274,21 +273,6 @@ def repeat(study: Results) -> list[Block]:
         Text("A single training by hand, without the study's seed:"),
         Code("\n".join(['export nnUNet_extTrainer="$(locctx trainers)"', *lines])),
     ]
-
-
-def _best_words(study: Results, rows: pd.DataFrame) -> str:
-    """The best of one preset's methods and its gain."""
-    best = rows.loc[rows["dice"].idxmax()]
-    named = study.baseline_of(best["method"])
-    text = f"{best['preset']}: highest mean foreground Dice {percent(best['dice'])}% ({best['method']}, "
-    text += f"{count(best['cases'], 'case')})"
-    if named not in rows["method"].to_numpy():
-        return f"{text}; {named} is missing"
-    if best["method"] == named:
-        return text + "; no method is above the baseline" if len(rows) > 1 else text
-    text += f", {percent(best['gain'], sign=True)} points over {named}"
-    p = p_value(best["p_holm"])
-    return f"{text}, {best['test'] or ('p ' + (p if p.startswith('<') else f'= {p}') + ' (Holm)')}"
 
 
 def _words(value: object) -> str:
