@@ -9,7 +9,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from nnunet_locctx.report import tables
-from nnunet_locctx.report.cases import draw_overlays
+from nnunet_locctx.report.browser import build_browser
+from nnunet_locctx.report.cases import read_cases
 from nnunet_locctx.report.document import (
     PAGE,
     Block,
@@ -115,7 +116,9 @@ def build_document(study: Results, step: Step = lambda name: None) -> Document:
         if blocks:
             sections.append(Section(key, title, blocks))
     title = str(study.settings.get("title") or study.settings["name"])
-    return Document(title, f"Study {study.settings['name']} on {study.dataset}", sections)
+    subtitle = f"Study {study.settings['name']} on {study.dataset}"
+    classes = study.foreground_scores(VALIDATION, TEST)["class"].unique()
+    return Document(title, subtitle, sections, list(study.methods.index), list(map(str, classes)))
 
 
 def summary(study: Results, rows: pd.DataFrame) -> list[Block]:
@@ -198,15 +201,13 @@ def wrong_locations(study: Results) -> list[Block | None]:
 
 
 def cases(study: Results, rows: pd.DataFrame) -> list[Block | None]:
-    """Best and worst cases."""
+    """Cases to look through, the worst first."""
     if rows.empty:
         return []
-    blocks: list[Block | None] = []
-    problems: list[str] = []
-    for preset in rows["preset"].unique():
-        figure, undrawn = draw_overlays(study, rows, preset)
-        blocks.append(figure)
-        problems += undrawn
+    found = [read_cases(study, rows, preset) for preset in rows["preset"].unique()]
+    presets = [one for one in found if one is not None]
+    blocks: list[Block | None] = [build_browser(study, presets)]
+    problems = [problem for one in presets for problem in one.problems]
     if problems:
         blocks += [Text("Could not be drawn:", warning=True), Listing(list(dict.fromkeys(problems)))]
     return blocks
