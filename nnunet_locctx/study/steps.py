@@ -150,10 +150,11 @@ class _Step:
                 words += ["-o", str(draft / "atlas.npz"), "--fold-atlases"]
                 self._command("locctx", "postprocess", "fit-atlas", *words, *common)
             for fold, predictions in validation.items():
-                action = ["largest-component"]
+                action = [method.replace("_", "-")]
                 if method == "atlas":
                     action = ["apply-atlas", str(draft / f"atlas_fold_{fold}.npz")]
                 words = [*action, str(predictions), "-o", str(draft / "predictions")]
+                words += ["--labels", self._labels("Tr")] if method == "sides" else []
                 self._command("locctx", "postprocess", *words, *common)
             self._evaluate(draft / "predictions", draft / "evaluation", "Tr")
 
