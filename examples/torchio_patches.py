@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 import torchio as tio
 from made_up import mean_dice, write_scans
-from monai.losses import DiceCELoss
 from monai.networks.nets import UNet
+from torch import nn
 
 from nnunet_locctx import Located, make_block
 from nnunet_locctx.pipelines.torchio import AddLocation, LocateScan
@@ -20,7 +20,7 @@ def transform(*augmenting: tio.Transform) -> tio.Compose:
     return tio.Compose([LocateScan(), tio.RescaleIntensity((0, 1)), *augmenting, AddLocation()])
 
 
-def main(folder: Path, epochs: int = 40) -> float:
+def main(folder: Path, epochs: int = 60) -> float:
     """Trains on patches, predicts a new scan patch by patch, and prints the mean Dice of the balls.
 
     Args:
@@ -31,7 +31,6 @@ def main(folder: Path, epochs: int = 40) -> float:
     unet = UNet(3, 1, 3, channels=(8, 16), strides=(2,), norm="instance")
     network = Located(unet, make_block("prior", 3, 3), image_channels=1)
     optimiser = torch.optim.AdamW(network.parameters(), lr=2e-2)
-    loss = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
     *training, new = [
         tio.Subject(image=tio.ScalarImage(files["image"]), label=tio.LabelMap(files["label"]))
         for files in write_scans(folder, 5)
@@ -41,8 +40,10 @@ def main(folder: Path, epochs: int = 40) -> float:
     queue = tio.Queue(tio.SubjectsDataset(training, moving), 16, 4, sampler, num_workers=0)
     for _ in range(epochs):
         for batch in tio.SubjectsLoader(queue, batch_size=16, num_workers=0):
+            logits = network(batch["image"][tio.DATA])
+            loss = nn.functional.cross_entropy(logits, batch["label"][tio.DATA][:, 0].long())
             optimiser.zero_grad()
-            loss(network(batch["image"][tio.DATA]), batch["label"][tio.DATA]).backward()
+            loss.backward()
             optimiser.step()
     grid = tio.GridSampler(
         transform()(new), PATCH, 4, padding_mode=0

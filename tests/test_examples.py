@@ -27,6 +27,7 @@ def test_the_prior_tells_the_sides_apart(example: ModuleType) -> None:
     assert unknown < 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", ["torchio_patches"], indirect=True)
 def test_torchios_patches_know_their_side(example: ModuleType, tmp_path: Path) -> None:
     assert example.main(tmp_path) > 0.8
