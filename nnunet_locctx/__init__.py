@@ -2,8 +2,8 @@
 
 nnU-Net trains on patches and forgets where each patch came from. This package gives the network the coordinates
 back, as three channels behind the image channels, and leaves planning, preprocessing, training and prediction to
-nnU-Net's own commands. What it has for pipelines without nnU-Net is named here (docs/how-to/python.md; for TorchIO
-see :mod:`nnunet_locctx.pipelines.torchio`). Importing the package loads neither torch nor nnU-Net: a name is imported when
+nnU-Net's own commands. What it has for pipelines without nnU-Net is named here (docs/how-to/python.md; TorchIO:
+:mod:`nnunet_locctx.pipelines.torchio`). Importing the package loads neither torch nor nnU-Net: a name is imported when
 it is first used.
 """
 
