@@ -9,7 +9,7 @@ SHAPE = (32, 16, 16)
 
 
 def write_scans(folder: Path, count: int) -> list[dict[str, Path]]:
-    """Writes CTs and labels (1: the left ball, 2: the right one) as NIfTI; every other scan is stored from right to left.
+    """Writes CTs and labels (1: left ball, 2: right ball) as NIfTI; every other scan is stored from right to left.
 
     Returns:
         The files of each scan: ``image`` and ``label``.

@@ -26,7 +26,7 @@ LOADING = (
 )
 
 
-def main(steps: int = 60) -> tuple[float, float]:
+def main(steps: int = 40) -> tuple[float, float]:
     """Trains on patches and predicts a new scan; prints the Dice with its location and with an unknown one.
 
     Args:

@@ -5,6 +5,7 @@ In a clone (and an editable install, which points at one) they lie at the top le
 copies in ``nnunet_locctx/_data``.
 """
 
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -17,6 +18,12 @@ def trainers_folder() -> Path:
         FileNotFoundError: The installation is incomplete.
     """
     return _folder("trainers")
+
+
+def trainer_folders() -> str:
+    """The value of ``nnUNet_extTrainer`` that our commands set: our folder, then those that the shell names."""
+    others = os.environ.get("nnUNet_extTrainer", "").split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys([str(trainers_folder()), *filter(None, others)]))
 
 
 def plans_folder() -> Path:

@@ -497,12 +497,8 @@ class TestShow:
         return tmp_path / "scan_0000.nii.gz"
 
     def test_picture(self, image: Path, capsys: Captured) -> None:
-        assert (
-            main(
-                ["show", str(image), "--patch", "4", "4", "4", "--source", "scanner", "--at", "0", "0.1", "0"]
-            )
-            == 0
-        )
+        line = "--patch 4 4 4 --source scanner --at 0 0.1 0 --window 0 1"
+        assert main(["show", str(image), *line.split()]) == 0
         assert capsys.readouterr().out == "wrote scan_0000.location.png\n"
         assert (image.parent / "scan_0000.location.png").is_file()
 
@@ -519,6 +515,8 @@ class TestShow:
             ("--at 0 0 3", "outside the volume"),
             ("--patch 4", "two or three sizes"),
             ("--label nothing.nii.gz", "no file nothing.nii.gz"),
+            ("--window 40 0", "a level and a width above 0, got 40 0"),
+            ("-d nothing.json", "dataset.json cannot be read"),
         ],
     )
     def test_unusable_input(self, image: Path, line: str, words: str, capsys: Captured) -> None:

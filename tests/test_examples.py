@@ -28,8 +28,8 @@ def test_the_prior_tells_the_sides_apart(example: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("example", ["torchio_patches"], indirect=True)
-def test_torchios_patches_know_their_side(example: ModuleType) -> None:
-    assert example.main() > 0.8
+def test_torchios_patches_know_their_side(example: ModuleType, tmp_path: Path) -> None:
+    assert example.main(tmp_path) > 0.8
 
 
 @pytest.mark.parametrize("example", ["nifti_coordinates"], indirect=True)

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,11 @@ def test_a_neighbour_in_site_packages_is_not_ours(tmp_path: Path) -> None:
         FileNotFoundError, match=r"the folder 'plans' of nnunet_locctx is missing.*Install the package"
     ):
         resources._folder("plans", package)
+
+
+def test_other_plugins_keep_their_trainers(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = str(resources.trainers_folder())
+    monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join(["/other", ours, ""]))
+    assert resources.trainer_folders() == os.pathsep.join([ours, "/other"])
+    monkeypatch.delenv("nnUNet_extTrainer")
+    assert resources.trainer_folders() == ours

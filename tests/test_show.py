@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from nnunet_locctx.nnunet.data.reading import read_scan
 from nnunet_locctx.regression.body_part import fit_body_part
 from nnunet_locctx.show import Comparison, LocatedScan, compare_predictions, draw, locate_scan
 from nnunet_locctx.show.figure import plane_of_location
-from nnunet_locctx.show.scan import checked_patch
-from nnunet_locctx.viewing import AXIAL, CORONAL, SAGITTAL, Slice
+from nnunet_locctx.show.scan import checked_patch, nearest_voxel
+from nnunet_locctx.viewing import AXIAL, CORONAL, SAGITTAL, Slice, grey_levels
 from tests.nnunet.small_models import make_model
 from tests.regression.body_part_scans import OPTIONS, small_scan, small_scans
 
@@ -44,7 +45,7 @@ def located(tmp_path: Path, array: np.ndarray, code: str = "LPS", **options: Any
 @pytest.mark.parametrize("code", ["LPS", "RAS", "PIR", "SLA"])
 def test_location_runs_from_patient_left_to_right(tmp_path: Path, array: np.ndarray, code: str) -> None:
     scan = located(tmp_path, array, code)
-    index = scan.index_at((0, 0, 0))
+    index = nearest_voxel(scan.frame, (0, 0, 0))
     axial = plane_of_location(scan, Slice(scan.frame, AXIAL, index))
     assert axial.shape == (3, 7, 6)
     expected_r = 0.5 - (np.arange(6) + 0.5) / 6  # the first column is the patient's right
@@ -59,13 +60,13 @@ def test_location_runs_from_patient_left_to_right(tmp_path: Path, array: np.ndar
 @pytest.mark.parametrize("code", ["LPS", "RAS", "PIR"])
 def test_a_patch_is_drawn_around_its_voxels(tmp_path: Path, array: np.ndarray, code: str) -> None:
     scan = located(tmp_path, array, code)
-    corner = np.array(scan.index_at((0.49, 0.49, 0.49)), dtype=float)
+    corner = np.array(nearest_voxel(scan.frame, (0.49, 0.49, 0.49)), dtype=float)
     # the one voxel of the right, anterior, superior corner, 1 x 2 x 3 mm
     rectangle = Slice(scan.frame, AXIAL, (0, 0, 0)).rectangle(corner, np.ones(3))
     assert rectangle == pytest.approx((0, 0, 1, 2))
     rectangle = Slice(scan.frame, SAGITTAL, (0, 0, 0)).rectangle(corner, np.ones(3))
     assert rectangle == pytest.approx((0, 0, 2, 3))
-    far = np.array(scan.index_at((-0.49, -0.49, -0.49)), dtype=float)
+    far = np.array(nearest_voxel(scan.frame, (-0.49, -0.49, -0.49)), dtype=float)
     rectangle = Slice(scan.frame, CORONAL, (0, 0, 0)).rectangle(far, np.ones(3))
     assert rectangle == pytest.approx((5, 21, 1, 3))
 
@@ -74,56 +75,158 @@ def test_border_of_zeros_is_cropped_as_nnunet_does(tmp_path: Path, array: np.nda
     padded = np.pad(array, ((0, 0), (0, 0), (2, 1)))
     scan = located(tmp_path, padded)
     assert scan.frame.shape == array.shape
-    assert scan.index_at((0.49, 0.49, 0.49)) == (7, 0, 0)
+    assert nearest_voxel(scan.frame, (0.49, 0.49, 0.49)) == (7, 0, 0)
     assert scan.image[7, 0, 0] == 1000
 
 
 def test_place_outside_the_volume(tmp_path: Path, array: np.ndarray) -> None:
-    scan = located(tmp_path, array)
-    assert scan.index_at((-0.5, 0.5, -0.5)) == (0, 0, 5)
-    with pytest.raises(ValueError, match=r"the place \[0, 0.8, 0\] lies outside"):
-        scan.index_at((0, 0.8, 0))
+    frame = located(tmp_path, array).frame
+    assert nearest_voxel(frame, (-0.5, 0.5, -0.5)) == (0, 0, 5)
+    with pytest.raises(ValueError, match=r"the place \[0.0, 0.8, 0.0\] lies outside"):
+        nearest_voxel(frame, (0, 0.8, 0))
 
 
-def test_centre_of_interest(tmp_path: Path, array: np.ndarray) -> None:
-    assert located(tmp_path, array).centre_of_interest() == (4, 3, 3)
+def test_place_of_interest(tmp_path: Path, array: np.ndarray) -> None:
+    def index(scan: LocatedScan) -> tuple[int, int, int]:
+        return nearest_voxel(scan.frame, scan.place_of_interest())
+
+    assert index(located(tmp_path, array)) == (4, 3, 3)
     label = np.zeros(array.shape, dtype=np.uint8)
     label[5:8, 1:4, 0:3] = 2
     scan = located(tmp_path, array, label=write(tmp_path / "label.nii.gz", label))
     assert scan.label is not None
     assert scan.label.max() == 2
-    assert scan.centre_of_interest() == (6, 2, 1)
+    assert index(scan) == (6, 2, 1)
     changed = label.astype(np.int32)
     changed[5, 3, :3] = 1
-    differing = LocatedScan(**{**vars(scan), "comparison": Comparison(label.astype(np.int32), changed, "x")})
-    assert differing.centre_of_interest() == (5, 3, 0)
+    assert index(compared(scan, label.astype(np.int32), changed)) == (5, 3, 0)
 
 
-def test_picture_is_written(tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    data = random.normal(size=(12, 14, 16)).astype(np.float32)
-    label = (data > 1).astype(np.uint8)
+def compared(scan: LocatedScan, located: np.ndarray, replaced: np.ndarray) -> LocatedScan:
+    return dataclasses.replace(scan, comparison=Comparison(located, replaced, "unknown location"))
+
+
+class Drawn:
+    """What `draw` handed to matplotlib."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from matplotlib.figure import Figure
+
+        save = Figure.savefig
+
+        def keep(figure: Figure, *arguments: Any, **options: Any) -> None:
+            self.figure = figure
+            save(figure, *arguments, **options)
+
+        monkeypatch.setattr(Figure, "savefig", keep)
+
+    @property
+    def scans(self) -> list[Any]:
+        """The panels that show the scan, in reading order."""
+        return [panel for panel in self.figure.axes if panel.images and panel.images[0].cmap.name == "gray"]
+
+    @property
+    def legend(self) -> dict[str, Any]:
+        legend = self.figure.legends[0]
+        keys = zip(legend.get_texts(), legend.get_patches(), strict=True)
+        return {text.get_text(): patch.get_edgecolor()[:3] for text, patch in keys}
+
+    def outlined(self, panel: Any) -> list[Any]:
+        """Colours of the outlines of a panel."""
+        from matplotlib.contour import ContourSet
+
+        drawn = [one for one in panel.get_children() if isinstance(one, ContourSet) and not one.filled]
+        return [tuple(one.get_edgecolor()[0][:3]) for one in drawn]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
+    return Drawn(monkeypatch)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Of a raw dataset, with the names of kidneys and liver."""
+    labels = {"background": 0, "kidney_left": 1, "kidney_right": 2, "liver": 3}
+    content = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    (tmp_path / "imagesTr").mkdir()
+    return tmp_path
+
+
+def test_scan_is_large_and_its_classes_have_names(folder: Path, drawn: Drawn) -> None:
+    data = np.random.default_rng(0).normal(100, 50, size=(12, 14, 16)).astype(np.float32)
+    label = np.zeros(data.shape, dtype=np.uint8)
+    label[4:8, 3:10, 2:6], label[4:8, 3:10, 9:14] = 2, 1
     scan = locate_scan(
-        [write(tmp_path / "a_0000.nii.gz", data, "RAS")],
+        [write(folder / "imagesTr" / "a_0000.nii.gz", data, "RAS")],
         make_source("scanner"),
-        label=write(tmp_path / "a.nii.gz", label, "RAS"),
+        label=write(folder / "a.nii.gz", label, "RAS"),
         patch_size=(8, 8, 8),
     )
-    other = np.where(random.random(label.shape) > 0.5, scan.label, 0).astype(np.int32)
+    other = np.where(scan.label == 1, 3, scan.label).astype(np.int32)
     assert scan.label is not None
-    scan = LocatedScan(**{**vars(scan), "comparison": Comparison(scan.label, other, "unknown location")})
+    scan = compared(scan, scan.label, other)
+    draw(scan, folder / "a.png")
+    assert len(drawn.scans) == 9
+    assert len(drawn.figure.axes) == 12
+    # what is known to be CT is shown in one window, the same in all planes
+    assert {panel.images[0].get_clim() for panel in drawn.scans} == {(-160, 240)}
+    level = nearest_voxel(scan.frame, scan.place_of_interest())[0]
+    np.testing.assert_array_equal(drawn.scans[0].images[0].get_array(), data[level])
+    assert list(drawn.legend) == ["kidney_left", "kidney_right", "liver"]
+    left, right, liver = drawn.legend.values()
+    assert sum(left) > sum(right)  # light and dark
+    assert set(drawn.outlined(drawn.scans[0])) == {left, right}
+    assert set(drawn.outlined(drawn.scans[6])) == {liver, right}
+    # letters are written outside the slice
+    letters = {text.get_text(): text.get_position() for text in drawn.scans[1].texts}
+    assert list(letters) == list("RLSI")
+    assert letters["R"][0] < 0 < letters["L"][0]
+    slices = sum(panel.get_position().height for panel in drawn.scans[::3])
+    assert slices > 5 * drawn.figure.axes[-1].get_position().height
+
+
+def test_window(tmp_path: Path, array: np.ndarray, drawn: Drawn) -> None:
+    scan = located(tmp_path, array)
+    assert (scan.channel, scan.names) == ("", {})
     draw(scan, tmp_path / "a.png")
-    import matplotlib.image
+    assert {panel.images[0].get_clim() for panel in drawn.scans} == {grey_levels(scan.image)}
+    assert not drawn.figure.legends
+    draw(scan, tmp_path / "a.svg", window=(-5, 5), at=(0, 0, 0))
+    assert {panel.images[0].get_clim() for panel in drawn.scans} == {(-5, 5)}
 
-    picture = matplotlib.image.imread(tmp_path / "a.png")
-    assert picture.shape[1] > picture.shape[0] > 500  # seven columns, three rows
-    assert picture[..., :3].std() > 0.1
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ({"background": 0, "organ": 1}, {1: "organ", 2: "label 2"}),
+        ({"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}, {1: "whole", 2: "core", 3: "ignore"}),
+    ],
+)
+def test_names_of_label_values(folder: Path, array: np.ndarray, labels: Any, names: dict[int, str]) -> None:
+    (folder / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1"}, "labels": labels}))
+    values = np.zeros(array.shape, dtype=np.uint8)
+    values[2, 3, 1:3] = 1, 2
+    scan = located(folder / "imagesTr", array, label=write(folder / "label.nii.gz", values))
+    assert scan.names == names
 
 
-def test_flat_volumes_are_drawn(tmp_path: Path) -> None:
-    data = np.random.default_rng(0).normal(size=(1, 1, 9)).astype(np.float32)
+def test_description_that_cannot_be_used(folder: Path, array: np.ndarray) -> None:
+    file = folder / "dataset.json"
+    file.write_text('{"modality": {"0": "CT"}, "labels": {"0": "background", "1": "liver"}}')
+    with pytest.warns(UserWarning, match="classes are called by their numbers: .*nnU-Net 1's form"):
+        assert located(folder / "imagesTr", array).channel == ""
+    with pytest.raises(ValueError, match="nnU-Net 1's form"):
+        located(folder, array, dataset_json=file)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 9), (1, 8, 9)])
+def test_flat_volumes_are_drawn_once(tmp_path: Path, drawn: Drawn, shape: tuple[int, int, int]) -> None:
+    data = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     draw(located(tmp_path, data, patch_size=(8, 8)), tmp_path / "flat.png")
-    assert (tmp_path / "flat.png").is_file()
+    assert len(drawn.scans) == 1
+    assert len(drawn.figure.axes) == 3  # and two channels of its location
 
 
 def test_picture_without_geometry(tmp_path: Path) -> None:
@@ -189,8 +292,13 @@ class TestModels:
         scan = compare_predictions([image], trained, device="cpu")
         assert scan.comparison is not None
         assert scan.patch_size == (16, 16, 16)
-        assert scan.frame.shape == scan.image.shape == scan.comparison.located.shape
-        right = scan.field.box((0, 0, 0), scan.frame.shape)[0] > 0
+        assert scan.grid.shape == scan.comparison.located.shape
+        # what is drawn is the scan as it was taken, not nnU-Net's normalised channel
+        np.testing.assert_array_equal(scan.image, sitk.GetArrayFromImage(sitk.ReadImage(str(image))))
+        assert scan.frame.shape == scan.image.shape
+        np.testing.assert_allclose(scan.frame.extent, scan.grid.extent)
+        np.testing.assert_allclose(scan.frame.centre, scan.grid.centre)
+        right = scan.field.box((0, 0, 0), scan.grid.shape)[0] > 0
         np.testing.assert_array_equal(scan.comparison.located == 1, right)
         # without location the classes are equal and the first one wins
         assert not scan.comparison.replaced.any()
@@ -200,7 +308,7 @@ class TestModels:
     def test_shifted_location(self, image: Path, trained: Path) -> None:
         scan = compare_predictions([image], trained, shift=(-0.2, 0, 0), device="cpu", fold="0")
         assert scan.comparison is not None
-        right = scan.field.box((0, 0, 0), scan.frame.shape)[0]
+        right = scan.field.box((0, 0, 0), scan.grid.shape)[0]
         np.testing.assert_array_equal(scan.comparison.replaced == 1, right > 0.2)
         np.testing.assert_array_equal(scan.comparison.changed, (right > 0) & (right <= 0.2))
         assert scan.comparison.replacement == "location shifted by R -0.2, A +0, S +0"

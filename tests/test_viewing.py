@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from matplotlib.contour import ContourSet
+from matplotlib.figure import Figure
+from skimage.color import deltaE_ciede2000, rgb2lab
 
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.viewing import (
@@ -10,8 +13,10 @@ from nnunet_locctx.viewing import (
     CORONAL,
     SAGITTAL,
     VIEWS,
+    VISIONS,
     Slice,
     View,
+    class_colours,
     grey_levels,
     per_plane,
     widest_view,
@@ -54,8 +59,59 @@ def test_without_geometry_as_stored(shape: tuple[int, int, int], view: View) -> 
 
 def test_grey_levels_and_planes() -> None:
     assert grey_levels(np.array([1.0, np.nan, 1.0])) == (1.0, 1.000001)
-    assert grey_levels(np.arange(101.0), (0, 100)) == (0, 100)
+    assert grey_levels(np.arange(201.0)) == (1, 199)
+    assert grey_levels(np.arange(201.0), "ct") == (-160, 240)
     mask = np.zeros((2, 3, 4), dtype=bool)
     mask[1, 2, :3] = True
     assert [counts.tolist() for counts in per_plane(mask)] == [[0, 3], [0, 0, 3], [1, 1, 1, 0]]
     assert widest_view(Frame((2, 3, 4), affine_lps=np.eye(4))) is AXIAL
+
+
+def smallest_distance(colours: np.ndarray, vision: np.ndarray) -> float:
+    """CIEDE2000 between the two most alike of (n, 3) RGB colours, as seen by someone."""
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ vision.T, 0, 1)
+    lab = rgb2lab(np.where(seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055))
+    first, second = np.triu_indices(len(colours), 1)
+    return float(deltaE_ciede2000(lab[first], lab[second]).min())
+
+
+@pytest.mark.parametrize("twins", [0, 20])
+def test_no_two_of_61_classes_look_alike(twins: int) -> None:
+    pairs = [(f"left {number}", f"right {number}") for number in range(twins)]
+    names = [f"class {number}" for number in range(61 - 2 * twins)] + [
+        name for pair in pairs for name in pair
+    ]
+    by_name = class_colours(names, pairs)
+    assert list(by_name) == names
+    colours = np.array(list(by_name.values()))
+    normal, deuteranopia, protanopia = (smallest_distance(colours, vision) for vision in VISIONS)
+    assert normal > 7  # a difference of 1 is seen at once by people who compare colours side by side
+    assert min(deuteranopia, protanopia) > 4
+    for left, right in pairs:
+        light, dark = (rgb2lab(by_name[name]) for name in (left, right))
+        assert light[0] > dark[0] + 20
+        turn = np.degrees(np.arctan2(light[2], light[1]) - np.arctan2(dark[2], dark[1]))
+        assert abs((turn + 180) % 360 - 180) < 5
+
+
+def test_colours_are_the_same_everywhere() -> None:
+    names = ["liver", "kidney_left", "kidney_right"]
+    colours = class_colours(names, [("kidney_left", "kidney_right")])
+    assert colours == class_colours(names, [("kidney_left", "kidney_right"), ("rib_left", "rib_right")])
+    assert class_colours([]) == {}
+
+
+def test_outlines_lie_around_their_voxels() -> None:
+    frame = Frame((1, 4, 5), affine_lps=np.diag([1.0, 2.0, 3.0, 1.0])[:, [2, 1, 0, 3]])
+    piece, panel = Slice(frame, AXIAL, 0), Figure().subplots()
+    inside = np.zeros((4, 5), dtype=bool)
+    inside[:2, 1:3] = True
+    piece.outline(panel, inside, "red")
+    piece.frame_panel(panel)
+    (line,) = [one for one in panel.get_children() if isinstance(one, ContourSet) and not one.filled]
+    corners = np.concatenate([path.vertices for path in line.get_paths()])
+    spacing = np.array(piece.spacing[::-1])
+    np.testing.assert_allclose(corners.min(axis=0), np.array((1, 0)) * spacing, atol=1e-6)
+    np.testing.assert_allclose(corners.max(axis=0), np.array((3, 2)) * spacing, atol=1e-6)
+    assert "".join(text.get_text() for text in panel.texts) == "RLAP"

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_locctx.commands.common import CLEAN, add_command, add_regressor, check_output
-from nnunet_locctx.names import check_known
 
 
 def add(commands: Any) -> None:
@@ -78,9 +77,11 @@ def run(options: argparse.Namespace) -> int:
     organs = label_values(folder, options.labels)
     known = {scan.name: scan for scan in scans if scan.label is not None}
     names = list(known) if options.cases is None else options.cases
-    check_known(names, known, "labelled case")
-    if not names:
-        raise ValueError(f"there is no labelled case in {folder}")
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise ValueError(
+            f"no labelled case {', '.join(unknown)}; there: {', '.join(list(known)[:10]) or 'none'}"
+        )
     for scan in options.scans:
         check_whole(scan)
 

@@ -1,4 +1,4 @@
-"""`locctx postprocess`: largest components and atlas masking of a folder of predictions."""
+"""`locctx postprocess`: largest components, atlas masking and repaired sides of a folder of predictions."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from nnunet_locctx.commands.common import CLEAN, add_command, add_dataset_json, add_processes, dataset_json
 from nnunet_locctx.nnunet.data.paths import dataset_folder, training_labels
 
-DESCRIPTION = "largest components and atlas masking of a folder of predictions"
+DESCRIPTION = "largest components, atlas masking and repaired sides of a folder of predictions"
 
 
 def add(commands: Any) -> None:
@@ -23,12 +23,14 @@ def add(commands: Any) -> None:
         locctx postprocess largest-component PREDICTIONS -o LARGEST -d 3
         locctx postprocess fit-atlas -d 3 --validation MODEL/fold_*/validation -o atlas.npz
         locctx postprocess apply-atlas atlas.npz PREDICTIONS -o MASKED
+        locctx postprocess sides PREDICTIONS -d 3 -o REPAIRED
         """,
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     _add_largest_component(actions)
     _add_fit_atlas(actions)
     _add_apply_atlas(actions)
+    _add_sides(actions)
 
 
 def _add_largest_component(actions: Any) -> None:
@@ -64,12 +66,7 @@ def _add_fit_atlas(actions: Any) -> None:
         locctx postprocess fit-atlas --labels labelsTr --radius-mm 20 -o atlas.npz
         """,
     )
-    parser.add_argument(
-        "--labels",
-        type=Path,
-        metavar="FOLDER",
-        help="folder of training labels, CASE.ENDING (default: those of -d)",
-    )
+    _add_labels(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the atlas, .npz")
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument(
@@ -123,6 +120,33 @@ def _add_apply_atlas(actions: Any) -> None:
     _add_folders(parser)
 
 
+def _add_sides(actions: Any) -> None:
+    parser = add_command(
+        actions,
+        "sides",
+        run_sides,
+        "give voxels on the wrong side of the body to the other side's class",
+        """Learns from training labels how far each left and right class (as the names say) reaches over the mid-plane.
+        Predicted voxels beyond that become the twin's. Training cases that are among the predictions are left out.
+        Comes before largest-component, which would delete them.""",
+        """
+        locctx postprocess sides PREDICTIONS -d 3 -o REPAIRED
+        locctx postprocess sides MODEL/fold_0/validation --labels labelsTr -o REPAIRED
+        """,
+    )
+    _add_folders(parser)
+    _add_labels(parser)
+
+
+def _add_labels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of training labels, CASE.ENDING (default: those of -d)",
+    )
+
+
 def _add_folders(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("predictions", type=Path, metavar="PRED", help="folder of predictions, CASE.ENDING")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where to write")
@@ -153,15 +177,21 @@ def run_apply_atlas(options: argparse.Namespace) -> int:
     return _say_written(files, options.output)
 
 
+def run_sides(options: argparse.Namespace) -> int:
+    """Runs the action; returns the exit status."""
+    from nnunet_locctx.evaluation.postprocessing import repair_sides
+
+    labels = _training_labels(options)
+    files = repair_sides(labels, options.predictions, options.output, **_common_options(options))
+    return _say_written(files, options.output)
+
+
 def run_fit_atlas(options: argparse.Namespace) -> int:
     """Runs the action; returns the exit status."""
     from nnunet_locctx.evaluation.atlas_fit import RADII, fit_atlas
 
-    if options.labels is None and options.dataset is None:
-        raise ValueError("which training labels? Give a dataset (-d) or a folder (--labels)")
-    labels = options.labels or training_labels(dataset_folder("nnUNet_raw", options.dataset))
     atlas = fit_atlas(
-        labels,
+        _training_labels(options),
         options.output,
         validation=options.validation or (),
         cases=options.cases,
@@ -185,6 +215,12 @@ def run_fit_atlas(options: argparse.Namespace) -> int:
     print(f"radius {atlas.radius_mm:g} mm")
     print(f"wrote {options.output}")
     return CLEAN
+
+
+def _training_labels(options: argparse.Namespace) -> Path:
+    if options.labels is None and options.dataset is None:
+        raise ValueError("which training labels? Give a dataset (-d) or a folder (--labels)")
+    return options.labels or training_labels(dataset_folder("nnUNet_raw", options.dataset))
 
 
 def _common_options(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`locctx show`: a scan with its location, and what a model makes of it."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,21 @@ def add(commands: Any) -> None:
         help="picture to write (default: IMAGE's name, .location.png)",
     )
     parser.add_argument("--label", type=Path, metavar="FILE", help="segmentation to draw on the scan")
+    parser.add_argument(
+        "-d",
+        "--dataset-json",
+        type=Path,
+        metavar="FILE",
+        help="names of classes and channels (default: dataset.json near the scan or its label, or the model's)",
+    )
+    parser.add_argument(
+        "--window",
+        type=float,
+        nargs=2,
+        metavar=("LEVEL", "WIDTH"),
+        help="middle and range of the values shown, in HU or the scan's units (default: 40 400 for CT, else all but "
+        "the outermost values of the scan)",
+    )
     parser.add_argument(
         "--at",
         type=float,
@@ -79,10 +95,13 @@ def run(options: argparse.Namespace) -> int:
     output = options.output or Path(_without_ending(options.image[0].name) + ".location.png")
     if options.model is None and (options.fold or options.shift or options.device):
         raise ValueError("--fold, --shift and --device need --model")
-    if options.model is not None and (options.source or options.absolute or options.regressor):
+    if options.model is not None and (
+        options.source or options.absolute or options.regressor or options.dataset_json
+    ):
         raise ValueError(
-            "--source, --absolute and --regressor are read from the model; leave them out with --model"
+            "--source, --absolute, --regressor and --dataset-json are read from the model; leave them out with --model"
         )
+    window = None if options.window is None else _window(*options.window)
 
     from nnunet_locctx.location import make_source
     from nnunet_locctx.show import check_output, compare_predictions, draw, locate_scan
@@ -98,6 +117,7 @@ def run(options: argparse.Namespace) -> int:
             fold=options.fold,
             shift=options.shift,
             device=options.device,
+            progress=True,
         )
     else:
         source = make_source(options.source or "voxel", **({"absolute": True} if options.absolute else {}))
@@ -106,10 +126,17 @@ def run(options: argparse.Namespace) -> int:
                 f"the source {source.name!r} {'needs' if source.fitted else 'takes no'} --regressor"
                 + (" (regressor.pt, made by `locctx fit`)" if source.fitted else "")
             )
-        scan = locate_scan(options.image, source, label=options.label, regressor=options.regressor)
+        scan = locate_scan(
+            options.image,
+            source,
+            label=options.label,
+            regressor=options.regressor,
+            dataset_json=options.dataset_json,
+            progress=True,
+        )
     if options.patch is not None:
         scan = dataclasses.replace(scan, patch_size=checked_patch(options.patch))
-    draw(scan, output, at=None if options.at is None else scan.index_at(options.at))
+    draw(scan, output, at=options.at, window=window, progress=True)
     if scan.comparison is not None:
         changed = scan.comparison.changed
         foreground = (scan.comparison.located > 0) | (scan.comparison.replaced > 0)
@@ -119,6 +146,13 @@ def run(options: argparse.Namespace) -> int:
         )
     print(f"wrote {output}")
     return CLEAN
+
+
+def _window(level: float, width: float) -> tuple[float, float]:
+    """What is black and what white."""
+    if not (math.isfinite(level) and math.isfinite(width) and width > 0):
+        raise ValueError(f"--window needs a level and a width above 0, got {level:g} {width:g}")
+    return level - width / 2, level + width / 2
 
 
 def _without_ending(name: str) -> str:

@@ -13,7 +13,11 @@ from tqdm import tqdm
 
 from nnunet_locctx.geometry import Frame, corner_distance
 from nnunet_locctx.names import summarise
-from nnunet_locctx.nnunet.data.dataset_json import checked_content, read_dataset_json
+from nnunet_locctx.nnunet.data.dataset_json import (
+    checked_content,
+    places_of_dataset_json,
+    read_dataset_json,
+)
 from nnunet_locctx.nnunet.data.reading import BrokenFileError, explain, read_quietly, share_not_finite
 from nnunet_locctx.nnunet.data.workers import map_in_workers
 
@@ -74,8 +78,7 @@ def read_description(given: Path | Mapping[str, Any] | None, folders: Sequence[P
     if isinstance(given, Mapping):
         content, file = checked_content(given, "dataset.json", needed), None
     else:
-        places = [near for folder in folders for near in (folder, *folder.resolve().parents[:2])]
-        files = [place / "dataset.json" for place in places] if given is None else [given]
+        files = places_of_dataset_json(folders) if given is None else [given]
         file = next((one for one in files if one.is_file()), None)
         if file is None:
             raise ValueError(

@@ -1,7 +1,8 @@
-"""Changes a folder of predictions into another one: largest components, atlas masking (`locctx postprocess`).
+"""Changes a folder of predictions into another one: largest components, atlas masks, sides (`locctx postprocess`).
 
 The files of the new folder keep name, grid and header of the old ones, and ``dataset.json`` goes with them.
-``postprocessing.jsonl`` says how many voxels each case lost; what it names and what is unchanged is not done again.
+``postprocessing.jsonl`` says how many voxels of each label each case lost; what it names and what is unchanged is not
+done again.
 """
 
 import json
@@ -28,6 +29,7 @@ from nnunet_locctx.evaluation.label_files import (
     refuse,
 )
 from nnunet_locctx.evaluation.records import Records
+from nnunet_locctx.evaluation.sides import learn_sides, paired_labels
 from nnunet_locctx.files import replacing, write_atomically
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.image_files import write_image
@@ -42,7 +44,7 @@ class Change(Protocol):
     """Changes one segmentation; can be pickled."""
 
     def __call__(self, segmentation: npt.NDArray[np.int32], frame: Frame) -> npt.NDArray[np.int32]:
-        """(z, y, x) label values -> the same with fewer foreground voxels; the input is left alone."""
+        """(z, y, x) label values -> the same, changed; the input is left alone."""
         ...
 
 
@@ -143,6 +145,52 @@ def apply_atlas(
     return _change_folder(
         predictions, output, description, MaskByAtlas(atlas.resolve()), what, processes, progress
     )
+
+
+def repair_sides(
+    labels: Path,
+    predictions: Path,
+    output: Path,
+    *,
+    dataset_json: Path | Mapping[str, Any] | None = None,
+    processes: int = 1,
+    progress: bool = True,
+) -> list[Path]:
+    """Gives voxels of a left or right class that lie on the wrong side of the mid-plane to the twin
+    (:mod:`~nnunet_locctx.evaluation.sides`).
+
+    Args:
+        labels: Folder of training labels that the sides are learned from; cases that are among the predictions are
+            left out.
+        predictions: Folder of predictions, as nnU-Net writes them.
+        output: Folder of the results, another one.
+        dataset_json: See :func:`~nnunet_locctx.evaluation.folders.evaluate_folders`.
+        processes: Worker processes.
+        progress: Show bars.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: No classes are twins, no training label is left, or files cannot be used; nothing is written.
+    """
+    description = read_description(dataset_json, (predictions, labels))
+    classes = Classes.from_labels(description.labels)
+    pairs = paired_labels(classes)
+    predicted = list_label_files(predictions, description.file_ending)
+    training = {
+        case: file
+        for case, file in list_label_files(labels, description.file_ending).items()
+        if case not in predicted
+    }
+    if not training:
+        raise ValueError(f"all cases of {labels} are among the predictions: no other case tells the sides")
+    reader = choose_reader(description.content, next(iter(training.values())))
+    files = [LabelFile(case, file, reader, classes.in_references) for case, file in training.items()]
+    refuse(check_label_files(files, processes, progress=progress), "the training labels cannot be used")
+    change = learn_sides(training, pairs, reader, processes, progress=progress)
+    what = {"operation": "sides", "normal": list(change.normal), "limits": list(map(list, change.limits))}
+    return _change_folder(predictions, output, description, change, what, processes, progress)
 
 
 def _check_labels(atlas: Atlas, classes: Classes, file: Path) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nnunet_locctx.resources import trainers_folder
+from nnunet_locctx.resources import trainer_folders
 
 PATIENCE = 10.0
 """Seconds between asking a command to end and killing it."""
@@ -77,7 +77,7 @@ class NNUNet:
             "nnUNet_raw": str(self.raw),
             "nnUNet_preprocessed": str(self.preprocessed),
             "nnUNet_results": str(self.results),
-            "nnUNet_extTrainer": str(trainers_folder()),
+            "nnUNet_extTrainer": trainer_folders(),
             "nnUNet_n_proc_DA": "1",
             "nnUNet_def_n_proc": "1",
             "OMP_NUM_THREADS": str(self.threads),

@@ -11,8 +11,9 @@ from nnunet_locctx.geometry import Frame
 from nnunet_locctx.pipelines.scan_location import Source, locate
 from nnunet_locctx.scan import Scan
 
-POSTFIX = "scan_location"
-"""Between the two transforms the scan's location lies under ``KEY_scan_location``."""
+PREFIX = "__scan_location_of_"
+"""Between the two transforms the scan's location lies under this and the image's key. In front of the key: MONAI's
+Spacingd takes what begins with the key for meta data."""
 
 
 class LocateScand(MapTransform):
@@ -44,7 +45,7 @@ class LocateScand(MapTransform):
             image = located[key]
             frame = Frame.from_metatensor(image)
             scan = Scan(image.as_tensor().cpu().numpy(), frame)
-            located[f"{key}_{POSTFIX}"] = locate(scan, self.source)
+            located[f"{PREFIX}{key}"] = locate(scan, self.source)
         return located
 
 
@@ -70,7 +71,7 @@ class AddLocationd(MapTransform):
         """
         added = dict(data)
         for key in self.key_iterator(added):
-            scan = added.pop(f"{key}_{POSTFIX}", None)
+            scan = added.pop(f"{PREFIX}{key}", None)
             if scan is None:
                 raise ValueError(
                     f"the scan of {key!r} is not known: put LocateScand({key!r}) behind its loading"

@@ -72,8 +72,8 @@ class AddLocation(IntensityTransform):
         """Adds the channels and removes what LocateScan left.
 
         Raises:
-            ValueError: LocateScan did not see an image, its history cannot be repeated, or its voxels lie elsewhere than
-                that says.
+            ValueError: LocateScan did not see an image, its history cannot be repeated, or its voxels lie elsewhere
+                than that says.
         """
         history = subject.get_applied_transforms()
         entries: Any = subject  # TorchIO types what lies in a subject as object

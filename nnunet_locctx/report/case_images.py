@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,35 +17,39 @@ from nnunet_locctx.report.results import Results
 from nnunet_locctx.viewing import SOFT_TISSUE, Slice, grey_levels, per_plane, widest_view
 
 MARGIN_MM = 25.0
+MOST_SLICES = 24
+Labels = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True)
-class CaseSlice:
-    """One slice of a case, rows from top to bottom.
+class CaseSlices:
+    """Slices of a case, each from top to bottom; N of them.
 
     Attributes:
         case: Its name.
-        image: (rows, columns) scaled to 0..1.
-        truth: (rows, columns) labels.
-        predictions: Method -> labels, or None if there is no readable prediction.
+        image: (N, rows, columns) scaled to 0..1.
+        truth: (N, rows, columns) labels.
+        predictions: Method -> (N, rows, columns) labels, or None if there is no readable prediction.
         spacing: mm of a row and of a column.
         letters: What lies left, right, above and below; empty if the scan does not say.
-        name: Such as ``axial, slice 12 of 40``.
+        names: Of each slice, such as ``axial, slice 12 of 40``.
+        fullest: Which of them has the most true foreground.
         problems: What could not be read.
     """
 
     case: str
     image: npt.NDArray[np.floating]
-    truth: npt.NDArray[np.integer]
-    predictions: Mapping[str, npt.NDArray[np.integer] | None]
+    truth: Labels
+    predictions: Mapping[str, Labels | None]
     spacing: tuple[float, float]
     letters: tuple[str, ...]
-    name: str
+    names: tuple[str, ...]
+    fullest: int
     problems: tuple[str, ...]
 
 
-def read_case(study: Results, case: str, fold: int, runs: pd.DataFrame) -> CaseSlice:
-    """The slice of a validation case with the most true foreground, cropped to what is labelled or predicted.
+def read_case(study: Results, case: str, fold: int, runs: pd.DataFrame) -> CaseSlices:
+    """Slices of a validation case, cropped to what is labelled or predicted; at most :data:`MOST_SLICES`.
 
     Args:
         study: The study.
@@ -67,35 +72,53 @@ def read_case(study: Results, case: str, fold: int, runs: pd.DataFrame) -> CaseS
         view = widest_view(frame)
         fixed = frame.array_axes[view.fixed]
         counts = per_plane(truth > 0)[fixed]
-        piece = Slice(frame, view, int(np.argmax(counts)) if counts.any() else shape[fixed] // 2)
+        fullest = int(np.argmax(counts)) if counts.any() else shape[fixed] // 2
+        plane = Slice(frame, view, fullest)
+
+        def across(volume: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            return plane.turn(np.moveaxis(volume, fixed, 0))
+
         problems: list[str] = []
-        planes: dict[str, npt.NDArray[np.integer] | None] = {}
+        stacks: dict[str, Labels | None] = {}
         for run in runs.itertuples():
             file = Path(run.model) / f"fold_{fold}" / "validation" / f"{case}{ending}"
             try:
                 labels = read_scan([file], segmentation=True).labels
                 if labels.shape != shape:
                     raise ValueError(f"has the shape {labels.shape}, the truth {shape}")
-                planes[run.method] = piece.of(labels)
+                stacks[run.method] = across(labels)
             except ValueError as error:
-                planes[run.method] = None
+                stacks[run.method] = None
                 problems.append(f"{run.method}: {error}")
-    true_plane = piece.of(truth)
-    marked = np.any([plane > 0 for plane in (true_plane, *planes.values()) if plane is not None], axis=0)
-    box = _box(marked, piece.spacing)
+    true_stack = across(truth)
+    marked = np.any([stack > 0 for stack in (true_stack, *stacks.values()) if stack is not None], axis=0)
+    box, chosen = _box(marked.any(axis=0), plane.spacing), _thinned(marked.any(axis=(1, 2)), fullest)
+    if frame.absolute_affine[view.fixed, fixed] < 0:  # from the feet to the head, however stored
+        chosen.reverse()
     low, high = SOFT_TISSUE if _is_ct(study) else grey_levels(scan.voxels[0])
-    grey = np.clip((np.nan_to_num(piece.of(scan.voxels[0])) - low) / (high - low), 0, 1)
-    place = f"slice {piece.index + 1} of {shape[fixed]}" if shape[fixed] > 1 else "2D"
-    return CaseSlice(
+
+    def cut(stack: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return stack[(chosen, *box)]
+
+    names = [f"slice {index + 1} of {shape[fixed]}" if shape[fixed] > 1 else "2D" for index in chosen]
+    return CaseSlices(
         case=case,
-        image=grey[box],
-        truth=true_plane[box],
-        predictions={name: None if plane is None else plane[box] for name, plane in planes.items()},
-        spacing=piece.spacing,
-        letters=piece.letters,
-        name=f"{view.name}, {place}" if frame.has_geometry else f"{place}, as stored",
+        image=np.clip((np.nan_to_num(cut(across(scan.voxels[0]))) - low) / (high - low), 0, 1),
+        truth=cut(true_stack),
+        predictions={name: None if stack is None else cut(stack) for name, stack in stacks.items()},
+        spacing=plane.spacing,
+        letters=plane.letters,
+        names=tuple(f"{view.name}, {name}" if frame.has_geometry else f"{name}, as stored" for name in names),
+        fullest=chosen.index(fullest),
         problems=tuple(problems),
     )
+
+
+def _thinned(marked: npt.NDArray[np.bool_], fullest: int) -> list[int]:
+    """Slices at equal distances from the first marked one to the last, the fullest among them."""
+    known = [*np.flatnonzero(marked).tolist(), fullest]
+    step = -(-(max(known) - min(known) + 1) // MOST_SLICES)
+    return list(range(fullest - (fullest - min(known)) // step * step, max(known) + 1, step))
 
 
 def _files(raw: Path, case: str) -> tuple[Path, Path, str]:

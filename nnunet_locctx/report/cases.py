@@ -1,28 +1,34 @@
 """The best and the worst cases: truth and the methods' predictions on the image, side by side."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
 from matplotlib.patches import Patch
 
 from nnunet_locctx.evaluation.robustness_figure import COLOURS
-from nnunet_locctx.report.case_images import CaseSlice, read_case
+from nnunet_locctx.report.case_images import CaseSlices, read_case
 from nnunet_locctx.report.document import Figure, percent, slug
-from nnunet_locctx.report.figures import WIDTH, new_figure, to_png
 from nnunet_locctx.report.results import Results
 from nnunet_locctx.report.statistics import by_case
+from nnunet_locctx.report.style import WIDTH, new_figure, to_svg
 
 Key = tuple[int, str]
 """Fold and name of a case."""
 
 OPACITY = 0.45
-SMALLEST_PANEL, MOST_COLUMNS = 1.5, 7
+FINE = 4
+"""Pixels for a voxel in figures: the truth's outline is one of them wide."""
+
+SMALLEST_PANEL, MOST_COLUMNS = 1.5, 5
+MOST_CASES = 8
+"""Of a preset that are read, besides those of the figure: the leader's worst."""
+
 LONGEST_LEGEND = 24
 DISTINCT = 20
 """Colours, if there are more labels than Okabe and Ito's."""
@@ -54,8 +60,33 @@ def choose_cases(dice: pd.DataFrame, leader: str, base: str | None) -> dict[Key,
     return chosen
 
 
-def draw_overlays(study: Results, rows: pd.DataFrame, preset: str) -> tuple[Figure | None, list[str]]:
-    """The figure of one preset, and what could not be drawn.
+@dataclass(frozen=True)
+class PresetCases:
+    """Cases of one preset that are shown.
+
+    Attributes:
+        preset: Its name.
+        methods: Whose predictions are shown, in the study's order.
+        leader: The method whose worst case comes first.
+        dice: The cases' means over the classes: a row per case (fold, case), a column per method.
+        slices: Case -> its slices, the leader's worst first.
+        why: Case -> why it stands in the figure; not all do.
+        left_out: How many validation cases are not shown.
+        problems: What could not be read.
+    """
+
+    preset: str
+    methods: Sequence[str]
+    leader: str
+    dice: pd.DataFrame
+    slices: Mapping[Key, CaseSlices]
+    why: Mapping[Key, str]
+    left_out: int
+    problems: Sequence[str]
+
+
+def read_cases(study: Results, rows: pd.DataFrame, preset: str) -> PresetCases | None:
+    """The cases of one preset; None if it has no results.
 
     Args:
         study: The study.
@@ -64,7 +95,7 @@ def draw_overlays(study: Results, rows: pd.DataFrame, preset: str) -> tuple[Figu
     """
     chosen = rows[(rows["preset"] == preset) & rows["dice"].notna()]
     if chosen.empty:
-        return None, []
+        return None
     others = chosen[chosen["method"] != study.baseline].sort_values("dice", ascending=False, kind="stable")
     has_base = len(others) < len(chosen)
     leader = (others if len(others) else chosen)["method"].iloc[0]
@@ -77,32 +108,46 @@ def draw_overlays(study: Results, rows: pd.DataFrame, preset: str) -> tuple[Figu
     methods = [name for name in chosen["method"] if name in best]
     runs = study.runs_at(preset)
     runs = runs[runs["method"].isin(methods)]
-    slices: list[tuple[Key, CaseSlice, str]] = []
+    why = choose_cases(dice, leader, base)
+    order = dice[leader].sort_values(kind="stable").index
+    wanted = [key for place, key in enumerate(order) if place < MOST_CASES or key in why]
+    slices: dict[Key, CaseSlices] = {}
     problems: list[str] = []
-    for (fold, case), why in choose_cases(dice, leader, base).items():
+    for fold, case in wanted:
         try:
-            piece = read_case(study, case, fold, runs)
+            found = read_case(study, case, fold, runs)
         except (ValueError, KeyError, OSError) as error:
             problems.append(f"{preset}, {case}: {error}")
             continue
-        problems += [f"{preset}, {case}, {problem}" for problem in piece.problems]
-        if any(plane is not None for plane in piece.predictions.values()):
-            slices.append(((fold, case), piece, why))
+        problems += [f"{preset}, {case}, {problem}" for problem in found.problems]
+        if any(stack is not None for stack in found.predictions.values()):
+            slices[fold, case] = found
+    return PresetCases(preset, methods, leader, dice, slices, why, len(dice) - len(slices), problems)
+
+
+def draw_overlays(study: Results, cases: PresetCases) -> Figure | None:
+    """The figure of one preset: best and worst case, largest gain and loss; None if none of them could be read."""
+    slices = [(key, cases.slices[key], why) for key, why in cases.why.items() if key in cases.slices]
     if not slices:
-        return None, problems
+        return None
     order = "; ".join(f"{piece.case} ({why})" for _, piece, why in slices)
     caption = (
-        f"{preset}: validation cases chosen by Dice, from the top: {order}. Each in the slice with the most "
-        "true foreground, cropped to what is labelled or predicted there. Filled: truth (left) and "
+        f"{cases.preset}: validation cases chosen by Dice, from the top: {order}. Each in the slice with the most "
+        "true foreground, cropped to what is labelled or predicted. Filled: truth (left) and "
         "predictions; white lines: the truth. Below: the case's mean foreground Dice in 3D."
     )
     if len(label_colours(study)) > DISTINCT:
         caption += " Colours repeat: there are more labels than colours."
     if slices[0][1].letters:
         caption += " Seen as radiologists do: the patient's right is at the left."
-    png = _draw(study, methods, slices, dice)
-    alternative = f"Truth and predictions in {len(slices)} cases at {preset}"
-    return Figure(f"cases_{slug(preset)}", png, caption, alternative), problems
+    svg = _draw(study, cases.methods, slices, cases.dice)
+    found = [f"{piece.case}: {dice_words(cases, key)}" for key, piece, _ in slices]
+    return Figure(f"cases_{slug(cases.preset)}", svg, caption, f"Dice at {cases.preset}. {'; '.join(found)}.")
+
+
+def dice_words(cases: PresetCases, key: Key) -> str:
+    """``Plain 61.0%, LocBAM 84.2%``: the Dice of each method in a case."""
+    return ", ".join(f"{name} {percent(cases.dice[name].get(key, np.nan), 1)}%" for name in cases.methods)
 
 
 def label_colours(study: Results) -> dict[int, tuple[str, Any]]:
@@ -119,12 +164,12 @@ def label_colours(study: Results) -> dict[int, tuple[str, Any]]:
 
 
 def _draw(
-    study: Results, methods: Sequence[str], slices: Sequence[tuple[Key, CaseSlice, str]], dice: pd.DataFrame
+    study: Results, methods: Sequence[str], slices: Sequence[tuple[Key, CaseSlices, str]], dice: pd.DataFrame
 ) -> bytes:
     colours = label_colours(study)
     columns = len(methods) + 1
     side = max(SMALLEST_PANEL, WIDTH / columns)
-    sizes = [np.multiply(piece.truth.shape, piece.spacing) for _, piece, _ in slices]
+    sizes = [np.multiply(piece.truth.shape[1:], piece.spacing) for _, piece, _ in slices]
     ratios = [min(1.5, max(0.5, height / width)) for height, width in sizes]
     legend = [Patch(color=colour, label=name) for name, colour in _shown(slices, colours)]
     in_row = max(1, int(side * columns / 1.6))
@@ -133,7 +178,7 @@ def _draw(
         panels = figure.subplots(len(slices), columns, squeeze=False, height_ratios=ratios)
         for row, (key, piece, why) in zip(panels, slices, strict=True):
             _paint(row[0], piece, piece.truth, colours)
-            row[0].set_xlabel(piece.name, fontsize=7)
+            row[0].set_xlabel(piece.names[piece.fullest], fontsize=7)
             reasons = [part.split(" of ")[0] for part in why.split(", ")]
             row[0].set_ylabel("\n".join([piece.case, *reasons]), fontsize=7)
             for panel, method in zip(row[1:], methods, strict=True):
@@ -144,30 +189,35 @@ def _draw(
         if legend:
             in_row = min(in_row, len(legend))
             figure.legend(handles=legend, loc="outside lower center", ncols=in_row, fontsize=7.5)
-        return to_png(figure)
+        return to_svg(figure)
 
 
 def _shown(
-    slices: Sequence[tuple[Key, CaseSlice, str]], colours: Mapping[int, tuple[str, Any]]
+    slices: Sequence[tuple[Key, CaseSlices, str]], colours: Mapping[int, tuple[str, Any]]
 ) -> list[tuple[str, Any]]:
     """Names and colours of the labels in the pictures; of very many, those with the most voxels."""
-    planes = [plane for _, piece, _ in slices for plane in (piece.truth, *piece.predictions.values())]
-    voxels = pd.Series(
-        np.concatenate([plane.ravel() for plane in planes if plane is not None])
-    ).value_counts()
+    planes = [
+        stack[piece.fullest]
+        for _, piece, _ in slices
+        for stack in (piece.truth, *piece.predictions.values())
+        if stack is not None
+    ]
+    voxels = pd.Series(np.concatenate([plane.ravel() for plane in planes])).value_counts()
     kept = voxels[voxels.index.isin(list(colours))].nlargest(LONGEST_LEGEND).index
     return [value for label, value in colours.items() if label in kept]
 
 
 def _paint(
     panel: Any,
-    piece: CaseSlice,
+    piece: CaseSlices,
     labels: npt.NDArray[np.integer] | None,
     colours: Mapping[int, tuple[str, Any]],
 ) -> None:
-    rows, columns = piece.truth.shape
+    rows, columns = piece.truth.shape[1:]
     extent = (0, columns * piece.spacing[1], rows * piece.spacing[0], 0)
-    panel.imshow(piece.image, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="nearest")
+    panel.imshow(
+        piece.image[piece.fullest], cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="nearest"
+    )
     panel.set_xticks([])
     panel.set_yticks([])
     for edge in panel.spines.values():
@@ -178,9 +228,10 @@ def _paint(
     else:
         overlay = np.zeros((rows, columns, 4))
         for label, (_, colour) in colours.items():
-            overlay[labels == label] = (*to_rgba(colour)[:3], OPACITY)
+            overlay[labels[piece.fullest] == label] = (*to_rgba(colour)[:3], OPACITY)
+        overlay = enlarged(overlay[None], FINE)[0]
+        overlay[outline(enlarged(piece.truth[piece.fullest][None], FINE))[0]] = 1
         panel.imshow(overlay, extent=extent, interpolation="nearest")
-    _outline(panel, piece, extent)
     if piece.letters:
         left, right, *_ = piece.letters
         style = {"transform": panel.transAxes, "va": "center", "color": "#ffe680", "fontsize": 7}
@@ -188,15 +239,14 @@ def _paint(
         panel.text(0.97, 0.5, right, ha="right", **style)
 
 
-def _outline(panel: Any, piece: CaseSlice, extent: tuple[float, float, float, float]) -> None:
-    """The true classes' borders, along the edges of voxels."""
-    height, width = piece.spacing
-    segments = []
-    inner = np.pad(piece.truth, 1)
-    for row, column in zip(*np.nonzero(inner[1:, 1:-1] != inner[:-1, 1:-1]), strict=True):
-        segments.append([(column * width, row * height), ((column + 1) * width, row * height)])
-    for row, column in zip(*np.nonzero(inner[1:-1, 1:] != inner[1:-1, :-1]), strict=True):
-        segments.append([(column * width, row * height), (column * width, (row + 1) * height)])
-    panel.add_collection(LineCollection(segments, colors="white", linewidths=0.7), autolim=False)
-    panel.set_xlim(extent[0], extent[1])
-    panel.set_ylim(extent[2], extent[3])
+def enlarged(stack: npt.NDArray[Any], factor: int) -> npt.NDArray[Any]:
+    """(N, rows, columns, ...) with so many pixels for each along rows and columns."""
+    return stack.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def outline(labels: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
+    """The pixels (N, rows, columns) before which the label changes, along rows and columns."""
+    edge = np.zeros(labels.shape, bool)
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    edge[:, :, 1:] |= labels[:, :, 1:] != labels[:, :, :-1]
+    return edge

@@ -88,23 +88,43 @@ class Figure:
 
     Attributes:
         key: Its file's name without the ending.
-        png: The picture.
+        svg: The picture.
         caption: What is seen, n, how it was made.
-        alternative: What it shows, for those who cannot see it.
+        alternative: The finding, for those who cannot see it.
     """
 
     key: str
-    png: bytes = field(repr=False)
+    svg: bytes = field(repr=False)
     caption: str
     alternative: str
 
     @property
     def file(self) -> str:
         """Path within the report's folder."""
-        return f"figures/{self.key}.png"
+        return f"figures/{self.key}.svg"
+
+    @property
+    def url(self) -> str:
+        """The picture as a URL that needs no file."""
+        return data_url(self.svg, "svg+xml")
 
 
-Block = Text | Listing | Code | Table | Figure
+@dataclass(frozen=True)
+class Browser:
+    """Cases to look through, slice by slice.
+
+    Attributes:
+        figures: What stands for it where there are no scripts: in the Markdown twin.
+        content: For the page's script: scans, predictions and their order, as JSON can hold it.
+        caption: What is seen.
+    """
+
+    figures: Sequence[Figure]
+    content: Mapping[str, Any] = field(repr=False)
+    caption: str
+
+
+Block = Text | Listing | Code | Table | Figure | Browser
 
 
 @dataclass(frozen=True)
@@ -118,11 +138,13 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A report: its title, what it is about in a sentence, and its sections."""
+    """A report: its title, what it is about in a sentence, its sections, and the names that tables are filtered by."""
 
     title: str
     subtitle: str
     sections: Sequence[Section]
+    methods: Sequence[str] = ()
+    classes: Sequence[str] = ()
 
     def tables(self) -> list[Table]:
         """All tables."""
@@ -130,7 +152,13 @@ class Document:
 
     def figures(self) -> list[Figure]:
         """All figures."""
-        return [block for section in self.sections for block in section.blocks if isinstance(block, Figure)]
+        blocks = [block for section in self.sections for block in section.blocks]
+        return [
+            figure
+            for block in blocks
+            for figure in (block.figures if isinstance(block, Browser) else [block])
+            if isinstance(figure, Figure)
+        ]
 
 
 def write_document(document: Document, target: Path, further: Mapping[str, bytes]) -> None:
@@ -144,7 +172,7 @@ def write_document(document: Document, target: Path, further: Mapping[str, bytes
     files = {PAGE: render(document, "page.html.jinja").encode()}
     files[TWIN] = render(document, "report.md.jinja").encode()
     files |= {f"{table.key}.csv": table.to_csv().encode() for table in document.tables()}
-    files |= {figure.file: figure.png for figure in document.figures()}
+    files |= {figure.file: figure.svg for figure in document.figures()}
     target.parent.mkdir(parents=True, exist_ok=True)
     old = target.with_name(f".{os.getpid()}.old.{target.name}")
     with drafting(target) as draft:
@@ -196,19 +224,23 @@ def render(document: Document, template: str) -> str:
         ValueError: Jinja2 is not installed.
     """
     try:
-        from jinja2 import Environment, StrictUndefined
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError as error:
         raise ValueError("the report's page needs Jinja2: pip install 'nnunet-locctx[study]'") from error
     environment = Environment(
-        autoescape=".html" in template, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=".html" in template,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {"embedded": _embedded, "plain": _plain}
-    text = (TEMPLATES / template).read_text(encoding="utf-8")
-    return environment.from_string(text).render(document=document).strip() + "\n"
+    environment.filters |= {"plain": _plain}
+    return environment.get_template(template).render(document=document).strip() + "\n"
 
 
-def _embedded(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+def data_url(picture: bytes, kind: str) -> str:
+    """A picture as a URL that needs no file."""
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"
 
 
 def _plain(text: str) -> str:

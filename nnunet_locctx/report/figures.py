@@ -1,19 +1,11 @@
-"""The report's figures in one look: colours that the colour-blind can tell apart, a marker per method, a page's width.
+"""The report's plots; each is a function of the study that returns a picture with its caption and its finding."""
 
-Each is a function of the study that returns pictures with captions.
-"""
-
-import io
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import (
     FixedLocator,
@@ -24,71 +16,26 @@ from matplotlib.ticker import (
     ScalarFormatter,
 )
 
-from nnunet_locctx.evaluation.robustness_figure import COLOURS
-from nnunet_locctx.report.document import Figure, count, slug
+from nnunet_locctx.report.document import Figure, count, number, percent, slug
 from nnunet_locctx.report.papers import paper_names, read_paper, same_dataset
 from nnunet_locctx.report.results import SERIES, Results
 from nnunet_locctx.report.statistics import by_case, class_gains, class_sizes, foreground, with_base
+from nnunet_locctx.report.style import BASELINE_COLOUR, WIDTH, legend_below, looks, new_figure, to_svg
 
-WIDTH = 7.6
-"""Inches of a figure as wide as the page."""
+MANY_POINTS = 4000
+"""Of the thin lines of one panel, from which on they are pixels: a path of each would make the page heavy."""
 
-DPI = 150
-MARKERS = "osD^vP*X<>"
-BASELINE_COLOUR = "#555555"
-SETTINGS: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 8.5,
-    "axes.titlesize": 9,
-    "axes.labelsize": 8.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "grid.alpha": 0.3,
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.6,
-}
 SERIES_WORDS = {"train_loss": "training loss", "val_loss": "validation loss", "pseudo_dice": "pseudo Dice, %"}
 KIND_WORDS = {"shift": "constant shift", "noise": "noise per slice (SD)", "unknown": "unknown"}
 AXES_WORDS = {"axial": "along the body", "all": "all axes"}
+FARTHEST = 50.0
+"""Percent of the axis: with a location that is wrong by more the question is not how much is lost."""
+
 PER_ROW = 3
 """Panels side by side; presets with more trainings go into further figures."""
 
 SQUEEZE_FROM = 3
 """A paper's gains beyond so many times the study's own would leave no room for the latter on a linear axis."""
-
-
-def looks(study: Results) -> dict[str, tuple[str, str, Any]]:
-    """Method -> colour, marker and stroke of a line without markers, the same in every figure.
-
-    The baseline is grey and dashed; the stroke is dash-dotted where a colour comes a second time.
-    """
-    strokes: dict[str, tuple[str, str, Any]] = {study.baseline: (BASELINE_COLOUR, "o", "--")}
-    for place, name in enumerate(study.methods.index.drop(study.baseline)):
-        stroke = "-" if place < len(COLOURS) else "-."
-        strokes[name] = (COLOURS[place % len(COLOURS)], MARKERS[(place + 1) % len(MARKERS)], stroke)
-    return strokes
-
-
-@contextmanager
-def new_figure(width: float, height: float) -> Iterator[Any]:
-    """An empty figure (inches) in the report's style."""
-    with mpl.rc_context(SETTINGS):
-        figure = Canvas(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
-        yield figure
-
-
-def to_png(figure: Any) -> bytes:
-    """The figure as PNG, the same bytes for the same figure."""
-    picture = io.BytesIO()
-    # without matplotlib's version the picture changes only when what it shows does
-    figure.savefig(picture, format="png", dpi=DPI, metadata={"Software": None})
-    return picture.getvalue()
 
 
 def draw_coverage(study: Results, rows: pd.DataFrame) -> Figure | None:
@@ -116,7 +63,7 @@ def draw_coverage(study: Results, rows: pd.DataFrame) -> Figure | None:
             panel.plot(x, points["gain"], color=colour, marker=marker, markersize=5, label=method)
             panel.vlines(x, points["gain_low"], points["gain_high"], color=colour, linewidth=1, alpha=0.7)
         for method, points in printed.groupby("method", sort=False):
-            colour, marker, _ = look.get(method, ("#999999", "o", ""))
+            colour, marker, _ = look.get(method, (BASELINE_COLOUR, "o", ""))
             hollow: dict[str, Any] = {"markersize": 6, "markerfacecolor": "none", "linestyle": ":"}
             name = f"{method} (paper)"
             panel.plot(points["coverage"], points["gain"], color=colour, marker=marker, label=name, **hollow)
@@ -124,15 +71,15 @@ def draw_coverage(study: Results, rows: pd.DataFrame) -> Figure | None:
         squeezed = bool((printed["gain"].abs() > SQUEEZE_FROM * largest).any())
         if squeezed:
             _squeeze(panel, largest)
-        panel.axhline(0, color="#555555", linewidth=0.8)
+        panel.axhline(0, color=BASELINE_COLOUR, linewidth=0.8)
         panel.set_xscale("log")
         _label_ticks(panel, [*coverage.dropna(), *printed["coverage"]])
         panel.set_xlabel("patch over median volume, % (logarithmic)")
         panel.set_ylabel(study.gain_axis)
         panel.grid(axis="y")
         _name_presets(panel, dict(zip(chosen["preset"], chosen["coverage"], strict=True)))
-        _legend_below(figure, *panel.get_legend_handles_labels())
-        png = to_png(figure)
+        legend_below(figure, *panel.get_legend_handles_labels())
+        svg = to_svg(figure)
     paper = (
         "" if printed.empty else " Hollow, dotted: the papers' own gains (see the tables beside the papers)."
     )
@@ -140,12 +87,12 @@ def draw_coverage(study: Results, rows: pd.DataFrame) -> Figure | None:
         paper += " The upright axis is linear around 0 and logarithmic further out."
     return Figure(
         "coverage_gain",
-        png,
+        svg,
         f"Gain in mean foreground Dice over {study.baselines} against the share of the median volume that one "
         "patch covers; a point per preset, joined per method. Lines: 95% bootstrap intervals over up to "
         f"{count(chosen['pairs'].max(), 'validation case')}. Points of one preset are moved apart by a few percent "
         f"to be seen.{paper}",
-        f"Gain of {', '.join(methods)} at {count(chosen['preset'].nunique(), 'preset')}",
+        f"Gain over {study.baselines} in points of Dice. " + _of_each(chosen, "preset"),
     )
 
 
@@ -191,21 +138,21 @@ def draw_classes(study: Results, rows: pd.DataFrame, preset: str) -> Figure | No
             panel.hlines(y, points["gain_low"], points["gain_high"], color=colour, linewidth=1.2, alpha=0.7)
         for stripe in range(1, len(sizes), 2):
             panel.axhspan(stripe - 0.5, stripe + 0.5, color="#888888", alpha=0.08, linewidth=0)
-        panel.axvline(0, color="#555555", linewidth=0.8)
+        panel.axvline(0, color=BASELINE_COLOUR, linewidth=0.8)
         panel.set_yticks(range(len(sizes)), [_with_size(name, size) for name, size in sizes.items()])
         panel.set_ylim(len(sizes) - 0.5, -0.5)  # the smallest on top
         panel.set_xlabel(study.gain_axis)
         panel.grid(axis="x")
-        _legend_below(figure, *panel.get_legend_handles_labels())
-        png = to_png(figure)
+        legend_below(figure, *panel.get_legend_handles_labels())
+        svg = to_svg(figure)
     return Figure(
         f"class_gain_{slug(preset)}",
-        png,
+        svg,
         f"{preset}: gain in Dice per class over {study.baselines}, the smallest organ on top (median true "
         "volume in brackets). Lines: 95% bootstrap intervals over up to "
         f"{count(int(gains['pairs'].max()) if len(gains) else 0, 'validation case')}; a "
         "class counts in the cases where both methods have a Dice. Not corrected for the number of classes.",
-        f"Gain per class of {', '.join(others['method'])} at {preset}",
+        f"Gain per class at {preset}. " + _extremes(gains),
     )
 
 
@@ -241,7 +188,8 @@ def _draw_curves(study: Results, presets: Sequence[str], key: str) -> Figure:
                 table = mine.pivot(index="epoch", columns="fold", values=SERIES[row])
                 marker = "o" if len(table) == 1 else None
                 if table.shape[1] > 1:
-                    panel.plot(table, color=colour, linewidth=0.5, alpha=0.45, marker=marker, markersize=2)
+                    thin: Any = {"linewidth": 0.5, "alpha": 0.45, "marker": marker, "markersize": 2}
+                    panel.plot(table, color=colour, rasterized=table.size > MANY_POINTS, **thin)
                 mean = table.mean(axis=1)
                 panel.plot(mean, stroke, color=colour, linewidth=1.5, marker=marker, markersize=4)
             panel.grid(axis="y")
@@ -254,16 +202,20 @@ def _draw_curves(study: Results, presets: Sequence[str], key: str) -> Figure:
             panel.set_ylabel(SERIES_WORDS[name])
         panels[-1, 0].set_ylim(bottom=min(0, panels[-1, 0].get_ylim()[0]))
         strokes = {name: Line2D([], [], color=look[name][0], linestyle=look[name][2]) for name in methods}
-        _legend_below(figure, list(strokes.values()), list(strokes))
-        png = to_png(figure)
+        legend_below(figure, list(strokes.values()), list(strokes))
+        svg = to_svg(figure)
     folds = int(trainings.groupby("run").size().max())
+    last = (
+        epochs.dropna(subset="pseudo_dice").sort_values("epoch").groupby(["run", "fold"]).tail(1).sort_index()
+    )
+    last = last.groupby(["preset", "method"], sort=False)["pseudo_dice"].mean().reset_index()
     return Figure(
         key,
-        png,
+        svg,
         "Training and validation loss and nnU-Net's pseudo Dice (mean over the classes) by epoch. Thin "
         f"lines: the folds (up to {count(folds, 'fold')}); thick: their mean. The pseudo Dice is measured on "
         "random validation patches, so patches of different sizes are not comparable.",
-        f"Losses and pseudo Dice by epoch at {', '.join(presets)}",
+        "Pseudo Dice in the last epoch in %. " + _of_each(last, "preset", "pseudo_dice"),
     )
 
 
@@ -281,63 +233,97 @@ def baseline_dice(study: Results, preset: str) -> float:
 def draw_location(study: Results, points: pd.DataFrame) -> Figure | None:
     """Dice under a wrong location (as figure 4 of the LocBAM paper), from what `locctx robustness` measured.
 
-    A panel per preset, kind of error and axes; None without points.
+    Small multiples: a column per source of the location, a row per preset, kind of error and axes, up to
+    :data:`FARTHEST` percent; None without points.
     """
+    points = points[points["percent"] <= FARTHEST].dropna(subset="dice")
     if points.empty:
         return None
     look = looks(study)
-    amounts = sorted(points["percent"].unique())
-    groups = list(points.groupby(["preset", "kind", "axes"], sort=False))
-    columns = min(PER_ROW, len(groups))
-    lines = math.ceil(len(groups) / columns)
+    owner = points["method"].where(
+        points["method"].isin(study.methods.index), points["method"].str.split(": ").str[0]
+    )
+    points = points.assign(owner=owner, source=owner.map(study.methods["source"]).fillna("unknown"))
+    sources = list(points["source"].unique())
+    rows = list(points.groupby(["preset", "kind", "axes"], sort=False))
     handles: dict[str, Any] = {}
-    with new_figure(WIDTH if columns > 1 else 0.7 * WIDTH, 0.5 + 2.7 * lines) as figure:
-        panels = figure.subplots(lines, columns, squeeze=False, sharey=True)
-        for panel, ((preset, kind, axes), curves) in zip(panels.flat, groups, strict=False):
-            for name, curve in curves.groupby("method", sort=False):
-                colour, marker, _ = look.get(name.split(": ")[0], ("#000000", "o", ""))
-                dice = 100 * curve.groupby("percent")["dice"].last().reindex(amounts).to_numpy()
-                (line,) = panel.plot(dice, color=colour, marker=marker, markersize=4)
-                handles.setdefault(name, line)
+    width = WIDTH if len(sources) > 1 else 0.7 * WIDTH
+    with new_figure(width, 0.6 + 2.3 * len(rows)) as figure:
+        panels = figure.subplots(len(rows), len(sources), squeeze=False, sharex=True, sharey=True)
+        for line, ((preset, kind, axes), found) in zip(panels, rows, strict=True):
             reference = 100 * baseline_dice(study, preset)
-            if math.isfinite(reference):
-                line = panel.axhline(reference, color=look[study.baseline][0], linestyle="--", linewidth=1.2)
-                handles.setdefault(f"{study.baseline} (no location)", line)
-            panel.set_title(f"{preset}\n{KIND_WORDS.get(kind, kind)}, {AXES_WORDS.get(axes, axes)}")
-            panel.set_xticks(range(len(amounts)), [f"{amount:g}" for amount in amounts])
-            panel.set_xlabel("error of the location, % of the axis")
-            panel.grid(axis="y")
-        for panel in list(panels.flat)[len(groups) :]:
-            panel.set_visible(False)
-        for row in panels:
-            row[0].set_ylabel("foreground Dice, %")
+            line[0].set_ylabel(
+                f"{preset}\n{KIND_WORDS.get(kind, kind)}, {AXES_WORDS.get(axes, axes)}\nDice, %"
+            )
+            for panel, source in zip(line, sources, strict=True):
+                for name, curve in found[found["source"] == source].groupby("method", sort=False):
+                    colour, marker, _ = look.get(curve["owner"].iloc[0], (BASELINE_COLOUR, "o", ""))
+                    dice = 100 * curve.groupby("percent")["dice"].last()
+                    handles.setdefault(name, panel.plot(dice, color=colour, marker=marker, markersize=4)[0])
+                if math.isfinite(reference):
+                    dashed = panel.axhline(reference, color=BASELINE_COLOUR, linestyle="--", linewidth=1.2)
+                    handles.setdefault(f"{study.baseline} (no location)", dashed)
+                panel.grid(axis="y")
+        for panel, source in zip(panels[0], sources, strict=True):
+            panel.set_title(f"source {source}")
+        for panel in panels[-1]:
+            panel.set_xlabel("error, % of the axis")
         low, high = panels[0, 0].get_ylim()
         panels[0, 0].set_ylim(max(low, -2), min(high, 102))
-        _legend_below(figure, list(handles.values()), list(handles))
-        png = to_png(figure)
+        legend_below(figure, list(handles.values()), list(handles))
+        svg = to_svg(figure)
     return Figure(
         "wrong_location",
-        png,
-        "Foreground Dice when the location is wrong: shifted by a constant, or off by a Gaussian error per "
-        f"slice, on up to {count(points['cases'].max(), 'validation case')} of the first fold. The amounts stand at "
-        f"equal distances. Shift: mean of both directions. Dashed: {study.baseline} on the same cases, from the "
-        "validation (with mirroring, if the trainer mirrors; the curves are without).",
-        "Dice against the error of the location",
+        svg,
+        f"Foreground Dice when the location is wrong by up to {points['percent'].max():g}% of the axis: shifted by a "
+        "constant (mean of both directions), or off by a Gaussian error per slice, on up to "
+        f"{count(points['cases'].max(), 'validation case')} of the first fold; a column per source of the location. "
+        f"Dashed: {study.baseline} on the same cases, from the validation (with mirroring, if the trainer mirrors; the "
+        "curves are without).",
+        _falls(points),
     )
+
+
+def _falls(points: pd.DataFrame) -> str:
+    """From where to where the Dice of each method falls, in words."""
+    words = []
+    for (method, kind, preset), curve in points.groupby(["method", "kind", "preset"], sort=False):
+        ends = curve.sort_values("percent").iloc[[0, -1]]
+        (start, end), amount = (percent(dice, 1) for dice in ends["dice"]), ends["percent"].iloc[-1]
+        words.append(f"{method} at {preset}: {start}% Dice, {end}% with {amount:g}% {kind}")
+    return "; ".join(words) + "."
+
+
+def _of_each(rows: pd.DataFrame, across: str, value: str = "gain") -> str:
+    """``LocBAM: +5.1 at small, +1.0 at large``, for each method."""
+    sign = value == "gain"
+    groups = rows.dropna(subset=[value]).groupby("method", sort=False)
+    words = [
+        f"{method}: "
+        + ", ".join(
+            f"{number(size, 1, sign=sign)} at {name}"
+            for size, name in zip(group[value], group[across], strict=True)
+        )
+        for method, group in groups
+    ]
+    return "; ".join(words) + "."
+
+
+def _extremes(gains: pd.DataFrame) -> str:
+    """In which classes each method gains most and least."""
+    words = []
+    for method, group in gains.dropna(subset="gain").groupby("method", sort=False):
+        most, least = (group.loc[at] for at in (group["gain"].idxmax(), group["gain"].idxmin()))
+        text = f"{method}: most in {most['class']} ({number(most['gain'], 1, sign=True)})"
+        if len(group) > 1:
+            text += f", least in {least['class']} ({number(least['gain'], 1, sign=True)})"
+        words.append(text)
+    return "; ".join(words) + "."
 
 
 def _in_points(rows: pd.DataFrame) -> pd.DataFrame:
     ends = ["gain", "gain_low", "gain_high"]
     return rows.assign(**(100 * rows[ends]))
-
-
-def _legend_below(figure: Any, handles: Any, labels: Any) -> None:
-    """A legend for all panels, outside of them; in as many columns as fit."""
-    longest = max(map(len, labels), default=0)
-    columns = max(1, min(len(labels), int(16 * figure.get_figwidth() / (longest + 9))))
-    rows = -(-len(labels) // columns)
-    # as many in each row, as far as that goes
-    figure.legend(handles, labels, loc="outside lower center", ncols=-(-len(labels) // rows) if rows else 1)
 
 
 def _squeeze(panel: Any, linear: float) -> None:
@@ -366,7 +352,12 @@ def _name_presets(panel: Any, presets: dict[str, float]) -> None:
     places: dict[float, list[str]] = {}
     for name, share in presets.items():
         places.setdefault(round(share, 6), []).append(name)
-    style: dict[str, Any] = {"rotation": 20, "rotation_mode": "anchor", "fontsize": 7, "color": "#444444"}
+    style: dict[str, Any] = {
+        "rotation": 20,
+        "rotation_mode": "anchor",
+        "fontsize": 7,
+        "color": BASELINE_COLOUR,
+    }
     for share, names in places.items():
         panel.annotate(
             "\n".join(names),

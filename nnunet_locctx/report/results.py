@@ -18,7 +18,7 @@ SERIES = ["train_loss", "val_loss", "pseudo_dice"]
 """What a training records in each epoch."""
 
 VALIDATION, TEST = "validation", "test"
-POSTPROCESSINGS = ("largest_component", "atlas")
+POSTPROCESSINGS = ("sides", "largest_component", "atlas")
 BACKGROUND = "background"
 NO_FOLD = -1
 """The fold of test cases, which belong to none."""

@@ -9,7 +9,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from nnunet_locctx.report import tables
-from nnunet_locctx.report.cases import draw_overlays
+from nnunet_locctx.report.browser import build_browser
+from nnunet_locctx.report.cases import read_cases
 from nnunet_locctx.report.document import (
     PAGE,
     Block,
@@ -21,8 +22,6 @@ from nnunet_locctx.report.document import (
     check_target,
     count,
     duration,
-    p_value,
-    percent,
     slug,
     to_csv,
     write_document,
@@ -39,6 +38,7 @@ from nnunet_locctx.report.results import (
     load_study,
 )
 from nnunet_locctx.report.statistics import FEWEST_CASES, FEWEST_DIFFERENCES, RESAMPLES, SEED, compare
+from nnunet_locctx.report.verdict import next_steps, verdict
 
 Step = Callable[[str], object]
 
@@ -95,7 +95,7 @@ def build_document(study: Results, step: Step = lambda name: None) -> Document:
     test = compare(study, TEST)
     # a block that there is nothing for is None
     makers: list[tuple[str, str, Callable[[], Sequence[Block | None]]]] = [
-        ("summary", "Summary", lambda: summary(study, rows)),
+        ("verdict", "Verdict", lambda: summary(study, rows)),
         ("validation", "Cross-validation", lambda: validation(study, rows)),
         ("test", "Test cases", lambda: test_cases(study, test)),
         ("postprocessing", "Postprocessing", lambda: [tables.postprocessing_table(study)]),
@@ -116,7 +116,9 @@ def build_document(study: Results, step: Step = lambda name: None) -> Document:
         if blocks:
             sections.append(Section(key, title, blocks))
     title = str(study.settings.get("title") or study.settings["name"])
-    return Document(title, f"Study {study.settings['name']} on {study.dataset}", sections)
+    subtitle = f"Study {study.settings['name']} on {study.dataset}"
+    classes = study.foreground_scores(VALIDATION, TEST)["class"].unique()
+    return Document(title, subtitle, sections, list(study.methods.index), list(map(str, classes)))
 
 
 def summary(study: Results, rows: pd.DataFrame) -> list[Block]:
@@ -124,7 +126,7 @@ def summary(study: Results, rows: pd.DataFrame) -> list[Block]:
     validated = study.scores.loc[study.scores["part"] == VALIDATION, "case"].nunique()
     text = (
         f"{count(len(study.methods), 'method')} at {count(len(study.presets), 'preset')}, "
-        f"{count(len(study.folds), 'fold')}, {count(validated, 'validation case')} with results"
+        f"{count(len(study.folds), 'fold')}, 1 seed, {count(validated, 'validation case')} with results"
     )
     if study.settings.get("epochs"):
         iterations = study.settings.get("iterations_per_epoch", 250)
@@ -142,9 +144,9 @@ def summary(study: Results, rows: pd.DataFrame) -> list[Block]:
         blocks.append(Text(f"Not the same for all methods: {'; '.join(broken)}", warning=True))
     if rows.empty:
         return blocks
-    known = rows[rows["dice"].notna()]
-    points = [_best_words(study, known[known["preset"] == preset]) for preset in known["preset"].unique()]
-    return [*blocks, Listing(points)] if points else blocks
+    blocks += [Listing(points) for points in [verdict(study, rows)] if points]
+    steps = next_steps(study, rows)
+    return [*blocks, Text("What to do next:"), Listing(steps)] if steps else blocks
 
 
 def validation(study: Results, rows: pd.DataFrame) -> list[Block | None]:
@@ -199,15 +201,13 @@ def wrong_locations(study: Results) -> list[Block | None]:
 
 
 def cases(study: Results, rows: pd.DataFrame) -> list[Block | None]:
-    """Best and worst cases."""
+    """Cases to look through, the worst first."""
     if rows.empty:
         return []
-    blocks: list[Block | None] = []
-    problems: list[str] = []
-    for preset in rows["preset"].unique():
-        figure, undrawn = draw_overlays(study, rows, preset)
-        blocks.append(figure)
-        problems += undrawn
+    found = [read_cases(study, rows, preset) for preset in rows["preset"].unique()]
+    presets = [one for one in found if one is not None]
+    blocks: list[Block | None] = [build_browser(study, presets)]
+    problems = [problem for one in presets for problem in one.problems]
     if problems:
         blocks += [Text("Could not be drawn:", warning=True), Listing(list(dict.fromkeys(problems)))]
     return blocks
@@ -274,21 +274,6 @@ def repeat(study: Results) -> list[Block]:
         Text("A single training by hand, without the study's seed:"),
         Code("\n".join(['export nnUNet_extTrainer="$(locctx trainers)"', *lines])),
     ]
-
-
-def _best_words(study: Results, rows: pd.DataFrame) -> str:
-    """The best of one preset's methods and its gain."""
-    best = rows.loc[rows["dice"].idxmax()]
-    named = study.baseline_of(best["method"])
-    text = f"{best['preset']}: highest mean foreground Dice {percent(best['dice'])}% ({best['method']}, "
-    text += f"{count(best['cases'], 'case')})"
-    if named not in rows["method"].to_numpy():
-        return f"{text}; {named} is missing"
-    if best["method"] == named:
-        return text + "; no method is above the baseline" if len(rows) > 1 else text
-    text += f", {percent(best['gain'], sign=True)} points over {named}"
-    p = p_value(best["p_holm"])
-    return f"{text}, {best['test'] or ('p ' + (p if p.startswith('<') else f'= {p}') + ' (Holm)')}"
 
 
 def _words(value: object) -> str:

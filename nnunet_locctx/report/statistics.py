@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from nnunet_locctx.report.results import BACKGROUND, CASE_KEYS, VALIDATION, Results
+from nnunet_locctx.report.results import BACKGROUND, CASE_KEYS, METRICS, VALIDATION, Results
 
 Array = npt.NDArray[np.float64]
 
@@ -24,6 +24,12 @@ RESAMPLES = 9999
 SEED = 0
 FEWEST_CASES = 5
 """Fewer cases say too little about their spread for an interval."""
+
+ALPHA = 0.05
+"""A smaller p is called more than chance."""
+
+RELATIVE_FROM = 0.2
+"""Dice of a baseline above which a gain is put in relation to it: twice nothing is nothing."""
 
 FEWEST_DIFFERENCES = 6
 """With fewer the smallest two-sided p is 2 / 2**5 = 0.06: the test could not show anything at 0.05."""
@@ -40,14 +46,21 @@ class SignedRank(NamedTuple):
     """A test's result.
 
     Attributes:
-        n: Pairs that differ.
+        better: Pairs in which the method has the higher value.
+        worse: Pairs in which the baseline has.
         p: Two-sided; NaN if not tested.
         reason: Why it was not tested, or empty.
     """
 
-    n: int
+    better: int
+    worse: int
     p: float
     reason: str = ""
+
+    @property
+    def least(self) -> float:
+        """The smallest p that so many pairs can give: all differences of one sign."""
+        return min(1.0, 2.0 ** (1 - self.better - self.worse))
 
 
 def by_case(scores: pd.DataFrame, metric: str = "dice", *, background: bool = False) -> pd.DataFrame:
@@ -78,6 +91,11 @@ def foreground(values: npt.ArrayLike) -> Array:
     return mean_known(mean_known(values, axis=-2), axis=-1)
 
 
+def mean_of_classes(scores: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """Every metric by `names`: mean over the classes of the class means over the cases."""
+    return scores.groupby([*names, "class"])[METRICS].mean().groupby(names).mean()
+
+
 def paper_dice(scores: pd.DataFrame, convention: object) -> float:
     """Mean ``paper_dice`` of one run, NaN if there is none.
 
@@ -100,9 +118,11 @@ def compare(study: Results, part: str = VALIDATION) -> pd.DataFrame:
 
     Returns:
         A row per run, with Dice as fractions and NaN where something is not defined: preset, method, cases (with any
-        Dice), dice (mean over the classes of the class means) with its interval, gain (difference to the baseline over
-        the cases and classes that both have) with its interval and relative to the baseline's mean, pairs (cases that
-        both have), p, p_holm (after Holm's correction over all rows) and test (why it was not tested). part, run and
+        Dice), folds, dice (mean over the classes of the class means) with its interval, dice_base (the baseline's),
+        gain (difference to the baseline over the cases and classes that both have) with its interval and relative to
+        the baseline's mean (above :data:`RELATIVE_FROM`), pairs (cases that both have), better and worse (in how many
+        of them), p, p_holm (after Holm's correction over all rows), p_least_alone and p_least (the smallest of the two
+        that so many pairs can give, with the other rows as they are) and test (why it was not tested). part, run and
         base say where the two are among the scores; base is missing for a baseline and where it has no scores.
     """
     tables = {run: by_case(rows) for run, rows in study.scores[study.scores["part"] == part].groupby("run")}
@@ -115,9 +135,11 @@ def compare(study: Results, part: str = VALIDATION) -> pd.DataFrame:
         low, high = mean_interval(dice)
         row = {"part": part, "run": run.Index, "base": None, "preset": run.preset, "method": run.method}
         row |= {"cases": int(dice.notna().any(axis=1).sum())}
+        row |= {"folds": dice.index.get_level_values("fold").nunique()}
         row |= {"dice": float(foreground(dice)), "dice_low": low, "dice_high": high}
-        row |= dict.fromkeys(("gain", "gain_low", "gain_high", "gain_relative"), math.nan)
-        row |= {"pairs": 0, "p": math.nan, "p_holm": math.nan, "test": ""}
+        row |= dict.fromkeys(("dice_base", "gain", "gain_low", "gain_high", "gain_relative"), math.nan)
+        row |= {"pairs": 0, "better": 0, "worse": 0, "p": math.nan, "p_holm": math.nan, "test": ""}
+        row |= {"p_least_alone": math.nan, "p_least": math.nan}
         if base in tables and base != run.Index:
             mine, theirs = dice.align(tables[base], join="inner")
             start = float(foreground(theirs))
@@ -125,10 +147,17 @@ def compare(study: Results, part: str = VALIDATION) -> pd.DataFrame:
             low, high = gain_interval(mine, theirs)
             test = signed_rank(mean_known(mine, axis=1), mean_known(theirs, axis=1))
             row |= {"base": base, "gain": gain, "gain_low": low, "gain_high": high, "pairs": len(mine)}
-            row |= {"gain_relative": gain / start if start else math.nan, "p": test.p, "test": test.reason}
+            row |= {"dice_base": start, "gain_relative": gain / start if start > RELATIVE_FROM else math.nan}
+            row |= {"better": test.better, "worse": test.worse, "p": test.p, "test": test.reason}
+            row |= {"p_least_alone": test.least}
         rows.append(row)
     compared = pd.DataFrame(rows)
-    return compared.assign(p_holm=holm(compared["p"])) if rows else compared
+    if not rows:
+        return compared
+    p, least = compared["p"], compared["p_least_alone"]
+    # an untested comparison has too few pairs, whatever the others are
+    corrected = [holm(p.where(p.index != at, least))[at] if p.notna()[at] else least[at] for at in p.index]
+    return compared.assign(p_holm=holm(p), p_least=corrected)
 
 
 def with_base(study: Results, rows: pd.DataFrame) -> pd.DataFrame:
@@ -207,11 +236,12 @@ def signed_rank(values: npt.ArrayLike, baseline: npt.ArrayLike) -> SignedRank:
     differences = differences[np.isfinite(differences)]
     changed = differences[differences != 0]
     n = len(changed)
+    counts = int((changed > 0).sum()), int((changed < 0).sum())
     if len(differences) and not n:
-        return SignedRank(0, math.nan, f"not tested: equal in all {len(differences)} cases")
+        return SignedRank(*counts, math.nan, f"not tested: equal in all {len(differences)} cases")
     if n < FEWEST_DIFFERENCES:
-        return SignedRank(n, math.nan, f"not tested: n = {n}")
-    return SignedRank(n, float(wilcoxon(changed).pvalue))
+        return SignedRank(*counts, math.nan, f"not tested: n = {n}")
+    return SignedRank(*counts, float(wilcoxon(changed).pvalue))
 
 
 def holm(values: pd.Series) -> pd.Series:

@@ -7,11 +7,24 @@ import numpy as np
 import pandas as pd
 
 from nnunet_locctx.report.document import NOTHING, Table, count, duration, number, p_value, percent, span
-from nnunet_locctx.report.results import METRICS, POSTPROCESSINGS, VALIDATION, Results
-from nnunet_locctx.report.statistics import FEWEST_CASES, RESAMPLES, SEED, paper_dice, with_base
+from nnunet_locctx.report.results import POSTPROCESSINGS, VALIDATION, Results
+from nnunet_locctx.report.statistics import (
+    FEWEST_CASES,
+    RELATIVE_FROM,
+    RESAMPLES,
+    SEED,
+    mean_of_classes,
+    paper_dice,
+    with_base,
+)
+from nnunet_locctx.report.verdict import fewer
 
 ERRORS = ["hd95_mm", "nsd", "volume_error_percent", "swap_rate", "off_region_ml"]
-POSTPROCESSING_WORDS = {"largest_component": "largest component", "atlas": "atlas mask"}
+POSTPROCESSING_WORDS = {
+    "sides": "sides repaired",
+    "largest_component": "largest component",
+    "atlas": "atlas mask",
+}
 LONGEST_MESSAGE = 600
 """Characters of a failed job's last lines that the table shows."""
 
@@ -68,13 +81,14 @@ def comparison_table(study: Results, rows: pd.DataFrame, key: str, cases: str) -
         key=key,
         caption=f"Foreground Dice in %: mean over the classes of the class means; {cases}. Interval: 95%, "
         f"bootstrap over cases (BCa, {RESAMPLES} resamples, seed {SEED}; none below {FEWEST_CASES} cases). "
-        f"Gain over {study.baselines}: in points with its interval, and relative to the baseline. p: Wilcoxon "
+        f"Gain over {study.baselines}: in points with its interval, and relative to the baseline where that is above "
+        f"{percent(RELATIVE_FROM, 0)}%. p: Wilcoxon "
         "signed-rank, two-sided, paired by case, after Holm's correction over the "
         f"{count(int(rows['p'].notna().sum()), 'comparison')} of this table.",
         shown=shown,
         labels=2,
         notes=[f"Gain and test over the cases that the baseline has too: {named}."] if named else [],
-        records=rows.drop(columns=["part", "run", "base"]),
+        records=rows.drop(columns=["part", "run", "base", "folds", "p_least_alone"]),
     )
 
 
@@ -106,13 +120,14 @@ def error_table(study: Results, rows: pd.DataFrame, key: str, cases: str) -> Tab
     at, far = _words(" at {:g} mm", tolerance), _words(" (more than {:g} mm)", off)
     convention = study.evaluation.get("paper")
     scores = study.foreground_scores(*rows["part"].unique())
-    frame = _mean_of_classes(scores, ["run"])[ERRORS].reindex(rows["run"])
+    frame = mean_of_classes(scores, ["run"])[ERRORS].reindex(rows["run"])
     frame["paper_dice"] = [
         paper_dice(study.scores_of(row.run, row.part), convention) for row in rows.itertuples()
     ]
     present = scores["reference_ml"] > 0
     entries = present.groupby(scores["run"]).sum()
     frame["hd95_undefined"] = (present & scores["hd95_mm"].isna()).groupby(scores["run"]).sum()
+    frame["swap_rate_base"] = frame["swap_rate"].reindex(rows["base"]).to_numpy()
     shown = pd.DataFrame(
         {
             "HD95, mm": frame["hd95_mm"].map(lambda one: number(one, 1)),
@@ -120,6 +135,9 @@ def error_table(study: Results, rows: pd.DataFrame, key: str, cases: str) -> Tab
             "NSD, %": frame["nsd"].map(lambda one: percent(one, 1)),
             "volume error, %": frame["volume_error_percent"].map(lambda one: number(one, 1, sign=True)),
             "swaps, %": frame["swap_rate"].map(percent),
+            "swaps, to the baseline's": frame[["swap_rate", "swap_rate_base"]].apply(
+                lambda both: fewer(*both) or NOTHING, axis=1
+            ),
             "off region, ml": frame["off_region_ml"].map(number),
             "paper Dice, %": frame["paper_dice"].map(percent),
         }
@@ -134,29 +152,42 @@ def error_table(study: Results, rows: pd.DataFrame, key: str, cases: str) -> Tab
         caption += f" Paper Dice: as the paper ({convention}) counts."
     else:  # nothing to show in the last column
         shown = shown.drop(columns="paper Dice, %")
+    if not study.pairs:
+        shown = shown.drop(columns=["swaps, %", "swaps, to the baseline's"])
     notes = [] if study.pairs else ["The dataset has no left and right classes: no swaps."]
     shown, frame = _beside_names(rows, shown), _beside_names(rows, frame)
     return Table(key, caption, shown, labels=2, notes=notes, records=frame)
 
 
 def postprocessing_table(study: Results) -> Table | None:
-    """A row per preset and method: Dice before and after each postprocessing; None if there was none."""
+    """A row per preset and method: Dice and swaps before and after each postprocessing; None if there was none."""
     kinds = [kind for kind in POSTPROCESSINGS if kind in study.scores["part"].to_numpy()]
     if not kinds:
         return None
     scores = study.foreground_scores(VALIDATION, *kinds)
     names = ["run", "part"]
-    means = _mean_of_classes(scores, names)["dice"].unstack().reindex(columns=[VALIDATION, *kinds])
-    means = means.rename(columns={VALIDATION: "none"})
+    both = (
+        mean_of_classes(scores, names)[["dice", "swap_rate"]].unstack().rename(columns={VALIDATION: "none"})
+    )
+    means, swaps = (both[name].reindex(columns=["none", *kinds]) for name in ("dice", "swap_rate"))
     cases = scores.drop_duplicates([*names, "fold", "case"]).groupby(names).size().groupby("run").max()
     runs = study.runs[study.runs.index.isin(scores.loc[scores["part"] != VALIDATION, "run"])]
     shown = means.map(percent).rename(columns=POSTPROCESSING_WORDS)
+    if study.pairs:
+        words = {kind: f"swaps, %: {POSTPROCESSING_WORDS.get(kind, kind)}" for kind in swaps.columns}
+        shown = shown.join(swaps.map(percent).rename(columns=words))
+        means = means.join(swaps.add_prefix("swap_rate_"))
     shown.insert(0, "cases", cases.astype(str))
     runs = runs.reset_index(names="run")
     return Table(
         key="postprocessing",
         caption="Mean foreground Dice in % of the validation cases, without and with postprocessing (LocBAM, "
-        "section 3.3).",
+        "section 3.3)"
+        + (
+            ", and voxels of left and right classes predicted as the other side (swaps)."
+            if study.pairs
+            else "."
+        ),
         shown=_beside_names(runs, shown.reindex(runs["run"])),
         labels=2,
         records=_beside_names(runs, means.reindex(runs["run"])),
@@ -321,11 +352,6 @@ def _gains(gains: pd.Series, digits: int, star: Any = "") -> pd.Series:
 def _present(frame: pd.DataFrame, names: pd.Index) -> pd.Index:
     """Those of a frame's names that are among `names`, in the frame's order."""
     return frame.index[frame.index.isin(names)]
-
-
-def _mean_of_classes(scores: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    """Every metric by `names`: mean over the classes of the class means over the cases."""
-    return scores.groupby([*names, "class"])[METRICS].mean().groupby(names).mean()
 
 
 def _beside_names(rows: pd.DataFrame, columns: pd.DataFrame) -> pd.DataFrame:

@@ -1,21 +1,26 @@
-"""Draws a located scan: slices the way the patient lies, the three location channels, what a model makes of it."""
+"""Draws a located scan: large slices the way the patient lies, what a model makes of them, the location as a strip."""
 
-import functools
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
-from nnunet_locctx.location import MILLIMETRES_PER_UNIT
-from nnunet_locctx.show.scan import LocatedScan
-from nnunet_locctx.viewing import VIEWS, Slice, clear, grey_levels
+from nnunet_locctx.evaluation.classes import find_pairs
+from nnunet_locctx.location import AXES, MILLIMETRES_PER_UNIT
+from nnunet_locctx.show.scan import LocatedScan, nearest_voxel
+from nnunet_locctx.viewing import VIEWS, Colour, Slice, class_colours, clear, grey_levels, widest_view
 
-Index: TypeAlias = tuple[int, int, int]
+WIDTH, HIGHEST = 11.0, 5.0
+"""Inches: of the slices beside each other; of the highest."""
 
-CHANNELS = ("left to right", "posterior to anterior", "inferior to superior")
-INCHES_PER_PANEL = 2.6
+GAP, STRIP = 0.45, 0.7
+"""Inches: between slices, for the letters; height of the location's strip."""
+
+ENDS = ("left to right", "posterior to anterior", "inferior to superior")
 
 
 def check_output(output: Path) -> None:
@@ -35,119 +40,173 @@ def check_output(output: Path) -> None:
         )
 
 
-def draw(scan: LocatedScan, output: Path, *, at: Index | None = None) -> None:
-    """Writes the picture.
+def draw(
+    scan: LocatedScan,
+    output: Path,
+    *,
+    at: Sequence[float] | None = None,
+    window: tuple[float, float] | None = None,
+    progress: bool = False,
+) -> None:
+    """Writes the picture: a column a plane; a row for the scan with its label and one for each prediction.
 
     Args:
         scan: What to draw.
         output: File to write; its ending decides the format (png, pdf, svg ...).
-        at: Voxel (array axis order) that the slices pass through; None: the centre of interest.
+        at: Place that the slices pass through, as fractions (R, A, S) of the volume; None: the place of interest.
+        window: Values that are black and white, in units of the scan; None: as the channel's name suggests.
+        progress: Show a progress bar.
 
     Raises:
-        ValueError: The file cannot be written (:func:`check_output`).
+        ValueError: The file cannot be written (:func:`check_output`), or the place is not in the volume.
     """
     check_output(output)
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    index = at or scan.centre_of_interest()
-    slices = [Slice(scan.frame, view, index) for view in VIEWS]
-    normal = mpl.colors.Normalize(*_location_range(scan))
-    columns: list[tuple[str, Callable[[Any, Slice], Any]]] = [
-        (_scan_title(scan), functools.partial(_draw_scan, scan=scan, index=index))
-    ]
-    for channel, name in enumerate(CHANNELS):
-        channel_panel = functools.partial(_draw_location, scan=scan, channel=channel, normal=normal)
-        columns.append((f"location {'RAS'[channel]}: {name}", channel_panel))
+    place = scan.place_of_interest() if at is None else at
+    views = (widest_view(scan.frame),) if 1 in scan.frame.shape else VIEWS
+    pieces = [Slice(scan.frame, view, nearest_voxel(scan.frame, place)) for view in views]
+    pieces_of_grid = [Slice(scan.grid, view, nearest_voxel(scan.grid, place)) for view in views]
+    rows = [_Row("scan" if scan.label is None else "scan and label", pieces, scan.label)]
     if scan.comparison is not None:
         both = scan.comparison
-        columns += [
-            ("prediction, true location", functools.partial(_overlay, labels=both.located)),
-            (f"prediction, {both.replacement}", functools.partial(_overlay, labels=both.replaced)),
-            (
-                f"where they differ ({100 * float(both.changed.mean()):.2g}% of voxels)",
-                functools.partial(_draw_difference, changed=both.changed),
-            ),
-        ]
-    ratios = [max(0.45, min(1.6, piece.height / piece.width)) for piece in slices]
-    figure = Figure(
-        figsize=(INCHES_PER_PANEL * len(columns), INCHES_PER_PANEL * sum(ratios) + 1.3), layout="constrained"
-    )
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(len(slices), len(columns), squeeze=False, height_ratios=ratios)
-    for row, piece in zip(panels, slices, strict=True):
-        for panel, (title, paint) in zip(row, columns, strict=True):
-            _grey(panel, piece, scan.image)
-            paint(panel, piece)
-            _frame_panel(panel, piece)
-            if piece is slices[0]:
-                panel.set_title(title, fontsize=8)
-        row[0].set_ylabel(f"{piece.view.name}, {_place(scan, piece, index)}", fontsize=8)
-    bar = figure.colorbar(
-        mpl.cm.ScalarMappable(normal, "coolwarm"),
-        ax=list(panels[:, 1:4].flat),
-        location="bottom",
-        shrink=0.5,
-        aspect=40,
-    )
-    bar.set_label(_unit(scan), fontsize=8)
-    bar.ax.tick_params(labelsize=7)
-    figure.suptitle(_heading(scan), fontsize=9)
-    figure.savefig(output, dpi=130)
+        rows.append(_Row("prediction,\ntrue location", pieces_of_grid, both.located))
+        rows.append(_Row(f"prediction,\n{both.replacement}", pieces_of_grid, both.replaced, both.changed))
+    levels = window or grey_levels(scan.image, scan.channel)
+    names = list(dict.fromkeys(scan.names.values()))
+    colours = class_colours(names, find_pairs(names))
+
+    sheet = _Sheet.of(pieces, len(rows))
+    seen: set[str] = set()
+    cells = [(row, column) for row in range(len(rows)) for column in range(len(views))]
+    for row, column in tqdm(
+        cells, desc="drawing", unit="slice", disable=None if progress else True, leave=False
+    ):
+        panel, piece = sheet.panel(row, column), pieces[column]
+        grey = {"cmap": "gray", "vmin": levels[0], "vmax": levels[1], "interpolation": "bilinear"}
+        piece.paint(panel, piece.of(scan.image), **grey)
+        seen |= rows[row].paint(panel, column, scan.names, colours)
+        if row == 0 and scan.patch_size is not None:
+            _patches(panel, pieces_of_grid[column], place, scan.patch_size)
+        piece.frame_panel(panel)
+        if row == 0:
+            panel.set_title(_plane(scan, piece), fontsize=9, pad=16 if piece.letters else 6)
+        if column == 0:
+            panel.set_ylabel(rows[row].title, fontsize=9, labelpad=16 if piece.letters else 6)
+    _draw_location(sheet, scan, pieces_of_grid)
+    _legend(sheet, scan, {name: colours[name] for name in names if name in seen})
+    top = 1 + 0.42 / sheet.figure.get_figheight()
+    sheet.figure.text(0, top, _heading(scan, levels), fontsize=9, va="bottom")
+    sheet.figure.savefig(output, dpi=130, bbox_inches="tight", pad_inches=0.15)
+
+
+@dataclass(frozen=True)
+class _Sheet:
+    """Rows of slices, all of a row equally high, and below them a strip; what is written around grows outwards.
+
+    Attributes:
+        figure: The figure.
+        widths: Inches of each column.
+        height: Inches of each row.
+        rows: Number of rows.
+    """
+
+    figure: Any
+    widths: Sequence[float]
+    height: float
+    rows: int
+
+    @classmethod
+    def of(cls, pieces: Sequence[Slice], rows: int) -> "_Sheet":
+        """A sheet for slices beside each other."""
+        from matplotlib.figure import Figure
+
+        ratios = [min(max(piece.width / piece.height, 0.5), 3.0) for piece in pieces]
+        height = min(WIDTH / sum(ratios), HIGHEST)
+        size = sum(ratios) * height + GAP * len(ratios), (height + GAP) * rows + STRIP
+        return cls(Figure(size), [ratio * height for ratio in ratios], height, rows)
+
+    def panel(self, row: int, column: int, parts: int = 1, part: int = 0) -> Any:
+        """A part of the column's width; the row behind the last is the strip."""
+        width, height = self.figure.get_size_inches()
+        left = sum(self.widths[:column]) + GAP * column
+        own = (self.widths[column] - GAP * (parts - 1)) / parts
+        bottom = height - (self.height + GAP) * row - self.height if row < self.rows else 0.0
+        size = own, self.height if row < self.rows else STRIP
+        return self.figure.add_axes(
+            [(left + part * (own + GAP)) / width, bottom / height, size[0] / width, size[1] / height]
+        )
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Slices with one segmentation.
+
+    Attributes:
+        title: What it is.
+        pieces: The slices, a view each, in the segmentation's frame.
+        labels: The segmentation, or None.
+        changed: What is hatched, or None.
+    """
+
+    title: str
+    pieces: Sequence[Slice]
+    labels: npt.NDArray[np.integer] | None
+    changed: npt.NDArray[np.bool_] | None = None
+
+    def paint(
+        self, panel: Any, column: int, names: Mapping[int, str], colours: Mapping[str, Colour]
+    ) -> set[str]:
+        """Outlines the classes in one slice; returns their names."""
+        if self.labels is None:
+            return set()
+        piece = self.pieces[column]
+        plane = piece.of(self.labels)
+        values = [value for value in np.unique(plane).tolist() if value > 0]
+        for value in values:
+            piece.outline(panel, plane == value, colours[names[value]])
+        if self.changed is not None:
+            piece.outline(panel, piece.of(self.changed), "white", hatch="////")
+        return {names[value] for value in values}
 
 
 def plane_of_location(scan: LocatedScan, piece: Slice) -> npt.NDArray[np.float32]:
-    """(3, rows, columns): the location in a slice."""
-    lower, size = [0, 0, 0], list(scan.frame.shape)
+    """(3, rows, columns): the location in a slice of the scan's grid."""
+    lower, size = [0, 0, 0], list(scan.grid.shape)
     lower[piece.fixed], size[piece.fixed] = piece.index, 1
     return piece.turn(np.take(scan.field.box(lower, size), 0, axis=piece.fixed - 3))
 
 
-def _draw_scan(panel: Any, piece: Slice, scan: LocatedScan, index: Index) -> None:
-    if scan.label is not None:
-        _overlay(panel, piece, scan.label)
-    if scan.patch_size is not None:
-        _patches(panel, piece, index, scan.patch_size)
+def _draw_location(sheet: _Sheet, scan: LocatedScan, pieces: Sequence[Slice]) -> None:
+    """Below each plane a channel that changes along it; below the only plane of a 2D scan both."""
+    channels = [(0,), (2,), (1,)] if len(pieces) > 1 else [(pieces[0].view.column, pieces[0].view.row)]
+    for column, (piece, several) in enumerate(zip(pieces, channels, strict=True)):
+        for part, channel in enumerate(several):
+            panel = sheet.panel(sheet.rows, column, len(several), part)
+            _draw_map(panel, piece, plane_of_location(scan, piece)[channel])
+            panel.set(xlim=(0, piece.width), ylim=(piece.height, 0), aspect="auto")
+            clear(panel)
+            grows = f" grows from {ENDS[channel]}" if scan.frame.has_geometry else ""
+            panel.set_xlabel(f"location {AXES[channel]}{grows}", fontsize=8)
 
 
-def _draw_location(panel: Any, piece: Slice, scan: LocatedScan, channel: int, normal: Any) -> None:
+def _draw_map(panel: Any, piece: Slice, values: npt.NDArray[np.float32]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    values = plane_of_location(scan, piece)[channel]
-    piece.paint(panel, values, cmap="coolwarm", norm=normal, alpha=0.55)
-    levels = MaxNLocator(nbins=11, steps=[1, 2, 5, 10]).tick_values(normal.vmin, normal.vmax)
     if np.isnan(values).any():
         panel.text(0.5, 0.5, "unknown", transform=panel.transAxes, ha="center", va="center", fontsize=7)
-    elif float(np.ptp(values)) > (levels[1] - levels[0]) / 2 and min(values.shape) > 1:
-        lines = panel.contour(values, levels, extent=piece.extent, origin="upper", colors="k", linewidths=0.5)
-        panel.clabel(lines, fontsize=5, fmt="%.2g")
-    else:
-        text = f"{float(values.mean()):+.2f} throughout"
-        panel.text(0.5, 0.5, text, transform=panel.transAxes, ha="center", va="center", fontsize=7)
+        return
+    low, high = float(values.min()), float(values.max())
+    piece.paint(panel, values, cmap="coolwarm", vmin=low, vmax=high, alpha=0.7)
+    lines = np.asarray(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]).tick_values(low, high))
+    edge = 0.05 * (high - low)  # where a number would be cut off
+    lines = lines[(lines > low + edge) & (lines < high - edge)]
+    if min(values.shape) > 1 and lines.size:
+        drawn = panel.contour(values, lines, extent=piece.extent, origin="upper", colors="k", linewidths=0.5)
+        middles = [line[len(line) // 2] for lines in drawn.allsegs for line in lines if len(line)]
+        for text in panel.clabel(drawn, manual=middles, fontsize=7, fmt="%g"):
+            text.set_rotation(0)
 
 
-def _draw_difference(panel: Any, piece: Slice, changed: npt.NDArray[np.bool_]) -> None:
-    piece.paint(panel, piece.of(changed)[..., None] * np.array((1.0, 0.15, 0.1, 0.75)))
-
-
-def _grey(panel: Any, piece: Slice, image: npt.NDArray[Any]) -> None:
-    plane = piece.of(image)
-    low, high = grey_levels(plane, (1, 99.5))
-    piece.paint(panel, plane, cmap="gray", vmin=low, vmax=high)
-
-
-def _overlay(panel: Any, piece: Slice, labels: npt.NDArray[np.integer]) -> None:
-    import matplotlib as mpl
-
-    plane = piece.of(labels)
-    # steps through the colours so that neighbouring numbers, often neighbouring organs, look different
-    colours = mpl.colormaps["hsv"]((plane * 0.381966) % 1.0)
-    colours[..., 3] = np.where(plane > 0, 0.5, 0.0)
-    piece.paint(panel, colours)
-
-
-def _patches(panel: Any, piece: Slice, index: Index, patch_size: Index) -> None:
+def _patches(panel: Any, piece: Slice, place: npt.ArrayLike, patch_size: tuple[int, int, int]) -> None:
     """One patch around the place shown, and faintly the grid of patches side by side."""
     from matplotlib.patches import Rectangle
 
@@ -162,65 +221,69 @@ def _patches(panel: Any, piece: Slice, index: Index, patch_size: Index) -> None:
             lower[piece.column] += j * size[piece.column]
             left, top, width, height = piece.rectangle(lower, size)
             panel.add_patch(
-                Rectangle((left, top), width, height, fill=False, lw=0.5, ec="white", alpha=0.6, ls=":")
+                Rectangle((left, top), width, height, fill=False, lw=0.5, ec="white", alpha=0.5, ls=":")
             )
     # as nnU-Net's window, a patch stays within the volume where it can
     slack = np.where(size < shape, 0, (shape - size) / 2)
-    lower = np.clip(np.array(index) - size // 2, slack, shape - size - slack)
+    middle = np.array(nearest_voxel(piece.frame, place))
+    lower = np.clip(middle - size // 2, slack, shape - size - slack)
     left, top, width, height = piece.rectangle(lower, size)
-    panel.add_patch(Rectangle((left, top), width, height, fill=False, lw=1.4, ec="yellow"))
+    panel.add_patch(Rectangle((left, top), width, height, fill=False, lw=1.4, ec="white"))
 
 
-def _frame_panel(panel: Any, piece: Slice) -> None:
-    panel.set_xlim(0, piece.width)
-    panel.set_ylim(piece.height, 0)
-    clear(panel)
-    style = {"transform": panel.transAxes, "fontsize": 7, "color": "#ffd24d", "weight": "bold"}
-    places = ((0.03, 0.5), (0.97, 0.5), (0.5, 0.96), (0.5, 0.04))
-    for (x, y), letter in zip(places, piece.letters, strict=False):
-        panel.text(x, y, letter, ha="center", va="center", **style)
+def _legend(sheet: _Sheet, scan: LocatedScan, colours: Mapping[str, Colour]) -> None:
+    """The classes that can be seen, as many below each other as there is room for."""
+    from matplotlib.patches import Patch
+
+    if not colours:
+        return
+    keys = [Patch(fc=(*colour, 0.4), ec=colour, label=name) for name, colour in colours.items()]
+    rows = int(sheet.figure.get_figheight() / 0.16)
+    known = len(set(scan.names.values()))
+    sheet.figure.legend(
+        handles=keys,
+        loc="upper left",
+        bbox_to_anchor=(1, 1),
+        borderaxespad=0,
+        ncols=-(-len(keys) // rows),
+        fontsize=7,
+        frameon=False,
+        title=f"{len(colours)} of {known} classes in these slices" if len(colours) < known else None,
+        title_fontsize=7,
+        alignment="left",
+    )
 
 
-def _location_range(scan: LocatedScan) -> tuple[float, float]:
-    """Least and largest location of any channel in the volume, from its corner voxels."""
-    last = [n - 1 for n in scan.frame.shape]
-    corners = [(i, j, k) for i in (0, last[0]) for j in (0, last[1]) for k in (0, last[2])]
-    values = np.array([scan.field.box(corner, (1, 1, 1)).ravel() for corner in corners])
-    known = values[np.isfinite(values)]
-    low, high = (float(known.min()), float(known.max())) if known.size else (-0.5, 0.5)
-    middle, half = (low + high) / 2, max((high - low) / 2, 1e-6)
-    if low < 0 < high:
-        middle, half = 0.0, max(-low, high)
-    return middle - half, middle + half
+def _plane(scan: LocatedScan, piece: Slice) -> str:
+    number = f"slice {piece.index + 1} of {scan.frame.shape[piece.fixed]}"
+    return f"{piece.view.name}, {number}" if scan.frame.has_geometry else f"{number}, as stored"
 
 
-def _place(scan: LocatedScan, piece: Slice, index: Index) -> str:
-    fraction = scan.frame.fraction(np.array(index))[piece.view.fixed]
-    return f"{'RAS'[piece.view.fixed]} = {fraction:+.2f}"
-
-
-def _scan_title(scan: LocatedScan) -> str:
-    parts = [
-        "scan",
-        *(["label"] if scan.label is not None else []),
-        *(["patches"] if scan.patch_size else []),
-    ]
-    return ", ".join(parts)
-
-
-def _unit(scan: LocatedScan) -> str:
-    if scan.source.name == "voxel":
-        return "location: fraction of the volume (-0.5 to 0.5)"
-    return f"location: units of {MILLIMETRES_PER_UNIT:g} mm" if scan.source.name == "scanner" else "location"
-
-
-def _heading(scan: LocatedScan) -> str:
+def _heading(scan: LocatedScan, levels: tuple[float, float]) -> str:
     frame = scan.frame
-    sizes = " x ".join(f"{length:.0f}" for length in frame.extent)
-    text = f"{scan.name}: {sizes} mm (left-right, posterior-anterior, inferior-superior), source {scan.source.name}"
+    axes = [axis for axis in frame.array_axes if frame.shape[axis] > 1 or 1 not in frame.shape]
+    size = " x ".join(f"{frame.shape[axis] * frame.spacing[axis]:.4g}" for axis in axes)
+    voxel = " x ".join(f"{frame.spacing[axis]:.3g}" for axis in axes)
+    units = " HU" if scan.channel.casefold() == "ct" else ""
+    level, width = (levels[0] + levels[1]) / 2, levels[1] - levels[0]
+    lines = [
+        f"{scan.name}: {size} mm, voxels of {voxel} mm, window: level {level:.4g}, width {width:.4g}{units}",
+        f"location: source {scan.source.name}" + _units(scan),
+    ]
     if not frame.has_geometry:
-        text += ", no geometry: axes of the array"
+        lines[0] += ", as stored (the file says nothing of the patient)"
     if scan.patch_size is not None:
-        share = float(np.prod(np.minimum(1.0, np.array(scan.patch_size) / np.array(frame.shape))))
-        text += f"\npatch {' x '.join(map(str, scan.patch_size))} voxels: {100 * share:.2g}% of the volume (yellow)"
-    return text
+        share = float(np.prod(np.minimum(1.0, np.array(scan.patch_size) / np.array(scan.grid.shape))))
+        sizes = " x ".join(map(str, scan.patch_size))
+        lines[1] += f"; box: a patch of {sizes} voxels, {100 * share:.2g}% of the volume"
+    if scan.comparison is not None:
+        lines.append(
+            f"hatched: {100 * float(scan.comparison.changed.mean()):.2g}% of the voxels are predicted otherwise"
+        )
+    return "\n".join(lines)
+
+
+def _units(scan: LocatedScan) -> str:
+    if scan.source.name == "voxel":
+        return ", fractions of the volume"
+    return f", units of {MILLIMETRES_PER_UNIT:g} mm" if scan.source.name == "scanner" else ""

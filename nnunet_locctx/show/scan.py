@@ -1,15 +1,19 @@
-"""A scan as nnU-Net hands it to the network, with what is needed to draw it the way the patient lies."""
+"""A scan as it was taken, with the location that a network gets and what it makes of both."""
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import SupportsInt
+from typing import Any, SupportsInt
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
+from tqdm import tqdm
 
-from nnunet_locctx.geometry import Frame
+from nnunet_locctx.geometry import Array, Frame
 from nnunet_locctx.location import LocationField, LocationSource, Measurement
+from nnunet_locctx.nnunet.data.dataset_json import places_of_dataset_json, read_dataset_json
 from nnunet_locctx.nnunet.data.fitted import open_regressor
 from nnunet_locctx.nnunet.data.reading import read_scan
 from nnunet_locctx.nnunet.predicting.prediction import load_located_model
@@ -19,7 +23,7 @@ from nnunet_locctx.viewing import per_plane
 
 @dataclass(frozen=True)
 class Comparison:
-    """Predictions of one model with and without the true location, array axes of the scan.
+    """Predictions of one model with and without the true location, array axes of what the network gets.
 
     Attributes:
         located: Segmentation with the true location.
@@ -39,51 +43,60 @@ class Comparison:
 
 @dataclass(frozen=True)
 class LocatedScan:
-    """A preprocessed scan.
+    """A scan, as it was taken, and what a network gets and makes of it.
 
     Attributes:
         name: For the title.
-        image: (array axes) first channel.
+        image: (array axes) first channel in the units of its file, cropped as nnU-Net does.
         frame: Its position in the patient.
-        source: Where its location comes from.
-        field: Its location.
+        channel: The channel's name in dataset.json; empty: not known.
+        names: Label value -> name of the class.
         label: Segmentation of the same shape, or None.
-        patch_size: Patch in voxels, array axis order, or None.
-        comparison: What a model predicts, or None.
+        grid: Position of the array that the network gets; it spans the same volume as the image.
+        source: Where the location comes from.
+        field: The location of `grid`.
+        patch_size: Patch in voxels of `grid`, or None.
+        comparison: What a model predicts on `grid`, or None.
     """
 
     name: str
-    image: npt.NDArray[np.float32]
+    image: npt.NDArray[np.floating]
     frame: Frame
+    channel: str
+    names: Mapping[int, str]
+    label: npt.NDArray[np.integer] | None
+    grid: Frame
     source: LocationSource
     field: LocationField
-    label: npt.NDArray[np.integer] | None = None
     patch_size: tuple[int, int, int] | None = None
     comparison: Comparison | None = None
 
-    def centre_of_interest(self) -> tuple[int, int, int]:
-        """Index of the voxel to show: where a location changes most, amid the labels, or the middle of the volume."""
+    def place_of_interest(self) -> Array:
+        """What to show, as fractions (R, A, S) of the volume: where a location changes most, amid the labels, or the
+        middle of the volume."""
         if self.comparison is not None and self.comparison.changed.any():
-            return _three(np.argmax(counts) for counts in per_plane(self.comparison.changed))
+            return self.grid.fraction([np.argmax(counts) for counts in per_plane(self.comparison.changed)])
         if self.label is not None and (self.label > 0).any():
             sums = [np.cumsum(counts) for counts in per_plane(self.label > 0)]
-            return _three(np.searchsorted(one, one[-1] / 2) for one in sums)
-        return _three(n // 2 for n in self.frame.shape)
+            return self.frame.fraction([np.searchsorted(one, one[-1] / 2) for one in sums])
+        return self.frame.fraction([n // 2 for n in self.frame.shape])
 
-    def index_at(self, fraction: Sequence[float]) -> tuple[int, int, int]:
-        """Index of the voxel at a fraction (R, A, S) of the volume.
 
-        Raises:
-            ValueError: The place is not in the volume.
-        """
-        index = np.rint(self.frame.index_from_fraction(fraction)).astype(int)
-        last = np.array(self.frame.shape) - 1
-        # 0.5 is the outer face of the last voxel and rounds to one beyond it
-        if (index < -1).any() or (index > last + 1).any():
-            raise ValueError(
-                f"the place {list(fraction)} lies outside the volume; fractions run from -0.5 to 0.5 along R, A and S"
-            )
-        return _three(np.clip(index, 0, last))
+def nearest_voxel(frame: Frame, fraction: npt.ArrayLike) -> tuple[int, int, int]:
+    """Index of the voxel at a fraction (R, A, S) of the volume.
+
+    Raises:
+        ValueError: The place is not in the volume.
+    """
+    # 0.5 is the outer face of the last voxel and rounds to one beyond it
+    index = np.rint(frame.index_from_fraction(fraction)).astype(int)
+    last = np.array(frame.shape) - 1
+    if (index < -1).any() or (index > last + 1).any():
+        raise ValueError(
+            f"the place {np.asarray(fraction).tolist()} lies outside the volume; fractions run from -0.5 to 0.5 along "
+            "R, A and S"
+        )
+    return _three(np.clip(index, 0, last))
 
 
 def locate_scan(
@@ -93,6 +106,8 @@ def locate_scan(
     label: Path | None = None,
     patch_size: Sequence[int] | None = None,
     regressor: Path | None = None,
+    dataset_json: Path | None = None,
+    progress: bool = False,
 ) -> LocatedScan:
     """Reads a scan as nnU-Net does without plans: cropped to its content, not resampled.
 
@@ -102,6 +117,8 @@ def locate_scan(
         label: A segmentation of the scan.
         patch_size: Patch in voxels, array axis order (z, y, x of the file).
         regressor: What `locctx fit` stored (regressor.pt), for a fitted source.
+        dataset_json: Names of classes and channels; None: the file near the scan or its label, if there is one.
+        progress: Show what is being done.
 
     Raises:
         ValueError: A file is missing, unreadable or does not fit; the patch size is not three numbers above 0; a fitted
@@ -109,27 +126,27 @@ def locate_scan(
     """
     from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
-    whole = read_scan(images)
-    seg = None if label is None else read_scan([label], segmentation=True).voxels
-    if seg is not None and seg.shape[1:] != whole.frame.shape:
-        raise ValueError(f"the label has the shape {seg.shape[1:]} (z, y, x), the image {whole.frame.shape}")
-    whole = Scan(np.nan_to_num(whole.voxels), whole.frame, whole.properties)
-    measured = None if regressor is None else _measure(regressor, source, whole)
-    data, cropped, box = crop_to_nonzero(whole.voxels, seg)
-    properties = {
-        **whole.properties,
-        "bbox_used_for_cropping": box,
-        "shape_after_cropping_and_before_resampling": data.shape[1:],
-    }
-    frame = Frame.from_properties(properties, data.shape[1:])
+    patch = None if patch_size is None else checked_patch(patch_size)
+    with _Steps(3, "reading", progress) as steps:
+        description = _description(dataset_json, [*images, *([label] if label else [])])
+        whole = read_scan(images)
+        whole = Scan(np.nan_to_num(whole.voxels), whole.frame, whole.properties)
+        segmentation = None if label is None else _read_label(label, whole)
+        steps.next("measuring")
+        measured = None if regressor is None else _measure(regressor, source, whole)
+        steps.next("cropping")
+        box = crop_to_nonzero(whole.voxels)[2]
+    image, frame = _crop(whole, box)
     return LocatedScan(
         name=images[0].name,
-        image=data[0],
+        image=image,
         frame=frame,
+        label=None if segmentation is None else _crop(segmentation, box)[0],
+        **_names(description, segmentation),
+        grid=frame,
         source=source,
         field=source.field(frame, measured),
-        label=cropped[0].astype(np.int32) if label is not None else None,
-        patch_size=None if patch_size is None else checked_patch(patch_size),
+        patch_size=patch,
     )
 
 
@@ -141,6 +158,7 @@ def compare_predictions(
     fold: str | None = None,
     shift: Sequence[float] | None = None,
     device: str | None = None,
+    progress: bool = False,
 ) -> LocatedScan:
     """Preprocesses a scan as the model's plans say and predicts it twice.
 
@@ -152,6 +170,7 @@ def compare_predictions(
         shift: Added to the location (R, A, S; units of the model's source) for the second prediction; None makes the
             location unknown.
         device: Torch device; None: the GPU if there is one.
+        progress: Show what is being done.
 
     Raises:
         ValueError: The folder is no trained model or not one with location, a file is missing, or the model needs the
@@ -160,27 +179,37 @@ def compare_predictions(
     for file in [*images, *([label] if label else [])]:
         if not file.is_file():
             raise ValueError(f"no file {file}")
-    # mirroring would average predictions and blur what the location does
-    loaded = load_located_model(model, fold, device=device, mirroring=False)
-    scan = loaded.prepare(images, label)
-    located = loaded.labels(scan.data)
+    with _Steps(3, "loading the model", progress) as steps:
+        # mirroring would average predictions and blur what the location does
+        loaded = load_located_model(model, fold, device=device, mirroring=False, progress=progress)
+        steps.next("preprocessing")
+        prepared = loaded.prepare(images)
+        steps.next("reading")
+        plans = loaded.predictor.plans_manager
+        whole = read_scan(images, plans.plans["image_reader_writer"])
+        segmentation = None if label is None else _read_label(label, whole)
+    located = loaded.labels(prepared.data)
     if shift is None:
-        scan.location[:] = np.nan
+        prepared.location[:] = np.nan
         words = "unknown location"
     else:
-        scan.location[:] += np.reshape(np.asarray(shift, dtype=np.float32), (-1, 1, 1, 1))
+        prepared.location[:] += np.reshape(np.asarray(shift, dtype=np.float32), (-1, 1, 1, 1))
         words = "location shifted by " + ", ".join(
             f"{name} {value:+g}" for name, value in zip("RAS", shift, strict=True)
         )
+    box = prepared.properties["bbox_used_for_cropping"]
+    image, frame = _crop(whole, box, plans.transpose_forward)
     return LocatedScan(
         name=images[0].name,
-        image=scan.data[0],
-        frame=scan.frame,
+        image=image,
+        frame=frame,
+        label=None if segmentation is None else _crop(segmentation, box, plans.transpose_forward)[0],
+        **_names(loaded.dataset_json, segmentation),
+        grid=prepared.frame,
         source=loaded.source,
-        field=loaded.field(scan),
-        label=None if scan.seg is None else np.maximum(scan.seg[0], 0).astype(np.int32),
+        field=loaded.field(prepared),
         patch_size=checked_patch(loaded.configuration.patch_size),
-        comparison=Comparison(located, loaded.labels(scan.data), words),
+        comparison=Comparison(located, loaded.labels(prepared.data), words),
     )
 
 
@@ -194,6 +223,76 @@ def checked_patch(patch_size: Sequence[int]) -> tuple[int, int, int]:
     if len(sizes) not in (2, 3) or min(sizes) < 1:
         raise ValueError(f"a patch needs two or three sizes of at least 1 voxel, got {list(patch_size)}")
     return _three([1] * (3 - len(sizes)) + sizes)
+
+
+def _description(given: Path | None, files: Sequence[Path]) -> dict[str, Any]:
+    """The content of the dataset.json that is given or lies near the files; empty: there is none."""
+    near = places_of_dataset_json([file.parent for file in files])
+    file = given or next((place for place in near if place.is_file()), None)
+    try:
+        return {} if file is None else read_dataset_json(file, ("channel_names", "labels"))
+    except ValueError as error:
+        if given is not None:
+            raise
+        warnings.warn(f"classes are called by their numbers: {error}", stacklevel=3)
+        return {}
+
+
+def _names(description: Mapping[str, Any], label: Scan | None) -> dict[str, Any]:
+    """Name of the first channel and names of the label values, as :class:`LocatedScan` takes them."""
+    channel = next(iter(description.get("channel_names", {}).values()), "")
+    names: dict[int, str] = {}
+    # a value of several regions is called by the smallest, which says most
+    for name, values in sorted(description.get("labels", {}).items(), key=lambda item: np.size(item[1])):
+        for value in np.ravel(values).tolist():
+            names.setdefault(value, name)
+    for value in sorted([] if label is None else pd.unique(label.labels.ravel()).tolist()):
+        names.setdefault(value, f"label {value}")
+    names.pop(0, None)
+    return {"channel": channel, "names": names}
+
+
+def _read_label(file: Path, image: Scan, reader: str | None = None) -> Scan:
+    label = read_scan([file], reader, segmentation=True)
+    if label.frame.shape != image.frame.shape:
+        raise ValueError(
+            f"the label has the shape {label.frame.shape} (z, y, x), the image {image.frame.shape}"
+        )
+    return Scan(label.labels[None], label.frame, label.properties)
+
+
+def _crop(
+    scan: Scan, box: Sequence[Sequence[int]], transpose: Sequence[int] = (0, 1, 2)
+) -> tuple[npt.NDArray[Any], Frame]:
+    """The first channel within a box of nnU-Net's, which transposes before it crops, and where it lies."""
+    inner = scan.voxels[0].transpose(transpose)[tuple(slice(*edges) for edges in box)]
+    properties = {
+        **scan.properties,
+        "bbox_used_for_cropping": box,
+        "shape_after_cropping_and_before_resampling": inner.shape,
+    }
+    return inner, Frame.from_properties(properties, inner.shape, transpose)
+
+
+class _Steps:
+    """A progress bar of steps that take unlike long, on a terminal."""
+
+    def __init__(self, count: int, first: str, progress: bool) -> None:
+        shape = "{desc}: {n_fmt}/{total_fmt} |{bar:20}| {elapsed}"
+        self._bar = tqdm(
+            total=count, desc=first, disable=None if progress else True, leave=False, bar_format=shape
+        )
+
+    def __enter__(self) -> "_Steps":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def next(self, name: str) -> None:
+        """Says that the next step begins."""
+        self._bar.update()
+        self._bar.set_description(name)
 
 
 def _measure(file: Path, source: LocationSource, scan: Scan) -> Measurement:

@@ -1,6 +1,7 @@
 """What a study will take: one line a run, by a published time and by steps that are timed on this machine."""
 
 import json
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -18,7 +19,7 @@ ASSUMPTION = (
     "9 h for 1000 epochs of nnU-Net's plain 3d_fullres on one A100 40GB PCIe (nnU-Net, "
     "documentation/resenc_presets.md), taken as 128^3 voxels x 2 and scaled by epochs and by voxels of a batch"
 )
-NOT_IN_IT = "loss, augmentation, validation and a slow disk are not in it"
+NOT_IN_IT = "as busy as it is now; loss, augmentation, validation and a slow disk are not in it"
 
 PATIENCE = 120.0
 """Seconds after which no further run is timed; the others are scaled from those that were, by voxels of a batch."""
@@ -71,14 +72,18 @@ def report_expected(study: Study, jobs: Iterable[Job]) -> Iterator[str]:
         size += ", planned batch" if batch is None else f", batch {batch}"
         yield f"{f'{run.method.name}, {run.preset.name}':<44}{folds[slug]:>6}{_cells(minutes)}   {size}"
     yield f"{'total':<44}{sum(folds.values()):>6}{_cells(totals)}"
-    unknown = "" if plans is not None else "; patch or batch not planned yet are taken as 128^3 x 2"
-    yield f"one A100: {ASSUMPTION}; other networks and location blocks are not in it{unknown}"
+    unplanned = any(None in batch_of(run, plans) for run in runs.values())
+    sentences = [
+        f"one A100: {ASSUMPTION}; other networks and location blocks are not in it"
+        + ("; a patch or batch that is not planned yet is taken as 128^3 x 2" if unplanned else ""),
+        "this machine: known once the dataset is planned (nnUNetv2_plan_experiment, or --only plan)",
+    ]
     if np.isfinite(totals[1]):
-        yield f"this machine ({study.device}): 5 steps timed with random patches; {NOT_IN_IT}"
-    elif plans is None:
-        yield "this machine: known once the dataset is planned (nnUNetv2_plan_experiment, or --only plan)"
-    else:
-        yield f"this machine: has no {study.device}, or could not time every run"
+        sentences[1] = f"this machine ({study.device}): 5 steps timed with random patches; {NOT_IN_IT}"
+    elif plans is not None:
+        sentences[1] = f"this machine: it has no {study.device}, or not every run could be timed"
+    for sentence in sentences:
+        yield textwrap.fill(sentence, 120)
 
 
 def _timed_steps(study: Study, runs: Collection[Run], plans: Mapping[str, Any] | None) -> Iterator[float]:

@@ -154,7 +154,7 @@ class Study(Table):
     test: Annotated[Flag, Field(validate_default=True)] = True
     robustness: Robustness | None = None
     postprocessing: Annotated[
-        tuple[Literal["largest_component", "atlas"], ...], AfterValidator(all_different)
+        tuple[Literal["largest_component", "atlas", "sides"], ...], AfterValidator(all_different)
     ] = ()
     evaluation: Evaluation = Evaluation()
     papers: Names = ()

@@ -35,13 +35,11 @@ GPUS = "LOCCTX_STUDY_GPUS"
 
 def environment(study: Study) -> dict[str, str]:
     """The variables that nnU-Net's commands need for this study, whatever the shell says."""
-    from nnunet_locctx.resources import trainers_folder
+    from nnunet_locctx.resources import trainer_folders
 
-    others = os.environ.get("nnUNet_extTrainer", "").split(os.pathsep)
-    trainers = dict.fromkeys([str(trainers_folder()), *filter(None, others)])
     return {
         **{f"nnUNet_{name}": str(folder) for name, folder in study.folders},
-        "nnUNet_extTrainer": os.pathsep.join(trainers),
+        "nnUNet_extTrainer": trainer_folders(),
         "nnUNet_n_proc_DA": str(study.processes),
         "nnUNet_def_n_proc": str(study.processes),
         "OMP_NUM_THREADS": "1" if study.device == "cuda" else str(study.processes),
@@ -152,10 +150,11 @@ class _Step:
                 words += ["-o", str(draft / "atlas.npz"), "--fold-atlases"]
                 self._command("locctx", "postprocess", "fit-atlas", *words, *common)
             for fold, predictions in validation.items():
-                action = ["largest-component"]
+                action = [method.replace("_", "-")]
                 if method == "atlas":
                     action = ["apply-atlas", str(draft / f"atlas_fold_{fold}.npz")]
                 words = [*action, str(predictions), "-o", str(draft / "predictions")]
+                words += ["--labels", self._labels("Tr")] if method == "sides" else []
                 self._command("locctx", "postprocess", *words, *common)
             self._evaluate(draft / "predictions", draft / "evaluation", "Tr")
 

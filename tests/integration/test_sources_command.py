@@ -54,10 +54,13 @@ def test_without_preprocessed_data_nothing_is_compared(
     folder = space.preprocessed / space.dataset
     shutil.rmtree(folder / "nnUNetPlans_3d_fullres")
     before = sorted(folder.rglob("*"))
-    run = "run nnUNetv2_preprocess -d 1 -plans_name nnUNetPlans -c 3d_fullres"
+    words = (
+        "that of 2d, 3d_lowres is: give one with -c, or run nnUNetv2_preprocess -d 1 -plans_name nnUNetPlans "
+        "-c 3d_fullres"
+    )
     for command in ("sources -d 1", "plan -d 1 --name located --source auto"):
         status, text = locctx(space, command, capsys)
-        assert (status, f"is not there; {run}" in text) == (2, True)
+        assert (status, f"is not there; {words}" in text) == (2, True)
     for command, words in (
         ("sources -d 1 -o here.jpg", "must be a .png"),
         ("sources -d 1 -np 0", "at least 1, got 0"),

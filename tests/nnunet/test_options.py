@@ -41,7 +41,7 @@ def test_scanner() -> None:
     [
         (
             {"source": "gps"},
-            "location.source must be one of anatomical, body, body_part, scanner, voxel, got 'gps'",
+            "unknown location.source 'gps'; there are anatomical, body, body_part, scanner, voxel",
         ),
         (
             {"sauce": "voxel"},

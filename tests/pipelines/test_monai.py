@@ -4,8 +4,10 @@ The image's channels are the millimetres (R, A, S) of its voxels and a 1 that te
 linear interpolation, so what the transforms make of them is the truth, to a thousandth of a voxel.
 """
 
+from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -198,3 +200,17 @@ def test_errors() -> None:
     with pytest.raises(KeyError):
         LocateScand("other")({"image": image})
     assert set(LocateScand("other", allow_missing_keys=True)({"image": image})) == {"image"}
+
+
+def test_files(tmp_path: Path) -> None:
+    """Of images read from files MONAI updates what it takes for meta data: the scan's location is not."""
+    file = tmp_path / "ct.nii.gz"
+    voxels, affine = ball(8)
+    nib.save(nib.Nifti1Image(voxels, affine), file)
+    loading = [mt.LoadImaged("image"), mt.EnsureChannelFirstd("image"), LocateScand("image", SCANNER)]
+    turned = mt.Compose(
+        [*loading, mt.Spacingd("image", (3, 3, 3)), mt.Orientationd("image", "LPS", labels=None)]
+    )
+    image = mt.Compose([turned, AddLocationd("image")])({"image": file})["image"]
+    corner = image.affine.numpy() @ [0, 0, 0, 1]
+    np.testing.assert_allclose(image[1:, 0, 0, 0].numpy() * MILLIMETRES_PER_UNIT, corner[:3], atol=1e-4)

@@ -72,8 +72,8 @@ TRANSFORMS: dict[str, Any] = {
         [
             tio.ToCanonical(),
             tio.RandomFlip(axes=0, flip_probability=1),
-            tio.Pad((2, 0, 1, 3, 2, 2)),
-            tio.RandomAffine(degrees=15, translation=3, default_pad_value=0),
+            tio.Pad((4, 5, 6, 5, 4, 4)),
+            tio.RandomAffine(degrees=5, translation=3, default_pad_value=0),
             tio.Lambda(lambda voxels: voxels + 0.0),
             tio.Flip(axes=(1, 2)),
             tio.RandomElasticDeformation(max_displacement=2.0, num_control_points=7),

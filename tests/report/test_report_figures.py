@@ -1,18 +1,30 @@
 """What the figures are made of; that they can be read was checked by eye."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import nibabel
 import numpy as np
 import pandas as pd
 import pytest
 
-from nnunet_locctx.report.case_images import read_case
-from nnunet_locctx.report.cases import choose_cases, draw_overlays, label_colours
-from nnunet_locctx.report.figures import baseline_dice, draw_coverage, draw_training, looks, printed_gains
+from nnunet_locctx.report import figures, style
+from nnunet_locctx.report.case_images import MOST_SLICES, _thinned, read_case
+from nnunet_locctx.report.cases import choose_cases, draw_overlays, label_colours, read_cases
+from nnunet_locctx.report.figures import (
+    baseline_dice,
+    draw_classes,
+    draw_coverage,
+    draw_location,
+    draw_training,
+    printed_gains,
+)
 from nnunet_locctx.report.results import Results, load_study
 from nnunet_locctx.report.statistics import by_case, class_gains, class_sizes, compare, with_base
+from nnunet_locctx.report.style import looks
 from nnunet_locctx.report.tables import location_points
 from tests.report.synthetic_study import CLASSES, Synthetic, edit_json, robustness, true_labels, write_json
 
@@ -29,18 +41,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_slices_are_seen_from_the_feet_with_the_patients_right_at_the_left(folder: Path) -> None:
     study = load_study(folder / "work")
     piece = read_case(study, "case_000", 0, study.runs_at(SMALL))
-    columns = piece.truth.shape[1]
-    right = np.argwhere(piece.truth == CLASSES["right kidney"]).mean(axis=0)
-    left = np.argwhere(piece.truth == CLASSES["left kidney"]).mean(axis=0)
-    liver = np.argwhere(piece.truth == CLASSES["liver"]).mean(axis=0)
+    truth = piece.truth[piece.fullest]
+    columns = truth.shape[1]
+    right = np.argwhere(truth == CLASSES["right kidney"]).mean(axis=0)
+    left = np.argwhere(truth == CLASSES["left kidney"]).mean(axis=0)
+    liver = np.argwhere(truth == CLASSES["liver"]).mean(axis=0)
     # the scan is stored with x to the right, y to the front
     assert right[1] < columns / 2 < left[1]
     assert liver[0] < right[0]  # the liver lies in front of the kidney
     assert piece.letters == ("R", "L", "A", "P")
-    assert piece.name.startswith("axial, slice")
+    name = piece.names[piece.fullest]
+    assert name.startswith("axial, slice")
     full = true_labels(0)
     fullest = int(np.argmax((full > 0).sum(axis=(1, 2))))
-    assert f"slice {fullest + 1} of 12" in piece.name
+    assert f"slice {fullest + 1} of 12" in name
+    # from the first slice with a label to the last
+    assert [one.split()[2] for one in piece.names] == [str(index + 1) for index in range(2, 10)]
     assert piece.problems == ()
     assert 0 <= piece.image.min() <= piece.image.max() <= 1
 
@@ -73,9 +89,12 @@ def test_missing_files_are_named_and_the_rest_is_drawn(tmp_path: Path) -> None:
         file.unlink()
     gone = min(choose_cases(case_dice(study), "LocBAM", "Baseline"))[1]
     (tmp_path / "raw" / "Dataset007_BTCV" / "imagesTr" / f"{gone}_0000.nii.gz").unlink()
-    figure, problems = draw_overlays(study, rows, SMALL)
+    cases = read_cases(study, rows, SMALL)
+    assert cases is not None
+    figure, problems = draw_overlays(study, cases), cases.problems
     assert figure is not None
     assert gone not in figure.caption
+    assert cases.left_out == 1
     assert any(problem.startswith(f"{SMALL}, {gone}: no file") for problem in problems)
     assert any("CoordConv: no file" in problem for problem in problems)
 
@@ -83,10 +102,11 @@ def test_missing_files_are_named_and_the_rest_is_drawn(tmp_path: Path) -> None:
 def test_without_raw_data_there_is_no_figure_but_a_reason(tmp_path: Path) -> None:
     work = Synthetic(presets=(SMALL,), folds=1).write(tmp_path)
     study = load_study(work)
-    figure, problems = draw_overlays(study, compare(study), SMALL)
-    assert figure is None
-    assert problems
-    assert all("dataset.json" in problem for problem in problems)
+    cases = read_cases(study, compare(study), SMALL)
+    assert cases is not None
+    assert draw_overlays(study, cases) is None
+    assert cases.problems
+    assert all("dataset.json" in problem for problem in cases.problems)
 
 
 def test_two_dimensional_images_are_drawn_as_stored(tmp_path: Path) -> None:
@@ -107,9 +127,44 @@ def test_two_dimensional_images_are_drawn_as_stored(tmp_path: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(truth * (100 if place == places[0] else 1)).save(place)
     piece = read_case(study, "case_000", 0, study.runs)
-    assert (piece.letters, piece.name) == ((), "2D, as stored")
-    assert np.array_equal(piece.truth, truth)
-    assert all(np.array_equal(plane, truth) for plane in piece.predictions.values())
+    assert (piece.letters, piece.names) == ((), ("2D, as stored",))
+    assert np.array_equal(piece.truth, truth[None])
+    assert all(np.array_equal(stack, truth[None]) for stack in piece.predictions.values())
+
+
+def test_slices_are_thinned_evenly_and_the_fullest_stays() -> None:
+    marked = np.zeros(200, bool)
+    marked[20:171] = True
+    chosen = _thinned(marked, 103)
+    assert len(chosen) <= MOST_SLICES
+    assert set(np.diff(chosen)) == {7}
+    assert 103 in chosen
+    assert (min(chosen) - 20 < 7, 170 - max(chosen) < 7) == (True, True)
+    assert _thinned(np.zeros(9, bool), 4) == [4]
+
+
+def test_the_leaders_worst_case_comes_first(folder: Path) -> None:
+    study = load_study(folder / "work")
+    cases = read_cases(study, compare(study), SMALL)
+    assert cases is not None
+    dice = [cases.dice["LocBAM"][key] for key in cases.slices]
+    assert dice == sorted(dice)
+    assert dice[0] == cases.dice["LocBAM"].min()
+
+
+def test_alternatives_state_the_finding(folder: Path) -> None:
+    study = load_study(folder / "work")
+    rows = compare(study)
+    located = rows[(rows["method"] == "LocBAM") & (rows["preset"] == SMALL)]["gain"].item()
+    coverage, classes = draw_coverage(study, rows), draw_classes(study, rows, SMALL)
+    assert coverage is not None
+    assert classes is not None
+    assert f"LocBAM: +{100 * located:.1f} at {SMALL}" in coverage.alternative
+    gains = class_gains(with_base(study, rows[rows["preset"] == SMALL]))
+    best = gains.loc[gains[gains["method"] == "LocBAM"]["gain"].idxmax()]
+    assert f"LocBAM: most in {best['class']} (+{100 * best['gain']:.1f})" in classes.alternative
+    (training,) = draw_training(study)
+    assert training.alternative.startswith("Pseudo Dice in the last epoch in %. Baseline: ")
 
 
 def case_dice(study: Results) -> pd.DataFrame:
@@ -202,6 +257,10 @@ def test_wrong_locations_stand_beside_the_baseline_on_the_same_cases(tmp_path: P
     assert set(points["method"]) == {"LocBAM"}
     assert np.isnan(points["dice"][0])
     assert points["dice"][1] == pytest.approx(0.847)
+    figure = draw_location(study, points)
+    assert figure is not None
+    # 0.85 - 0.3 x 25 / 100; 100 % is in the table and not in the figure
+    assert f"LocBAM at {SMALL}: 84.7% Dice, 77.5% with 25% shift" in figure.alternative
     scores = study.scores_of(f"Baseline__{SMALL}")
     assert baseline_dice(study, SMALL) == pytest.approx(scores.loc[scores["case"].isin(cases), "dice"].mean())
 
@@ -214,3 +273,34 @@ def test_methods_keep_their_colour_and_regions_their_number(folder: Path) -> Non
     edit_json(folder / "work" / "study.json", labels=labels)
     named = {label: name for label, (name, _) in label_colours(load_study(folder / "work")).items()}
     assert named == {1: "edema", 2: "label 2", 3: "label 3"}
+
+
+def test_wrong_locations_have_a_panel_per_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Synthetic(presets=(SMALL,))
+    work = one.write(tmp_path)
+    content = json.loads((work / "study.json").read_text())
+    content["methods"][1]["source"] = "body"
+    write_json(work / "study.json", content)
+    for method in ("CoordConv", "LocBAM"):
+        file = work / "runs" / f"{method}__{SMALL}" / "robustness" / "robustness.json"
+        write_json(file, robustness(method, one.case_names(0)[:2], 0.3))
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures, "to_svg", lambda figure: drawn.append(figure) or b"")
+    study = load_study(work)
+    assert draw_location(study, location_points(study)) is not None
+    (figure,) = drawn
+    # rows: shift and noise; columns: the sources; beside each curve the dashed baseline
+    assert [panel.get_title() for panel in figure.axes] == ["source body", "source voxel", "", ""]
+    assert [len(panel.lines) for panel in figure.axes] == [2] * 4
+    assert max(figure.axes[0].lines[0].get_xdata()) == 25
+
+
+def test_figures_follow_the_readers_theme(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "to_svg", style.to_svg)
+    (figure,) = draw_training(load_study(folder / "work"))
+    svg = figure.svg.decode()
+    assert "prefers-color-scheme: dark" in svg
+    assert not {"#000000", style.BASELINE_COLOUR, "#ffffff"} & set(
+        re.findall(r"(?:fill|stroke): (#\w+)", svg)
+    )
+    assert ElementTree.fromstring(svg).tag.endswith("svg")

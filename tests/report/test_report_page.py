@@ -1,15 +1,22 @@
 """The written report: complete, self-contained, escaped, the same each time, never half written."""
 
+import base64
 import csv
+import html
+import io
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from nnunet_locctx.cli import main
-from nnunet_locctx.report import write_report
+from nnunet_locctx.report import browser, write_report
 from tests.report.synthetic_study import PRESETS, Synthetic, edit_json, robustness, write_json
 
 SMALL = "locbam_lowres_small"
@@ -56,26 +63,30 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def written(work: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nnunet_locctx.report.statistics.RESAMPLES", 99)
-        patch.setattr("nnunet_locctx.report.figures.DPI", 50)
+        patch.setattr("nnunet_locctx.report.style.DPI", 50)
         return write_report(work).parent
 
 
 def test_the_page_needs_nothing_else(written: Path) -> None:
     page = Page((written / "index.html").read_text())
-    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert not {"link", "iframe", "object"} & set(page.tags)
     assert page.sources
-    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
-    assert len(page.sources) == len(list((written / "figures").glob("*.png")))
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
+    # the cases' figures stand for the browser where there are no scripts
+    plots = [file for file in (written / "figures").glob("*.svg") if not file.name.startswith("cases_")]
+    assert len(page.sources) == len(plots)
     for target in page.targets:
         assert (target[1:] in page.anchors) if target.startswith("#") else (written / target).is_file()
-    assert "url(" not in (written / "index.html").read_text()
+    text = (written / "index.html").read_text()
+    assert not re.search(r"https?://(?!www\.w3\.org)|fetch\(|XMLHttpRequest|import\(|@import", text)
+    assert len(text) < 2_000_000
 
 
 def test_every_figure_and_table_is_there(written: Path) -> None:
     figures = {file.stem for file in (written / "figures").iterdir()}
     each = {f"{kind}_{preset}" for kind in ("class_gain", "cases") for preset in PRESETS}
     assert figures == {"coverage_gain", "training", "wrong_location", *each}
-    assert all(file.read_bytes().startswith(b"\x89PNG") for file in (written / "figures").iterdir())
+    assert all(file.read_bytes().startswith(b"<svg") for file in (written / "figures").iterdir())
     page, twin = (written / "index.html").read_text(), (written / "report.md").read_text()
     tables = re.findall(r'id="table-([^"]+)"', page)
     assert {"overview", "comparison", "errors", "training", "wrong_location", "paper_locbam_table2"} <= set(
@@ -87,8 +98,9 @@ def test_every_figure_and_table_is_there(written: Path) -> None:
     # the same pictures in the same order, each with words for those who cannot see it
     alternatives = Page(page).alternatives
     assert all(len(words.split()) > 3 for words in alternatives)
-    assert re.findall(r"!\[(.*?)\]\(figures/", twin.replace("\\", "")) == alternatives
-    assert set(re.findall(r"\]\(figures/(.*?)\.png\)", twin)) == figures
+    pictures = re.findall(r"!\[(.*?)\]\(figures/(.*?)\.svg\)", twin.replace("\\", ""))
+    assert [words for words, name in pictures if not name.startswith("cases_")] == alternatives
+    assert {name for _, name in pictures} == figures
     assert "no paper's table 'no_such'" in Page(page).text
     cases = list(csv.DictReader((written / "cases.csv").read_text().splitlines()))
     assert len(cases) == 4 * 4 * 5  # runs, cases, classes
@@ -97,7 +109,7 @@ def test_every_figure_and_table_is_there(written: Path) -> None:
 def test_the_same_study_gives_the_same_bytes(work: Path, written: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nnunet_locctx.report.statistics.RESAMPLES", 99)
-        patch.setattr("nnunet_locctx.report.figures.DPI", 50)
+        patch.setattr("nnunet_locctx.report.style.DPI", 50)
         again = write_report(work, tmp_path / "again").parent
     names = sorted(str(file.relative_to(written)) for file in written.rglob("*") if file.is_file())
     assert names == sorted(str(file.relative_to(again)) for file in again.rglob("*") if file.is_file())
@@ -113,8 +125,10 @@ def test_names_are_text_never_markup(tmp_path: Path) -> None:
     failure = {"job": "train", "run": "r", "fold": 0, "exit_status": 1, "log": "l"}
     write_json(work / "failures" / "train.json", {**failure, "message": f"{EVIL}\nlast | line"})
     folder = write_report(work).parent
-    page = Page((folder / "index.html").read_text())
-    assert "script" not in page.tags
+    text = (folder / "index.html").read_text()
+    page = Page(text)
+    assert page.tags.count("script") == 2  # the names as data, and the page's own
+    assert "<script>alert" not in text
     assert EVIL in page.text
     assert "1 failed job" in page.text
     # indented lines are code, where nothing is markup
@@ -174,3 +188,93 @@ def test_settings_and_commands_are_told(written: Path, work: Path) -> None:
     for words in ("nnunetv2 2.8.1", "machine, cpu: test", "seed: 0", *commands):
         assert words in text
     assert json.loads((work / "study.json").read_text())["fairness"][0]["what"] in text
+
+
+CLICKS = """
+const log = [], shown = rows => rows.filter(row => !row.hidden);
+const table = document.querySelector("#table-comparison table");
+const classes = document.querySelector("[id^=table-classes] table");
+const column = at => [...table.tBodies[0].rows].map(row => row.cells[at].textContent);
+const head = [...table.tHead.rows[0].cells].find(cell => cell.textContent === "gain, points");
+log.push(column(5));
+head.querySelector("button").click(); log.push([head.ariaSort, ...column(5)]);
+head.querySelector("button").click(); log.push([head.ariaSort, ...column(5)]);
+head.querySelector("button").click(); log.push([head.ariaSort, ...column(5)]);
+const view = () => [...document.querySelectorAll(".view")].map(one => one.ariaLabel);
+const cases = document.querySelector("select[title=case]"), slider = document.querySelector("input[type=range]");
+log.push([...cases.options].map(one => one.text));
+slider.value = 0; slider.dispatchEvent(new Event("input")); log.push(view());
+document.querySelector("button[title='next case']").click(); log.push([cases.selectedIndex, view()[0]]);
+log.push(getComputedStyle(document.querySelector(".view")).backgroundImage.match(/data:image.(png|jpeg)/g));
+document.querySelector("input[value=Baseline]").click();
+log.push([shown([...table.tBodies[0].rows]).map(row => row.cells[1].textContent), view().length]);
+document.querySelector("input[value=liver]").click();
+log.push([...classes.tHead.rows[0].cells].filter(cell => cell.offsetParent).map(cell => cell.textContent));
+log.push(document.querySelector("#filter summary").textContent);
+document.body.dataset.log = JSON.stringify(log);
+"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_the_page_sorts_filters_and_browses(written: Path, tmp_path: Path) -> None:
+    text = (written / "index.html").read_text()
+    # the page's own script is done when this one begins
+    (tmp_path / "page.html").write_text(text.replace("</body>", f"<script>{{{CLICKS}}}</script></body>"))
+    command = [
+        "chromium",
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path}/profile",
+    ]
+    done = subprocess.run(
+        [*command, "--dump-dom", (tmp_path / "page.html").as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    found = re.search(r'data-log="([^"]*)"', done.stdout)
+    assert found, done.stderr[-2000:]
+    log = json.loads(html.unescape(found[1]))
+    stored = list(csv.DictReader((written / "comparison.csv").read_text().splitlines()))
+    gains = [float(row["gain"]) for row in stored if row["gain"]]
+    none, few, many = (
+        "\N{EN DASH}",
+        *(f"{100 * gain:+.2f}".replace("-", "\N{MINUS SIGN}") for gain in sorted(gains)),
+    )
+    as_written, falling, rising, again = log[:4]
+    assert sorted(as_written) == sorted([none, few, none, many])
+    assert falling == ["descending", many, few, none, none]
+    assert rising == ["ascending", few, many, none, none]
+    assert again == [None, *as_written]
+    options, slices, after, pictures, filtered, heads, summary = log[4:]
+    dice = [float(re.findall(r"LocBAM ([\d.]+)%", option)[0]) for option in options]
+    assert len(options) == 4
+    assert dice == sorted(dice)
+    assert [label.split(", ")[3].split(":")[0] for label in slices] == ["truth", "Baseline", "LocBAM"]
+    assert all("axial, slice 3 of 12" in label for label in slices)
+    assert after[0] == 1
+    assert after[1].startswith(options[1].split(":")[0])
+    assert pictures == ["data:image/png", "data:image/jpeg"]
+    assert filtered == [["LocBAM", "LocBAM"], 2]
+    assert "liver" not in heads
+    assert "spleen" in "".join(heads)
+    assert summary == "Show 1 of 2 methods, 4 of 5 classes"
+
+
+def test_swapped_voxels_and_the_truths_outline_are_in_the_pictures() -> None:
+    colours = {1: ("left", "#0072b2"), 2: ("right", "#d55e00")}
+    truth = np.zeros((2, 4, 6), np.uint8)
+    truth[1, 1:3, 1:3], truth[1, 1:3, 4:6] = 1, 2
+    predicted = np.where(truth == 1, 2, truth)
+    swapped = (truth == 1) & (predicted == 2)
+    url = browser._labels(predicted, truth, swapped, colours)
+    picture = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGBA")
+    factor = browser.SIDE // 6
+    assert picture.size == (6 * factor, 2 * 4 * factor)
+    pixels = np.asarray(picture).reshape(2, 4, factor, 6, factor, 4)
+    middle = pixels[:, :, factor // 2, :, factor // 2]
+    assert not middle[0].any()
+    assert (middle[1, 1:3, 1:3] == (*bytes.fromhex(browser.SWAPPED[1:]), 190)).all()
+    assert (middle[1, 1:3, 4:6, :3] == tuple(bytes.fromhex("d55e00"))).all()
+    assert (pixels[1, 1, 0, 1] == (255, 255, 255, 200)).all()  # the upper edge of the left one

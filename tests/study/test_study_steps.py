@@ -27,7 +27,10 @@ def jobs(tmp_path, monkeypatch):
     """The jobs of a study with all there can be, in its work folder."""
     write_dataset(tmp_path)
     monkeypatch.setattr(os, "environ", {**os.environ})
-    asked = {"postprocessing": ["atlas", "largest_component"], "robustness": {"presets": ["far"], "cases": 1}}
+    asked = {
+        "postprocessing": ["atlas", "largest_component", "sides"],
+        "robustness": {"presets": ["far"], "cases": 1},
+    }
     file = write_study(
         tmp_path,
         methods=METHODS,
@@ -95,6 +98,11 @@ def test_each_kind_runs_its_commands(jobs, commands):
         ],
         "postprocess.Loc__far.largest_component": [
             *[["locctx", "postprocess", "largest-component"]] * 2,
+            ["locctx", "evaluate"],
+        ],
+        "postprocess.Loc__far.sides": [
+            ["locctx", "postprocess", "sides", str(model / "fold_0" / "validation")],
+            ["locctx", "postprocess", "sides", str(model / "fold_1" / "validation")],
             ["locctx", "evaluate"],
         ],
         "robustness.Loc__far": [["locctx", "robustness", "--model", str(model), "--fold", "0"]],

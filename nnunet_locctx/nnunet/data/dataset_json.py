@@ -1,12 +1,18 @@
 """The description of a raw dataset, dataset.json, and what is wrong with one."""
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 KEYS = ("channel_names", "labels", "regions_class_order", "numTraining", "file_ending")
 """What nnU-Net needs; ``regions_class_order`` only where a class has several label values."""
+
+
+def places_of_dataset_json(folders: Iterable[Path]) -> list[Path]:
+    """Where the description of what is in a folder may lie, first the nearest: nnU-Net puts it into a folder of
+    predictions, one above scans and their labels, and two above the predictions of a fold's validation."""
+    return [near / "dataset.json" for folder in folders for near in (folder, *folder.resolve().parents[:2])]
 
 
 def read_dataset_json(

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import LOCATION_CHANNELS, LocationField, LocationSource, Locator, Measurement
-from nnunet_locctx.resources import trainers_folder
+from nnunet_locctx.resources import trainer_folders
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth")
 
@@ -191,7 +191,7 @@ def load_located_model(
             needs the predictions of a previous stage.
     """
     fold, checkpoint = find_checkpoint(folder, fold)
-    os.environ.setdefault("nnUNet_extTrainer", str(trainers_folder()))
+    os.environ["nnUNet_extTrainer"] = trainer_folders()
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     from nnunet_locctx.nnunet.predicting.preprocessing import LocatedConfiguration

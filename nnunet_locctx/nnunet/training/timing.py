@@ -1,6 +1,8 @@
 """How long a training step takes on this machine, without data and before anything is preprocessed."""
 
+import math
 import time
+import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
@@ -15,6 +17,7 @@ from nnunet_locctx.nnunet.training.trainer import LocatedTrainer
 from nnunet_locctx.nnunet.training.trainers import find_trainer
 
 STEPS = 5
+ENOUGH_VOXELS = 64**3
 PATIENCE = 20.0
 """Seconds after which no further step is timed."""
 
@@ -30,8 +33,8 @@ def step_seconds(
 ) -> float:
     """The median time of forward pass, backward pass and update, of random patches.
 
-    On a CPU a batch takes as much longer as it has patches, so one patch is timed there. Loss, data loading and
-    augmentation are not in it.
+    On a CPU a batch that fills it takes as much longer as it has patches: no more of them are timed than hold
+    :data:`ENOUGH_VOXELS`, and one at least. Loss, data loading and augmentation are not in it.
 
     Args:
         plans: nnU-Net's.
@@ -48,13 +51,16 @@ def step_seconds(
     planned = manager.get_configuration(configuration)
     classes = manager.get_label_manager(dataset_json).num_segmentation_heads
     channels = determine_num_input_channels(manager, planned, dataset_json)
-    kind = find_trainer(trainer) or recursive_find_trainer_class_by_name(trainer)
+    with warnings.catch_warnings():  # of other trainers' modules, which nnU-Net imports to look for this one
+        warnings.simplefilter("ignore")
+        kind = find_trainer(trainer) or recursive_find_trainer_class_by_name(trainer)
     with torch.random.fork_rng():
         network = (
             kind.build_network_architecture(manager, planned, channels, classes, True).to(device).train()
         )
         located = issubclass(kind, LocatedTrainer)
-        patches = 1 if device == "cpu" else planned.batch_size
+        enough = max(1, ENOUGH_VOXELS // math.prod(planned.patch_size))
+        patches = min(planned.batch_size, enough) if device == "cpu" else planned.batch_size
         shape = (patches, channels + LOCATION_CHANNELS * located, *planned.patch_size)
         batch = torch.rand(shape, device=device)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-6)

@@ -94,7 +94,7 @@ def keep_report(work: Path, report: Path, target: Path, record: Record, *, scans
     shutil.copytree(report, draft)
     if not scans:
         (draft / "index.html").unlink()
-        for picture in (draft / "figures").glob("cases_*.png"):
+        for picture in (draft / "figures").glob("cases_*"):
             picture.unlink()
     for file in (draft / "index.html", draft / "report.md"):
         if file.is_file():

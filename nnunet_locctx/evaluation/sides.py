@@ -1,0 +1,147 @@
+"""Left and right repaired: how far each class reaches over the mid-plane is learned, what lies beyond is the twin's.
+
+The direction from left to right is the mean, over training cases and pairs, of the vector between the two centroids;
+the mid-plane of a case is perpendicular to it, through the centroid of all its paired voxels. Which side they were
+predicted as does not move that point.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from nnunet_locctx.evaluation.classes import Classes, find_pairs
+from nnunet_locctx.evaluation.label_files import frame_of, read_labels
+from nnunet_locctx.geometry import Array, Frame
+from nnunet_locctx.nnunet.data.workers import map_in_workers
+
+SAMPLES = 1000
+"""Voxels of a class that one case tells the limits with."""
+
+REACH = 0.999
+"""Share of a class's training voxels that lie within its limit."""
+
+Samples = Mapping[int, Array]
+"""Label -> (N, 3) positions, as :func:`places` gives them."""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Gives paired voxels on the wrong side to their twin; changes one segmentation, can be pickled.
+
+    Attributes:
+        normal: Unit vector from left to right, in LPS.
+        paired: Labels whose voxels' centroid is a point of the mid-plane.
+        limits: (left label, right label, limit of left, limit of right): mm from the case's mid-plane, positive to the
+            right. What is called left and lies beyond the first is right, what is called right and lies below the
+            second is left.
+    """
+
+    normal: tuple[float, float, float]
+    paired: tuple[int, ...]
+    limits: tuple[tuple[int, int, float, float], ...]
+
+    def __call__(self, segmentation: npt.NDArray[np.int32], frame: Frame) -> npt.NDArray[np.int32]:
+        """(z, y, x) label values -> the same with those voxels the twin's; the input is left alone."""
+        changed = segmentation.copy()
+        voxels = np.argwhere(np.isin(segmentation, self.paired))
+        if not len(voxels):
+            return changed
+        labels = segmentation[tuple(voxels.T)]
+        across = places(voxels, frame) @ np.array(self.normal)
+        result = labels.copy()
+        for left, right, left_limit, right_limit in self.limits:
+            result[(labels == left) & (across > left_limit)] = right
+            result[(labels == right) & (across < right_limit)] = left
+        changed[tuple(voxels.T)] = result
+        return changed
+
+
+def places(voxels: npt.NDArray[np.integer], frame: Frame) -> Array:
+    """(N, 3) voxels of an array as stored -> mm from their centroid, in LPS."""
+    positions = voxels @ frame.affine_lps[:3, :3].T
+    return np.asarray(positions - positions.mean(axis=0))
+
+
+def paired_labels(classes: Classes) -> list[tuple[int, int]]:
+    """(left, right) label values of the classes that are named as twins; regions are left out.
+
+    Raises:
+        ValueError: There are none.
+    """
+    pairs = [[classes.values[name] for name in pair] for pair in find_pairs(list(classes.values))]
+    single = [(left[0], right[0]) for left, right in pairs if len(left) == len(right) == 1]
+    if not single:
+        raise ValueError(
+            "no two classes are named as the left and the right of one structure (kidney_left and kidney_right); got "
+            f"{', '.join(classes.values)}"
+        )
+    return single
+
+
+def learn_sides(
+    files: Mapping[str, Path],
+    pairs: Sequence[tuple[int, int]],
+    reader: str,
+    processes: int,
+    *,
+    progress: bool,
+) -> Sides:
+    """Learns direction and limits.
+
+    Args:
+        files: Case -> training label.
+        pairs: (left, right) label values.
+        reader: Class name of nnU-Net's reader.
+        processes: Worker processes.
+        progress: Show a bar.
+
+    Raises:
+        ValueError: A file has no geometry, or no case has both twins of a pair.
+    """
+    paired = tuple(label for pair in pairs for label in pair)
+    sample = functools.partial(_sample, reader=reader, labels=paired)
+    answers = map_in_workers(sample, list(files.values()), processes)
+    cases: list[Samples] = list(
+        tqdm(answers, total=len(files), desc="learning the sides", unit="case", disable=not progress)
+    )
+    apart = [
+        case[right].mean(axis=0) - case[left].mean(axis=0)
+        for case in cases
+        for left, right in pairs
+        if left in case and right in case
+    ]
+    if not apart:
+        raise ValueError(f"none of {len(files)} training labels has both a left class and its right twin")
+    normal = np.mean(apart, axis=0)
+    normal /= np.linalg.norm(normal)
+    limits = []
+    for left, right in pairs:
+        across = [[case[label] @ normal for case in cases if label in case] for label in (left, right)]
+        if all(across):
+            upper = float(np.quantile(np.concatenate(across[0]), REACH))
+            lower = float(np.quantile(np.concatenate(across[1]), 1 - REACH))
+            middle = (upper + lower) / 2
+            limits.append((left, right, max(upper, middle), min(lower, middle)))
+    return Sides((float(normal[0]), float(normal[1]), float(normal[2])), paired, tuple(limits))
+
+
+def _sample(file: Path, reader: str, labels: Sequence[int]) -> Samples:
+    segmentation, properties = read_labels(file, reader)
+    frame: Frame = frame_of(properties, segmentation.shape)
+    if not frame.has_geometry:
+        raise ValueError(f"{file} has no geometry: its left and right are not known")
+    voxels = np.argwhere(np.isin(segmentation, labels))
+    if not len(voxels):
+        return {}
+    held: npt.NDArray[Any] = segmentation[tuple(voxels.T)]
+    positions = places(voxels, frame)
+    return {
+        int(label): positions[held == label][:: int(np.ceil((held == label).sum() / SAMPLES))]
+        for label in np.unique(held)
+    }

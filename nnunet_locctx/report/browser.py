@@ -1,0 +1,174 @@
+"""The case browser's content: slices of scans, truth and predictions as small pictures, for the page's script.
+
+The slices of a case stand below one another in one picture. Scans are JPEG, labels PNG with a palette.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.colors import to_hex
+from PIL import Image
+
+from nnunet_locctx.report.case_images import CaseSlices, Labels
+from nnunet_locctx.report.cases import (
+    OPACITY,
+    Key,
+    PresetCases,
+    draw_overlays,
+    enlarged,
+    label_colours,
+    outline,
+)
+from nnunet_locctx.report.document import Browser, count, data_url, percent
+from nnunet_locctx.report.results import Results
+from nnunet_locctx.report.statistics import by_case
+
+SIDE = 256
+"""Pixels of a slice along its longer side, about; labels are enlarged to it, that outlines are thin."""
+
+MOST_BYTES = 6_000_000
+"""Of all pictures together; cases beyond that are left out."""
+
+QUALITY = 60
+SWAPPED = "#ff2bd6"
+OUTLINE, SWAP = 254, 255
+"""Entries of the palette."""
+
+
+def build_browser(study: Results, presets: Sequence[PresetCases]) -> Browser | None:
+    """The browser of all presets; None if no case could be read."""
+    shown = [one for one in presets if one.slices]
+    if not shown:
+        return None
+    colours = {label: (name, to_hex(colour)) for label, (name, colour) in label_colours(study).items()}
+    room = MOST_BYTES // len(shown)
+    content: dict[str, Any] = {
+        "labels": list(map(list, colours.values())),
+        "swapped": SWAPPED,
+        "presets": [_preset(study, one, colours, room) for one in shown],
+    }
+    caption = (
+        "Validation cases, the leading method's worst first. Filled: truth and predictions; white lines: the truth; "
+        "below each: the case's mean foreground Dice in 3D."
+    )
+    if study.pairs:
+        caption += " Voxels of a left or right class that are predicted as the other side stand out in pink."
+    left_out = sum(one["left_out"] for one in content["presets"])
+    if left_out:
+        words = "; ".join(f"{one['name']}: {count(one['left_out'], 'case')}" for one in content["presets"])
+        caption += f" To keep the page small slices are thinned out, and cases left out: {words}."
+    if next(iter(shown[0].slices.values())).letters:
+        caption += " Seen as radiologists do: the patient's right is at the left."
+    figures = [figure for one in shown if (figure := draw_overlays(study, one)) is not None]
+    return Browser(figures, content, caption)
+
+
+def _preset(
+    study: Results, cases: PresetCases, colours: Mapping[int, tuple[str, str]], room: int
+) -> dict[str, Any]:
+    runs = {method: study.scores_of(study.find(method, cases.preset)) for method in cases.methods}
+    swaps = pd.DataFrame({name: by_case(scores, "swap_rate").mean(axis=1) for name, scores in runs.items()})
+    entries: list[dict[str, Any]] = []
+    for key, slices in cases.slices.items():
+        entry = _case(study, cases, key, slices, swaps, colours)
+        room -= sum(len(url) for url in (entry["scan"], *(one["labels"] or "" for one in entry["panels"])))
+        if room < 0 and entries:
+            break
+        entries.append(entry)
+    left_out = cases.left_out + len(cases.slices) - len(entries)
+    return {"name": cases.preset, "leader": cases.leader, "left_out": left_out, "cases": entries}
+
+
+def _case(
+    study: Results,
+    cases: PresetCases,
+    key: Key,
+    slices: CaseSlices,
+    swaps: pd.DataFrame,
+    colours: Mapping[int, tuple[str, str]],
+) -> dict[str, Any]:
+    step = -(-max(slices.truth.shape[1:]) // SIDE)
+    truth = slices.truth[:, ::step, ::step]
+    panels: list[dict[str, Any]] = [
+        {"method": "", "name": "truth", "labels": _labels(truth, None, None, colours)}
+    ]
+    for method in cases.methods:
+        found = slices.predictions.get(method)
+        panel: dict[str, Any] = {
+            "method": method,
+            "name": method,
+            "labels": None,
+            "swapped": None,
+            "at": None,
+        }
+        panel["dice"] = percent(cases.dice[method].get(key, np.nan), 1)
+        if found is not None:
+            swapped = _swapped(study, slices.truth, found)
+            rate = float(swaps[method].get(key, np.nan))
+            if swapped.any() and np.isfinite(rate):
+                panel |= {"swapped": percent(rate), "at": int(swapped.sum(axis=(1, 2)).argmax())}
+            panel["labels"] = _labels(found[:, ::step, ::step], truth, swapped[:, ::step, ::step], colours)
+        panels.append(panel)
+    height, width = (
+        size * length for size, length in zip(slices.truth.shape[1:], slices.spacing, strict=True)
+    )
+    return {
+        "case": slices.case,
+        "dice": percent(cases.dice[cases.leader].get(key, np.nan), 1),
+        "names": slices.names,
+        "first": slices.fullest,
+        "ratio": round(width / height, 4),
+        "letters": slices.letters[:2],
+        "scan": _scan(slices.image[:, ::step, ::step]),
+        "panels": panels,
+    }
+
+
+def _swapped(study: Results, truth: Labels, predicted: Labels) -> npt.NDArray[np.bool_]:
+    """Where a left or right class is predicted as its twin; regions are left out."""
+    labels = study.settings.get("labels") or {}
+    wrong = np.zeros(truth.shape, bool)
+    for left, right in study.pairs:
+        one, other = labels.get(left), labels.get(right)
+        if isinstance(one, int) and isinstance(other, int):
+            wrong |= ((truth == one) & (predicted == other)) | ((truth == other) & (predicted == one))
+    return wrong
+
+
+def _scan(image: npt.NDArray[np.floating]) -> str:
+    picture = io.BytesIO()
+    grey = np.rint(255 * image).astype(np.uint8)
+    Image.fromarray(grey.reshape(-1, grey.shape[2])).save(picture, "JPEG", quality=QUALITY)
+    return data_url(picture.getvalue(), "jpeg")
+
+
+def _labels(
+    labels: Labels,
+    truth: Labels | None,
+    swapped: npt.NDArray[np.bool_] | None,
+    colours: Mapping[int, tuple[str, str]],
+) -> str:
+    """Labels (N, rows, columns) in their colours, see-through; with swapped voxels and the truth's outline."""
+    entries = {label: 1 + place % (OUTLINE - 1) for place, label in enumerate(colours)}
+    palette: npt.NDArray[np.uint8] = np.zeros((256, 4), np.uint8)
+    for label, entry in entries.items():
+        palette[entry] = (*bytes.fromhex(colours[label][1][1:]), round(255 * OPACITY))
+    palette[OUTLINE], palette[SWAP] = (255, 255, 255, 200), (*bytes.fromhex(SWAPPED[1:]), 190)
+    indices: npt.NDArray[Any] = np.zeros(labels.shape, np.uint8)
+    for label, entry in entries.items():
+        indices[labels == label] = entry
+    if swapped is not None:
+        indices[swapped] = SWAP
+    factor = max(1, SIDE // max(labels.shape[1:]))
+    indices = enlarged(indices, factor)
+    if truth is not None:
+        indices[outline(enlarged(truth, factor))] = OUTLINE
+    picture = io.BytesIO()
+    image = Image.fromarray(indices.reshape(-1, indices.shape[-1]))
+    image.putpalette(palette[:, :3].tobytes())
+    image.save(picture, "PNG", transparency=palette[:, 3].tobytes(), optimize=True)
+    return data_url(picture.getvalue(), "png")
