@@ -88,11 +88,16 @@ def test_wheel_carries_types_licence_and_every_module(wheel: zipfile.Path) -> No
         path
         for room in ("study", "report")
         for path in (PACKAGE / room).rglob("*")
-        if path.suffix in (".json", ".jinja", ".yaml") or path.name == "Snakefile"
+        if path.suffix in (".json", ".jinja", ".js", ".yaml") or path.name == "Snakefile"
     }
-    assert {"page.html.jinja", "report.md.jinja", "locbam_table2.json", "Snakefile", "config.yaml"} <= {
-        path.name for path in data
-    }
+    assert {
+        "page.html.jinja",
+        "page.js",
+        "report.md.jinja",
+        "locbam_table2.json",
+        "Snakefile",
+        "config.yaml",
+    } <= {path.name for path in data}
     assert {path.relative_to(REPOSITORY).as_posix() for path in data} <= names
 
 
