@@ -78,7 +78,7 @@ def as_image(array: np.ndarray) -> SimpleITK.Image:
     [
         (
             {"source": "satellite"},
-            "location.source must be one of anatomical, body, body_part, scanner, voxel, got 'satellite'",
+            "unknown location.source 'satellite'; there are anatomical, body, body_part, scanner, voxel",
         ),
         ({"place": "cellar"}, "unknown place 'cellar'; there are input"),
         ({"zoom": 2}, "'location' key does not take zoom; allowed: source"),

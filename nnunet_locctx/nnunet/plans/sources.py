@@ -35,8 +35,11 @@ CANDIDATES: Sequence[Mapping[str, Any]] = (
 """Location keys of the plans that are compared; the simpler ones first."""
 
 LEAST_RATIO = 1.0
-"""An axis along which classes lie less apart than one class scatters misleads: with it, a coordinate says rather which
-case it is than which class."""
+"""Between the classes' distance along an axis and the scatter of one class: above, the axis tells classes apart."""
+
+LEAST_CERTAINTY = 2.0
+"""Between the scatter of a place anywhere in the scan and that of one class: above, the axis tells a class from what is
+none, even if all classes lie at one height. An axis below both misleads: it says rather which case it is."""
 
 LARGEST_RATIO = 1e6
 
@@ -51,10 +54,12 @@ class Candidate:
     Attributes:
         location: The plans' ``location`` key: source and options.
         places: Where it sees the classes.
+        anywhere: (3,) standard deviation in mm of a place that may be anywhere in the median scan, along R, A, S.
     """
 
     location: Mapping[str, Any]
     places: SourcePlaces
+    anywhere: Array
 
     @property
     def name(self) -> str:
@@ -63,9 +68,10 @@ class Candidate:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """The axes that tell classes apart."""
-        ratio = np.nan_to_num(self.places.spread.ratio)
-        return tuple(axis for axis, value in zip(AXES, ratio, strict=True) if value >= LEAST_RATIO)
+        """The axes that tell classes apart, or from what is none."""
+        apart = np.nan_to_num(self.places.spread.ratio) >= LEAST_RATIO
+        certain = self.anywhere >= LEAST_CERTAINTY * self.places.spread.scatter * self.places.millimetres
+        return tuple(axis for axis, good in zip(AXES, apart | certain, strict=True) if bool(good))
 
     @property
     def bits(self) -> float:
@@ -130,6 +136,7 @@ def measure_sources(
             + f"nnUNetv2_preprocess -d {int(folder.name[7:10])} -plans_name {plans['plans_name']} -c {asked}"
         )
     cases = list(read_points(data, labels, plans["transpose_forward"]))
+    anywhere = _anywhere(np.median([case.frame.extent for case in cases], axis=0))
     candidates = []
     for location in CANDIDATES:
         source = make_source(**{"name" if key == "source" else key: value for key, value in location.items()})
@@ -142,8 +149,13 @@ def measure_sources(
                 fit_source(folder.name, source.name, processes=processes)
             data_of_regressor = regressor_for_training(folder.name, source.name)
             measurements = CaseMeasurements(fitted_folder(folder.name, source.name), data_of_regressor)
-        candidates.append(Candidate(location, source_places(cases, source, measurements)))
+        candidates.append(Candidate(location, source_places(cases, source, measurements), anywhere))
     return cases, candidates
+
+
+def _anywhere(length: Array) -> Array:
+    """The standard deviation of a place that may be anywhere in a length: the length over the root of 12."""
+    return length / np.sqrt(12)
 
 
 def recommend(candidates: Sequence[Candidate]) -> Candidate | None:
@@ -176,8 +188,7 @@ def patch_places(
     patch = np.array([*slices, *np.multiply(seen.patch_size, seen.spacing)])[list(axes)]
     fraction = np.minimum(1.0, patch / extent)
     scatter = candidate.places.spread.scatter * candidate.places.millimetres
-    # the standard deviation of a place that may be anywhere in a length is that length over the root of 12
-    return PatchPlaces(fraction, (1 - fraction) * extent / np.sqrt(12), scatter, candidate.axes)
+    return PatchPlaces(fraction, _anywhere((1 - fraction) * extent), scatter, candidate.axes)
 
 
 def report_sources(candidates: Sequence[Candidate]) -> Iterator[str]:
@@ -216,7 +227,8 @@ def report_recommendation(
     if best is None:
         yield (
             "No source tells the classes apart: along every axis each class scatters more between cases than the "
-            "classes lie apart. Location cannot be expected to help; train plain nnU-Net."
+            "classes lie apart, and nearly as much as any place in the scan. Location cannot be expected to help; "
+            "train plain nnU-Net."
         )
         return
     left_out = [axis for axis in AXES if axis not in best.axes]
@@ -224,7 +236,7 @@ def report_recommendation(
     if left_out:
         yield (
             f"{', '.join(left_out)} {'is' if len(left_out) == 1 else 'are'} left out: a class scatters more between "
-            "cases than the classes lie apart, which misleads."
+            "cases than the classes lie apart, and nearly as much as any place in the scan, which misleads."
         )
     yield from _about_patch(patch_places(cases, configuration, best))
 

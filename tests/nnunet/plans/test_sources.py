@@ -26,7 +26,8 @@ def candidate(
     places += np.array([-1, -1, 1, 1])[:, None, None] * 0.1 / np.array(ratios)
     source = make_source(**{"name" if key == "source" else key: value for key, value in location.items()})
     problems = {str(number): "no body was found" for number in range(unknown)}
-    return Candidate(location, SourcePlaces(source, ["a", "b"], places, np.ones(3), np.full(3, mm), problems))
+    seen = SourcePlaces(source, ["a", "b"], places, np.ones(3), np.full(3, mm), problems)
+    return Candidate(location, seen, np.full(3, 20.0))
 
 
 VOXEL = candidate({"source": "voxel"}, (4, 2, 1.2))
@@ -73,6 +74,16 @@ def test_axes_that_mislead_are_left_out_of_the_plans() -> None:
     assert "recommended: scanner, absolute, axes R, jitter auto" in text
     assert "A, S are left out" in text
     assert "help along R." in text
+
+
+def test_an_axis_along_which_all_classes_lie_at_one_place_tells_them_from_what_is_none() -> None:
+    """On the phantom of twin organs all organs lie at one depth, and what looks alike at another."""
+    places = np.random.default_rng(0).normal(0, 0.01, (8, 2, 3))
+    places[:, 1, 0] += 0.5
+    seen = SourcePlaces(make_source("voxel"), ["a", "b"], places, np.ones(3), np.full(3, 100.0), {})
+    assert (seen.spread.ratio[1:] < 1).all()
+    assert Candidate({"source": "voxel"}, seen, np.full(3, 30.0)).axes == ("R", "A", "S")
+    assert Candidate({"source": "voxel"}, seen, np.array([30.0, 1.0, 30.0])).axes == ("R", "S")
 
 
 def test_no_source_is_recommended_where_none_tells_classes_apart() -> None:
