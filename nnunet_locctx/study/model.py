@@ -49,7 +49,6 @@ STUDY = "study.json"
 
 PAPERS = Path(__file__).parent / "papers"
 
-
 Mode = Literal["locbam", "gpe"]
 Paper = Annotated[Mode | None, BeforeValidator(lambda given: {True: "locbam", False: None}.get(given, given))]
 
