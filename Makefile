@@ -11,7 +11,7 @@ STAMP := $(VENV)/.ready
 # Another interpreter: make PYTHON=/path/to/python3.12 ...
 PYTHON ?=
 
-.PHONY: help env demo test test-nnunet test-rest test-all lint format docs clean
+.PHONY: help env demo test test-integration test-rest test-all lint format docs clean
 
 help:
 	@echo 'make demo      phantom -> plain and located nnU-Net -> demo/results.json, demo/figure.png'
@@ -60,14 +60,14 @@ lint: $(STAMP)
 # Two plain processes, of about the same length on two cores: nnU-Net forks pools of its own, which a process that serves
 # several test workers would fork with their threads.
 QUICK := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow'
-FIRST := tests/integration tests/networks
+FIRST := tests/integration
 REST_LOG := .pytest_rest.log
 
 test: lint
 	@echo '== pytest, in two processes: $(FIRST) here, the others in $(REST_LOG), shown at the end'
-	$(MAKE) --no-print-directory -j2 test-nnunet test-rest
+	$(MAKE) --no-print-directory -j2 test-integration test-rest
 
-test-nnunet: $(STAMP)
+test-integration: $(STAMP)
 	@$(QUICK) $(FIRST)
 
 test-rest: $(STAMP)
