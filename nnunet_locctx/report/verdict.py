@@ -120,15 +120,16 @@ def _more_training(study: Results, rows: pd.DataFrame) -> Iterator[str]:
         )
     compared = rows[rows["gain"].notna()]
     if len(compared) and not (compared["p_least"] < ALPHA).all():
-        tests = max(1, int(rows["p"].notna().sum()))
+        tests = len(compared)
         needed = math.floor(math.log2(2 * tests / ALPHA)) + 1
         text = f"More cases: with {count(tests, 'comparison')} a test needs {needed} cases to reach {ALPHA:g}"
-        others = [str(fold) for fold in range(5) if fold not in study.folds]
+        own = study.settings.get("study", {}).get("splits")  # nobody knows here how many folds they have
+        others = [] if own else [str(fold) for fold in range(5) if fold not in study.folds]
         yield text + (f"; the folds {', '.join(others)} have not been used." if others else ".")
     seed = study.settings.get("seed")
     if len(compared) and isinstance(seed, int):
         yield (
-            f"Another seed: everything is from seed {seed}; a copy of the study with `seed: {seed + 1}` tells how much "
+            f"Another seed: everything is from seed {seed}; a copy of the study with seed: {seed + 1} tells how much "
             "chance in training does."
         )
 
@@ -141,7 +142,7 @@ def _other_methods(study: Results, rows: pd.DataFrame) -> Iterator[str]:
             used = ", ".join(dict.fromkeys(sources[found["method"]]))
             number_of = study.settings["dataset"].get("id", study.dataset)
             yield (
-                f"Another source: at {preset} no method gains with {used}; `locctx sources {number_of}` says which "
+                f"Another source: at {preset} no method gains with {used}; locctx sources -d {number_of} says which "
                 "source tells this dataset's classes apart."
             )
 
@@ -153,11 +154,11 @@ def _left_and_right(study: Results, rows: pd.DataFrame) -> Iterator[str]:
     if not plain.str.contains("nomirroring", case=False).any():
         yield (
             "No mirroring: there are left and right classes, and no plain method that trains without mirroring. Add "
-            "one with the trainer `nnUNetTrainerNoMirroring`: it may be all that is needed."
+            "one with the trainer nnUNetTrainerNoMirroring: it may be all that is needed."
         )
     swaps = mean_of_classes(study.foreground_scores(*rows["part"].unique()), ["run"])["swap_rate"]
     if swaps.max() > FEW_SWAPS and "sides" not in study.scores["part"].to_numpy():
         yield (
             f"Repaired sides: up to {percent(float(swaps.max()))}% of the voxels are predicted as the other side; "
-            "`postprocessing: [sides]` gives them to the twin without a new training."
+            "postprocessing: [sides] gives them to the twin without a new training."
         )
