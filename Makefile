@@ -60,7 +60,7 @@ lint: $(STAMP)
 # Two plain processes, of about the same length on two cores: nnU-Net forks pools of its own, which a process that serves
 # several test workers would fork with their threads.
 QUICK := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow'
-FIRST := tests/integration
+FIRST := tests/integration tests/networks
 REST_LOG := .pytest_rest.log
 
 test: lint
