@@ -57,8 +57,7 @@ lint: $(STAMP)
 	echo '== mypy';          $(BIN)/mypy
 	echo '== lint-imports';  $(BIN)/lint-imports --no-logo
 
-# Two plain processes, of about the same length on two cores: nnU-Net forks pools of its own, which a process that serves
-# several test workers would fork with their threads.
+# Two plain processes, of about the same length on two cores.
 QUICK := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow'
 FIRST := tests/integration tests/networks
 REST_LOG := .pytest_rest.log

@@ -88,7 +88,7 @@ def link(source: Path | str, target: Path | str) -> None:
         OSError: Not even a copy could be made.
     """
     source, target = Path(source).resolve(), Path(target)
-    if target.exists():
+    if os.path.lexists(target):  # a link that leads nowhere too: a copy would be written through it
         raise FileExistsError(errno.EEXIST, "there is a file of this name", str(target))
     for make in (target.symlink_to, target.hardlink_to):
         with contextlib.suppress(OSError, NotImplementedError):

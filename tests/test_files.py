@@ -120,3 +120,11 @@ def test_links_fall_back_to_hard_links_and_copies(
     with pytest.raises(FileExistsError):
         link(tmp_path / "other", tmp_path / "case")
     assert (tmp_path / "scan").read_bytes() == b"voxels"
+
+
+def test_no_copy_is_written_through_a_link_that_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "source").write_text("scan")
+    (tmp_path / "target").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileExistsError):
+        link(tmp_path / "source", tmp_path / "target")
+    assert not (tmp_path / "elsewhere").exists()
