@@ -17,9 +17,9 @@ def add(commands: Any) -> None:
         run,
         "measure a trained model's Dice with a location that is wrong",
         """Predicts labelled scans with a trained located model while their location is wrong by a known amount:
-        shifted by a constant, or off by a Gaussian error per slice; along the body alone (axial) or along all three
-        axes. Writes a table (Markdown, CSV, JSON) and the curves of the foreground Dice on the original grid. Several
-        models are compared. Started again with the same folder, it goes on where it stopped.""",
+        shifted by a constant, off by a Gaussian error per slice, or unknown; along the body (axial), along another
+        axis, or along all three. Writes a table (Markdown, CSV, JSON) and the curves of the foreground Dice on the
+        original grid. Several models are compared. Started again with the same folder, it goes on where it stopped.""",
         """
         locctx robustness --model $nnUNet_results/Dataset003_Liver/LocCtxTrainer__nnUNetPlans__3d_fullres \\
             -i $nnUNet_raw/Dataset003_Liver/imagesTs -l $nnUNet_raw/Dataset003_Liver/labelsTs -o robustness
@@ -64,7 +64,11 @@ def add(commands: Any) -> None:
         help="default: shift noise; unknown: the axes' coordinates are taken away, whatever the amount",
     )
     errors.add_argument(
-        "--axes", nargs="+", choices=("axial", "all"), default=("axial", "all"), help="default: both"
+        "--axes",
+        nargs="+",
+        choices=("R", "A", "axial", "all"),
+        default=("axial", "all"),
+        help="default: axial (S) and all three at once",
     )
     errors.add_argument(
         "--sign",

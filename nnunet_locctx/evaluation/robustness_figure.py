@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nnunet_locctx.evaluation.wrong_location import AXES_WORDS
+
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's, told apart with every common colour blindness."""
 
-STYLES = {"axial": "-", "all": "--"}
-AXES_WORDS = {"axial": "axial", "all": "all axes"}
+STYLES = {"axial": "-", "all": "--", "R": ":", "A": "-."}
 TITLES = {"shift": "constant shift", "noise": "noise per slice (standard deviation)", "unknown": "unknown"}
 LABEL_GAP = 0.055
 """Least distance of two labels, as a fraction of the panel's height."""
@@ -35,7 +36,7 @@ def draw_curves(points: pd.DataFrame) -> bytes:
     several = points["axes"].nunique() > 1
     amounts = sorted(points["percent"].unique())
     curves = points.set_index(["kind", "model", "axes", "percent"])["dice"].unstack("percent")
-    longest = max(map(len, models)) + (10 if several else 0)
+    longest = max(map(len, models)) + (22 if several else 0)
     figure = Figure(figsize=((4.2 + 0.085 * longest) * len(kinds), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]

@@ -9,6 +9,7 @@ import pandas as pd
 
 from nnunet_locctx.evaluation.robustness import Robustness
 from nnunet_locctx.evaluation.robustness_figure import draw_curves
+from nnunet_locctx.evaluation.wrong_location import AXES_WORDS
 from nnunet_locctx.files import write_atomically
 
 CURVE = ["model", "kind", "axes", "percent"]
@@ -20,7 +21,6 @@ KIND_WORDS = {
     "noise": "Location off by a Gaussian error per slice (amount: its standard deviation)",
     "unknown": "Location unknown (NaN), whatever the amount",
 }
-AXES_WORDS = {"axial": "along the body", "all": "along all three axes"}
 SIGN_WORDS = {"both": "mean of both directions", "plus": "towards +", "minus": "towards -"}
 
 

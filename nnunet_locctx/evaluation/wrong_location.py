@@ -8,8 +8,8 @@ Two errors are made, each of an amount given in percent of the axis:
 
 A third change, **unknown**, takes the coordinate away (NaN). It has no amount: a curve shows it at every one above 0.
 
-All concern the third channel alone (``axial``: the coordinate along the body, S), or each of the three (``all``). With
-noise, channel R is off by one number per slice across R, A by one per slice across A, S by one per slice across S; the
+All concern one channel (``R``, ``A``, or ``axial``: the coordinate along the body, S), or each of the three
+(``all``). With noise, channel R is off by one number per slice across R, A by one per slice across A, S by one per slice across S; the
 slices are those of the preprocessed array's axis closest to the patient's. The *axis* is 1.0 for sources whose
 coordinates run from -0.5 to 0.5 (``voxel``, ``body_part``, ``anatomical``); for ``scanner`` it is the scan's extent in
 mm over :data:`~nnunet_locctx.location.MILLIMETRES_PER_UNIT`.
@@ -32,8 +32,16 @@ from nnunet_locctx.location.field import NEVER_ZERO
 
 AMOUNTS = (0.0, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0)
 KINDS = ("shift", "noise", "unknown")
-AXES = {"axial": (2,), "all": (0, 1, 2)}
+AXES = {"R": (0,), "A": (1,), "axial": (2,), "all": (0, 1, 2)}
 """Name -> channels that are changed."""
+
+USUAL_AXES = ("axial", "all")
+AXES_WORDS = {
+    "R": "left to right",
+    "A": "back to front",
+    "axial": "along the body",
+    "all": "along all three axes",
+}
 
 SIGNS = {"both": (1.0, -1.0), "plus": (1.0,), "minus": (-1.0,)}
 
@@ -44,7 +52,7 @@ class Change:
 
     Attributes:
         kind: ``shift``, ``noise``, ``unknown`` or ``none``.
-        axes: ``axial``, ``all`` or ``none``.
+        axes: Key of :data:`AXES`, or ``none``.
         percent: Of the axis; negative for a shift towards left, posterior and inferior; 100 if unknown.
     """
 
@@ -70,7 +78,7 @@ class Design:
     """
 
     amounts: tuple[float, ...] = AMOUNTS
-    axes: tuple[str, ...] = tuple(AXES)
+    axes: tuple[str, ...] = USUAL_AXES
     kinds: tuple[str, ...] = ("shift", "noise")
     sign: str = "both"
     seed: int = 0

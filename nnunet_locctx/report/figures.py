@@ -27,7 +27,7 @@ MANY_POINTS = 4000
 
 SERIES_WORDS = {"train_loss": "training loss", "val_loss": "validation loss", "pseudo_dice": "pseudo Dice, %"}
 KIND_WORDS = {"shift": "constant shift", "noise": "noise per slice (SD)", "unknown": "unknown"}
-AXES_WORDS = {"axial": "along the body", "all": "all axes"}
+AXES_WORDS = {"R": "left to right", "A": "back to front", "axial": "along the body", "all": "all axes"}
 FARTHEST = 50.0
 """Percent of the axis: with a location that is wrong by more the question is not how much is lost."""
 

@@ -81,7 +81,7 @@ class Robustness(Table):
     changes: Annotated[tuple[Literal["shift", "noise", "unknown"], ...], AfterValidator(all_different)] = (
         "shift",
     )
-    axes: Annotated[tuple[Literal["axial", "all"], ...], AfterValidator(all_different)] = ("axial",)
+    axes: Annotated[tuple[Literal["R", "A", "axial", "all"], ...], AfterValidator(all_different)] = ("axial",)
     presets: Names | None = None
     cases: Count = 5
 
