@@ -9,10 +9,10 @@ Two errors are made, each of an amount given in percent of the axis:
 A third change, **unknown**, takes the coordinate away (NaN). It has no amount: a curve shows it at every one above 0.
 
 All concern one channel (``R``, ``A``, or ``axial``: the coordinate along the body, S), or each of the three
-(``all``). With noise, channel R is off by one number per slice across R, A by one per slice across A, S by one per slice across S; the
-slices are those of the preprocessed array's axis closest to the patient's. The *axis* is 1.0 for sources whose
-coordinates run from -0.5 to 0.5 (``voxel``, ``body_part``, ``anatomical``); for ``scanner`` it is the scan's extent in
-mm over :data:`~nnunet_locctx.location.MILLIMETRES_PER_UNIT`.
+(``all``). With noise, channel R is off by one number per slice across R, A by one per slice across A, S by one per
+slice across S; the slices are those of the preprocessed array's axis closest to the patient's. The *axis* is 1.0 for
+sources whose coordinates run from -0.5 to 0.5 (``voxel``, ``body_part``, ``anatomical``); for ``scanner`` it is the
+scan's extent in mm over :data:`~nnunet_locctx.location.MILLIMETRES_PER_UNIT`.
 
 Source of the experiment: Hooft et al., "LocBAM", ISBI 2026, section 3.4, axial shifts. Its code adds the shift twice,
 and to all axes; here it is added once.
