@@ -41,3 +41,11 @@ class nnUNetTrainer_80epochs(nnUNetTrainer_8epochs):  # noqa: N801
 
 class nnUNetTrainer_8epochs_NoMirroring(nnUNetTrainer_8epochs, nnUNetTrainerNoMirroring):  # noqa: N801
     """2,000 steps, patches not mirrored: what a careful user takes where sides matter."""
+
+
+class nnUNetTrainer_2epochs_NoMirroring(nnUNetTrainer_2epochs, nnUNetTrainerNoMirroring):  # noqa: N801
+    """500 steps, not mirrored."""
+
+
+class nnUNetTrainer_80epochs_NoMirroring(nnUNetTrainer_80epochs, nnUNetTrainerNoMirroring):  # noqa: N801
+    """20,000 steps, not mirrored."""
