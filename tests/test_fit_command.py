@@ -81,7 +81,7 @@ def preprocessed(raw: Path) -> list[Path]:
         ("ape -d 5 --lowest organ --highest organ", "for the source 'body_part', got 'anatomical'"),
         ("body-part -d 5 --option colour=red", "does not take colour; allowed: modality, channel, spacing"),
         ("ape -d 5 --option steps", "needs OPTION=VALUE, got 'steps'"),
-        ("body-part -d 5 --channel 3", "has the channels 0, channel 3 is asked for"),
+        ("body-part -d 5 --channel 3", "has the channels 0, channel 3 is named"),
         ("ape -d 5 --spacing -1", "spacing must be"),
         ("body-part -d 5 --plans nnUNetPlans", "needs a configuration"),
         ("body-part -d 5 -c 3d_fullres", "no dataset 5"),
@@ -408,7 +408,7 @@ def test_cases_listed_in_dataset_json(bodies: Path, monkeypatch: pytest.MonkeyPa
     assert main(["fit", *QUICK]) == 0
     assert sorted(times(bodies)) == ["case_0", "case_1", "case_2"]
     (elsewhere / "tiny_1_0000.nii.gz").unlink()
-    with pytest.raises(ValueError, match=r"not there: .*tiny_1_0000"):
+    with pytest.raises(ValueError, match=r"missing: .*tiny_1_0000"):
         training_cases(bodies)
 
 

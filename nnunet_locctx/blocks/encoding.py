@@ -1,8 +1,8 @@
-"""What a network is told about a location: the coordinates themselves, or waves of them.
+"""What a network gets of a location: the coordinates themselves, or waves of them.
 
 Every encoding maps a location (B, 3, *spatial) to (B, `channels`, *spatial) in float32, whatever the autocast
 mode: it computes with operations that autocast leaves alone. The spatial rank is 1, 2 or 3. Along an axis that is
-not `known` it tells nothing: the features of its waves are 0, cosines as well.
+not `known` it says nothing: the features of its waves are 0, cosines as well.
 """
 
 import dataclasses
@@ -15,10 +15,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from nnunet_locctx.blocks.checks import check_integer, check_positive
+from nnunet_locctx.blocks.checks import check_choice, check_integer, check_positive
 from nnunet_locctx.blocks.hash_encoding import HashEncoding
 from nnunet_locctx.blocks.resolution import SAMPLINGS, fade_out, in_full_precision, token_step
 from nnunet_locctx.blocks.unknown import UnknownFlags, as_mask, hide_unknown
+from nnunet_locctx.names import check_options
 from nnunet_locctx.types import Features, Known, Location
 
 ENCODINGS = ("identity", "frequency", "hash")
@@ -197,8 +198,7 @@ class GlobalEncoding(Encoding):
     sampling: str = "centres"
 
     def __post_init__(self) -> None:
-        if self.sampling not in SAMPLINGS:
-            raise ValueError(f"sampling must be one of {SAMPLINGS}, got {self.sampling!r}")
+        check_choice("sampling", self.sampling, SAMPLINGS)
 
     def make(self) -> EncodingModule:
         """As in the base; ``"hash"`` as well."""
@@ -244,9 +244,5 @@ def _checked_hash_options(options: Mapping[str, Any] | None) -> Mapping[str, Any
         return {}
     if not isinstance(options, Mapping):
         raise ValueError(f"hash must be a table of options, got {options!r}")
-    unknown = [option for option in options if option not in HASH_OPTIONS]
-    if unknown:
-        raise ValueError(
-            f"unknown option {unknown[0]!r} for the hash encoding; allowed are {', '.join(HASH_OPTIONS)}"
-        )
+    check_options(options, HASH_OPTIONS, "the hash encoding")
     return options

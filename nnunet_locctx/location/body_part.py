@@ -183,6 +183,3 @@ class BodyPartSource(FittedSource):
     @property
     def axes_of_the_scan(self) -> tuple[str, ...]:
         return ("R", "A") if self.cross_section == "scan" else ()
-
-    def measured_field(self, frame: Frame, measured: Measurement) -> LocationField:
-        return measured.field(frame, cross_section=self.cross_section)

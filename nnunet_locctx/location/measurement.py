@@ -20,8 +20,8 @@ class Measurement(abc.ABC):
     Attributes:
         kind: Name of the source that uses it.
         problem: Why the scan could not be measured; empty if it was. The location of such a scan is unknown.
-        stamp: Of the files it was measured in; empty where nobody said, as in measurements of earlier versions.
-        scan: Frame of the scan as it was read; None as above.
+        stamp: Of the files it was measured in; empty in measurements of earlier versions.
+        scan: Frame of the scan as it was read; None in measurements of earlier versions.
     """
 
     kind: ClassVar[str]

@@ -13,7 +13,6 @@ from nnunet_locctx.blocks.coordconv import CONV
 from nnunet_locctx.blocks.resolution import coarser
 from nnunet_locctx.networks.inputs import LocationPyramid
 from nnunet_locctx.networks.lightmedseg_parts import (
-    TRANSPOSED,
     DecoderStage,
     EncoderStage,
     GhostConv,
@@ -22,6 +21,7 @@ from nnunet_locctx.networks.lightmedseg_parts import (
     halve,
     normalised,
 )
+from nnunet_locctx.networks.stem import TRANSPOSED
 from nnunet_locctx.networks.whole import WholeNetwork
 
 STEM = 8

@@ -12,9 +12,9 @@ from nnunet_locctx.blocks.anchors import PositionMaps
 from nnunet_locctx.blocks.coordconv import CONV
 from nnunet_locctx.blocks.resolution import spread
 from nnunet_locctx.blocks.unknown import if_any_known
+from nnunet_locctx.networks.stem import TRANSPOSED
 from nnunet_locctx.types import Known
 
-TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 GROUPS = 4
 ROUTED = 64
 """Channels to which the router brings the outputs of all encoder stages."""
@@ -225,7 +225,7 @@ class Router(nn.Module):
     def forward(self, stem: Tensor, encoded: list[Tensor], sizes: list[torch.Size]) -> list[Tensor]:
         """The stem's output, those of the encoder's stages and the size of each decoder level -> skip per level."""
         coarse = self._mixed(encoded, sizes) if self.direct is None else [encoded[i] for i in self.direct]
-        skips = [spread(give(one), n) for give, one, n in zip(self.give, coarse, sizes[:2], strict=True)]
+        skips = [spread(give(stage), n) for give, stage, n in zip(self.give, coarse, sizes[:2], strict=True)]
         return [*skips, spread(self.fine(encoded[0]), sizes[2]), spread(self.finest(stem), sizes[3])]
 
     def _mixed(self, encoded: list[Tensor], sizes: list[torch.Size]) -> list[Tensor]:
@@ -233,7 +233,7 @@ class Router(nn.Module):
         aligned = [align(stage) for align, stage in zip(self.align, encoded, strict=True)]
         mixtures = []
         for level in range(len(self.give)):
-            sources = [spread(one, sizes[level]) for one in aligned]
+            sources = [spread(stage, sizes[level]) for stage in aligned]
             weights = self.controllers[level % len(self.controllers)](torch.cat(sources, dim=1)).softmax(
                 dim=1
             )

@@ -5,10 +5,8 @@ import numpy.typing as npt
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
+from nnunet_locctx.location.body import check_modality
 from nnunet_locctx.regression.canonical import CanonicalScan
-
-MODALITIES = ("ct", "mr")
-"""``ct``: intensities are HU. ``mr``: everything else, known up to scale only."""
 
 PERCENTILES = (0.5, 99.5)
 """Of the voxels in the scan; the range that ``mr`` intensities are mapped from."""
@@ -23,18 +21,12 @@ SMALLEST_BODY = 0.01
 """Share of the scan that a body takes, at least."""
 
 
-def check_modality(modality: str) -> None:
-    """Raises ValueError for an unknown modality."""
-    if modality not in MODALITIES:
-        raise ValueError(f"modality must be one of {', '.join(MODALITIES)}, got {modality!r}")
-
-
 def normalise(scan: CanonicalScan, modality: str, window: tuple[float, float]) -> npt.NDArray[np.float32]:
     """Intensities from -1 to 1, clipped; -1 outside the scan.
 
     Args:
         scan: The scan.
-        modality: One of :data:`MODALITIES`.
+        modality: One of :data:`~nnunet_locctx.location.body.MODALITIES`.
         window: HU that become -1 and 1; ``mr`` takes :data:`PERCENTILES` instead.
     """
     check_modality(modality)

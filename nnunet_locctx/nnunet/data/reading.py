@@ -102,7 +102,7 @@ def read_quietly(
 def share_not_finite(file: Path) -> float:
     """The share of a NIfTI file's voxels that are NaN or infinite; 0 for other files.
 
-    ITK's library reads such voxels as 0, so the file itself is asked.
+    ITK's library reads such voxels as 0, so nibabel reads the file.
     """
     if not file.name.endswith((".nii", ".nii.gz")):
         return 0.0

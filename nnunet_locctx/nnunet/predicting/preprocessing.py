@@ -204,7 +204,3 @@ def check_resampling(
 def located_preprocessor(base: type[DefaultPreprocessor]) -> type[DefaultPreprocessor]:
     """The preprocessor ``base``, extended by location."""
     return type(f"Located{base.__name__}", (LocationMixin, base), {"__module__": __name__})
-
-
-LocatedPreprocessor = located_preprocessor(DefaultPreprocessor)
-"""nnU-Net's default preprocessor with location."""

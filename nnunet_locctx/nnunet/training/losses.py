@@ -126,8 +126,8 @@ def running_maximum(values: Tensor, axis: int, radius: int) -> Tensor:
 def one_against_rest(logits: Tensor, truth: Tensor) -> Tensor:
     """Binary cross entropy of each class's softmax probability: (B, C, *spatial), twice -> the same."""
     log_probability = logits.log_softmax(dim=1)
-    other = (1 - log_probability.exp()).clamp(min=LEAST_PROBABILITY)
-    return -torch.where(truth, log_probability, other.log())
+    rest = (1 - log_probability.exp()).clamp(min=LEAST_PROBABILITY)
+    return -torch.where(truth, log_probability, rest.log())
 
 
 class ClassWeightedDice(nn.Module):
@@ -298,6 +298,6 @@ class AuxiliaryLoss:
     def __call__(self, output: Any, target: Any) -> Tensor:
         """The loss, a scalar; arguments as for the wrapped loss."""
         total: Tensor = self.loss(output, target)
-        for one in auxiliary_losses(self.network):
-            total = total + one
+        for loss in auxiliary_losses(self.network):
+            total = total + loss
         return total

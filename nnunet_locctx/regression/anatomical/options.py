@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from functools import partial
 
+from nnunet_locctx.location.body import check_modality
 from nnunet_locctx.regression.anatomical.network import STRIDE
-from nnunet_locctx.regression.intensity import check_modality
 from nnunet_locctx.regression.options import is_number, is_positive, is_whole, require, rises
 
 LOSSES = ("signed", "paper")
@@ -18,7 +18,7 @@ class AnatomicalOptions:
     """How an anatomical regressor is fitted.
 
     Attributes:
-        modality: ``ct`` or ``mr``, see :data:`~nnunet_locctx.regression.intensity.MODALITIES`.
+        modality: ``ct`` or ``mr``, see :data:`~nnunet_locctx.location.body.MODALITIES`.
         channel: Image channel it looks at.
         spacing: Voxel size of the canonical grid in mm.
         window: HU that become -1 and 1 (CT only).

@@ -212,7 +212,7 @@ def trusted(positions: Array, scores: Array, expected_slope: float) -> npt.NDArr
     lowest = max(within[0], int(np.searchsorted(positions, positions[0] + END_MM)))
     highest = min(within[-1], int(np.searchsorted(positions, positions[-1] - END_MM, side="right")) - 1)
     kept = np.ones(len(scores), dtype=bool)
-    if lowest >= highest:  # no middle from which tails could be told
+    if lowest >= highest:  # no middle between tails
         return kept
     beyond = (usual[:-1] < 0) | (usual[1:] > HIGHEST_SCORE)
     outlier = (ratio > STEEPEST) | (ratio < np.where(beyond, FLAT, FALLING))

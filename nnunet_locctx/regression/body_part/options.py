@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from functools import partial
 
+from nnunet_locctx.location.body import check_modality
 from nnunet_locctx.regression.body_part.network import ALPHA, BETA, SMALLEST_SIDE
-from nnunet_locctx.regression.intensity import check_modality
 from nnunet_locctx.regression.options import is_number, is_positive, is_whole, require, rises
 
 LOSSES = ("heuristic", "classification")

@@ -18,11 +18,9 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from nnunet_locctx.geometry import Array
+from nnunet_locctx.regression.body_part.curve import SMOOTHING_MM
 from nnunet_locctx.regression.canonical import CanonicalScan
 from nnunet_locctx.regression.intensity import body_mask, normalise
-
-SMOOTHING_MM = 10.0
-"""Standard deviation of the smoothing along the body."""
 
 
 def cross_section(scan: CanonicalScan, body: npt.NDArray[np.bool_]) -> Array | None:
@@ -88,7 +86,7 @@ def take_slices(scan: CanonicalScan, modality: str, window: tuple[float, float],
 
     Args:
         scan: The scan.
-        modality: See :mod:`nnunet_locctx.regression.intensity`.
+        modality: See :func:`~nnunet_locctx.regression.intensity.normalise`.
         window: As modality.
         side: Voxels of an image along both axes.
     """
