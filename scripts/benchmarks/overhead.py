@@ -190,8 +190,16 @@ class Bench:
         s = self.settings
         say("phantom dataset")
         raw = Path(os.environ["nnUNet_raw"])
-        sizes = {"cases": s.cases, "test_cases": 0, "size": s.volume, "spacing": 2.0}
-        make_phantom(raw, DATASET, **sizes, overwrite=True, progress=True)
+        make_phantom(
+            raw,
+            DATASET,
+            cases=s.cases,
+            test_cases=0,
+            size=s.volume,
+            spacing=2.0,
+            overwrite=True,
+            progress=True,
+        )
         say("nnUNetv2_plan_and_preprocess")
         command = f"nnUNetv2_plan_and_preprocess -d {DATASET} -c 3d_fullres -np 2 --clean".split()
         run_logged(command, self.folder / "preprocess.log")

@@ -188,8 +188,8 @@ def validation(predictions: Path, labels: Path) -> Record:
     ]
     if not scored:
         raise PlaceError(f"{predictions} holds no segmentation (*.nii.gz)")
-    whole_dice, swapped = np.round(np.nanmean(scored, axis=0), 4).tolist()
-    return {"cases": len(scored), "whole_dice": whole_dice, "swapped": swapped}
+    means = np.round(np.nanmean(scored, axis=0), 4)
+    return {"cases": len(scored), "whole_dice": float(means[0]), "swapped": float(means[1])}
 
 
 def totalseg(folder: Path) -> Record:
