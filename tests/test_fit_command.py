@@ -89,7 +89,7 @@ def preprocessed(raw: Path) -> list[Path]:
         ("ape -d 5 -np 0", "--processes must be at least 1, got 0"),
         (
             "body-part -d 5 --option learning_rate=high",
-            "learning_rate must be a finite number above 0, got 'high'",
+            "learning_rate must be a positive number, got 'high'",
         ),
         ("body-part -d 5 --option window=5", "window must be two rising numbers, got 5"),
         (
@@ -97,7 +97,7 @@ def preprocessed(raw: Path) -> list[Path]:
             "validation_share must be between 0 and 1, got [1]",
         ),
         ("ape -d 5 --option crop=16", "crop must be a list of numbers, got 16"),
-        ("ape -d 5 --seed 99999999999999999999", "seed must be a whole number"),
+        ("ape -d 5 --seed 99999999999999999999", "seed must be an integer from 0"),
     ],
 )
 def test_unusable_input(raw: Path, arguments: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,12 +15,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from nnunet_locctx.blocks.checks import check_choice, check_integer, check_positive
 from nnunet_locctx.blocks.hash_encoding import HashEncoding
 from nnunet_locctx.blocks.resolution import SAMPLINGS, fade_out, in_full_precision, token_step
 from nnunet_locctx.blocks.unknown import UnknownFlags, as_mask, hide_unknown
 from nnunet_locctx.names import check_options
 from nnunet_locctx.types import Features, Known, Location
+from nnunet_locctx.values import check_choice, check_integer, check_positive
 
 ENCODINGS = ("identity", "frequency", "hash")
 

@@ -8,11 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_locctx.blocks.checks import check_choice, check_flag, check_integer, check_positive, is_number
 from nnunet_locctx.blocks.hash_grid import HashGrid, hash_lookup
 from nnunet_locctx.blocks.resolution import fade_out, in_full_precision, token_step
 from nnunet_locctx.blocks.unknown import hide_unknown
 from nnunet_locctx.types import Features, Known, Location
+from nnunet_locctx.values import (
+    check_choice,
+    check_flag,
+    check_integer,
+    check_number,
+    check_positive,
+)
 
 BACKENDS = ("torch", "tcnn")
 FEATURES = (1, 2, 4, 8)
@@ -88,8 +94,7 @@ class HashEncoding(nn.Module):
         check_integer("base_resolution", base_resolution, 2, FINEST)
         if features not in FEATURES or isinstance(features, bool):
             raise ValueError(f"features must be one of {FEATURES}, got {features!r}")
-        if not is_number(scale) or not 1 <= scale <= FINEST:
-            raise ValueError(f"scale must be a number >= 1, got {scale!r}")
+        check_number("scale", scale, 1)
         check_positive("extent", extent)
         check_positive("gain", gain)
         check_flag("band_limit", band_limit)

@@ -11,17 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from nnunet_locctx.blocks.checks import (
-    check_channels,
-    check_choice,
-    check_input,
-    check_integer,
-    check_share,
-)
+from nnunet_locctx.blocks.checks import check_channels, check_input
 from nnunet_locctx.blocks.coordconv import CONV
 from nnunet_locctx.blocks.encoding import Encoding
 from nnunet_locctx.blocks.unknown import hide_unknown, if_any_known
 from nnunet_locctx.types import Features, Known, Location
+from nnunet_locctx.values import check_choice, check_integer, check_share
 
 NORMS = ("none", "layer", "batch")
 FUSIONS = ("conv", "sum", "product")

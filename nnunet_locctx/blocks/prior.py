@@ -6,12 +6,13 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from nnunet_locctx.blocks.checks import check_channels, check_input, check_integer, check_positive
+from nnunet_locctx.blocks.checks import check_channels, check_input
 from nnunet_locctx.blocks.coordconv import CONV
 from nnunet_locctx.blocks.encoding import Encoding, flags_for
 from nnunet_locctx.blocks.resolution import coarser, resize_location, spread
 from nnunet_locctx.blocks.unknown import if_any_known
 from nnunet_locctx.types import Features, Known, Location
+from nnunet_locctx.values import check_integer, check_positive
 
 
 class PriorHead(nn.Module):

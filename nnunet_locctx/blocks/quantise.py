@@ -7,8 +7,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_locctx.blocks.checks import check_integer, check_share
 from nnunet_locctx.blocks.resolution import in_full_precision
+from nnunet_locctx.values import check_integer, check_share
 
 
 class Quantised(NamedTuple):

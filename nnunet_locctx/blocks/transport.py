@@ -11,19 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_locctx.blocks.checks import (
-    check_channels,
-    check_flag,
-    check_input,
-    check_integer,
-    check_positive,
-    is_number,
-)
+from nnunet_locctx.blocks.checks import check_channels, check_input
 from nnunet_locctx.blocks.coordconv import CONV
 from nnunet_locctx.blocks.quantise import VectorQuantiser
 from nnunet_locctx.blocks.resolution import in_full_precision
 from nnunet_locctx.blocks.unknown import hide_unknown, if_any_known
 from nnunet_locctx.types import Features, Known, Location
+from nnunet_locctx.values import check_flag, check_integer, check_number, check_positive
 
 EPSILON_RANGE = (0.03, 1.0)
 """Where a learned epsilon may go: below, the gradients of ten iterations are poor; above, the plan is uniform."""
@@ -119,12 +113,9 @@ class LocalToGlobal(nn.Module):
             ("add_references", add_references is None or add_references),
         ):
             check_flag(name, switch)
-        lowest, highest = EPSILON_RANGE
-        if not is_number(epsilon) or not lowest <= epsilon <= highest:
-            raise ValueError(f"epsilon must be a number from {lowest} to {highest}, got {epsilon!r}")
+        check_number("epsilon", epsilon, *EPSILON_RANGE)
         check_positive("sigma", sigma)
-        if not is_number(commitment) or not 0 <= commitment < math.inf:
-            raise ValueError(f"commitment must be a number >= 0, got {commitment!r}")
+        check_number("commitment", commitment, 0)
         self.channels, self.rank, self.location = channels, rank, location
         self.iterations, self.detach_potentials = iterations, detach_potentials
         self.epsilon, self.commitment = float(epsilon), float(commitment)

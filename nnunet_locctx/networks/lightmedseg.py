@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_locctx.blocks.anchors import ANCHORS_FROM, BIASES, AnchorPoints, anchor_values
-from nnunet_locctx.blocks.checks import check_choice, check_integer
 from nnunet_locctx.blocks.coordconv import CONV
 from nnunet_locctx.blocks.resolution import coarser
 from nnunet_locctx.networks.inputs import LocationPyramid
@@ -23,6 +22,7 @@ from nnunet_locctx.networks.lightmedseg_parts import (
 )
 from nnunet_locctx.networks.stem import TRANSPOSED
 from nnunet_locctx.networks.whole import WholeNetwork
+from nnunet_locctx.values import check_choice, check_integer
 
 STEM = 8
 ENCODER = (16, 32, 64, 128)

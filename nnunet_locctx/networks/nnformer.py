@@ -7,12 +7,12 @@ from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
-from nnunet_locctx.blocks.checks import check_integer, check_share, is_number
 from nnunet_locctx.networks.inputs import LocationPyramid
 from nnunet_locctx.networks.positions import EncodedLocation, make_encodings, published_encoding
 from nnunet_locctx.networks.stem import CONVOLUTION, TRANSPOSED, check_stage_sizes, stem_stride
 from nnunet_locctx.networks.whole import WholeNetwork
 from nnunet_locctx.networks.window_attention import WindowBlock, WindowGrid
+from nnunet_locctx.values import check_integer, check_share, is_number
 
 STAGES = 4
 STEM = (1, 2, 4)

@@ -8,11 +8,11 @@ from monai.networks.nets import swin_unetr as monai_swin_unetr
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from nnunet_locctx.blocks.checks import check_integer, check_share
 from nnunet_locctx.networks.inputs import LocationPyramid
 from nnunet_locctx.networks.positions import EncodedLocation, make_encodings, published_encoding
 from nnunet_locctx.networks.stem import check_stage_sizes
 from nnunet_locctx.networks.whole import WholeNetwork
+from nnunet_locctx.values import check_integer, check_share
 
 STAGES = 4
 STRIDE = 2 ** (STAGES + 1)

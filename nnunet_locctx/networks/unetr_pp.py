@@ -7,12 +7,12 @@ from typing import Any, ClassVar, cast
 from monai.networks.blocks.dynunet_block import UnetResBlock
 from torch import Tensor, nn
 
-from nnunet_locctx.blocks.checks import check_choice, check_integer, check_share
 from nnunet_locctx.networks.inputs import LocationPyramid
 from nnunet_locctx.networks.paired_attention import PairedAttentionBlock
 from nnunet_locctx.networks.positions import EncodedLocation, make_encodings, published_encoding
 from nnunet_locctx.networks.stem import CONVOLUTION, TRANSPOSED, check_stage_sizes, stem_stride
 from nnunet_locctx.networks.whole import WholeNetwork
+from nnunet_locctx.values import check_choice, check_integer, check_share
 
 STAGES = 4
 HALVINGS = 2 ** (STAGES - 1)

@@ -11,6 +11,7 @@ from nnunet_locctx.blocks.hash_encoding import hash_arithmetic
 from nnunet_locctx.location import AXES, SOURCES, LocationSource, make_source
 from nnunet_locctx.names import check_known, check_options
 from nnunet_locctx.networks.located_unet import Fitting
+from nnunet_locctx.values import check_flag, is_number
 
 KEY = "location"
 
@@ -53,8 +54,7 @@ class LocationOptions:
 
     def __post_init__(self) -> None:
         check_known([self.source], sorted(SOURCES), "location.source")
-        if not isinstance(self.absolute, bool):
-            raise ValueError(f"location.absolute must be true or false, got {self.absolute!r}")
+        check_flag("location.absolute", self.absolute)
         if self.absolute and self.source != "scanner":
             raise ValueError(
                 f"location.absolute is an option of the source 'scanner', got source {self.source!r}"
@@ -69,7 +69,7 @@ class LocationOptions:
             value = getattr(self, name)
             if (name, value) in (("dropout", None), ("jitter", AUTO)):
                 continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            if not is_number(value) or not 0 <= value <= 1:
                 allowed = "a number from 0 to 1" + (f" or {AUTO!r}" if name == "jitter" else "")
                 raise ValueError(f"location.{name} must be {allowed}, got {value!r}")
         if not isinstance(self.block, Mapping):

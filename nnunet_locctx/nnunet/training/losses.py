@@ -16,7 +16,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from nnunet_locctx.blocks import auxiliary_losses
-from nnunet_locctx.blocks.checks import check_integer
+from nnunet_locctx.values import check_integer
 
 RADIUS = 2
 WEIGHT = 0.5

@@ -188,8 +188,12 @@ def validation(predictions: Path, labels: Path) -> Record:
     ]
     if not scored:
         raise PlaceError(f"{predictions} holds no segmentation (*.nii.gz)")
-    means = np.round(np.nanmean(scored, axis=0), 4)
-    return {"cases": len(scored), "whole_dice": float(means[0]), "swapped": float(means[1])}
+    dice, swapped = zip(*scored, strict=True)
+    return {
+        "cases": len(scored),
+        "whole_dice": round(float(np.nanmean(dice)), 4),
+        "swapped": round(float(np.nanmean(swapped)), 4),
+    }
 
 
 def totalseg(folder: Path) -> Record:
