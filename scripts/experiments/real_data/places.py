@@ -188,10 +188,10 @@ def validation(predictions: Path, labels: Path) -> Record:
     ]
     if not scored:
         raise PlaceError(f"{predictions} holds no segmentation (*.nii.gz)")
-    dice, swapped = zip(*scored, strict=True)
+    overlaps, swapped = zip(*scored, strict=True)
     return {
         "cases": len(scored),
-        "whole_dice": round(float(np.nanmean(dice)), 4),
+        "whole_dice": round(float(np.nanmean(overlaps)), 4),
         "swapped": round(float(np.nanmean(swapped)), 4),
     }
 
