@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HOST = re.sub(r"[^A-Za-z0-9_-]", "_", socket.gethostname())[:32]
-"""Of this machine, as it stands in the names of drafts."""
+"""This machine's name, as it stands in the names of drafts."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a write says where there is no space."""

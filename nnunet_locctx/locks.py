@@ -68,7 +68,7 @@ def wait_for_lock(
     """Holds a lock, after waiting for whoever holds it, or ending those that a killed process left it to.
 
     Args:
-        file: As for :func:`lock`, also ``inherited``.
+        file: See :func:`lock`, for ``inherited`` too.
         say: Called once with what the holder wrote.
         seconds: Between two looks.
         ended: Called with the processes that were ended.

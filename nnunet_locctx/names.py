@@ -9,7 +9,7 @@ def check_known(names: Iterable[Any], allowed: Iterable[str], what: str) -> None
     """Refuses names that do not exist.
 
     Args:
-        names: As they were given.
+        names: The caller's.
         allowed: Those that exist.
         what: What they are names of.
 

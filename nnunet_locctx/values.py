@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 HIGHEST_SEED = 2**63 - 1
-"""Of what torch's generators take."""
+"""Highest seed that torch's generators take."""
 
 
 def is_number(value: Any) -> bool:

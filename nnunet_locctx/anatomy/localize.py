@@ -46,7 +46,7 @@ class LabelledScan:
     """A scan with labels.
 
     Attributes:
-        name: Of the case.
+        name: The case's.
         map: Its anatomical map.
         organs: Sample of each organ that it has.
     """
@@ -100,7 +100,7 @@ def sample_organs(
 
     Args:
         labels: (i, j, k) as stored.
-        frame: That array's.
+        frame: Its geometry.
         organs: Label values of each organ.
 
     Raises:

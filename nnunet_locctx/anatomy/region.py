@@ -81,10 +81,10 @@ class Example:
     """What a labelled scan says about where labels lie.
 
     Attributes:
-        name: Of the case.
+        name: The case's.
         map: Its anatomical map.
         blocks: The scan's.
-        labels: Of each label that it has: blocks (N, 3) and the number of its voxels in them (N,).
+        labels: Label -> blocks (N, 3) and the number of its voxels in them (N,); only labels that the case has.
     """
 
     name: str

@@ -16,7 +16,7 @@ from nnunet_locctx.values import check_flag, check_integer
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 SLOPE = 0.01
-"""Of the leaky ReLU that nnU-Net's He initialisation assumes."""
+"""Slope of the leaky ReLU that nnU-Net's He initialisation assumes."""
 
 
 class CoordConv(nn.Module):

@@ -59,7 +59,7 @@ class FrequencyEncoding(nn.Module):
         base: Highest angular frequency is ``base * 2**(bands - 1)``.
         keep_identity: Also pass the coordinates as they are.
         band_limit: Fade bands out as described; False gives every band full weight.
-        span: As described; None: as published.
+        span: See above; None: as published.
 
     Raises:
         ValueError: If `bands`, `base` or `span` is out of range.
@@ -138,10 +138,10 @@ class Encoding:
     Attributes:
         encoding: ``"identity"``, ``"frequency"`` or, where the class takes it, ``"hash"``; None: the class decides,
             and a whole network goes without location.
-        bands: Of the frequency encoding, see :class:`FrequencyEncoding`.
-        base: Likewise.
+        bands: Bands of the frequency encoding, see :class:`FrequencyEncoding`.
+        base: Base of the frequency encoding.
         band_limit: Whether bands, or levels of ``"hash"``, too fine for the stage are faded out.
-        span: Of the frequency encoding.
+        span: Span of the frequency encoding.
     """
 
     encoding: str | None = "frequency"
@@ -176,7 +176,7 @@ class GlobalEncoding(Encoding):
     Attributes:
         bands: As published.
         base: As published, without a factor pi. Its lowest wave has a period of 2 pi units.
-        span: As published, none.
+        span: None, as published.
         hash: Options of the hash encoding, see :class:`~nnunet_locctx.blocks.hash_encoding.HashEncoding`.
         shared_table: Whether a network may let all its places share one hash table, see
             :func:`~nnunet_locctx.blocks.share_encodings`; the published code has one for each.

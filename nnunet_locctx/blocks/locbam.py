@@ -47,7 +47,7 @@ class LocBAM(nn.Module):
         faithful: The published block; sets the defaults of the options below.
         reduction: The middle has ``ceil(C / reduction)`` channels. Default 4; faithful 32.
         min_channels: Least number of channels in the middle. Default 32; faithful 1.
-        kernel_size: Of the last convolution; odd. Default 3.
+        kernel_size: Kernel of the last convolution; odd. Default 3.
         layers: Convolutions per gate, 2 or 3. Default 2; faithful 3.
         dropout: Probability to drop a channel of the profile in training (faithful: with its position). Default 0;
             faithful 0.1.

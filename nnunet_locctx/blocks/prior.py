@@ -32,7 +32,7 @@ class PriorHead(nn.Module):
         stride: Computes gamma and beta for every `stride`-th voxel along each axis, at its exact centre, and linearly
             between: they vary slowly, and computing them is what the block costs. 1: everywhere.
         hidden: Width of the hidden layer.
-        bound: Of gamma: features are scaled by ``1 - bound`` to ``1 + bound``. With 1 the phantoms are learned
+        bound: Limit of gamma: features are scaled by ``1 - bound`` to ``1 + bound``. With 1 the phantoms are learned
             more slowly (docs/explanation/recommended.md).
         **encoding: Options of :class:`~nnunet_locctx.blocks.encoding.Encoding`.
 

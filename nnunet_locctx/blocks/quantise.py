@@ -47,7 +47,7 @@ class VectorQuantiser(nn.Module):
     Args:
         dimensions: D.
         codes: Size of the codebook.
-        decay: Of the moving average, 0 <= decay < 1.
+        decay: Decay of the moving average, 0 <= decay < 1.
         revive_after: Training steps without use after which a code is replaced.
 
     Raises:

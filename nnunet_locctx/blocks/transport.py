@@ -58,7 +58,7 @@ class LocalToGlobal(nn.Module):
         location: Whether references have places.
         dimensions: D at most.
         codes: Size of the codebook.
-        decay: Of the moving average that the codebook is.
+        decay: Decay of the moving average that the codebook is.
         revive_after: Steps after which an unused code is replaced.
         commitment: Weight of the commitment loss.
         references: p.

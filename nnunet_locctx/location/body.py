@@ -39,7 +39,7 @@ COUCH = 0.1
 """Thickest couch that is taken for none of the body, as a share of the body's thickness."""
 
 LIMBS = 0.45
-"""As :data:`COUCH`, the thickest arm: its radius is 4 to 5 cm, that of a trunk 11 and more, of a neck or calf 6."""
+"""Likewise the thickest arm: its radius is 4 to 5 cm, that of a trunk 11 and more, of a neck or calf 6."""
 
 TIP = 0.2
 """Axial sections of less than this share of the largest ones are tips, such as the top of the head or what is left of
@@ -132,7 +132,7 @@ def find_body(image: npt.NDArray[np.floating], frame: Frame, modality: str) -> B
 
     Args:
         image: (i, j, k) intensities as stored, any orientation and voxel size.
-        frame: That array's.
+        frame: Its geometry.
         modality: One of :data:`MODALITIES`.
 
     Raises:

@@ -17,7 +17,7 @@ HIGHEST_SCORE = 100.0
 """Body part scores run from 0 to this between two levels of the body, and beyond outside them."""
 
 NEGLIGIBLE = 1e-7
-"""Of the largest slope."""
+"""Share of the largest slope."""
 
 CROSS_SECTIONS = ("body", "scan")
 

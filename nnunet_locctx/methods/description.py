@@ -33,7 +33,7 @@ class Method:
     """One trainer.
 
     Attributes:
-        name: As for ``nnUNetv2_train -tr``.
+        name: The trainer's, for ``nnUNetv2_train -tr``.
         what: What it does, one line.
         source: Where it was published.
         place: Where location enters unless the plans say otherwise; None: nowhere.

@@ -50,7 +50,7 @@ class GhostConv(nn.Module):
         channels: In.
         out: Out, even.
         rank: Spatial axes.
-        stride: Of the first convolution.
+        stride: Stride of the first convolution.
         ghost: False: an ordinary 3x3x3 convolution.
     """
 
@@ -94,7 +94,7 @@ class StructurePrior(nn.Module):
     """LSPM, (2) to (5): a map of fine structure, and features mixed by what their neighbourhood says.
 
     Args:
-        channels: Of the stem's output.
+        channels: Channels of the stem's output.
         rank: Spatial axes.
     """
 
@@ -126,7 +126,7 @@ class FiLM(nn.Module):
 
     Args:
         values: Length of s.
-        channels: Of x.
+        channels: Channels of x.
     """
 
     def __init__(self, values: int, channels: int) -> None:
@@ -149,9 +149,9 @@ class EncoderStage(nn.Module):
         channels: In.
         out: Out.
         rank: Spatial axes.
-        values: What FiLM sees; 0: no FiLM.
-        kernel: Of the path for detail.
-        reduction: Of squeeze and excite.
+        values: Number of values that FiLM sees; 0: no FiLM.
+        kernel: Kernel of the path for detail.
+        reduction: Reduction of squeeze and excite.
         ghost: Whether the convolution is a ghost convolution.
     """
 
@@ -253,8 +253,8 @@ class DecoderStage(nn.Module):
         rank: Spatial axes.
         anchors: Number of anchors; 0: no position bias.
         bias: Form of the position maps, see :class:`~nnunet_locctx.blocks.anchors.PositionMaps`.
-        kernel: Of the depthwise branch.
-        reduction: Of squeeze and excite.
+        kernel: Kernel of the depthwise branch.
+        reduction: Reduction of squeeze and excite.
         ghost: Whether the second branch is a ghost convolution.
         upsample: Whether the resolution doubles.
     """

@@ -44,7 +44,7 @@ class NNFormer(WholeNetwork):
         embed_dim: Channels of the first stage, even; they double with each.
         depths: Blocks of each encoder stage; a decoder stage has those of its encoder stage.
         num_heads: Attention heads of each stage, likewise.
-        decoder_num_heads: Those of the three decoder stages, the coarsest first; None: of its encoder stage.
+        decoder_num_heads: Heads of the three decoder stages, the coarsest first; None: of its encoder stage.
         window_size: Tokens of a window for each stage, likewise: one number, or one for each axis.
         mlp_ratio: Width inside the feed-forward layers, in widths of the stage.
         qkv_bias: Whether queries, keys and values have a bias.

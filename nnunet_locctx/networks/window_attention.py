@@ -154,7 +154,7 @@ class WindowAttention(nn.Module):
 
         Args:
             queries: (B, windows, N, C).
-            source: The same without cross-attention; what keys and values come from, of the same shape.
+            source: What keys and values come from, shaped as the queries; those themselves without cross-attention.
             labels: (windows, N), see :meth:`WindowGrid.labels`.
 
         Returns:

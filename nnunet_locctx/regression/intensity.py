@@ -9,13 +9,13 @@ from nnunet_locctx.location.body import check_modality
 from nnunet_locctx.regression.canonical import CanonicalScan
 
 PERCENTILES = (0.5, 99.5)
-"""Of the voxels in the scan; the range that ``mr`` intensities are mapped from."""
+"""Percentiles of the voxels in the scan: the range that ``mr`` intensities are mapped from."""
 
 BODY_HU = -500.0
 """Smoothed CT above this is body."""
 
 SMALLEST_PART = 0.5
-"""Of the largest connected region: regions above this belong to the body too (two legs, without the pelvis)."""
+"""Share of the largest connected region: regions above this belong to the body too (two legs, without the pelvis)."""
 
 SMALLEST_BODY = 0.01
 """Share of the scan that a body takes, at least."""

@@ -32,7 +32,7 @@ class CasePoints:
 
     Attributes:
         identifier: nnU-Net's name of the case.
-        frame: Of the preprocessed array.
+        frame: Geometry of the preprocessed array.
         points: Class -> (n, 3) index of some of its voxels, array axis order; none if it does not occur.
     """
 
@@ -98,7 +98,7 @@ def read_points(
 
     Args:
         folder: Such as nnUNet_preprocessed/Dataset003_Liver/nnUNetPlans_3d_fullres.
-        labels: Of dataset.json.
+        labels: Labels of dataset.json.
         transpose_forward: The plans'.
 
     Raises:

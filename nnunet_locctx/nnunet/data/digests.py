@@ -19,7 +19,7 @@ def file_digests(
     system alone, so that a copy with the time of another file is not taken for that file.
 
     Args:
-        files: That exist.
+        files: Existing files.
         record: What is known from before, JSON; brought up to date. One that cannot be read counts as empty.
         processes: Worker processes.
         progress: Show a progress bar where files are read.

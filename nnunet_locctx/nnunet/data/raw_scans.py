@@ -46,7 +46,7 @@ class RawCase:
         """Changes when the content of an image does, or the way it is read.
 
         Args:
-            digests: Of the files' content (:func:`~nnunet_locctx.nnunet.data.digests.file_digests`).
+            digests: Digests of the files' content (:func:`~nnunet_locctx.nnunet.data.digests.file_digests`).
             further: Files on which what is derived from the images depends too.
         """
         parts = [str(READING), self.reader, *[digests[file] for file in (*self.images, *further)]]

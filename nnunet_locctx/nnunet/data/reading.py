@@ -50,7 +50,7 @@ def choose_reader(content: Mapping[str, Any], example: Path) -> str:
     """Class name of the reader that nnU-Net takes for a dataset: the one it names, or the first that reads a file.
 
     Args:
-        content: Of dataset.json.
+        content: Content of dataset.json.
         example: The first of the files. If none can read it, the first reader is named; reading it says what is wrong.
 
     Raises:

@@ -54,7 +54,7 @@ class Preset:
     """One preset.
 
     Attributes:
-        name: Of its file, without ``.json``.
+        name: Name of its file, without ``.json``.
         description: One line.
         made_for: What it expects of the data.
         changes: Keyword arguments of :func:`~nnunet_locctx.nnunet.plans.planning.add_configuration`.

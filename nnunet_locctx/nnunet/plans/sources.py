@@ -213,7 +213,7 @@ def report_recommendation(
     """What the table means, a sentence a line.
 
     Args:
-        candidates: As measured.
+        candidates: The measured sources.
         cases: The preprocessed cases.
         configuration: The planned one.
     """

@@ -57,7 +57,7 @@ def locate(configuration: ConfigurationManager, carried: Carried | None = None) 
     """Turns nnU-Net's configuration, in place, into one that brings location to prediction.
 
     Args:
-        configuration: Of the plans.
+        configuration: The plans' configuration.
         carried: What the model needs to locate scans; None: what the configuration has already, or is to be loaded.
     """
     manager: Any = configuration

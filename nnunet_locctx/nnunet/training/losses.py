@@ -21,7 +21,7 @@ from nnunet_locctx.values import check_integer
 RADIUS = 2
 WEIGHT = 0.5
 LEAST_PROBABILITY = 1e-6
-"""Of being something else: bounds the term for a class that is excluded with certainty and wrongly."""
+"""Least chance of another class: bounds the term for a class that is excluded with certainty and wrongly."""
 
 
 class BoundaryTerm(nn.Module):
@@ -176,7 +176,7 @@ class BoundaryLoss(nn.Module):
     Args:
         base: nnU-Net's loss of one resolution; changed in place if classes are to be weighted.
         term: The boundary term.
-        weight: Of the term; the other two have theirs.
+        weight: Weight of the term; the other two have theirs.
         inverse_frequency: Whether classes weigh as the inverse of their share of the batch, in all three terms
             (:func:`inverse_frequencies`).
 

@@ -17,7 +17,7 @@ from nnunet_locctx.values import (
 LOSSES = ("signed", "paper")
 NORMALISATIONS = ("length", "scan")
 MOST_POINTS = 4096
-"""Of one scan in one step, in each of the two sets; the distance term holds a table of all pairs."""
+"""Most points of one scan in one step, in each of the two sets; the distance term holds a table of all pairs."""
 
 
 @dataclass(frozen=True)

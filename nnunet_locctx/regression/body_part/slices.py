@@ -186,7 +186,7 @@ def _steps(positions: Array, slices: int) -> tuple[int, int]:
 
 
 CHANCE = 0.5
-"""With which a slice gets each change."""
+"""Chance with which a slice gets each change."""
 
 NOISE = 0.04
 """Largest standard deviation of the noise; intensities run from -1 to 1."""
@@ -207,7 +207,7 @@ MOVE = 0.05
 """Largest movement, as a share of the image's side."""
 
 FRAME_CHANCE = 0.25
-"""With which a slice is cut to a smaller field of view, a disc."""
+"""Chance with which a slice is cut to a smaller field of view, a disc."""
 
 FRAME = (0.55, 0.9)
 """Radius of that disc, as a share of half the side."""
