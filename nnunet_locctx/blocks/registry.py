@@ -114,5 +114,6 @@ def _class(name: str, place: str) -> type[nn.Module]:
 
 
 def _check_options(name: str, options: dict[str, Any], place: str = "") -> None:
+    allowed = block_options(name, place)
     at = f" at place {place!r}" if _class(name, place) is CoordConvStem else ""
-    check_options(options, block_options(name, place), f"block {name!r}{at}")
+    check_options(options, allowed, f"block {name!r}{at}")

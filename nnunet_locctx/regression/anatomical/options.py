@@ -116,7 +116,8 @@ class AnatomicalOptions:
         for name in ("crop", "widths", "depths"):
             for number in getattr(self, name):
                 check_integer(f"each of {name}", number, 4 * STRIDE if name == "crop" else 1)
-        if len(self.crop) != 3 or any(side % STRIDE for side in self.crop):
+        sides = list(self.crop)
+        if len(sides) != 3 or any(side % STRIDE for side in sides):
             raise ValueError(f"crop must be three multiples of {STRIDE}, got {self.crop!r}")
         if not 2 <= len(self.widths) == len(self.depths):
             raise ValueError(
