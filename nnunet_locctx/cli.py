@@ -117,7 +117,7 @@ def build_parser() -> Parser:
         command.add(commands)
     names = iter(commands.choices.items())
     for title, group in GROUPS.items():
-        lines = [f"{name:<14}{one.summary}" for name, one in (next(names) for _ in group)]
+        lines = [f"{name:<14}{command.summary}" for name, command in (next(names) for _ in group)]
         parser.add_argument_group(title, "\n".join(lines))
     others = parser.add_argument_group("options")
     others.add_argument("-h", "--help", action="help", help="show this and stop")

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -11,13 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HOST = re.sub(r"[^A-Za-z0-9_-]", "_", socket.gethostname())[:32]
-"""Of this machine, as it stands in the names of drafts."""
+"""This machine's name, as it stands in the names of drafts."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a write says where there is no space."""
 
 ABANDONED_SECONDS = 86400.0
-"""A draft whose process cannot be asked (another machine's) is abandoned if nothing touched it for this long."""
+"""A draft of another machine's process is abandoned if nothing touched it for this long."""
 
 
 @contextlib.contextmanager
@@ -78,6 +79,16 @@ def write_atomically(file: Path, data: bytes) -> None:
         draft.write_bytes(data)
 
 
+def file_digest(*files: Path) -> str:
+    """SHA-256 of the content of files, one after the other."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
 def link(source: Path | str, target: Path | str) -> None:
     """Lets `target` stand for the file `source`: a symbolic link; where the system makes none a hard link, or a copy.
 
@@ -100,10 +111,10 @@ def link(source: Path | str, target: Path | str) -> None:
 def _remove_abandoned(target: Path) -> None:
     pattern = re.compile(rf"\.(\d+)(?:@([\w-]+))?\.{re.escape(target.name)}")
     try:
-        there = list(target.parent.iterdir())
+        neighbours = list(target.parent.iterdir())
     except OSError:  # there is no such folder: the writing itself will say so
         return
-    for path in there:
+    for path in neighbours:
         match = pattern.fullmatch(path.name)
         if match is not None and _is_abandoned(path, int(match[1]), match[2]):
             _remove(path)

@@ -292,13 +292,13 @@ class Frame:
         return _invert(self.fraction_affine, fraction)
 
 
-def corner_distance(one: Frame, other: Frame) -> float:
+def corner_distance(first: Frame, second: Frame) -> float:
     """Largest distance between the same corner voxel of two grids, in smallest voxel sizes of the first; both have
     the same shape."""
-    last = np.array(one.shape, dtype=np.float64) - 1
+    last = np.array(first.shape, dtype=np.float64) - 1
     corners = np.stack(np.meshgrid(*[(0.0, end) for end in last], indexing="ij"), axis=-1).reshape(-1, 3)
-    distance = np.linalg.norm(one.millimetres(corners) - other.millimetres(corners), axis=-1)
-    return float(distance.max() / one.spacing.min())
+    distance = np.linalg.norm(first.millimetres(corners) - second.millimetres(corners), axis=-1)
+    return float(distance.max() / first.spacing.min())
 
 
 def _apply(matrix: Array, points: npt.ArrayLike) -> Array:

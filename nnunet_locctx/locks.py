@@ -14,7 +14,7 @@ from typing import Any
 
 
 class BusyError(RuntimeError):
-    """The lock is held by another process; carries what that process said about itself."""
+    """Another process holds the lock; carries what that process wrote about itself."""
 
 
 @contextlib.contextmanager
@@ -51,9 +51,9 @@ def lock(file: Path, about: dict[str, Any] | None = None, *, inherited: bool = F
 
 def note(descriptor: int, about: dict[str, Any]) -> None:
     """Writes into a held lock who holds it and since when."""
-    said = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps({**said, **about}).encode(), 0)
+    os.pwrite(descriptor, json.dumps({**holder, **about}).encode(), 0)
 
 
 @contextlib.contextmanager
@@ -68,16 +68,16 @@ def wait_for_lock(
     """Holds a lock, after waiting for whoever holds it, or ending those that a killed process left it to.
 
     Args:
-        file: As for :func:`lock`, also ``inherited``.
-        say: Told once who is waited for.
+        file: See :func:`lock`, for ``inherited`` too.
+        say: Called once with what the holder wrote.
         seconds: Between two looks.
-        ended: Told which processes were ended.
+        ended: Called with the processes that were ended.
 
     Yields:
         The file's descriptor.
     """
     with contextlib.ExitStack() as stack:
-        told = False
+        reported = False
         while True:
             try:
                 descriptor = stack.enter_context(lock(file, inherited=inherited))
@@ -87,9 +87,9 @@ def wait_for_lock(
                 if left_behind:
                     ended(left_behind)
                     continue
-                if not told:
+                if not reported:
                     say(str(busy))
-                told = True
+                reported = True
                 time.sleep(seconds)
         yield descriptor
 
@@ -100,23 +100,23 @@ def holders(file: Path) -> dict[int, int]:
     Returns:
         Process -> the process that took the lock (0: no longer known). Empty where there is no ``/proc``.
     """
-    found: dict[int, int] = {}
+    takers: dict[int, int] = {}
     try:
-        wanted = file.stat()
+        own = file.stat()
     except OSError:
-        return found
+        return takers
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # of another user, or ended meanwhile
             for link in (process / "fd").iterdir():
-                there = link.stat()
-                if (there.st_dev, there.st_ino) != (wanted.st_dev, wanted.st_ino):
+                opened = link.stat()
+                if (opened.st_dev, opened.st_ino) != (own.st_dev, own.st_ino):
                     continue
                 # whoever only waits has the file open too, but the lock is not on its descriptor
-                said = (process / "fdinfo" / link.name).read_text()
-                taken = re.search(r"^lock:.*\bFLOCK\s+\S+\s+\S+\s+(\d+)", said, re.MULTILINE)
-                if taken:
-                    found[int(process.name)] = int(taken[1])
-    return found
+                details = (process / "fdinfo" / link.name).read_text()
+                taker = re.search(r"^lock:.*\bFLOCK\s+\S+\s+\S+\s+(\d+)", details, re.MULTILINE)
+                if taker:
+                    takers[int(process.name)] = int(taker[1])
+    return takers
 
 
 def end_abandoned(file: Path) -> list[int]:
@@ -166,7 +166,7 @@ def one_at_a_time(
 
     Args:
         file: The lock's; stays there, empty but for who had it last.
-        what: What is worked on, for the line that says it waits; without, nothing is said.
+        what: What is worked on, for the line that says it waits; empty: no line.
         seconds: Between two looks.
         inherited: As for :func:`lock`.
 
@@ -176,7 +176,7 @@ def one_at_a_time(
 
     def say(holder: str) -> None:
         if what:
-            print(f"{what} is in use by {_told(holder)}: waiting", flush=True)
+            print(f"{what} is in use by {_described(holder)}: waiting", flush=True)
 
     with contextlib.ExitStack() as stack:
         try:
@@ -190,7 +190,7 @@ def one_at_a_time(
         yield held
 
 
-def _told(holder: str) -> str:
+def _described(holder: str) -> str:
     """Who holds a lock, from what it wrote there."""
     try:
         content = json.loads(holder)

@@ -9,7 +9,7 @@ def check_known(names: Iterable[Any], allowed: Iterable[str], what: str) -> None
     """Refuses names that do not exist.
 
     Args:
-        names: As they were given.
+        names: The caller's.
         allowed: Those that exist.
         what: What they are names of.
 
@@ -22,10 +22,20 @@ def check_known(names: Iterable[Any], allowed: Iterable[str], what: str) -> None
             raise ValueError(f"unknown {what} {name!r}{instead(name, allowed)}")
 
 
+def check_options(options: Iterable[str], allowed: Iterable[str], what: str) -> None:
+    """Raises ValueError for names of options that `what` does not take, which is the sentence's subject."""
+    allowed = list(allowed)
+    unknown = sorted(set(options) - set(allowed))
+    if unknown:
+        raise ValueError(
+            f"{what} does not take {', '.join(unknown)}; allowed: {', '.join(allowed) or 'no options'}"
+        )
+
+
 def instead(name: Any, allowed: Iterable[str]) -> str:
     """The end of a sentence about an unknown name: the nearest that exists, or all where none is near."""
-    small, known = str(name).lower(), {one.lower(): one for one in allowed}
-    begun = [one for one in known if small and one.startswith(small)]
+    small, known = str(name).lower(), {candidate.lower(): candidate for candidate in allowed}
+    begun = [candidate for candidate in known if small and candidate.startswith(small)]
     near = begun if len(begun) == 1 else difflib.get_close_matches(small, known, 1)
     return (
         f" (did you mean {known[near[0]]}?)" if near else f"; there are {', '.join(known.values()) or 'none'}"

@@ -156,7 +156,7 @@ def widest_view(frame: Frame) -> View:
 
 def per_plane(mask: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.integer]]:
     """How much of a mask (i, j, k) each plane holds, along each axis."""
-    return [mask.sum(axis=tuple(other for other in range(3) if other != axis)) for axis in range(3)]
+    return [mask.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
 
 
 def grey_levels(values: npt.NDArray[Any], channel: str = "") -> tuple[float, float]:
@@ -196,7 +196,7 @@ def class_colours(names: Sequence[str], pairs: Sequence[tuple[str, str]] = ()) -
 
 @functools.lru_cache
 def _distinct(paired: tuple[bool, ...]) -> list[tuple[Colour, Colour]]:
-    """Light and dark of one hue; twice the same colour where not a pair is asked for."""
+    """Light and dark of one hue; twice the same colour for a class without a twin."""
     from skimage.color import deltaE_ciede2000
 
     candidates, twins = _candidates()
@@ -251,7 +251,7 @@ def _as_seen(rgb: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def clear(panel: Any, *, spines: bool = True) -> None:
-    """Takes ticks, and the frame unless it is wanted, from a matplotlib panel."""
+    """Takes ticks, and the frame unless `spines`, from a matplotlib panel."""
     panel.set_xticks([])
     panel.set_yticks([])
     for side in panel.spines.values():

@@ -81,7 +81,7 @@ def preprocessed(raw: Path) -> list[Path]:
         ("ape -d 5 --lowest organ --highest organ", "for the source 'body_part', got 'anatomical'"),
         ("body-part -d 5 --option colour=red", "does not take colour; allowed: modality, channel, spacing"),
         ("ape -d 5 --option steps", "needs OPTION=VALUE, got 'steps'"),
-        ("body-part -d 5 --channel 3", "has the channels 0, channel 3 is asked for"),
+        ("body-part -d 5 --channel 3", "has the channels 0, channel 3 is named"),
         ("ape -d 5 --spacing -1", "spacing must be"),
         ("body-part -d 5 --plans nnUNetPlans", "needs a configuration"),
         ("body-part -d 5 -c 3d_fullres", "no dataset 5"),
@@ -89,7 +89,7 @@ def preprocessed(raw: Path) -> list[Path]:
         ("ape -d 5 -np 0", "--processes must be at least 1, got 0"),
         (
             "body-part -d 5 --option learning_rate=high",
-            "learning_rate must be a finite number above 0, got 'high'",
+            "learning_rate must be a positive number, got 'high'",
         ),
         ("body-part -d 5 --option window=5", "window must be two rising numbers, got 5"),
         (
@@ -97,7 +97,7 @@ def preprocessed(raw: Path) -> list[Path]:
             "validation_share must be between 0 and 1, got [1]",
         ),
         ("ape -d 5 --option crop=16", "crop must be a list of numbers, got 16"),
-        ("ape -d 5 --seed 99999999999999999999", "seed must be a whole number"),
+        ("ape -d 5 --seed 99999999999999999999", "seed must be an integer from 0"),
     ],
 )
 def test_unusable_input(raw: Path, arguments: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -408,7 +408,7 @@ def test_cases_listed_in_dataset_json(bodies: Path, monkeypatch: pytest.MonkeyPa
     assert main(["fit", *QUICK]) == 0
     assert sorted(times(bodies)) == ["case_0", "case_1", "case_2"]
     (elsewhere / "tiny_1_0000.nii.gz").unlink()
-    with pytest.raises(ValueError, match=r"not there: .*tiny_1_0000"):
+    with pytest.raises(ValueError, match=r"missing: .*tiny_1_0000"):
         training_cases(bodies)
 
 

@@ -312,7 +312,7 @@ def format_report(report: CropReport) -> str:
         if crop.problem:
             lines.append(f"not written: {crop.case} {crop.problem}")
     for label, recall in report.recall.items():
-        lines.append(f"{label}: recall {recall:.4f} in scans left out (wanted {report.target:g})")
+        lines.append(f"{label}: recall {recall:.4f} in scans left out (target {report.target:g})")
     written = sum(crop.written for crop in report.crops)
     total = "" if report.reduction is None else f", {report.reduction:.1f} times fewer voxels"
     lines.append(

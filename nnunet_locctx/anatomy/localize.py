@@ -46,7 +46,7 @@ class LabelledScan:
     """A scan with labels.
 
     Attributes:
-        name: Of the case.
+        name: The case's.
         map: Its anatomical map.
         organs: Sample of each organ that it has.
     """
@@ -100,7 +100,7 @@ def sample_organs(
 
     Args:
         labels: (i, j, k) as stored.
-        frame: That array's.
+        frame: Its geometry.
         organs: Label values of each organ.
 
     Raises:
@@ -145,11 +145,11 @@ def localize(
     finder = PlaceFinder(scan_map)
     boxes = {}
     for organ in organs:
-        having = [scan for scan in scans if organ in scan.organs and not scan.map.problem]
-        whole = [scan for scan in having if not scan.organs[organ].cut]
-        if not having:
+        usable = [scan for scan in scans if organ in scan.organs and not scan.map.problem]
+        whole = [scan for scan in usable if not scan.organs[organ].cut]
+        if not usable:
             continue
-        faces = np.stack([_faces(scan, organ, finder, frame) for scan in whole or having])  # (scans, 2, 3)
+        faces = np.stack([_faces(scan, organ, finder, frame) for scan in whole or usable])  # (scans, 2, 3)
         middle = np.median(faces, axis=0)
         apart = np.median(np.abs(faces - middle), axis=0) * frame.spacing
         boxes[organ] = OrganBox(
@@ -166,37 +166,37 @@ def localize(
 def _faces(scan: LabelledScan, organ: str, finder: PlaceFinder, frame: Frame) -> Array:
     """(2, 3) index of the lower and upper faces of the organ's box."""
     sample = scan.organs[organ]
-    there = finder.find(scan.map.at(sample.millimetres)).millimetres
-    index = frame.index_from_millimetres(without_outliers(sample.millimetres, there))
+    corresponding = finder.find(scan.map.at(sample.millimetres)).millimetres
+    index = frame.index_from_millimetres(without_outliers(sample.millimetres, corresponding))
     half = np.abs(np.linalg.inv(frame.affine_lps[:3, :3]) @ sample.voxel).sum(axis=1) / 2
     return np.stack([index.min(axis=0) - half, index.max(axis=0) + half])
 
 
-def without_outliers(here: Array, there: Array) -> Array:
+def without_outliers(places: Array, corresponding: Array) -> Array:
     """Corresponding places with single failures replaced.
 
     A displacement that changes linearly with the place is fitted robustly; how much it may change is limited for small
     organs, whose few voxels do not determine it.
 
     Args:
-        here: (N, 3) mm.
-        there: (N, 3) mm, the places that correspond to them.
+        places: (N, 3) mm.
+        corresponding: (N, 3) mm, the places that correspond to them.
     """
-    displacement = there - here
-    kept = np.ones(len(here), dtype=bool)
+    displacement = corresponding - places
+    kept = np.ones(len(places), dtype=bool)
     fitted = displacement
     centre = np.median(displacement, axis=0)
     distance = np.linalg.norm(displacement - centre, axis=1)
     for _ in range(5):
         kept = distance <= max(OUTLIER * float(np.median(distance)), OUTLIER_MM)
-        middle, mean = here[kept].mean(axis=0), displacement[kept].mean(axis=0)
-        relative = here[kept] - middle
+        middle, mean = places[kept].mean(axis=0), displacement[kept].mean(axis=0)
+        relative = places[kept] - middle
         normal = relative.T @ relative + len(relative) * STIFFNESS_MM**2 * np.eye(3)
         change = np.linalg.solve(normal, relative.T @ (displacement[kept] - mean))
-        fitted = mean + (here - middle) @ change
+        fitted = mean + (places - middle) @ change
         distance = np.linalg.norm(displacement - fitted, axis=1)
     kept = distance <= max(OUTLIER * float(np.median(distance)), OUTLIER_MM)
-    return np.where(kept[:, None], there, here + fitted)
+    return np.where(kept[:, None], corresponding, places + fitted)
 
 
 def _outside(faces: Array, frame: Frame) -> float:

@@ -19,13 +19,13 @@ APART = 1.8
 """Least distance between these, in cells, so that they are not all around one place."""
 
 STEPS = 20
-"""Of the refinement, at most."""
+"""Steps of the refinement, at most."""
 
 CLOSE_MM = 0.02
 """Refinement ends here."""
 
 LARGEST_CONDITION = 1e3
-"""Of a map's slopes; beyond it the coordinates do not tell places apart along some direction."""
+"""Largest condition number of a map's slopes; above it the coordinates do not tell places apart along a direction."""
 
 
 @dataclass(frozen=True)

@@ -81,10 +81,10 @@ class Example:
     """What a labelled scan says about where labels lie.
 
     Attributes:
-        name: Of the case.
+        name: The case's.
         map: Its anatomical map.
         blocks: The scan's.
-        labels: Of each label that it has: blocks (N, 3) and the number of its voxels in them (N,).
+        labels: Label -> blocks (N, 3) and the number of its voxels in them (N,); only labels that the case has.
     """
 
     name: str
@@ -174,8 +174,8 @@ class Region:
 
 def profile(places: Array, to_millimetres: Array, scan_map: AnatomicalMap, blocks: Blocks) -> Profile:
     """How close a scan comes to places (N, 3), given as coordinates in mm."""
-    here = blocks.coordinates(scan_map) @ to_millimetres.T
-    distances = cKDTree(places).query(here)[0].reshape(blocks.shape)
+    coordinates = blocks.coordinates(scan_map) @ to_millimetres.T
+    distances = cKDTree(places).query(coordinates)[0].reshape(blocks.shape)
     first, second, third = (distances.min(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3))
     return Profile((first, second, third))
 
@@ -195,10 +195,10 @@ def fit_region(examples: Sequence[Example], labels: Sequence[str], recall: float
     if not 0 < recall <= 1:
         raise ValueError(f"recall must be above 0 and at most 1, got {recall}")
     for label in labels:
-        having = sum(label in example.labels for example in examples)
-        if having < 2:
+        count = sum(label in example.labels for example in examples)
+        if count < 2:
             raise ValueError(
-                f"the label {label!r} is in {having} of {len(examples)} labelled scans that could be measured; at "
+                f"the label {label!r} is in {count} of {len(examples)} labelled scans that could be measured; at "
                 "least 2 are needed, because the recall is measured in scans that the region was not made from"
             )
     examples = [example for example in examples if example.labels]
@@ -209,15 +209,15 @@ def fit_region(examples: Sequence[Example], labels: Sequence[str], recall: float
     places = [example.places() for example in examples]
     profiles = []
     for number, example in enumerate(examples):
-        others = np.concatenate([one for other, one in enumerate(places) if other != number])
+        others = np.concatenate([*places[:number], *places[number + 1 :]])
         profiles.append(profile(others @ to_millimetres.T, to_millimetres, example.map, example.blocks))
 
     def recalls(width: float) -> dict[str, float]:
-        boxes = [(example, one.box(width)) for example, one in zip(examples, profiles, strict=True)]
-        having = {label: [pair for pair in boxes if label in pair[0].labels] for label in labels}
+        boxes = [(example, each.box(width)) for example, each in zip(examples, profiles, strict=True)]
+        showing = {label: [pair for pair in boxes if label in pair[0].labels] for label in labels}
         return {
             label: float(np.mean([example.recall(box, label) for example, box in pairs]))
-            for label, pairs in having.items()
+            for label, pairs in showing.items()
         }
 
     # recall grows with the width, and reaches 1 at the latest where the box is the whole scan
@@ -228,7 +228,7 @@ def fit_region(examples: Sequence[Example], labels: Sequence[str], recall: float
             wide_enough = width
         else:
             too_narrow = width
-    left_out = {example.name: one.box(wide_enough) for example, one in zip(examples, profiles, strict=True)}
+    left_out = {example.name: each.box(wide_enough) for example, each in zip(examples, profiles, strict=True)}
     return Region(np.concatenate(places), to_millimetres, float(wide_enough), recalls(wide_enough), left_out)
 
 

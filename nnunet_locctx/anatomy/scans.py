@@ -28,7 +28,7 @@ class ScanFiles:
     """The files of one case.
 
     Attributes:
-        name: Of the case.
+        name: The case's.
         images: One file per channel.
         label: The segmentation, None where there is none.
     """

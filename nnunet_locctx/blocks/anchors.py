@@ -8,11 +8,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from nnunet_locctx.blocks.checks import check_channels, check_choice, check_input, check_integer
+from nnunet_locctx.blocks.checks import check_channels, check_input
 from nnunet_locctx.blocks.coordconv import CONV
 from nnunet_locctx.blocks.resolution import coarser, in_full_precision, resize_location, spread
 from nnunet_locctx.blocks.unknown import hide_unknown, if_any_known
 from nnunet_locctx.types import Features, Known, Location
+from nnunet_locctx.values import check_choice, check_integer
 
 ANCHORS_FROM = ("soft_argmax", "paper")
 BIASES = ("gauss", "paper")

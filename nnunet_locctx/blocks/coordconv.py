@@ -6,16 +6,17 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from nnunet_locctx.blocks.checks import check_channels, check_flag, check_input, check_integer
+from nnunet_locctx.blocks.checks import check_channels, check_input
 from nnunet_locctx.blocks.encoding import Encoding, flags_for
 from nnunet_locctx.blocks.resolution import FeaturesOfStage, coarser, resize_location, spread
 from nnunet_locctx.blocks.unknown import if_any_known
 from nnunet_locctx.types import Features, Known, Location
+from nnunet_locctx.values import check_flag, check_integer
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 SLOPE = 0.01
-"""Of the leaky ReLU that nnU-Net's He initialisation assumes."""
+"""Slope of the leaky ReLU that nnU-Net's He initialisation assumes."""
 
 
 class CoordConv(nn.Module):

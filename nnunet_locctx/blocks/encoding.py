@@ -1,8 +1,8 @@
-"""What a network is told about a location: the coordinates themselves, or waves of them.
+"""What a network gets of a location: the coordinates themselves, or waves of them.
 
 Every encoding maps a location (B, 3, *spatial) to (B, `channels`, *spatial) in float32, whatever the autocast
 mode: it computes with operations that autocast leaves alone. The spatial rank is 1, 2 or 3. Along an axis that is
-not `known` it tells nothing: the features of its waves are 0, cosines as well.
+not `known` it says nothing: the features of its waves are 0, cosines as well.
 """
 
 import dataclasses
@@ -15,11 +15,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from nnunet_locctx.blocks.checks import check_integer, check_positive
 from nnunet_locctx.blocks.hash_encoding import HashEncoding
 from nnunet_locctx.blocks.resolution import SAMPLINGS, fade_out, in_full_precision, token_step
 from nnunet_locctx.blocks.unknown import UnknownFlags, as_mask, hide_unknown
+from nnunet_locctx.names import check_options
 from nnunet_locctx.types import Features, Known, Location
+from nnunet_locctx.values import check_choice, check_integer, check_positive
 
 ENCODINGS = ("identity", "frequency", "hash")
 
@@ -58,7 +59,7 @@ class FrequencyEncoding(nn.Module):
         base: Highest angular frequency is ``base * 2**(bands - 1)``.
         keep_identity: Also pass the coordinates as they are.
         band_limit: Fade bands out as described; False gives every band full weight.
-        span: As described; None: as published.
+        span: See above; None: as published.
 
     Raises:
         ValueError: If `bands`, `base` or `span` is out of range.
@@ -137,10 +138,10 @@ class Encoding:
     Attributes:
         encoding: ``"identity"``, ``"frequency"`` or, where the class takes it, ``"hash"``; None: the class decides,
             and a whole network goes without location.
-        bands: Of the frequency encoding, see :class:`FrequencyEncoding`.
-        base: Likewise.
+        bands: Bands of the frequency encoding, see :class:`FrequencyEncoding`.
+        base: Base of the frequency encoding.
         band_limit: Whether bands, or levels of ``"hash"``, too fine for the stage are faded out.
-        span: Of the frequency encoding.
+        span: Span of the frequency encoding.
     """
 
     encoding: str | None = "frequency"
@@ -175,7 +176,7 @@ class GlobalEncoding(Encoding):
     Attributes:
         bands: As published.
         base: As published, without a factor pi. Its lowest wave has a period of 2 pi units.
-        span: As published, none.
+        span: None, as published.
         hash: Options of the hash encoding, see :class:`~nnunet_locctx.blocks.hash_encoding.HashEncoding`.
         shared_table: Whether a network may let all its places share one hash table, see
             :func:`~nnunet_locctx.blocks.share_encodings`; the published code has one for each.
@@ -197,8 +198,7 @@ class GlobalEncoding(Encoding):
     sampling: str = "centres"
 
     def __post_init__(self) -> None:
-        if self.sampling not in SAMPLINGS:
-            raise ValueError(f"sampling must be one of {SAMPLINGS}, got {self.sampling!r}")
+        check_choice("sampling", self.sampling, SAMPLINGS)
 
     def make(self) -> EncodingModule:
         """As in the base; ``"hash"`` as well."""
@@ -244,9 +244,5 @@ def _checked_hash_options(options: Mapping[str, Any] | None) -> Mapping[str, Any
         return {}
     if not isinstance(options, Mapping):
         raise ValueError(f"hash must be a table of options, got {options!r}")
-    unknown = [option for option in options if option not in HASH_OPTIONS]
-    if unknown:
-        raise ValueError(
-            f"unknown option {unknown[0]!r} for the hash encoding; allowed are {', '.join(HASH_OPTIONS)}"
-        )
+    check_options(options, HASH_OPTIONS, "the hash encoding")
     return options

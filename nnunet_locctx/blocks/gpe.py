@@ -7,13 +7,14 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from nnunet_locctx.blocks.checks import check_channels, check_input, check_integer
+from nnunet_locctx.blocks.checks import check_channels, check_input
 from nnunet_locctx.blocks.coordconv import CONV
 from nnunet_locctx.blocks.encoding import GlobalEncoding, flags_for
 from nnunet_locctx.blocks.hash_encoding import HashEncoding
 from nnunet_locctx.blocks.resolution import coarser, resize_location, spread
 from nnunet_locctx.blocks.unknown import if_any_known
 from nnunet_locctx.types import Features, Known, Location
+from nnunet_locctx.values import check_integer
 
 PUBLISHED: Mapping[str, Any] = MappingProxyType(
     {"band_limit": False, "sampling": "published", "shared_table": False, "zero_init": False}

@@ -1,4 +1,4 @@
-"""A location told in learned numbers instead of waves: hash tables at several resolutions."""
+"""A location as learned numbers instead of waves: hash tables at several resolutions."""
 
 import functools
 from collections.abc import Mapping
@@ -8,17 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_locctx.blocks.checks import check_flag, check_integer, check_positive, is_number
 from nnunet_locctx.blocks.hash_grid import HashGrid, hash_lookup
 from nnunet_locctx.blocks.resolution import fade_out, in_full_precision, token_step
 from nnunet_locctx.blocks.unknown import hide_unknown
 from nnunet_locctx.types import Features, Known, Location
+from nnunet_locctx.values import (
+    check_choice,
+    check_flag,
+    check_integer,
+    check_number,
+    check_positive,
+)
 
 BACKENDS = ("torch", "tcnn")
 FEATURES = (1, 2, 4, 8)
 
 FINEST = 2**23
-"""Most vertices per axis: float32 cannot tell their positions apart beyond."""
+"""Most vertices per axis; float32 does not resolve the positions of more."""
 
 
 class HashEncoding(nn.Module):
@@ -88,13 +94,11 @@ class HashEncoding(nn.Module):
         check_integer("base_resolution", base_resolution, 2, FINEST)
         if features not in FEATURES or isinstance(features, bool):
             raise ValueError(f"features must be one of {FEATURES}, got {features!r}")
-        if not is_number(scale) or not 1 <= scale <= FINEST:
-            raise ValueError(f"scale must be a number >= 1, got {scale!r}")
+        check_number("scale", scale, 1)
         check_positive("extent", extent)
         check_positive("gain", gain)
         check_flag("band_limit", band_limit)
-        if backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
+        check_choice("backend", backend, BACKENDS)
         finest = base_resolution * float(scale) ** (levels - 1)
         if finest > FINEST:
             raise ValueError(
@@ -127,11 +131,11 @@ class HashEncoding(nn.Module):
             weights = location.new_ones((location.shape[0], self.grid.levels))
         weights, points = self.gain * weights, location.flatten(2)
         if self.backend == "tcnn":
-            found = self._by_tiny_cuda_nn(points, weights)
+            features = self._by_tiny_cuda_nn(points, weights)
         else:
             table = self.table.to(points.dtype)
-            found = hash_lookup(table, points, weights, self.grid.integers, self.grid.scale, self.extent)
-        return found.view(*found.shape[:2], *location.shape[2:])
+            features = hash_lookup(table, points, weights, self.grid.integers, self.grid.scale, self.extent)
+        return features.view(*features.shape[:2], *location.shape[2:])
 
     def level_weights(self, location: Location) -> Tensor:
         """Weight 0..1 of every level: (B, 3, *spatial) -> (B, levels)."""
@@ -153,9 +157,9 @@ class HashEncoding(nn.Module):
                 f"{self.table.numel()} were expected; use the backend 'torch'"
             )
         rows = (points / self.extent + 0.5).clamp(0, 1).transpose(1, 2)  # (B, points, 3)
-        found = torch.func.functional_call(native, {"params": self.table}, (rows.reshape(-1, 3).float(),))
-        found = found.to(points.dtype).view(*rows.shape[:2], self.channels).transpose(1, 2)
-        return found * weights.repeat_interleave(self.grid.features, dim=1)[..., None]
+        features = torch.func.functional_call(native, {"params": self.table}, (rows.reshape(-1, 3).float(),))
+        features = features.to(points.dtype).view(*rows.shape[:2], self.channels).transpose(1, 2)
+        return features * weights.repeat_interleave(self.grid.features, dim=1)[..., None]
 
     def extra_repr(self) -> str:
         """The options, for ``print(network)``."""

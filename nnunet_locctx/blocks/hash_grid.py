@@ -47,7 +47,7 @@ class HashGrid:
         """
         log2_scale = np.float32(math.log2(np.float32(self.scale)))
         growth = [np.float32(2.0 ** float(np.float32(level) * log2_scale)) for level in range(self.levels)]
-        return tuple(float(one * np.float32(self.base_resolution) - np.float32(1)) for one in growth)
+        return tuple(float(factor * np.float32(self.base_resolution) - np.float32(1)) for factor in growth)
 
     @property
     def resolutions(self) -> tuple[int, ...]:
@@ -130,10 +130,11 @@ def look_up(grid: HashGrid, table: Tensor, location: Tensor, weights: Tensor, ex
         (B, levels * features, points), level by level.
     """
     batch, _, points = location.shape
-    found = location.new_zeros((batch, grid.levels, grid.features, points))
+    features = location.new_zeros((batch, grid.levels, grid.features, points))
     visible = _visible(weights)
     by_feature = {
-        level: [one.contiguous() for one in _part(table, grid, level).unbind(dim=1)] for level in visible
+        level: [column.contiguous() for column in _part(table, grid, level).unbind(dim=1)]
+        for level in visible
     }
     for sample, point, position in _chunks(location, extent):
         for level in visible:
@@ -144,8 +145,8 @@ def look_up(grid: HashGrid, table: Tensor, location: Tensor, weights: Tensor, ex
                 planes = torch.lerp(corners[0], corners[1], z)
                 lines = torch.lerp(planes[0], planes[1], y)
                 value = torch.lerp(lines[0], lines[1], x)
-                found[sample, level, feature, point] = value * weights[sample, level, None]
-    return found.flatten(1, 2)
+                features[sample, level, feature, point] = value * weights[sample, level, None]
+    return features.flatten(1, 2)
 
 
 def scatter(grid: HashGrid, gradient: Tensor, location: Tensor, weights: Tensor, extent: float) -> Tensor:
@@ -156,7 +157,7 @@ def scatter(grid: HashGrid, gradient: Tensor, location: Tensor, weights: Tensor,
     for sample, point, position in _chunks(location, extent):
         for level in visible:
             entries, between = grid.vertices(position, level)
-            x, y, z = (torch.stack([1 - one, one]) for one in between.unbind(dim=-2))
+            x, y, z = (torch.stack([1 - place, place]) for place in between.unbind(dim=-2))
             share = z[:, None, None] * (y[:, None] * (x * weights[sample, level, None]))
             for feature in range(grid.features):
                 shares = (share * gradient[sample, level, feature, point]).view(-1)

@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from nnunet_locctx.blocks.checks import check_channels, check_input, check_integer, is_number
+from nnunet_locctx.blocks.checks import check_channels, check_input
 from nnunet_locctx.blocks.coordconv import CONV
 from nnunet_locctx.blocks.encoding import Encoding
 from nnunet_locctx.blocks.unknown import hide_unknown, if_any_known
 from nnunet_locctx.types import Features, Known, Location
+from nnunet_locctx.values import check_choice, check_integer, check_share
 
 NORMS = ("none", "layer", "batch")
 FUSIONS = ("conv", "sum", "product")
@@ -46,7 +47,7 @@ class LocBAM(nn.Module):
         faithful: The published block; sets the defaults of the options below.
         reduction: The middle has ``ceil(C / reduction)`` channels. Default 4; faithful 32.
         min_channels: Least number of channels in the middle. Default 32; faithful 1.
-        kernel_size: Of the last convolution; odd. Default 3.
+        kernel_size: Kernel of the last convolution; odd. Default 3.
         layers: Convolutions per gate, 2 or 3. Default 2; faithful 3.
         dropout: Probability to drop a channel of the profile in training (faithful: with its position). Default 0;
             faithful 0.1.
@@ -97,12 +98,9 @@ class LocBAM(nn.Module):
             raise ValueError(f"kernel_size must be odd, got {kernel_size!r}")
         if layers not in (2, 3):
             raise ValueError(f"layers must be 2 or 3, got {layers!r}")
-        if not is_number(dropout) or not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be a probability, 0 <= dropout < 1, got {dropout!r}")
-        if norm not in NORMS:
-            raise ValueError(f"norm must be one of {NORMS}, got {norm!r}")
-        if fusion not in FUSIONS:
-            raise ValueError(f"fusion must be one of {FUSIONS}, got {fusion!r}")
+        check_share("dropout", dropout)
+        check_choice("norm", norm, NORMS)
+        check_choice("fusion", fusion, FUSIONS)
         if faithful and options.encoding != "identity":
             raise ValueError(
                 "the faithful LocBAM adds the raw coordinate: its encoding must be 'identity' or left out, "
@@ -151,8 +149,8 @@ class LocBAM(nn.Module):
                 through = (
                     1.0 if self.fusion == "product" or self.faithful else 0.0
                 )  # signed gates: nothing added
-                tells = tells_along(axis, positions, known).view(-1, 1, 1)
-                score = torch.where(tells, score, through)
+                located = located_along(axis, positions, known).view(-1, 1, 1)
+                score = torch.where(located, score, through)
             shape = [1] * self.rank
             shape[axis] = -1
             gates.append(score.reshape(*score.shape[:2], *shape))
@@ -235,7 +233,7 @@ def axis_profiles(tensor: Tensor) -> list[Tensor]:
     else:
         plane = tensor.sum(dim=4, dtype=dtype)
         sums = [plane.sum(dim=3), plane.sum(dim=2), tensor.sum(dim=(2, 3), dtype=dtype)]
-    return [one * (n / size.numel()) for one, n in zip(sums, size, strict=True)]
+    return [total * (n / size.numel()) for total, n in zip(sums, size, strict=True)]
 
 
 def varying_channel(position: Tensor, known: Known | None = None) -> Tensor:
@@ -247,11 +245,11 @@ def varying_channel(position: Tensor, known: Known | None = None) -> Tensor:
     return position.gather(1, chosen)
 
 
-def tells_along(axis: int, positions: list[Tensor], known: Known) -> Tensor:
+def located_along(axis: int, positions: list[Tensor], known: Known) -> Tensor:
     """Whether the location says where a sample lies along an array axis: (B,).
 
-    A coordinate tells along the array axis where it varies most; one that is constant (the slice of a 2D patch) along
-    each. What is not known is nowhere to be seen, so only what is known decides.
+    A coordinate says so along the array axis where it varies most; one that is constant (the slice of a 2D patch)
+    along each. Coordinates that are not known do not count.
 
     Args:
         axis: Array axis.

@@ -6,12 +6,13 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from nnunet_locctx.blocks.checks import check_channels, check_input, check_integer, check_positive
+from nnunet_locctx.blocks.checks import check_channels, check_input
 from nnunet_locctx.blocks.coordconv import CONV
 from nnunet_locctx.blocks.encoding import Encoding, flags_for
 from nnunet_locctx.blocks.resolution import coarser, resize_location, spread
 from nnunet_locctx.blocks.unknown import if_any_known
 from nnunet_locctx.types import Features, Known, Location
+from nnunet_locctx.values import check_integer, check_positive
 
 
 class PriorHead(nn.Module):
@@ -31,7 +32,7 @@ class PriorHead(nn.Module):
         stride: Computes gamma and beta for every `stride`-th voxel along each axis, at its exact centre, and linearly
             between: they vary slowly, and computing them is what the block costs. 1: everywhere.
         hidden: Width of the hidden layer.
-        bound: Of gamma: features are scaled by ``1 - bound`` to ``1 + bound``. With 1 the phantoms are learned
+        bound: Limit of gamma: features are scaled by ``1 - bound`` to ``1 + bound``. With 1 the phantoms are learned
             more slowly (docs/explanation/recommended.md).
         **encoding: Options of :class:`~nnunet_locctx.blocks.encoding.Encoding`.
 

@@ -7,8 +7,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_locctx.blocks.checks import check_integer, is_number
 from nnunet_locctx.blocks.resolution import in_full_precision
+from nnunet_locctx.values import check_integer, check_share
 
 
 class Quantised(NamedTuple):
@@ -47,7 +47,7 @@ class VectorQuantiser(nn.Module):
     Args:
         dimensions: D.
         codes: Size of the codebook.
-        decay: Of the moving average, 0 <= decay < 1.
+        decay: Decay of the moving average, 0 <= decay < 1.
         revive_after: Training steps without use after which a code is replaced.
 
     Raises:
@@ -61,8 +61,7 @@ class VectorQuantiser(nn.Module):
         check_integer("dimensions", dimensions, 1)
         check_integer("codes", codes, 2)
         check_integer("revive_after", revive_after, 1)
-        if not is_number(decay) or not 0 <= decay < 1:
-            raise ValueError(f"decay must be a number, 0 <= decay < 1, got {decay!r}")
+        check_share("decay", decay)
         self.codes, self.decay, self.revive_after = codes, float(decay), revive_after
         codebook = torch.randn(codes, dimensions) / dimensions**0.5
         self.register_buffer("codebook", codebook)

@@ -14,7 +14,7 @@ from nnunet_locctx.blocks.gpe import GlobalPositionalEncoding
 from nnunet_locctx.blocks.locbam import LocBAM
 from nnunet_locctx.blocks.prior import PriorHead
 from nnunet_locctx.blocks.transport import LocalToGlobal
-from nnunet_locctx.names import check_known
+from nnunet_locctx.names import check_known, check_options
 from nnunet_locctx.places import PLACES
 
 BLOCKS: dict[str, type[nn.Module]] = {
@@ -115,9 +115,5 @@ def _class(name: str, place: str) -> type[nn.Module]:
 
 def _check_options(name: str, options: dict[str, Any], place: str = "") -> None:
     allowed = block_options(name, place)
-    unknown = [option for option in options if option not in allowed]
-    if unknown:
-        at = f" at place {place!r}" if _class(name, place) is CoordConvStem else ""
-        raise ValueError(
-            f"unknown option {unknown[0]!r} for block {name!r}{at}; allowed are {', '.join(allowed)}"
-        )
+    at = f" at place {place!r}" if _class(name, place) is CoordConvStem else ""
+    check_options(options, allowed, f"block {name!r}{at}")

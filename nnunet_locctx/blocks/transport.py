@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_locctx.blocks.checks import check_channels, check_input, check_integer, check_positive, is_number
+from nnunet_locctx.blocks.checks import check_channels, check_input
 from nnunet_locctx.blocks.coordconv import CONV
 from nnunet_locctx.blocks.quantise import VectorQuantiser
 from nnunet_locctx.blocks.resolution import in_full_precision
-from nnunet_locctx.blocks.sinkhorn import log_sinkhorn
 from nnunet_locctx.blocks.unknown import hide_unknown, if_any_known
 from nnunet_locctx.types import Features, Known, Location
+from nnunet_locctx.values import check_flag, check_integer, check_number, check_positive
 
 EPSILON_RANGE = (0.03, 1.0)
 """Where a learned epsilon may go: below, the gradients of ten iterations are poor; above, the plan is uniform."""
@@ -58,7 +58,7 @@ class LocalToGlobal(nn.Module):
         location: Whether references have places.
         dimensions: D at most.
         codes: Size of the codebook.
-        decay: Of the moving average that the codebook is.
+        decay: Decay of the moving average that the codebook is.
         revive_after: Steps after which an unused code is replaced.
         commitment: Weight of the commitment loss.
         references: p.
@@ -112,14 +112,10 @@ class LocalToGlobal(nn.Module):
             ("learn_columns", learn_columns),
             ("add_references", add_references is None or add_references),
         ):
-            if not isinstance(switch, bool):
-                raise ValueError(f"{name} must be true or false, got {switch!r}")
-        lowest, highest = EPSILON_RANGE
-        if not is_number(epsilon) or not lowest <= epsilon <= highest:
-            raise ValueError(f"epsilon must be a number from {lowest} to {highest}, got {epsilon!r}")
+            check_flag(name, switch)
+        check_number("epsilon", epsilon, *EPSILON_RANGE)
         check_positive("sigma", sigma)
-        if not is_number(commitment) or not 0 <= commitment < math.inf:
-            raise ValueError(f"commitment must be a number >= 0, got {commitment!r}")
+        check_number("commitment", commitment, 0)
         self.channels, self.rank, self.location = channels, rank, location
         self.iterations, self.detach_potentials = iterations, detach_potentials
         self.epsilon, self.commitment = float(epsilon), float(commitment)
@@ -220,15 +216,57 @@ def anchor_grid(count: int) -> Tensor:
     return grid[torch.linspace(0, len(grid) - 1, count).round().long()]
 
 
+def log_sinkhorn(
+    log_kernel: Tensor,
+    log_columns: Tensor | None = None,
+    iterations: int = 10,
+    detach_potentials: bool = False,
+) -> Tensor:
+    """Logarithm of the plan with given marginals that is closest to a kernel (Sinkhorn 1967; Cuturi, NIPS 2013).
+
+    The plan ``P[n, k] = exp(log_kernel[n, k] + f[n] + g[k])`` has rows that sum to 1/N and columns that sum to
+    ``exp(log_columns)``. Each iteration solves for the columns' potential g, then for the rows' f: the rows are
+    exact, the columns as good as the iterations make them. Whatever the kernel holds per row or per column alone
+    is taken up by the potentials.
+
+    Computed in float32 (float64 if the kernel is), with sums of exponentials that cannot overflow, whatever the
+    autocast mode.
+
+    Args:
+        log_kernel: (..., N, p), similarity / epsilon, plus the logarithm of a prior if there is one. Finite.
+        log_columns: (..., p), logarithm of the mass of each column; they sum to 1. None: uniform, 1/p.
+        iterations: At least 1.
+        detach_potentials: Takes the potentials for constants in the gradient, instead of differentiating through
+            all iterations: less memory, another gradient.
+
+    Returns:
+        (..., N, p), logarithm of the plan.
+    """
+    log_kernel = in_full_precision(log_kernel)
+    tokens, references = log_kernel.shape[-2:]
+    log_row = -math.log(tokens)
+    if log_columns is None:
+        log_columns = log_kernel.new_full((references,), -math.log(references))
+    kernel, columns = log_kernel, in_full_precision(log_columns).unsqueeze(-2)
+    if detach_potentials:
+        kernel, columns = kernel.detach(), columns.detach()
+    rows = torch.zeros_like(kernel[..., :1])
+    potential = rows[..., :1, :]
+    for _ in range(iterations):
+        potential = columns - torch.logsumexp(kernel + rows, dim=-2, keepdim=True)
+        rows = log_row - torch.logsumexp(kernel + potential, dim=-1, keepdim=True)
+    return log_kernel + rows + potential
+
+
 def auxiliary_losses(network: nn.Module) -> list[Tensor]:
     """What the blocks of a network add to the loss of the forward pass just made in training mode.
 
     The network may be wrapped (DistributedDataParallel, torch.compile). Each loss is handed out once, so that the
     graph of a step is not kept until the next one. Empty in evaluation mode.
     """
-    found = []
+    losses = []
     for module in network.modules():
         if isinstance(module, LocalToGlobal) and module.auxiliary_loss is not None:
-            found.append(module.auxiliary_loss)
+            losses.append(module.auxiliary_loss)
             module.auxiliary_loss = None
-    return found
+    return losses

@@ -1,6 +1,6 @@
 """What is not known of a location, and how blocks go without it.
 
-``known`` (B, 3) tells for each sample along which of the patient's axes (R, A, S) its location is known; None: all of
+``known`` (B, 3) says for each sample along which of the patient's axes (R, A, S) its location is known; None: all of
 them, for all samples. No operation here depends on values, so that networks can be compiled and exported.
 """
 
@@ -32,7 +32,7 @@ def if_any_known(change: Features, known: Known | None) -> Features:
 class UnknownFlags(nn.Module):
     """A learned vector for each axis, added where that axis is not known; zero at first.
 
-    For encodings that tell nothing by 0, which is also a place: the coordinates as they are, and the hash encoding. A
+    For encodings of which 0 is also a place: the coordinates as they are, and the hash encoding. A
     frequency encoding needs no flag: the square sum of a sine and a cosine is 1 unless the axis is unknown.
 
     Args:

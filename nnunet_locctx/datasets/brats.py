@@ -1,6 +1,6 @@
 """BraTS: gliomas in four MR sequences, with the challenge's nested regions.
 
-Two releases are read, told apart by their layout:
+Two releases are read, by their layout:
 
 * BraTS 2021 (Synapse syn25829067): folders BraTS2021_00000 with _t1, _t1ce, _t2, _flair and _seg; 1251 cases. Labels 1
   necrotic core, 2 oedema, 4 enhancing tumour. Channels and labels become those of nnU-Net's Dataset137_BraTS21.

@@ -35,7 +35,6 @@ from nnunet_locctx.datasets.job import (
     TOLERANCE,
     Converted,
     Job,
-    digest,
     digests,
     finish,
     read_json,
@@ -186,7 +185,7 @@ def _make(case: SourceCase, release: Release, working: Path, link: bool) -> None
 
 
 def _result(job: Job, listing: Listing) -> Converted:
-    """What can be said before anything is written; compares all headers, those of the cases left out too."""
+    """The result before anything is written; compares all headers, those of the cases left out too."""
     left_out = {case.name: reason for case, reason in listing.left_out}
     grids: list[Grid] = []
     for case in [*listing.cases, *(case for case, _ in listing.left_out)]:
@@ -275,12 +274,12 @@ def _changed_files(case: SourceCase, release: Release, target: Path) -> list[str
         ]
 
 
-def _same_image(one: Path, two: Path) -> bool:
+def _same_image(first: Path, second: Path) -> bool:
     """Whether two files are equal, or hold equal voxels at equal places (compression differs between libraries)."""
-    if digest(one) == digest(two):
+    if files.file_digest(first) == files.file_digest(second):
         return True
     try:
-        images: list[Any] = [nibabel.load(file) for file in (one, two)]
+        images: list[Any] = [nibabel.load(file) for file in (first, second)]
         voxels = [np.asanyarray(image.dataobj) for image in images]
     except UNREADABLE:
         return False

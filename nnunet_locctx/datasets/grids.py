@@ -172,19 +172,19 @@ def _unlike(
     among: Callable[[Grid], object] | None = None,
 ) -> list[Unusual]:
     """Cases that differ in a feature (None: undefined) that nearly all share; `among`: only cases that share this."""
-    having = [grid for grid in grids if feature(grid) is not None]
-    if among is not None and having:
-        usual = Counter(map(among, having)).most_common(1)[0][0]
-        having = [grid for grid in having if among(grid) == usual]
-    if len(having) < FEWEST_CASES:
+    compared = [grid for grid in grids if feature(grid) is not None]
+    if among is not None and compared:
+        usual = Counter(map(among, compared)).most_common(1)[0][0]
+        compared = [grid for grid in compared if among(grid) == usual]
+    if len(compared) < FEWEST_CASES:
         return []
-    value, number = Counter(map(feature, having)).most_common(1)[0]
-    if number < COMMON * len(having):
+    value, number = Counter(map(feature, compared)).most_common(1)[0]
+    if number < COMMON * len(compared):
         return []
-    example = next(grid for grid in having if feature(grid) == value)
-    share = f"{number} of {len(having)} cases"
+    example = next(grid for grid in compared if feature(grid) == value)
+    share = f"{number} of {len(compared)} cases"
     return [
-        Unusual(grid.name, kind, message(grid, example, share)) for grid in having if feature(grid) != value
+        Unusual(grid.name, kind, message(grid, example, share)) for grid in compared if feature(grid) != value
     ]
 
 
@@ -243,9 +243,9 @@ def slice_axis(grid: Grid) -> int | None:
 def odd_one(values: Sequence[float], same: float) -> int | None:
     """The axis whose value is another than the two others, which agree within the fraction `same`; else None."""
     for axis in range(3):
-        one, two = (values[other] for other in range(3) if other != axis)
-        alike = abs(one - two) <= same * max(one, two)
-        if alike and abs(values[axis] - one) > 5 * same * max(values[axis], one):
+        first, second = (values[a] for a in range(3) if a != axis)
+        alike = abs(first - second) <= same * max(first, second)
+        if alike and abs(values[axis] - first) > 5 * same * max(values[axis], first):
             return axis
     return None
 

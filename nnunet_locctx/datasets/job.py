@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -10,11 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from nnunet_locctx import __version__
 from nnunet_locctx.datasets.release import Release, SourceCase, Split
-from nnunet_locctx.files import write_atomically
+from nnunet_locctx.files import file_digest, write_atomically
 from nnunet_locctx.nnunet.data.paths import nnunet_folder
 from nnunet_locctx.nnunet.data.workers import map_in_workers
 
@@ -52,7 +49,7 @@ class Converted:
         existed: Nothing was done because the dataset was there, whole.
         resumed: Cases that an earlier, stopped conversion had written.
         splits: splits_final.json in nnUNet_preprocessed.
-        notes: Worth telling.
+        notes: For the user.
         left_out: Case -> why it was not converted.
         unusual: Case -> what is unlike the other cases in its header (converted or left out).
     """
@@ -110,8 +107,7 @@ class Job:
 
     def each(self, function: Callable[[Item], Answer], items: Sequence[Item], what: str) -> Iterator[Answer]:
         """The answers for some cases or files, in their order, from worker processes; shows a bar."""
-        answers = map_in_workers(function, items, self.processes)
-        yield from tqdm(answers, desc=what, total=len(items), disable=not self.progress, leave=False)
+        return map_in_workers(function, items, self.processes, what if self.progress else None)
 
     def outputs(self, case: SourceCase) -> list[str]:
         """The case's files, relative to the dataset's folder."""
@@ -142,14 +138,8 @@ def digests(job: Job, folder: Path) -> dict[str, str]:
     files = sorted(file for part in FOLDERS for file in (folder / part).glob("*.nii.gz"))
     return {
         file.relative_to(folder).as_posix(): value
-        for file, value in zip(files, job.each(digest, files, "reading"), strict=True)
+        for file, value in zip(files, job.each(file_digest, files, "reading"), strict=True)
     }
-
-
-def digest(file: Path) -> str:
-    """SHA-256 of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_splits(job: Job, result: Converted) -> None:

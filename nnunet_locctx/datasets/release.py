@@ -67,9 +67,9 @@ class Listing:
 
     Attributes:
         cases: Cases to be converted, complete once :meth:`Release.listing` is through.
-        incomplete: Cases of which some files are not there, and should be.
+        incomplete: Cases of which some files are missing.
         problems: Missing and superfluous files, one sentence each.
-        notes: Worth telling, but no reason to stop.
+        notes: For the user, no reason to stop.
         left_out: (case, reason) of cases that are not converted, complete or not.
     """
 
@@ -155,7 +155,7 @@ class Release(abc.ABC):
         for case in listing.cases:
             absent = [f"{case.name}: missing: {file}" for file in case.files if not file.is_file()]
             if case.name in self.exclude:
-                listing.left_out.append((case, "as asked for (--exclude)"))
+                listing.left_out.append((case, "named by --exclude"))
             elif case.test and case.label is None and not self.test:
                 continue
             elif absent and self.partial:
@@ -344,11 +344,11 @@ def _usable(affine: npt.NDArray[np.float64] | None) -> bool:
     return bool((lengths > 0).all() and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-4)
 
 
-def _differences(one: Any, two: Any, tolerance: float) -> list[str]:
-    shapes = one.shape[:3], two.shape[:3]
+def _differences(first: Any, image: Any, tolerance: float) -> list[str]:
+    shapes = first.shape[:3], image.shape[:3]
     if shapes[0] != shapes[1]:
         return [f"{shapes[1]} voxels, the first image has {shapes[0]}"]
-    apart = corner_distance(Frame.from_nibabel(one), Frame.from_nibabel(two))
+    apart = corner_distance(Frame.from_nibabel(first), Frame.from_nibabel(image))
     if apart <= tolerance:
         return []
     return [f"another affine than the first image: corners up to {apart:.2g} voxels apart"]

@@ -15,7 +15,7 @@ from nnunet_locctx.scan import Scan
 from nnunet_locctx.viewing import CORONAL, SOFT_TISSUE, Slice, clear
 
 COLOURS = ["#fee08b", "#91d1f7", "#f46d43", "#3f7fd0", "#a50026", "#253494"]
-"""Of the organs: left in warm, right in cold colours; the level by lightness."""
+"""Colours of the organs: left in warm, right in cold colours; the level by lightness."""
 
 FloatArray = npt.NDArray[np.floating[Any]]
 

@@ -13,12 +13,13 @@ import platform
 import re
 import shutil
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.demo.steps import Steps, write_text
 from nnunet_locctx.evaluation.dice import DiceScores, mean_dice
+from nnunet_locctx.files import write_atomically
 from nnunet_locctx.locks import one_at_a_time
 from nnunet_locctx.nnunet.commands import NNUNet
 from nnunet_locctx.phantoms.twin_organs import make_phantom
@@ -119,7 +120,7 @@ def _run(demo: "_Demo") -> dict[str, Any]:
     steps.run("figure", "figure", demo.figure)
 
     results = demo.results(steps.seconds)
-    write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
+    write_atomically(folder / "results.json", (json.dumps(results, indent=2) + "\n").encode())
     print(format_results(results), flush=True)
     print(f"results: {folder / 'results.json'}\nfigure:  {folder / 'figure.png'}", flush=True)
     return results
@@ -133,6 +134,68 @@ def make_study_data(raw: Path) -> Path:
             raw, DemoSettings.dataset_id, cases=20, test_cases=4, size=40, spacing=4.0, progress=True
         )
     return folder
+
+
+class Steps:
+    """The finished steps of a job, kept in one JSON file that is replaced as a whole.
+
+    A step counts as done once its function has returned. The function must be able to start over from what an
+    interrupted run of itself left behind.
+    """
+
+    def __init__(self, file: Path, settings: Mapping[str, Any]) -> None:
+        """Take up the job in `file`, or begin it.
+
+        Args:
+            file: JSON file; its folder must exist.
+            settings: What the steps depend on, as JSON can hold it.
+
+        Raises:
+            ValueError: The file belongs to a job with other settings, or cannot be read.
+        """
+        self.file = file
+        self._state: dict[str, Any] = {"settings": json.loads(json.dumps(settings)), "seconds": {}}
+        if file.exists():
+            try:
+                state = json.loads(file.read_text(encoding="utf-8"))
+                differing = [
+                    f"{key}: {state['settings'].get(key)!r} there, {value!r} now"
+                    for key, value in self._state["settings"].items()
+                    if state["settings"].get(key) != value
+                ]
+                state["seconds"].items()
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                raise ValueError(
+                    f"{file} does not hold the state of a job ({error!r}); remove {file.parent}"
+                ) from error
+            if differing:
+                raise ValueError(
+                    f"{file.parent} was begun with other settings ({'; '.join(differing)}); "
+                    "choose another folder or remove it"
+                )
+            self._state = state
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Step -> seconds it took, for the finished ones in the order they ended."""
+        return dict(self._state["seconds"])
+
+    def run(self, name: str, title: str, work: Callable[[], object]) -> None:
+        """Do a step unless it is done.
+
+        Args:
+            name: Name of the step, once per job.
+            title: Printed before the step.
+            work: The step.
+        """
+        if name in self._state["seconds"]:
+            print(f"== {title}: done before ({self._state['seconds'][name]:.0f} s)", flush=True)
+            return
+        print(f"== {title}", flush=True)
+        start = time.monotonic()
+        work()
+        self._state["seconds"][name] = round(time.monotonic() - start, 1)
+        write_atomically(self.file, (json.dumps(self._state, indent=2) + "\n").encode())
 
 
 class _Demo:
@@ -184,10 +247,8 @@ class _Demo:
         )
         # nnU-Net ends a training by predicting the validation cases; one of them is enough here.
         cases = [f"phantom_{number:03d}" for number in range(self.settings.cases)]
-        write_text(
-            self.preprocessed / "splits_final.json",
-            json.dumps([{"train": cases[:-1], "val": cases[-1:]}], indent=2) + "\n",
-        )
+        splits = [{"train": cases[:-1], "val": cases[-1:]}]
+        write_atomically(self.preprocessed / "splits_final.json", json.dumps(splits, indent=2).encode())
 
     def train(self, run: str) -> None:
         trainer = self.settings.trainers[run]
@@ -233,17 +294,17 @@ class _Demo:
         return mean_dice(self._predictions(run) / "summary.json", labels)
 
     def results(self, seconds: dict[str, float]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        results: dict[str, Any] = {}
         for run, trainer in self.settings.trainers.items():
             scores = self.scores(run)
-            found[run] = {"dice": scores.dice, "per_class": scores.per_class, "trainer": trainer}
-        found["settings"] = asdict(self.settings)
-        found["environment"] = self.nnunet.variables
-        found["commands"] = self._commands()
-        found["seconds"] = round(sum(seconds.values()), 1)
-        found["seconds_per_step"] = seconds
-        found["machine"] = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
-        return found
+            results[run] = {"dice": scores.dice, "per_class": scores.per_class, "trainer": trainer}
+        results["settings"] = asdict(self.settings)
+        results["environment"] = self.nnunet.variables
+        results["commands"] = self._commands()
+        results["seconds"] = round(sum(seconds.values()), 1)
+        results["seconds_per_step"] = seconds
+        results["machine"] = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+        return results
 
     def _predictions(self, run: str) -> Path:
         return self.folder / "predictions" / run
@@ -275,7 +336,7 @@ class _Progress:
         text = self.DATE.sub("", line, count=1).strip()
         if not self.WORTH.match(text):
             return None
-        text = self.NUMBER.sub(lambda found: f"{float(found[1]):.2f}", text)
+        text = self.NUMBER.sub(lambda number: f"{float(number[1]):.2f}", text)
         return f"{time.monotonic() - self.start:6.0f} s  {text}"
 
 

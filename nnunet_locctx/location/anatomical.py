@@ -135,6 +135,3 @@ class AnatomicalSource(FittedSource):
     """
 
     name: ClassVar[str] = "anatomical"
-
-    def measured_field(self, frame: Frame, measured: Measurement) -> LocationField:
-        return measured.field(frame)

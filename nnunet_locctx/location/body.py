@@ -14,7 +14,7 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 
 from nnunet_locctx.geometry import Array, Frame
-from nnunet_locctx.location.field import AffineField, LocationField
+from nnunet_locctx.location.field import AffineField
 from nnunet_locctx.location.measurement import Measurement
 from nnunet_locctx.location.source import FittedSource, register
 
@@ -36,10 +36,10 @@ ZEROS = 0.02
 """Share of the scan from which connected voxels of exactly 0 are a background that was cut away."""
 
 COUCH = 0.1
-"""Thickest couch that is told from the body by its thickness, as a share of the body's."""
+"""Thickest couch that is taken for none of the body, as a share of the body's thickness."""
 
 LIMBS = 0.45
-"""As :data:`COUCH`, the thickest arm: its radius is 4 to 5 cm, that of a trunk 11 and more, of a neck or calf 6."""
+"""Likewise the thickest arm: its radius is 4 to 5 cm, that of a trunk 11 and more, of a neck or calf 6."""
 
 TIP = 0.2
 """Axial sections of less than this share of the largest ones are tips, such as the top of the head or what is left of
@@ -113,9 +113,6 @@ class BodySource(FittedSource):
     def axes_of_the_scan(self) -> tuple[str, ...]:
         return ("S",)  # few scans hold the whole length of a body
 
-    def measured_field(self, frame: Frame, measured: Measurement) -> LocationField:
-        return measured.field(frame)
-
 
 def check_modality(modality: str) -> None:
     """Raises ValueError for an unknown modality."""
@@ -135,7 +132,7 @@ def find_body(image: npt.NDArray[np.floating], frame: Frame, modality: str) -> B
 
     Args:
         image: (i, j, k) intensities as stored, any orientation and voxel size.
-        frame: That array's.
+        frame: Its geometry.
         modality: One of :data:`MODALITIES`.
 
     Raises:
@@ -199,13 +196,13 @@ def _cut_away(image: npt.NDArray[np.floating], factors: npt.NDArray[np.int64]) -
 
 def _correlation(cells: npt.NDArray[np.float32], inside: Mask) -> float:
     """Largest correlation of neighbouring cells along an axis."""
-    found = [0.0]
+    correlations = [0.0]
     for axis in range(3):
-        one, other = (np.moveaxis(cells, axis, 0)[part] for part in (slice(None, -1), slice(1, None)))
+        lower, upper = (np.moveaxis(cells, axis, 0)[part] for part in (slice(None, -1), slice(1, None)))
         both = np.moveaxis(inside, axis, 0)[:-1] & np.moveaxis(inside, axis, 0)[1:]
-        if both.sum() > 2 and one[both].std() > 0 and other[both].std() > 0:
-            found.append(float(np.corrcoef(one[both], other[both])[0, 1]))
-    return max(found)
+        if both.sum() > 2 and lower[both].std() > 0 and upper[both].std() > 0:
+            correlations.append(float(np.corrcoef(lower[both], upper[both])[0, 1]))
+    return max(correlations)
 
 
 def _bright(cells: npt.NDArray[np.float32], inside: Mask, modality: str) -> tuple[Mask, bool]:
@@ -266,7 +263,7 @@ def _filled(body: Mask, axis: int) -> Mask:
 
 def _without_tips(body: Mask, axis: int) -> Mask:
     """The body without its first and last sections across an array axis that are tips."""
-    others = tuple(other for other in range(3) if other != axis)
+    others = tuple(a for a in range(3) if a != axis)
     area = body.sum(axis=others)
     whole = np.flatnonzero(area >= TIP * np.percentile(area[area > 0], 95))
     kept = np.zeros(area.shape, dtype=bool)

@@ -17,7 +17,7 @@ HIGHEST_SCORE = 100.0
 """Body part scores run from 0 to this between two levels of the body, and beyond outside them."""
 
 NEGLIGIBLE = 1e-7
-"""Of the largest slope."""
+"""Share of the largest slope."""
 
 CROSS_SECTIONS = ("body", "scan")
 
@@ -183,6 +183,3 @@ class BodyPartSource(FittedSource):
     @property
     def axes_of_the_scan(self) -> tuple[str, ...]:
         return ("R", "A") if self.cross_section == "scan" else ()
-
-    def measured_field(self, frame: Frame, measured: Measurement) -> LocationField:
-        return measured.field(frame, cross_section=self.cross_section)

@@ -1,4 +1,4 @@
-"""The location of every voxel of one scan, computed for the box that is asked for and never stored."""
+"""The location of every voxel of one scan, computed box by box and never stored."""
 
 import abc
 from collections.abc import Mapping, Sequence

@@ -20,8 +20,8 @@ class Measurement(abc.ABC):
     Attributes:
         kind: Name of the source that uses it.
         problem: Why the scan could not be measured; empty if it was. The location of such a scan is unknown.
-        stamp: Of the files it was measured in; empty where nobody said, as in measurements of earlier versions.
-        scan: Frame of the scan as it was read; None as above.
+        stamp: Stamp of the files it was measured in; empty in measurements of earlier versions.
+        scan: Frame of the scan as it was read; None in measurements of earlier versions.
     """
 
     kind: ClassVar[str]
@@ -48,7 +48,7 @@ class Measurement(abc.ABC):
 
         Args:
             frame: The preprocessed array's.
-            options: Those of the source.
+            options: The source's options.
         """
 
     def field(self, frame: Frame, **options: Any) -> LocationField:

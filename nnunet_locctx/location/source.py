@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location.field import AXES, AffineField, LocationField
 from nnunet_locctx.location.measurement import Measurement
-from nnunet_locctx.names import check_known
+from nnunet_locctx.names import check_known, check_options
 
 MILLIMETRES_PER_UNIT = 500.0
 """Millimetres per unit of a scanner coordinate, so that an adult trunk spans about -0.5..0.5 like the
@@ -53,13 +53,9 @@ class FittedSource(LocationSource):
             ValueError: There is no measurement, or one of another source.
         """
         if measured is None or measured.kind != self.name:
-            got = "none" if measured is None else f"one of {measured.kind!r}"
-            raise ValueError(f"the location source {self.name!r} needs a measurement of the scan, got {got}")
-        return self.measured_field(frame, measured)
-
-    @abc.abstractmethod
-    def measured_field(self, frame: Frame, measured: Measurement) -> LocationField:
-        """:meth:`field` with a measurement of this source."""
+            seen = "none" if measured is None else f"one of {measured.kind!r}"
+            raise ValueError(f"the location source {self.name!r} needs a measurement of the scan, got {seen}")
+        return measured.field(frame, **vars(self))
 
 
 SOURCES: dict[str, type[LocationSource]] = {}
@@ -79,12 +75,7 @@ def make_source(name: str, **options: Any) -> LocationSource:
     """
     check_known([name], sorted(SOURCES), "location source")
     allowed = [field.name for field in dataclasses.fields(SOURCES[name])]  # type: ignore[arg-type]
-    unknown = sorted(set(options) - set(allowed))
-    if unknown:
-        raise ValueError(
-            f"location source {name!r} does not take {', '.join(unknown)}; "
-            f"allowed: {', '.join(allowed) or 'no options'}"
-        )
+    check_options(options, allowed, f"location source {name!r}")
     return SOURCES[name](**options)
 
 

@@ -33,7 +33,7 @@ class Method:
     """One trainer.
 
     Attributes:
-        name: As for ``nnUNetv2_train -tr``.
+        name: The trainer's, for ``nnUNetv2_train -tr``.
         what: What it does, one line.
         source: Where it was published.
         place: Where location enters unless the plans say otherwise; None: nowhere.
@@ -65,7 +65,7 @@ def list_methods(part: str = "", *, planned: bool = False) -> list[Method]:
         ValueError: No name contains it.
     """
     chosen = [trainer for name, trainer in TRAINERS.items() if part.lower() in name.lower()]
-    methods = [describe(one) for one in chosen if not (planned and issubclass(one, WholeNetworkTrainer))]
+    methods = [describe(each) for each in chosen if not (planned and issubclass(each, WholeNetworkTrainer))]
     if not methods:
         raise ValueError(f"no trainer's name contains {part!r}{instead(part, TRAINERS)}")
     return sorted(methods, key=lambda method: GROUPS.index(method.group))
@@ -99,12 +99,12 @@ def describe(trainer: Trainer) -> Method:
 @functools.cache
 def published_presets() -> dict[str, list[str]]:
     """Trainer -> presets of published forms that are made for it: those whose name ends in :data:`PUBLISHED`."""
-    found: dict[str, list[str]] = {}
+    presets: dict[str, list[str]] = {}
     for name in list_presets():
         if name.endswith(PUBLISHED):
             for trainer in load_preset(name).made_for.trainers:
-                found.setdefault(trainer, []).append(name)
-    return found
+                presets.setdefault(trainer, []).append(name)
+    return presets
 
 
 def split_sources(docstring: str) -> tuple[str, list[str]]:
@@ -114,8 +114,8 @@ def split_sources(docstring: str) -> tuple[str, list[str]]:
     """
     sources: list[str] = []
 
-    def take(found: re.Match[str]) -> str:
-        parts = [part.strip() for part in found[1].split(";")]
+    def take(brackets: re.Match[str]) -> str:
+        parts = [part.strip() for part in brackets[1].split(";")]
         sources.extend(part for part in parts if YEAR.search(part) and part not in sources)
         others = [part for part in parts if not YEAR.search(part)]
         return f" ({'; '.join(others)})" if others else ""
@@ -140,10 +140,9 @@ def fittings(trainer: type[LocatedTrainer]) -> list[tuple[str, str, dict[str, An
 
 
 def _fitted(trainer: type[LocatedTrainer]) -> tuple[str | None, str | None]:
-    found = fittings(trainer)
-    return _joined([place for _, place, _ in found]), _joined(
-        [options.get("encoding") for *_, options in found]
-    )
+    blocks = fittings(trainer)
+    encodings = [options.get("encoding") for *_, options in blocks]
+    return _joined([place for _, place, _ in blocks]), _joined(encodings)
 
 
 def _whole(trainer: type[WholeNetworkTrainer]) -> tuple[str | None, str | None]:

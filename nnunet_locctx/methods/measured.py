@@ -14,12 +14,12 @@ class Figures:
     Attributes:
         parameters: Number of the network's parameters.
         parameters_ratio: The same, relative.
-        multiply_adds: Of one forward pass.
+        multiply_adds: Multiply-adds of one forward pass.
         multiply_adds_ratio: The same, relative.
         step_ratio: Time of forward and backward pass.
         memory_ratio: Peak memory of forward and backward pass.
         dice: Mean Dice on the placement phantom.
-        dice_plain: That of the U-Net without location, same seeds and budget.
+        dice_plain: Dice of the U-Net without location, same seeds and budget.
         seeds: Number of training runs behind the Dice.
     """
 

@@ -30,7 +30,10 @@ def format_methods(methods: Sequence[Method], measured: Measured, form: str = "t
     if form not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {form!r}")
     if form == "json":
-        rows = [{**dataclasses.asdict(one), **dataclasses.asdict(measured.of(one.name))} for one in methods]
+        rows = [
+            {**dataclasses.asdict(method), **dataclasses.asdict(measured.of(method.name))}
+            for method in methods
+        ]
         return json.dumps({"methods": rows, "notes": measured.notes}, indent=2)
     if form == "markdown":
         return _markdown(methods, measured)
@@ -57,19 +60,20 @@ def _terminal(methods: Sequence[Method], measured: Measured) -> str:
     """Two lines or more per method: names and figures, below them what it does, its source, and how to have it as
     published."""
     rows = [
-        [one.name + (MARK if one.recommended else ""), *cells(one, measured.of(one.name))] for one in methods
+        [method.name + (MARK if method.recommended else ""), *cells(method, measured.of(method.name))]
+        for method in methods
     ]
     table = [["trainer", *HEADS], *rows]
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     lines = [_aligned(table[0], widths), "-" * WIDTH]
     group = ""
-    for one, row in zip(methods, rows, strict=True):
-        if one.group != group:
-            group = one.group
+    for method, row in zip(methods, rows, strict=True):
+        if method.group != group:
+            group = method.group
             lines += ["", f"{group}:"]
         lines.append(_aligned(row, widths))
-        text = one.what if one.source is None else f"{one.what} [{one.source}]"
-        text += "" if one.published is None else f"; {AS_PUBLISHED}: {one.published}"
+        text = method.what if method.source is None else f"{method.what} [{method.source}]"
+        text += "" if method.published is None else f"; {AS_PUBLISHED}: {method.published}"
         lines += textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="    ")
     for note in _notes(methods, measured):
         lines += ["", *textwrap.wrap(note, WIDTH)]
@@ -88,9 +92,10 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
 def _markdown(methods: Sequence[Method], measured: Measured) -> str:
     heads = ("trainer", "what", "source", AS_PUBLISHED, *HEADS)
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for one in methods:
-        name = f"**`{one.name}`**{MARK}" if one.recommended else f"`{one.name}`"
-        row = [name, one.what, one.source or "-", one.published or "-", *cells(one, measured.of(one.name))]
+    for method in methods:
+        name = f"**`{method.name}`**{MARK}" if method.recommended else f"`{method.name}`"
+        texts = [method.what, method.source or "-", method.published or "-"]
+        row = [name, *texts, *cells(method, measured.of(method.name))]
         lines.append(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |")
     for note in _notes(methods, measured):
         lines += ["", note.replace("*", chr(92) + "*") if note.startswith("*") else note]
@@ -98,6 +103,6 @@ def _markdown(methods: Sequence[Method], measured: Measured) -> str:
 
 
 def _notes(methods: Sequence[Method], measured: Measured) -> list[str]:
-    recommended = [one.name for one in methods if one.recommended]
+    recommended = [method.name for method in methods if method.recommended]
     units = "x: times as much as nnU-Net's planned U-Net."
     return [*(f"* {name} is the one to try first." for name in recommended), units, *measured.notes]

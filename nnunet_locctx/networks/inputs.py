@@ -10,7 +10,7 @@ from nnunet_locctx.location import LOCATION_CHANNELS, extrapolate_padding
 
 
 class LocationPyramid:
-    """The location of one forward pass at the sizes asked for, each computed once.
+    """The location of one forward pass at several sizes, each computed once.
 
     Args:
         full: (B, 3, *patch), finite.

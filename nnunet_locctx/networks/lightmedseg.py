@@ -8,12 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_locctx.blocks.anchors import ANCHORS_FROM, BIASES, AnchorPoints, anchor_values
-from nnunet_locctx.blocks.checks import check_choice, check_integer
 from nnunet_locctx.blocks.coordconv import CONV
 from nnunet_locctx.blocks.resolution import coarser
 from nnunet_locctx.networks.inputs import LocationPyramid
 from nnunet_locctx.networks.lightmedseg_parts import (
-    TRANSPOSED,
     DecoderStage,
     EncoderStage,
     GhostConv,
@@ -22,7 +20,9 @@ from nnunet_locctx.networks.lightmedseg_parts import (
     halve,
     normalised,
 )
+from nnunet_locctx.networks.stem import TRANSPOSED
 from nnunet_locctx.networks.whole import WholeNetwork
+from nnunet_locctx.values import check_choice, check_integer
 
 STEM = 8
 ENCODER = (16, 32, 64, 128)
@@ -55,7 +55,7 @@ class AnchorDetector(nn.Module):
     """(1): anchors from the image, by three convolutions of stride 2.
 
     Args:
-        channels: Of the image.
+        channels: The image's.
         rank: Spatial axes.
         anchors: Number of anchors K.
         anchors_from: See :class:`~nnunet_locctx.blocks.anchors.AnchorPoints`.
@@ -107,11 +107,11 @@ class LightMedSeg(WholeNetwork):
             along each axis, at its exact centre, and linearly between. 1: everywhere.
         box: With ``"scan"``: whether FiLM also sees the patch's extent in the scan.
         ghost: False: ordinary convolutions instead of ghost convolutions.
-        encoder_kernel: Of the depthwise convolutions in the encoder; 3 is the other reading of the paper.
-        decoder_kernel: Of those in the decoder.
+        encoder_kernel: Kernel of the depthwise convolutions in the encoder; 3 is the other reading of the paper.
+        decoder_kernel: Kernel of the depthwise convolutions in the decoder.
         resolution: ``"full"``: the last decoder stage has the patch's resolution; ``"half"``: half of it, and the
             logits are upsampled by a transposed convolution (the other reading; less memory).
-        reduction: Of squeeze and excite.
+        reduction: Reduction of squeeze and excite.
         shared_controller: Whether the router weighs for both its levels by one network.
         bottleneck: Whether a 1x1 convolution follows the encoder. The paper's text has one that seeds the decoder, but
             with it the network has 492,717 parameters, 0.49 M where the paper says 0.48 M.

@@ -12,9 +12,9 @@ from nnunet_locctx.blocks.anchors import PositionMaps
 from nnunet_locctx.blocks.coordconv import CONV
 from nnunet_locctx.blocks.resolution import spread
 from nnunet_locctx.blocks.unknown import if_any_known
+from nnunet_locctx.networks.stem import TRANSPOSED
 from nnunet_locctx.types import Known
 
-TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 GROUPS = 4
 ROUTED = 64
 """Channels to which the router brings the outputs of all encoder stages."""
@@ -50,7 +50,7 @@ class GhostConv(nn.Module):
         channels: In.
         out: Out, even.
         rank: Spatial axes.
-        stride: Of the first convolution.
+        stride: Stride of the first convolution.
         ghost: False: an ordinary 3x3x3 convolution.
     """
 
@@ -94,7 +94,7 @@ class StructurePrior(nn.Module):
     """LSPM, (2) to (5): a map of fine structure, and features mixed by what their neighbourhood says.
 
     Args:
-        channels: Of the stem's output.
+        channels: Channels of the stem's output.
         rank: Spatial axes.
     """
 
@@ -126,7 +126,7 @@ class FiLM(nn.Module):
 
     Args:
         values: Length of s.
-        channels: Of x.
+        channels: Channels of x.
     """
 
     def __init__(self, values: int, channels: int) -> None:
@@ -149,9 +149,9 @@ class EncoderStage(nn.Module):
         channels: In.
         out: Out.
         rank: Spatial axes.
-        values: What FiLM sees; 0: no FiLM.
-        kernel: Of the path for detail.
-        reduction: Of squeeze and excite.
+        values: Number of values that FiLM sees; 0: no FiLM.
+        kernel: Kernel of the path for detail.
+        reduction: Reduction of squeeze and excite.
         ghost: Whether the convolution is a ghost convolution.
     """
 
@@ -225,7 +225,7 @@ class Router(nn.Module):
     def forward(self, stem: Tensor, encoded: list[Tensor], sizes: list[torch.Size]) -> list[Tensor]:
         """The stem's output, those of the encoder's stages and the size of each decoder level -> skip per level."""
         coarse = self._mixed(encoded, sizes) if self.direct is None else [encoded[i] for i in self.direct]
-        skips = [spread(give(one), n) for give, one, n in zip(self.give, coarse, sizes[:2], strict=True)]
+        skips = [spread(give(stage), n) for give, stage, n in zip(self.give, coarse, sizes[:2], strict=True)]
         return [*skips, spread(self.fine(encoded[0]), sizes[2]), spread(self.finest(stem), sizes[3])]
 
     def _mixed(self, encoded: list[Tensor], sizes: list[torch.Size]) -> list[Tensor]:
@@ -233,7 +233,7 @@ class Router(nn.Module):
         aligned = [align(stage) for align, stage in zip(self.align, encoded, strict=True)]
         mixtures = []
         for level in range(len(self.give)):
-            sources = [spread(one, sizes[level]) for one in aligned]
+            sources = [spread(stage, sizes[level]) for stage in aligned]
             weights = self.controllers[level % len(self.controllers)](torch.cat(sources, dim=1)).softmax(
                 dim=1
             )
@@ -253,8 +253,8 @@ class DecoderStage(nn.Module):
         rank: Spatial axes.
         anchors: Number of anchors; 0: no position bias.
         bias: Form of the position maps, see :class:`~nnunet_locctx.blocks.anchors.PositionMaps`.
-        kernel: Of the depthwise branch.
-        reduction: Of squeeze and excite.
+        kernel: Kernel of the depthwise branch.
+        reduction: Reduction of squeeze and excite.
         ghost: Whether the second branch is a ghost convolution.
         upsample: Whether the resolution doubles.
     """

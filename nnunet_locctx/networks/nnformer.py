@@ -7,12 +7,12 @@ from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
-from nnunet_locctx.blocks.checks import check_integer, check_share, is_number
 from nnunet_locctx.networks.inputs import LocationPyramid
 from nnunet_locctx.networks.positions import EncodedLocation, make_encodings, published_encoding
 from nnunet_locctx.networks.stem import CONVOLUTION, TRANSPOSED, check_stage_sizes, stem_stride
 from nnunet_locctx.networks.whole import WholeNetwork
 from nnunet_locctx.networks.window_attention import WindowBlock, WindowGrid
+from nnunet_locctx.values import check_integer, check_share, is_number
 
 STAGES = 4
 STEM = (1, 2, 4)
@@ -44,7 +44,7 @@ class NNFormer(WholeNetwork):
         embed_dim: Channels of the first stage, even; they double with each.
         depths: Blocks of each encoder stage; a decoder stage has those of its encoder stage.
         num_heads: Attention heads of each stage, likewise.
-        decoder_num_heads: Those of the three decoder stages, the coarsest first; None: of its encoder stage.
+        decoder_num_heads: Heads of the three decoder stages, the coarsest first; None: of its encoder stage.
         window_size: Tokens of a window for each stage, likewise: one number, or one for each axis.
         mlp_ratio: Width inside the feed-forward layers, in widths of the stage.
         qkv_bias: Whether queries, keys and values have a bias.

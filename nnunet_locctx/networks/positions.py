@@ -93,7 +93,7 @@ def make_encodings(
 
 
 def published_encoding(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A network's options with the encoding that the code of Le and Le computes, where nothing else is asked for;
+    """A network's options with the encoding that the code of Le and Le computes, unless they name another;
     unchanged for a network without location."""
     if options.get("encoding") is None:
         return dict(options)

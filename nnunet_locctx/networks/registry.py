@@ -1,11 +1,11 @@
-"""The whole networks by name; imported when asked for, since MONAI takes a while."""
+"""The whole networks by name; each is imported when it is first used, since MONAI takes a while."""
 
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
 from nnunet_locctx.blocks.encoding import options_of
-from nnunet_locctx.names import check_known
+from nnunet_locctx.names import check_known, check_options
 from nnunet_locctx.networks.whole import WholeNetwork
 
 NETWORKS: dict[str, str] = {
@@ -28,9 +28,9 @@ def network_class(name: str) -> type[WholeNetwork]:
         ValueError: If there is no such network.
     """
     check_known([name], NETWORKS, "network")
-    module, found = NETWORKS[name].split(":")
-    chosen: type[WholeNetwork] = getattr(import_module(module), found)
-    return chosen
+    module, class_name = NETWORKS[name].split(":")
+    network: type[WholeNetwork] = getattr(import_module(module), class_name)
+    return network
 
 
 def network_options(name: str) -> dict[str, Any]:
@@ -51,13 +51,9 @@ def complete_network_options(name: str, options: Mapping[str, Any]) -> dict[str,
     """
     defaults = network_options(name)
     if FORM in options:
-        asked = {option: value for option, value in options.items() if option != FORM}
+        own = {option: value for option, value in options.items() if option != FORM}
         if options[FORM] != PUBLISHED:
             raise ValueError(f"form must be {PUBLISHED!r}, got {options[FORM]!r}")
-        options = network_class(name).published(**asked)
-    unknown = [option for option in options if option not in defaults]
-    if unknown:
-        raise ValueError(
-            f"unknown option {unknown[0]!r} for network {name!r}; allowed are {', '.join(defaults)}"
-        )
+        options = network_class(name).published(**own)
+    check_options(options, defaults, f"network {name!r}")
     return {**defaults, **options}

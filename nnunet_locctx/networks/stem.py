@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from nnunet_locctx.blocks.checks import check_integer
+from nnunet_locctx.values import check_integer
 
 # Any: torch's constructors allow different tuples for different ranks
 CONVOLUTION: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}

@@ -8,10 +8,11 @@ from monai.networks.nets import swin_unetr as monai_swin_unetr
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from nnunet_locctx.blocks.checks import check_integer, check_share
 from nnunet_locctx.networks.inputs import LocationPyramid
 from nnunet_locctx.networks.positions import EncodedLocation, make_encodings, published_encoding
+from nnunet_locctx.networks.stem import check_stage_sizes
 from nnunet_locctx.networks.whole import WholeNetwork
+from nnunet_locctx.values import check_integer, check_share
 
 STAGES = 4
 STRIDE = 2 ** (STAGES + 1)
@@ -195,11 +196,7 @@ def _check_sizes(
     check_integer("feature_size", feature_size, 12)
     if feature_size % 12:
         raise ValueError(f"feature_size must be a multiple of 12, got {feature_size}")
-    for name, values in (("depths", depths), ("num_heads", num_heads)):
-        if len(values) != STAGES:
-            raise ValueError(f"{name} must be {STAGES} numbers, one for each stage; got {list(values)}")
-        for value in values:
-            check_integer(f"each of {name}", value, 1)
+    check_stage_sizes(STAGES, depths=depths, num_heads=num_heads)
     widths = [feature_size * 2**stage for stage in range(STAGES)]
     if any(width % heads for width, heads in zip(widths, num_heads, strict=True)):
         raise ValueError(f"num_heads must divide the stages' widths, {widths}; got {list(num_heads)}")

@@ -6,10 +6,10 @@ from typing import Any
 from monai.networks.nets import unetr as monai_unetr
 from torch import Tensor, nn
 
-from nnunet_locctx.blocks.checks import check_integer, check_share
 from nnunet_locctx.networks.inputs import LocationPyramid
 from nnunet_locctx.networks.positions import EncodedLocation, make_encodings, published_encoding
 from nnunet_locctx.networks.whole import WholeNetwork
+from nnunet_locctx.values import check_integer, check_share
 
 TOKEN = 16
 

@@ -7,12 +7,12 @@ from typing import Any, ClassVar, cast
 from monai.networks.blocks.dynunet_block import UnetResBlock
 from torch import Tensor, nn
 
-from nnunet_locctx.blocks.checks import check_integer, check_share
 from nnunet_locctx.networks.inputs import LocationPyramid
 from nnunet_locctx.networks.paired_attention import PairedAttentionBlock
 from nnunet_locctx.networks.positions import EncodedLocation, make_encodings, published_encoding
 from nnunet_locctx.networks.stem import CONVOLUTION, TRANSPOSED, check_stage_sizes, stem_stride
 from nnunet_locctx.networks.whole import WholeNetwork
+from nnunet_locctx.values import check_choice, check_integer, check_share
 
 STAGES = 4
 HALVINGS = 2 ** (STAGES - 1)
@@ -119,8 +119,7 @@ class UNETRPP(WholeNetwork):
             raise ValueError(f"dims must be even multiples of num_heads, {num_heads}; got {list(dims)}")
         check_share("attn_drop_rate", attn_drop_rate)
         check_share("drop_rate", drop_rate)
-        if gpe_places not in PLACES:
-            raise ValueError(f"gpe_places must be one of {PLACES}, got {gpe_places!r}")
+        check_choice("gpe_places", gpe_places, PLACES)
         if replace_positions and not self.located:
             raise ValueError("replace_positions needs an encoding that replaces them; encoding is None")
 

@@ -86,7 +86,7 @@ class WholeNetwork(nn.Module):
         authors' code computes.
 
         Args:
-            **options: The network's options that are asked for; they win.
+            **options: The network's options; they win.
 
         Raises:
             ValueError: If the network has no such form.

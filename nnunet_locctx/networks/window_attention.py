@@ -36,8 +36,8 @@ class WindowGrid:
     def fit(cls, size: Sequence[int], window: int | Sequence[int], shifted: bool) -> "WindowGrid":
         """Windows of `window` tokens along each axis, moved by half their length if `shifted`; an axis that is no
         longer than a window is one window, and not moved."""
-        asked = _each(window, len(size))
-        lengths, shift = get_window_size(size, asked, [n // 2 for n in asked])
+        lengths = _each(window, len(size))
+        lengths, shift = get_window_size(size, lengths, [n // 2 for n in lengths])
         return cls(tuple(size), tuple(lengths), tuple(shift) if shifted else (0,) * len(size))
 
     @classmethod
@@ -45,17 +45,17 @@ class WindowGrid:
         """The windows of nnFormer's code.
 
         A number: if the shortest axis is no longer than it, all windows are cubes of that length and not moved.
-        One for each axis, as for ACDC: windows as they are asked for, moved unless one of them is the whole grid, and
+        One for each axis, as for ACDC: windows of these lengths, moved unless one of them is the whole grid, and
         everything in a window sees each other. Tokens that fill up a window are seen.
         """
         cubes = isinstance(window, int)
-        asked = _each(window, len(size))
-        if cubes and min(size) <= asked[0]:
-            asked, shifted = (min(size),) * len(size), False
-        elif asked == tuple(size):
+        lengths = _each(window, len(size))
+        if cubes and min(size) <= lengths[0]:
+            lengths, shifted = (min(size),) * len(size), False
+        elif lengths == tuple(size):
             shifted = False
-        shift = tuple(n // 2 for n in asked) if shifted and min(asked) > 1 else (0,) * len(size)
-        return cls(tuple(size), asked, shift, ends_apart=cubes, filling_apart=False)
+        shift = tuple(n // 2 for n in lengths) if shifted and min(lengths) > 1 else (0,) * len(size)
+        return cls(tuple(size), lengths, shift, ends_apart=cubes, filling_apart=False)
 
     @property
     def padded(self) -> tuple[int, ...]:
@@ -99,7 +99,7 @@ class WindowGrid:
         filling = torch.zeros((), dtype=torch.bool)
         for axis, (n, padded, shift) in enumerate(zip(self.size, self.padded, self.shift, strict=True)):
             moved = torch.arange(padded) + shift
-            shape = [padded if other == axis else 1 for other in range(len(self.size))]
+            shape = [padded if a == axis else 1 for a in range(len(self.size))]
             label = 2 * label + (moved >= padded).long().view(shape)
             filling = filling | (moved % padded >= n).view(shape)
         if filled:
@@ -154,7 +154,7 @@ class WindowAttention(nn.Module):
 
         Args:
             queries: (B, windows, N, C).
-            source: The same without cross-attention; what keys and values come from, of the same shape.
+            source: What keys and values come from, shaped as the queries; those themselves without cross-attention.
             labels: (windows, N), see :meth:`WindowGrid.labels`.
 
         Returns:
@@ -175,7 +175,7 @@ class WindowAttention(nn.Module):
             apart = labels[:, :, None] != labels[:, None, :]
             bias = torch.where(apart[:, None], -math.inf, bias).flatten(0, 1)
         rate = self.attention_dropout if self.training else 0.0
-        query, key, value = (one.transpose(2, 3).flatten(axis, axis + 1) for one in (query, key, value))
+        query, key, value = (part.transpose(2, 3).flatten(axis, axis + 1) for part in (query, key, value))
         attended = F.scaled_dot_product_attention(query, key, value, bias[None].to(value.dtype), rate)
         attended = attended.reshape(*queries.shape[:2], self.heads, *attended.shape[2:])
         result: Tensor = self.output(attended.transpose(2, 3).flatten(3))
@@ -207,7 +207,7 @@ def relative_positions(window: tuple[int, ...], published: bool = False) -> Tens
     index = torch.zeros((), dtype=torch.int64)
     for axis, (n, step) in enumerate(zip(window, steps, strict=True)):
         difference = torch.arange(n)[:, None] - torch.arange(n) + n - 1
-        shape = [n if other % rank == axis else 1 for other in range(2 * rank)]
+        shape = [n if a % rank == axis else 1 for a in range(2 * rank)]
         index = index + step * difference.view(shape)
     return index.flatten()
 

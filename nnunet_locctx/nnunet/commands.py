@@ -128,7 +128,7 @@ def run_logged(
         show: Turns a line into the line to print, or None to print nothing; without it every line is printed.
         append: Keep what the file holds.
         locks: Descriptors of inherited locks (:func:`nnunet_locctx.locks.lock`) that the command holds too, so that
-            nobody takes its work for ended if only this process is killed.
+            its work counts as running if only this process is killed.
 
     Raises:
         CommandError: The command is not installed, or ends with an error.
@@ -213,9 +213,9 @@ def executable(name: str) -> str:
         CommandError: There is none.
     """
     beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.is_file() else shutil.which(name)
-    if found is None:
+    program = str(beside) if beside.is_file() else shutil.which(name)
+    if program is None:
         raise CommandError(
             f"the command {name} is neither beside {sys.executable} nor on the PATH; is nnunetv2 installed?"
         )
-    return found
+    return program

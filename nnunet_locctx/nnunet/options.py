@@ -9,8 +9,9 @@ from typing import Any
 from nnunet_locctx.blocks import DEFAULTS, check_block, complete_options
 from nnunet_locctx.blocks.hash_encoding import hash_arithmetic
 from nnunet_locctx.location import AXES, SOURCES, LocationSource, make_source
-from nnunet_locctx.names import check_known
+from nnunet_locctx.names import check_known, check_options
 from nnunet_locctx.networks.located_unet import Fitting
+from nnunet_locctx.values import check_flag, is_number
 
 KEY = "location"
 
@@ -53,8 +54,7 @@ class LocationOptions:
 
     def __post_init__(self) -> None:
         check_known([self.source], sorted(SOURCES), "location.source")
-        if not isinstance(self.absolute, bool):
-            raise ValueError(f"location.absolute must be true or false, got {self.absolute!r}")
+        check_flag("location.absolute", self.absolute)
         if self.absolute and self.source != "scanner":
             raise ValueError(
                 f"location.absolute is an option of the source 'scanner', got source {self.source!r}"
@@ -69,7 +69,7 @@ class LocationOptions:
             value = getattr(self, name)
             if (name, value) in (("dropout", None), ("jitter", AUTO)):
                 continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            if not is_number(value) or not 0 <= value <= 1:
                 allowed = "a number from 0 to 1" + (f" or {AUTO!r}" if name == "jitter" else "")
                 raise ValueError(f"location.{name} must be {allowed}, got {value!r}")
         if not isinstance(self.block, Mapping):
@@ -98,12 +98,7 @@ class LocationOptions:
         raw = configuration.get(KEY, {})
         if not isinstance(raw, Mapping):
             raise ValueError(f"the plans' {KEY!r} key must be a table, got {raw!r}")
-        allowed = [f.name for f in dataclasses.fields(cls)]
-        unknown = sorted(set(raw) - set(allowed))
-        if unknown:
-            raise ValueError(
-                f"the plans' {KEY!r} key does not take {', '.join(unknown)}; allowed: {', '.join(allowed)}"
-            )
+        check_options(raw, [field.name for field in dataclasses.fields(cls)], f"the plans' {KEY!r} key")
         options = cls(**raw)
         if block is None:
             return options
@@ -155,14 +150,15 @@ class LocationOptions:
         }
         if also:
             weighs["also"] = [
-                [one.block, one.place, weighed(one.block, one.place, one.options)] for one in also
+                [fitting.block, fitting.place, weighed(fitting.block, fitting.place, fitting.options)]
+                for fitting in also
             ]
         return json.dumps(weighs, sort_keys=True)
 
     def default_signature(self, block: str, also: Sequence[Fitting] = ()) -> str:
         """The same with all options of the blocks at their defaults."""
         plain = dataclasses.replace(self, block={})
-        return plain.signature(block, [dataclasses.replace(one, options={}) for one in also])
+        return plain.signature(block, [dataclasses.replace(fitting, options={}) for fitting in also])
 
 
 def _checked_axes(axes: Any) -> tuple[str, ...]:

@@ -5,25 +5,24 @@ of an oblique scan). The *stored array* is the canonical one with its axes permu
 says: the letter of an axis names the direction in which its index grows.
 """
 
-from __future__ import annotations
-
-import contextlib
 import json
-import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from nnunet_locctx.files import drafting, write_atomically
+from nnunet_locctx.geometry import Frame
 from nnunet_locctx.image_files import write_sitk
 
 FloatArray = NDArray[np.float64]
+Triple = tuple[float, float, float]
 
 ORIENTATIONS: tuple[str, ...] = ("LPS", "RAS", "PIR", "LAS", "SRP", "RPI")
 """Storage orientations a dataset mixes by default."""
@@ -34,30 +33,31 @@ LARGEST_OBLIQUE = 30
 _AXIS_OF_LETTER = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}
 
 
-class StoredCase(Protocol):
-    """A scan as it is written; attributes as in :class:`~nnunet_locctx.phantoms.twin_organs.PhantomCase`."""
-
-    @property
-    def images(self) -> NDArray[np.int16]: ...
-    @property
-    def labels(self) -> NDArray[np.uint8]: ...
-    @property
-    def spacing(self) -> tuple[float, float, float]: ...
-    @property
-    def origin(self) -> tuple[float, float, float]: ...
-    @property
-    def direction(self) -> FloatArray: ...
-
-
 @dataclass(frozen=True)
 class Stored:
-    """Arrays and geometry in a storage orientation, see :func:`store`."""
+    """One scan of a phantom in its storage orientation.
+
+    Attributes:
+        images: int16 array (C, i, j, k) over the stored axes; channel 0 is CT in HU.
+        labels: uint8 array (i, j, k) over the stored axes.
+        spacing: Voxel size in mm along the stored axes.
+        origin: Patient position (mm LPS) of the centre of voxel (0, 0, 0).
+        direction: (3, 3); column m is the patient direction (unit vector, LPS) of stored axis m.
+    """
 
     images: NDArray[np.int16]
     labels: NDArray[np.uint8]
-    spacing: tuple[float, float, float]
-    origin: tuple[float, float, float]
+    spacing: Triple
+    origin: Triple
     direction: FloatArray
+
+    @property
+    def frame(self) -> Frame:
+        """The stored array's frame."""
+        affine = np.eye(4)
+        affine[:3, :3] = self.direction * np.asarray(self.spacing)
+        affine[:3, 3] = self.origin
+        return Frame.from_affine(self.labels.shape, affine, "LPS")
 
 
 def orientation_axes(code: str) -> list[tuple[int, int]]:
@@ -101,16 +101,15 @@ def check_storage(orientations: Sequence[str], oblique: float) -> None:
         raise ValueError(f"oblique must be 0 to {LARGEST_OBLIQUE} degrees, got {oblique!r}")
 
 
-def rotation_matrix(angles: FloatArray) -> FloatArray:
-    """Rotation matrix (3, 3) from angles about x, y and z in radians, applied in that order."""
-    matrix = np.eye(3)
-    for axis, angle in enumerate(angles):
-        first, second = [other for other in range(3) if other != axis]
-        turn = np.eye(3)
-        turn[first, first] = turn[second, second] = math.cos(angle)
-        turn[first, second], turn[second, first] = -math.sin(angle), math.sin(angle)
-        matrix = turn @ matrix
-    return matrix
+def triple(values: Sequence[float] | FloatArray) -> Triple:
+    """Three numbers."""
+    first, second, third = (float(value) for value in values)
+    return first, second, third
+
+
+def per_axis(value: float | Sequence[float]) -> list[float]:
+    """One number for all axes, or as many as there are."""
+    return [value] * 3 if isinstance(value, (int, float, np.number)) else list(value)
 
 
 def store(
@@ -146,13 +145,13 @@ def store(
             np.flip(images.transpose(0, *(axis + 1 for axis in order)), tuple(m + 1 for m in flipped))
         ),
         labels=np.ascontiguousarray(np.flip(labels.transpose(order), flipped)),
-        spacing=(float(spacing[order[0]]), float(spacing[order[1]]), float(spacing[order[2]])),
-        origin=(float(origin[0]), float(origin[1]), float(origin[2])),
+        spacing=triple(spacing[order]),
+        origin=triple(origin),
         direction=rotation[:, order] * signs,
     )
 
 
-def write_case(case: StoredCase, name: str, image_folder: Path, label_folder: Path) -> None:
+def write_case(case: Stored, name: str, image_folder: Path, label_folder: Path) -> None:
     """Writes ``<name>_0000.nii.gz`` and so on, and the labels ``<name>.nii.gz``; makes the folders."""
     image_folder.mkdir(exist_ok=True)
     label_folder.mkdir(exist_ok=True)
@@ -168,32 +167,58 @@ def write_case(case: StoredCase, name: str, image_folder: Path, label_folder: Pa
         write_sitk(image, path)
 
 
-def new_dataset(folder: str | Path, dataset_id: int, name: str, overwrite: bool) -> Path:
-    """The folder ``Dataset<ID>_<name>`` of a dataset to write.
+def write_dataset(
+    folder: str | Path,
+    dataset_id: int,
+    description: Mapping[str, Any],
+    prefix: str,
+    draw: Callable[[int], Stored],
+    *,
+    cases: int,
+    test_cases: int,
+    overwrite: bool,
+    progress: bool,
+) -> Path:
+    """Writes a dataset in nnU-Net's raw format, to a hidden folder first: after an error, an interruption included,
+    what was there is as before.
+
+    Args:
+        folder: Where datasets live; made if absent.
+        dataset_id: nnU-Net's number of the dataset, 1 to 999.
+        description: Of dataset.json, without ``numTraining``; its ``name`` is that of the dataset.
+        prefix: Of the cases' names.
+        draw: Number of a case, counted from 0 -> the case. The first `cases` are training cases.
+        cases: Number of training cases, at least 1.
+        test_cases: Number of held-out cases (``imagesTs``, ``labelsTs``); 0 writes neither folder.
+        overwrite: Replace an existing dataset of that name.
+        progress: Show a progress bar.
+
+    Returns:
+        The dataset's folder.
 
     Raises:
-        FileExistsError: It exists and `overwrite` is off.
+        FileExistsError: The dataset exists and `overwrite` is off.
+        TypeError: An argument that counts something is no whole number.
+        ValueError: An argument is out of range.
     """
-    target = Path(folder) / f"Dataset{dataset_id:03d}_{name}"
+    check_count("dataset_id", dataset_id, 1, 999)
+    check_count("cases", cases, 1)
+    check_count("test_cases", test_cases, 0)
+    target = Path(folder) / f"Dataset{dataset_id:03d}_{description['name']}"
     if target.exists() and not overwrite:
         raise FileExistsError(
             f"{target} exists already; choose another dataset_id (seen {dataset_id}) or pass overwrite=True"
         )
-    return target
-
-
-@contextlib.contextmanager
-def written_at_once(target: Path, description: Mapping[str, object]) -> Iterator[Path]:
-    """A hidden folder beside `target` to write a dataset into.
-
-    At the end of the block it gets `description` as dataset.json and takes the place of `target`; after an error,
-    an interruption included, it is removed and `target` is as before.
-    """
     target.parent.mkdir(parents=True, exist_ok=True)
+    content = {**description, "numTraining": cases, "licence": "made by nnunet_locctx, free of rights"}
     with drafting(target) as partial:
         partial.mkdir()
-        yield partial
-        write_atomically(partial / "dataset.json", (json.dumps(description, indent=2) + "\n").encode())
+        for number in tqdm(range(cases + test_cases), desc=prefix, unit="scan", disable=not progress):
+            part = "Tr" if number < cases else "Ts"
+            name = f"{prefix}_{number:03d}"
+            write_case(draw(number), name, partial / f"images{part}", partial / f"labels{part}")
+        write_atomically(partial / "dataset.json", (json.dumps(content, indent=2) + "\n").encode())
         if target.exists():
             shutil.rmtree(target)
         partial.replace(target)
+    return target

@@ -21,42 +21,28 @@ The anatomy is drawn in the canonical array and then reordered, so one seed give
 included, whatever the orientation.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
-from tqdm import tqdm
+from scipy.spatial.transform import Rotation
 
 from nnunet_locctx.phantoms.storage import (
     ORIENTATIONS,
     FloatArray,
+    Stored,
+    Triple,
     check_count,
     check_storage,
-    new_dataset,
-    orientation_axes,
-    rotation_matrix,
+    per_axis,
     store,
-    written_at_once,
+    triple,
+    write_dataset,
 )
-from nnunet_locctx.phantoms.storage import write_case as _write_case
-
-__all__ = [
-    "LOOK_ALIKES",
-    "ORGANS",
-    "ORIENTATIONS",
-    "REGIONS",
-    "PhantomCase",
-    "Structure",
-    "make_phantom",
-    "orientation_axes",
-    "phantom_case",
-]
 
 AIR_HU = -1000.0
 FAT_HU = -100.0
@@ -64,7 +50,7 @@ TISSUE_HU = 40.0
 ORGAN_HU = 120.0
 
 # Where an organ's centre lies in its body: fractions of the body's half axes along (L, P, S).
-ORGANS: dict[str, tuple[float, float, float]] = {
+ORGANS: dict[str, Triple] = {
     "upper_left": (0.42, 0.25, 0.57),
     "upper_right": (-0.42, 0.25, 0.57),
     "middle_left": (0.42, 0.25, 0.0),
@@ -74,7 +60,7 @@ ORGANS: dict[str, tuple[float, float, float]] = {
 }
 """Class name -> centre; the label of a class is its place in this table, counted from 1."""
 
-LOOK_ALIKES: tuple[tuple[float, float, float], ...] = (
+LOOK_ALIKES: tuple[Triple, ...] = (
     (0.0, 0.25, 0.30),
     (0.0, 0.25, -0.30),
     (0.42, -0.50, 0.30),
@@ -87,11 +73,8 @@ LOOK_ALIKES: tuple[tuple[float, float, float], ...] = (
 
 REGIONS: dict[str, tuple[int, ...]] = {"organs": (1, 2, 3, 4, 5, 6), "left": (1, 3, 5), "upper_left": (1,)}
 """Overlapping regions for region-based training, each part of the one before (labels as in `ORGANS`)."""
-_REGION_ORDER = (
-    2,
-    3,
-    1,
-)  # the label nnU-Net paints for each region: one that belongs to it and to no later region
+# the label nnU-Net paints for each region: one that belongs to it and to no later region
+_REGION_ORDER = (2, 3, 1)
 
 _BODY_HALF_AXIS = 0.42  # of the field of view
 _ORGAN_RADIUS = 0.18  # of the body's smallest half axis
@@ -110,43 +93,22 @@ class Structure:
     """
 
     label: int
-    centre: tuple[float, float, float]
-    radii: tuple[float, float, float]
+    centre: Triple
+    radii: Triple
     intensity: float
 
 
 @dataclass(frozen=True)
-class PhantomCase:
-    """One scan of the phantom in its stored orientation.
+class PhantomCase(Stored):
+    """One scan of the phantom.
 
     Attributes:
-        images: int16 array (C, i, j, k) over the stored axes; channel 0 is CT in HU.
-        labels: uint8 array (i, j, k) over the stored axes.
-        spacing: Voxel size in mm along the stored axes.
-        origin: Patient position (mm LPS) of the centre of voxel (0, 0, 0).
-        direction: (3, 3); column m is the patient direction (unit vector, LPS) of stored axis m.
         orientation: Orientation code of the stored axes, e.g. ``"PIR"``.
         structures: What was drawn, organs and look-alikes, in patient coordinates.
     """
 
-    images: NDArray[np.int16]
-    labels: NDArray[np.uint8]
-    spacing: tuple[float, float, float]
-    origin: tuple[float, float, float]
-    direction: FloatArray
     orientation: str
     structures: tuple[Structure, ...]
-
-    def patient_position(self, index: FloatArray) -> FloatArray:
-        """Patient position in mm LPS of stored indices.
-
-        Args:
-            index: (..., 3) in voxels, whole numbers at voxel centres.
-
-        Returns:
-            (..., 3) in mm LPS.
-        """
-        return np.asarray(self.origin) + (np.asarray(index) * np.asarray(self.spacing)) @ self.direction.T
 
 
 def make_phantom(
@@ -166,17 +128,13 @@ def make_phantom(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Path:
-    """Write a phantom dataset in nnU-Net's raw format.
+    """Writes a phantom dataset, ``Dataset<ID>_Phantom``, in nnU-Net's raw format.
 
-    Writes ``Dataset<ID>_Phantom`` with ``imagesTr``, ``labelsTr``, ``imagesTs``, ``labelsTs`` and
-    ``dataset.json``. Everything goes to a hidden folder first, which is renamed at the end: an interrupted
-    run leaves no half dataset.
+    Arguments that are not named here, what is returned and what is raised: see
+    :func:`~nnunet_locctx.phantoms.storage.write_dataset`.
 
     Args:
-        folder: Where datasets live, usually ``$nnUNet_raw``; made if absent.
-        dataset_id: nnU-Net's number of the dataset, 1 to 999.
-        cases: Number of training cases, at least 1.
-        test_cases: Number of held-out cases (``imagesTs``, ``labelsTs``); 0 writes neither folder.
+        folder: Usually ``$nnUNet_raw``.
         size: Nominal number of voxels along (left-right, posterior-anterior, inferior-superior), or one
             number for all three; at least 16. A case's own size differs from it by up to 8 % per axis.
         spacing: Voxel size in mm along the same three axes, or one number.
@@ -190,31 +148,26 @@ def make_phantom(
             to 30.
         seed: Seed of the dataset. Case k depends on the seed, k and the arguments, not on the number of
             cases.
-        overwrite: Replace an existing dataset of that name.
-        progress: Show a progress bar.
-
-    Returns:
-        The dataset's folder.
-
-    Raises:
-        FileExistsError: The dataset exists and `overwrite` is off.
-        TypeError: An argument that counts something is no whole number.
-        ValueError: An argument is out of range.
     """
-    check_count("dataset_id", dataset_id, 1, 999)
-    check_count("cases", cases, 1)
-    check_count("test_cases", test_cases, 0)
-    draw = _Settings.checked(size, spacing, channels, orientations, oblique, seed)
+    settings = _Settings.checked(size, spacing, channels, orientations, oblique, seed)
 
-    target = new_dataset(folder, dataset_id, "Phantom", overwrite)
-    with written_at_once(target, _dataset_json(cases, channels, regions, ignore)) as partial:
-        for number in tqdm(range(cases + test_cases), desc="phantom", unit="scan", disable=not progress):
-            part = "Tr" if number < cases else "Ts"
-            case = _draw_case(draw, number)
-            if ignore and part == "Tr":
-                case = _unlabel_slices(case, draw.generator(number, stream=1))
-            _write_case(case, f"phantom_{number:03d}", partial / f"images{part}", partial / f"labels{part}")
-    return target
+    def draw(number: int) -> PhantomCase:
+        case = _draw_case(settings, number)
+        if ignore and number < cases:
+            return _unlabel_slices(case, settings.generator(number, stream=1))
+        return case
+
+    return write_dataset(
+        folder,
+        dataset_id,
+        _description(channels, regions, ignore),
+        "phantom",
+        draw,
+        cases=cases,
+        test_cases=test_cases,
+        overwrite=overwrite,
+        progress=progress,
+    )
 
 
 def phantom_case(
@@ -235,7 +188,7 @@ def phantom_case(
 @dataclass(frozen=True)
 class _Settings:
     size: tuple[int, int, int]
-    spacing: tuple[float, float, float]
+    spacing: Triple
     channels: int
     orientations: tuple[str, ...]
     oblique: float
@@ -250,8 +203,8 @@ class _Settings:
         orientations: Sequence[str],
         oblique: float,
         seed: int,
-    ) -> _Settings:
-        sizes = [size] * 3 if isinstance(size, (int, np.integer)) else list(size)
+    ) -> "_Settings":
+        sizes = per_axis(size)
         if len(sizes) != 3:
             raise ValueError(
                 f"size must be one number or three (left-right, posterior-anterior, "
@@ -259,7 +212,7 @@ class _Settings:
             )
         for value in sizes:
             check_count("size", value, _SMALLEST_SIZE)
-        steps = [spacing] * 3 if isinstance(spacing, (int, float, np.number)) else list(spacing)
+        steps = per_axis(spacing)
         if len(steps) != 3 or not all(math.isfinite(step) and step > 0 for step in steps):
             raise ValueError(f"spacing must be one or three finite numbers above 0 (mm), got {spacing!r}")
         check_count("channels", channels, 1)
@@ -267,7 +220,7 @@ class _Settings:
         check_storage(orientations, oblique)
         return cls(
             (int(sizes[0]), int(sizes[1]), int(sizes[2])),
-            (float(steps[0]), float(steps[1]), float(steps[2])),
+            triple(steps),
             int(channels),
             tuple(orientations),
             float(oblique),
@@ -286,7 +239,7 @@ def _draw_case(settings: _Settings, number: int) -> PhantomCase:
     # Drawn for every case, used for every fifth: what is drawn next must not
     # depend on that.
     angles = np.deg2rad(random.uniform(-settings.oblique, settings.oblique, 3)) * (number % 5 == 2)
-    rotation = rotation_matrix(angles)
+    rotation = Rotation.from_euler("xyz", angles).as_matrix()
     centre = random.uniform(-40.0, 40.0, 3)  # the scanner's origin means nothing
 
     half_axes = _BODY_HALF_AXIS * nominal * random.uniform(0.90, 1.06) * random.uniform(0.97, 1.03, 3)
@@ -300,9 +253,7 @@ def _draw_case(settings: _Settings, number: int) -> PhantomCase:
 
     code = settings.orientations[number % len(settings.orientations)]
     stored = store(images, labels, spacing, centre, rotation, code)
-    return PhantomCase(
-        stored.images, stored.labels, stored.spacing, stored.origin, stored.direction, code, structures
-    )
+    return PhantomCase(**vars(stored), orientation=code, structures=structures)
 
 
 def _place_structures(
@@ -318,14 +269,7 @@ def _place_structures(
         radii = _ORGAN_RADIUS * half_axes.min() * random.uniform(0.86, 1.06) * random.uniform(0.93, 1.07, 3)
         hounsfield = intensity + random.uniform(-10.0, 10.0)
         if present:
-            structures.append(
-                Structure(
-                    label,
-                    (float(centre[0]), float(centre[1]), float(centre[2])),
-                    (float(radii[0]), float(radii[1]), float(radii[2])),
-                    float(hounsfield),
-                )
-            )
+            structures.append(Structure(label, triple(centre), triple(radii), float(hounsfield)))
     return tuple(structures)
 
 
@@ -364,12 +308,10 @@ def _unlabel_slices(case: PhantomCase, random: np.random.Generator) -> PhantomCa
     """The case with about a third of its slices along the last stored axis set to the ignore label."""
     labels = case.labels.copy()
     labels[:, :, random.random(labels.shape[2]) < 1 / 3] = len(ORGANS) + 1
-    return PhantomCase(
-        case.images, labels, case.spacing, case.origin, case.direction, case.orientation, case.structures
-    )
+    return replace(case, labels=labels)
 
 
-def _dataset_json(cases: int, channels: int, regions: bool, ignore: bool) -> dict[str, object]:
+def _description(channels: int, regions: bool, ignore: bool) -> dict[str, object]:
     labels: dict[str, object] = {"background": 0}
     if regions:
         labels.update({name: list(parts) for name, parts in REGIONS.items()})
@@ -380,11 +322,9 @@ def _dataset_json(cases: int, channels: int, regions: bool, ignore: bool) -> dic
     description: dict[str, object] = {
         "channel_names": {"0": "CT", **{str(k): f"contrast_{k}" for k in range(1, channels)}},
         "labels": labels,
-        "numTraining": cases,
         "file_ending": ".nii.gz",
         "name": "Phantom",
         "description": "Synthetic CT phantom: organs of equal look that only their position tells apart.",
-        "licence": "made by nnunet_locctx, free of rights",
     }
     if regions:
         description["regions_class_order"] = list(_REGION_ORDER)

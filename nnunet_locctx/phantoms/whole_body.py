@@ -14,8 +14,6 @@ Atlas coordinates are those of :mod:`~nnunet_locctx.phantoms.whole_body_patient`
 those of :mod:`~nnunet_locctx.phantoms.storage`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,20 +22,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
-from tqdm import tqdm
+from scipy.spatial.transform import Rotation
 
-from nnunet_locctx.geometry import PATIENT_FROM_LPS, Frame
+from nnunet_locctx.geometry import PATIENT_FROM_LPS
 from nnunet_locctx.phantoms.storage import (
     ORIENTATIONS,
     FloatArray,
+    Stored,
+    Triple,
     check_count,
     check_storage,
-    new_dataset,
     orientation_axes,
-    rotation_matrix,
+    per_axis,
     store,
-    write_case,
-    written_at_once,
+    triple,
+    write_dataset,
 )
 from nnunet_locctx.phantoms.whole_body_anatomy import ORGANS, paint, paint_organs
 from nnunet_locctx.phantoms.whole_body_patient import ATLAS_HEIGHT, BodyMap, Canvas, Patient, draw_patient
@@ -65,37 +64,18 @@ LARGEST_SPACING = 30.0  # mm; an organ is about as large
 
 
 @dataclass(frozen=True)
-class WholeBodyCase:
-    """One scan of the phantom in its stored orientation.
+class WholeBodyCase(Stored):
+    """One scan of the phantom, of one channel; labels are values of `ORGANS`.
 
     Attributes:
-        images: int16 array (1, i, j, k) over the stored axes, HU.
-        labels: uint8 array (i, j, k) over the stored axes, values of `ORGANS`.
-        spacing: Voxel size in mm along the stored axes.
-        origin: Patient position (mm LPS) of the centre of voxel (0, 0, 0).
-        direction: (3, 3); column m is the patient direction (unit vector, LPS) of stored axis m.
         orientation: Orientation code of the stored axes, e.g. ``"PIR"``.
         crop: Lower and upper end of the field of view, as shares of the patient's height (upper thighs 0, head 1).
         body: The patient's map.
     """
 
-    images: NDArray[np.int16]
-    labels: NDArray[np.uint8]
-    spacing: tuple[float, float, float]
-    origin: tuple[float, float, float]
-    direction: FloatArray
     orientation: str
     crop: Range
     body: BodyMap
-
-    @property
-    def frame(self) -> Frame:
-        """The stored array's frame."""
-        affine = np.eye(4)
-        affine[:3, :3] = self.direction * np.asarray(self.spacing)
-        affine[:3, 3] = self.origin
-        shape = self.labels.shape
-        return Frame.from_affine((shape[0], shape[1], shape[2]), affine, "LPS")
 
     @property
     def fraction(self) -> float:
@@ -127,7 +107,7 @@ class Settings:
         orientations: Sequence[str],
         oblique: float,
         seed: int,
-    ) -> Settings:
+    ) -> "Settings":
         check_count("seed", seed, 0)
         check_storage(orientations, oblique)
         return cls(
@@ -141,17 +121,17 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What one case shall have instead of what its settings draw."""
+class Fixed:
+    """What one case has instead of what its settings draw."""
 
     crop: Range | None = None
-    spacing: tuple[float, float, float] | None = None
+    spacing: Triple | None = None
     orientation: str | None = None
 
     @classmethod
     def checked(
         cls, crop: Range | None, spacing: float | Sequence[float] | None, orientation: str | None
-    ) -> Wish:
+    ) -> "Fixed":
         if orientation is not None:
             orientation_axes(orientation)
         if crop is not None:
@@ -160,13 +140,13 @@ class Wish:
                 raise ValueError(f"crop must span at least {SMALLEST_FRACTION} of the height, got {crop!r}")
         steps = None
         if spacing is not None:
-            sizes = [spacing] * 3 if isinstance(spacing, (int, float, np.number)) else list(spacing)
+            sizes = per_axis(spacing)
             if len(sizes) != 3 or not all(SMALLEST_SPACING <= size <= LARGEST_SPACING for size in sizes):
                 raise ValueError(
                     f"spacing must be one or three numbers from {SMALLEST_SPACING:g} to {LARGEST_SPACING:g} (mm), "
                     f"got {spacing!r}"
                 )
-            steps = (float(sizes[0]), float(sizes[1]), float(sizes[2]))
+            steps = triple(sizes)
         return cls(crop, steps, orientation)
 
 
@@ -198,53 +178,39 @@ def make_whole_body(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Path:
-    """Writes a whole-body phantom dataset in nnU-Net's raw format.
+    """Writes a whole-body phantom dataset, ``Dataset<ID>_WholeBody``, in nnU-Net's raw format.
 
-    Writes ``Dataset<ID>_WholeBody`` with ``imagesTr``, ``labelsTr``, ``imagesTs``, ``labelsTs`` and ``dataset.json``,
-    to a hidden folder first, which is renamed at the end: an interrupted run leaves no half dataset.
+    Arguments that are not named here, what is returned and what is raised: see
+    :func:`~nnunet_locctx.phantoms.storage.write_dataset`.
 
     Args:
-        folder: Where datasets live, usually ``$nnUNet_raw``; made if absent.
-        dataset_id: nnU-Net's number of the dataset, 1 to 999.
-        cases: Number of training cases, at least 1.
-        test_cases: Number of held-out cases (``imagesTs``, ``labelsTs``); 0 writes neither folder.
+        folder: Usually ``$nnUNet_raw``.
         in_plane: Smallest and largest voxel size in mm along R and A; a case has one for both.
         slices: Smallest and largest voxel size in mm along S.
         fraction: Smallest and largest share of the body's height in a field of view; uniform between.
         orientations: Storage orientations to take in turn, three letters each.
         oblique: Every fifth scan is rotated against the patient by up to this many degrees about each axis, 0 to 30.
         seed: Seed of the dataset. Case k depends on the seed, k and the arguments, not on the number of cases.
-        overwrite: Replace an existing dataset of that name.
-        progress: Show a progress bar.
-
-    Returns:
-        The dataset's folder.
-
-    Raises:
-        FileExistsError: The dataset exists and `overwrite` is off.
-        TypeError: An argument that counts something is no whole number.
-        ValueError: An argument is out of range.
     """
-    check_count("dataset_id", dataset_id, 1, 999)
-    check_count("cases", cases, 1)
-    check_count("test_cases", test_cases, 0)
-    draw = Settings.checked(in_plane, slices, fraction, orientations, oblique, seed)
-    target = new_dataset(folder, dataset_id, "WholeBody", overwrite)
+    settings = Settings.checked(in_plane, slices, fraction, orientations, oblique, seed)
     description = {
         "channel_names": {"0": "CT"},
         "labels": {"background": 0, **{name: label for label, name in enumerate(ORGANS, start=1)}},
-        "numTraining": cases,
         "file_ending": ".nii.gz",
         "name": "WholeBody",
         "description": "Synthetic whole-body-like CT: organs of equal look in random fields of view.",
-        "licence": "made by nnunet_locctx, free of rights",
     }
-    with written_at_once(target, description) as partial:
-        for number in tqdm(range(cases + test_cases), desc="whole body", unit="scan", disable=not progress):
-            part = "Tr" if number < cases else "Ts"
-            case = _draw_case(draw, number, Wish())
-            write_case(case, f"whole_body_{number:03d}", partial / f"images{part}", partial / f"labels{part}")
-    return target
+    return write_dataset(
+        folder,
+        dataset_id,
+        description,
+        "whole_body",
+        lambda number: _draw_case(settings, number, Fixed()),
+        cases=cases,
+        test_cases=test_cases,
+        overwrite=overwrite,
+        progress=progress,
+    )
 
 
 def whole_body_case(
@@ -283,10 +249,10 @@ def whole_body_case(
     """
     check_count("number", number, 0)
     settings = Settings.checked(in_plane, slices, fraction, orientations, oblique, seed)
-    return _draw_case(settings, number, Wish.checked(crop, spacing, orientation))
+    return _draw_case(settings, number, Fixed.checked(crop, spacing, orientation))
 
 
-def _draw_case(settings: Settings, number: int, wish: Wish) -> WholeBodyCase:
+def _draw_case(settings: Settings, number: int, fixed: Fixed) -> WholeBodyCase:
     seed = (settings.seed, number)
     patient = draw_patient(seed)
     # Everything is drawn whether it is used or not: what is drawn next must not depend on that.
@@ -297,10 +263,10 @@ def _draw_case(settings: Settings, number: int, wish: Wish) -> WholeBodyCase:
     angles = np.deg2rad(random.uniform(-settings.oblique, settings.oblique, 3)) * (number % 5 == 2)
     margins = random.uniform(*_MARGIN, (2, 2))
 
-    crop = wish.crop or (start, start + share)
-    spacing = np.array(wish.spacing or (in_plane, in_plane, height))
-    code = wish.orientation or settings.orientations[number % len(settings.orientations)]
-    rotation = rotation_matrix(angles)
+    crop = fixed.crop or (start, start + share)
+    spacing = np.array(fixed.spacing or (in_plane, in_plane, height))
+    code = fixed.orientation or settings.orientations[number % len(settings.orientations)]
+    rotation = Rotation.from_euler("xyz", angles).as_matrix()
     body = patient.body
     whole = float(body.level(ATLAS_HEIGHT))
     sizes = body.sizes.max(axis=0)  # of the whole patient: a crop does not change the field of view's width
@@ -316,9 +282,7 @@ def _draw_case(settings: Settings, number: int, wish: Wish) -> WholeBodyCase:
     scan = gaussian_filter(values.reshape(shape), 0.5) + noise  # partial volume
     image = np.clip(np.rint(scan), -1024, 3071).astype(np.int16)  # the range scanners store
     stored = store(image[None], labels.reshape(shape), spacing, centre, rotation, code)
-    return WholeBodyCase(
-        stored.images, stored.labels, stored.spacing, stored.origin, stored.direction, code, crop, body
-    )
+    return WholeBodyCase(**vars(stored), orientation=code, crop=crop, body=body)
 
 
 def _anatomy(atlas: FloatArray, patient: Patient) -> tuple[FloatArray, NDArray[np.uint8]]:

@@ -6,8 +6,6 @@ numbers are mm in the atlas (right, anterior, superior) or HU, rough averages of
 only their place distinguishes; structures of the same look are painted with them.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

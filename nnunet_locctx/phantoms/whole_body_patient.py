@@ -4,8 +4,6 @@
 through the upper thighs. *Patient* coordinates are millimetres LPS, as in DICOM.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -96,7 +94,7 @@ class Patient:
         tissue: Offsets in HU of fat, muscle, bone and lung, in this order.
         contrast: HU that vessels, heart, liver, spleen and kidneys have more than without contrast agent, in units
             that each organ takes a share of.
-        organ: Mean HU of the organs to be told apart.
+        organ: Mean HU of the labelled organs.
         texture: (3, a, b, c) smooth noise of unit spread on an 8 mm atlas grid.
         seed: For the structures' own jitter.
     """

@@ -279,8 +279,8 @@ def curve_from_bpreg(
 def _slices(frame: Frame, axis: int) -> tuple[Array, Array, Array]:
     """The slices' normal towards superior (LPS), and for each slice its position along that and the level of its
     centre along S, in mm."""
-    one, other = (frame.affine_lps[:3, a] for a in range(3) if a != axis)
-    normal = np.cross(one, other)
+    first, second = (frame.affine_lps[:3, a] for a in range(3) if a != axis)
+    normal = np.cross(first, second)
     normal = normal / np.linalg.norm(normal) * (1 if normal[2] > 0 else -1)
     index = np.tile((np.array(frame.shape, dtype=np.float64) - 1) / 2, (frame.shape[axis], 1))
     index[:, axis] = np.arange(frame.shape[axis])

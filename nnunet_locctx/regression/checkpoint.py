@@ -28,7 +28,7 @@ State = TypeVar("State")
 
 
 def content(*arrays: npt.NDArray[Any] | None) -> str:
-    """Tells what scans hold, for the identity of a fit: equal for equal arrays alone."""
+    """A digest of what scans hold, for the identity of a fit: equal for equal arrays alone."""
     digest = hashlib.sha256()
     for array in arrays:
         if array is None:
@@ -88,7 +88,7 @@ class Course:
             begin: Makes the state from what :meth:`save` was given, whose ``step`` counts the finished steps; a new
                 state from None.
         """
-        stored = load_checkpoint(self.path, self.identity)
+        stored = self._stored()
         if stored is not None:
             try:
                 state = begin(stored)
@@ -119,39 +119,29 @@ class Course:
         return now - self._saved >= SAVE_SECONDS
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Writes everything that the next step depends on; ``step`` counts the finished steps."""
-        save_checkpoint(self.path, self.identity, state)
+        """Writes everything that the next step depends on; an interruption leaves the checkpoint before.
+
+        Args:
+            state: Tensors and plain values; ``step`` counts the finished steps.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()  # to a file, torch does not say that the disk is full
+        torch.save({"identity": dict(self.identity), **state}, buffer)
+        write_atomically(self.path, buffer.getvalue())
         self._saved = time.monotonic()
 
-
-def save_checkpoint(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Writes a checkpoint; an interruption leaves the one before.
-
-    Args:
-        path: Of the checkpoint.
-        identity: What the result of the fit depends on, as plain values.
-        state: Tensors and plain values.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()  # to a file, torch does not say that the disk is full
-    torch.save({"identity": dict(identity), **state}, buffer)
-    write_atomically(path, buffer.getvalue())
-
-
-def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The state of a fit of the same identity; None if there is none.
-
-    A checkpoint that does not fit or cannot be read is reported in a printed line, and is overwritten by the next one.
-    """
-    if not path.is_file():
-        return None
-    try:
-        stored: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        fits = stored["identity"] == dict(identity)
-    except Exception as error:  # zip, pickle and lookup errors, all of which mean the same
-        print(f"{path} cannot be read ({error}): starting again")
-        return None
-    if not fits:
-        print(f"{path} was made with other options or scans: starting again")
-        return None
-    return stored
+    def _stored(self) -> dict[str, Any] | None:
+        """The state of a fit of the same identity; None, with a printed line, for a checkpoint that does not fit or
+        cannot be read: it is overwritten by the next one."""
+        if not self.path.is_file():
+            return None
+        try:
+            stored: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+            fits = stored["identity"] == dict(self.identity)
+        except Exception as error:  # zip, pickle and lookup errors, all of which mean the same
+            print(f"{self.path} cannot be read ({error}): starting again")
+            return None
+        if not fits:
+            print(f"{self.path} was made with other options or scans: starting again")
+            return None
+        return stored

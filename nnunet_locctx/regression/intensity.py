@@ -5,28 +5,20 @@ import numpy.typing as npt
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
+from nnunet_locctx.location.body import check_modality
 from nnunet_locctx.regression.canonical import CanonicalScan
 
-MODALITIES = ("ct", "mr")
-"""``ct``: intensities are HU. ``mr``: everything else, known up to scale only."""
-
 PERCENTILES = (0.5, 99.5)
-"""Of the voxels in the scan; the range that ``mr`` intensities are mapped from."""
+"""Percentiles of the voxels in the scan: the range that ``mr`` intensities are mapped from."""
 
 BODY_HU = -500.0
 """Smoothed CT above this is body."""
 
 SMALLEST_PART = 0.5
-"""Of the largest connected region: regions above this belong to the body too (two legs, without the pelvis)."""
+"""Share of the largest connected region: regions above this belong to the body too (two legs, without the pelvis)."""
 
 SMALLEST_BODY = 0.01
 """Share of the scan that a body takes, at least."""
-
-
-def check_modality(modality: str) -> None:
-    """Raises ValueError for an unknown modality."""
-    if modality not in MODALITIES:
-        raise ValueError(f"modality must be one of {', '.join(MODALITIES)}, got {modality!r}")
 
 
 def normalise(scan: CanonicalScan, modality: str, window: tuple[float, float]) -> npt.NDArray[np.float32]:
@@ -34,7 +26,7 @@ def normalise(scan: CanonicalScan, modality: str, window: tuple[float, float]) -
 
     Args:
         scan: The scan.
-        modality: One of :data:`MODALITIES`.
+        modality: One of :data:`~nnunet_locctx.location.body.MODALITIES`.
         window: HU that become -1 and 1; ``mr`` takes :data:`PERCENTILES` instead.
     """
     check_modality(modality)

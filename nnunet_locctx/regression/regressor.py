@@ -13,7 +13,7 @@ from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import Measurement
 
 VERSION = 1
-"""Of the stored form; another one is refused."""
+"""Version of the stored form; every other version is refused."""
 
 
 class Regressor(abc.ABC):
@@ -33,7 +33,7 @@ class Regressor(abc.ABC):
 
         Args:
             image: (i, j, k) intensities of channel :attr:`channel` as stored (CT: HU), any orientation and voxel size.
-            frame: That array's.
+            frame: Its geometry.
         """
 
     @abc.abstractmethod

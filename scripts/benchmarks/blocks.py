@@ -251,7 +251,7 @@ def title(name: str) -> str:
 def report(results: Results, names: Sequence[str], settings: Settings, command: str, quick: bool) -> str:
     """The measured section of the page."""
     versions = {
-        name: number for one in results.records for name, number in one["machine"]["versions"].items()
+        name: number for record in results.records for name, number in record["machine"]["versions"].items()
     }
     notes = f"""
 Written {datetime.date.today().isoformat()} by `{command}`, nnunet_locctx {version("nnunet_locctx")},
@@ -278,11 +278,11 @@ interpolation, norms and table look-ups are not counted.
 
 def place_notes(results: Results, place: str) -> list[str]:
     """What was measured on one machine, and how."""
-    records = [one for one in results.records if one["place"] == place and one["part"] != "size"]
-    timed = [one for one in records if one["part"] == "time"]
+    records = [run for run in results.records if run["place"] == place and run["part"] != "size"]
+    timed = [record for record in records if record["part"] == "time"]
     key, machine = (timed or records)[0]["key"], records[0]["machine"]
     cuda = key["device"] == "cuda"
-    load = max((one["measured"]["load"] for one in timed), default=0.0)
+    load = max((record["measured"]["load"] for record in timed), default=0.0)
     notes = f"""
 ### Time and memory: {place}
 
@@ -370,8 +370,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.report:
         jobs = [(part, name) for part in options.parts for name in chosen]
         failed = run(results, jobs, settings, options.device, options.threads, options.fresh)
-    given = command_line("scripts.benchmarks.blocks", arguments)
-    measured = report(results, names, settings, given, options.quick)
+    command = command_line("scripts.benchmarks.blocks", arguments)
+    measured = report(results, names, settings, command, options.quick)
     replace_section(page, BEGIN, END, measured)
     print(measured)
     say(f"written to {page}")

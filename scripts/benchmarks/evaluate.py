@@ -30,6 +30,7 @@ from scripts.benchmarks.harness import (
     replace_section,
     say,
     spread,
+    table,
 )
 
 BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
@@ -61,7 +62,7 @@ def seconds(function: Callable[[], Any], repeats: int) -> tuple[list[float], Any
 def measure(shape: Sequence[int], repeats: int) -> list[dict[str, Any]]:
     """One row per size of mask."""
     surface_measures(ellipsoid((8, 8, 8), 0.3), ellipsoid((8, 8, 8), 0.3), SPACING, 2.0)  # imports
-    found = []
+    rows = []
     for name, share in SIZES.items():
         true, predicted = ellipsoid(shape, share), ellipsoid(shape, share, 2)
         row: dict[str, Any] = {"name": name, "voxels": int(true.sum())}
@@ -82,31 +83,27 @@ def measure(shape: Sequence[int], repeats: int) -> list[dict[str, Any]]:
             return measure_case(labels, guesses, SPACING, Classes({"class": 1}), [], Settings())
 
         row["all"], _ = seconds(everything, repeats)
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 def report(rows: Sequence[dict[str, Any]], shape: Sequence[int]) -> str:
     """The page's section."""
     machine = describe_machine("cpu")
-    told = (
+    notes = (
         f"Measured {datetime.date.today()} with `python -m scripts.benchmarks.evaluate`: "
         f"{machine['processor']}; {torch.get_num_threads()} thread; monai {version('monai')}, "
         f"scipy {version('scipy')}. Volume {by(shape)}, voxels of {' x '.join(map(str, SPACING))} mm; CPU "
         "seconds of one process, median (least - greatest)."
     )
-    lines = [
-        textwrap.fill(told, 120),
-        "",
-        "| mask | voxels | HD95 mm | NSD at 2 mm | HD95 + NSD, cropped | HD95 + NSD, whole volume | all measures |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {row['name']} | {row['voxels']} | {row['values'][0]:.2f} | {row['values'][1]:.3f} | "
-        f"{spread(row['cropped'], 2)} | {spread(row['whole'], 2)} | {spread(row['all'], 2)} |"
+    times = ("HD95 + NSD, cropped", "HD95 + NSD, whole volume", "all measures")
+    cells = [
+        [row["name"], row["voxels"], f"{row['values'][0]:.2f}", f"{row['values'][1]:.3f}"]
+        + [spread(row[time], 2) for time in ("cropped", "whole", "all")]
         for row in rows
     ]
-    return "\n".join(lines) + "\n"
+    lines = table(("mask", "voxels", "HD95 mm", "NSD at 2 mm", *times), cells)
+    return "\n".join([textwrap.fill(notes, 120), "", *lines])
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.files import write_atomically
+from nnunet_locctx.files import replacing, write_atomically
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -123,9 +123,8 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
             self._before = int(torch.cuda.memory_allocated())
             return
-        with contextlib.suppress(
-            OSError
-        ):  # Linux forgets the peak so far; elsewhere the figure is an upper bound
+        # Linux forgets the peak so far; elsewhere the figure is an upper bound
+        with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
         self._before = _status("VmRSS")
 
@@ -255,15 +254,39 @@ class Records:
 
     def add(self, record: Record, *same: str) -> None:
         """Adds a record in the place of those with the same values of the fields `same`, if any are named."""
-        others = [one for one in self.records if not same or any(one[key] != record[key] for key in same)]
+        kept = [old for old in self.records if not same or any(old[key] != record[key] for key in same)]
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.file, "".join(json.dumps(one) + "\n" for one in [*others, record]).encode())
+        write_atomically(self.file, "".join(json.dumps(line) + "\n" for line in [*kept, record]).encode())
 
 
 def rotated(names: Sequence[str], number: int) -> list[str]:
     """The names in the order of one round: each round starts with another one."""
     first = number % len(names)
     return [*names[first:], *names[:first]]
+
+
+def planned_unet(channels: int, classes: int, features: Sequence[int]) -> Any:
+    """A U-Net as nnU-Net plans it for isotropic voxels: two convolutions of 3 voxels a stage, halved from stage to
+    stage."""
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet
+    from torch import nn
+
+    return PlainConvUNet(
+        input_channels=channels,
+        n_stages=len(features),
+        features_per_stage=list(features),
+        conv_op=nn.Conv3d,
+        kernel_sizes=3,
+        strides=[1, *[2] * (len(features) - 1)],
+        n_conv_per_stage=2,
+        num_classes=classes,
+        n_conv_per_stage_decoder=2,
+        conv_bias=True,
+        norm_op=nn.InstanceNorm3d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+    )
 
 
 # ---------------------------------------------------------------------------------------------- commands, tables, pages
@@ -295,6 +318,13 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 def by(size: Sequence[int]) -> str:
     return "x".join(map(str, size))
+
+
+def save_figure(figure: Any, file: Path, dpi: int) -> None:
+    """Writes a matplotlib figure in one step."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as draft:
+        figure.savefig(draft, dpi=dpi)
 
 
 def destinations(out: Path | None, script: str, page: str) -> tuple[Path, Path]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -29,6 +28,7 @@ from scripts.benchmarks.harness import (
     command_line,
     describe_machine,
     described_parser,
+    planned_unet,
     replace_section,
     rotated,
     say,
@@ -55,22 +55,8 @@ def make_network(name: str, patch: int) -> nn.Module:
     """A network of the table, in evaluation mode."""
     if name != PLANNED:
         return LightMedSeg(CHANNELS, CLASSES, (patch,) * 3, **FORMS[name]).eval()
-    return PlainConvUNet(
-        input_channels=CHANNELS,
-        n_stages=len(FEATURES),
-        features_per_stage=list(FEATURES),
-        conv_op=nn.Conv3d,
-        kernel_sizes=3,
-        strides=[1, *[2] * (len(FEATURES) - 1)],
-        n_conv_per_stage=2,
-        num_classes=CLASSES,
-        n_conv_per_stage_decoder=2,
-        conv_bias=True,
-        norm_op=nn.InstanceNorm3d,
-        norm_op_kwargs={"eps": 1e-5, "affine": True},
-        nonlin=nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True},
-    ).eval()
+    network: nn.Module = planned_unet(CHANNELS, CLASSES, FEATURES)
+    return network.eval()
 
 
 def make_input(name: str, patch: int) -> Tensor:
@@ -122,8 +108,8 @@ def cost_table(results: dict[str, list[Record]], patch: int) -> list[str]:
 
     def values(name: str, measure: str) -> list[float]:
         if measure == "peak":
-            return [one["peak"] / 2**30 for one in results[name]]
-        return [time[measure] for one in results[name] for time in one["times"]]
+            return [run["peak"] / 2**30 for run in results[name]]
+        return [time[measure] for run in results[name] for time in run["times"]]
 
     def median(name: str, measure: str) -> float:
         return statistics.median(values(name, measure))
@@ -168,10 +154,10 @@ def main() -> None:
     for name in tqdm(order, unit="process"):
         results[name].append(apart("lightmedseg.measure", {**job, "name": name}))
     machine = describe_machine("cpu")
-    loads = [time["load"] for many in results.values() for one in many for time in one["times"]]
-    given = command_line("scripts.benchmarks.lightmedseg", None)
+    loads = [time["load"] for runs in results.values() for run in runs for time in run["times"]]
+    command = command_line("scripts.benchmarks.lightmedseg", None)
     notes = f"""
-Measured {datetime.date.today().isoformat()} with `{given}` on
+Measured {datetime.date.today().isoformat()} with `{command}` on
 {machine["processor"]}, {machine["memory"]}, torch {machine["versions"]["torch"]}, {arguments.threads} thread(s).
 Median (range) of {arguments.rounds} processes with {arguments.passes} passes each. Load average (1 min):
 {spread(loads, 1)}; CPU time suffers less from a busy machine than wall time does.

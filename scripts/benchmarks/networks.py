@@ -138,7 +138,7 @@ def count_operations(network: nn.Module, x: Tensor) -> Record:
     """Parameters, and multiply-adds of one pass by torch's counter: of convolutions and linear layers, and all."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(x)
-    counts = {str(one): number // 2 for one, number in counter.get_flop_counts()["Global"].items()}
+    counts = {str(operator): n // 2 for operator, n in counter.get_flop_counts()["Global"].items()}
     return {
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "convolutions": counts.get("aten.convolution", 0) + counts.get("aten.addmm", 0),

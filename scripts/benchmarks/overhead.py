@@ -106,54 +106,39 @@ CONCERNS = {
 """The settings a part depends on."""
 
 
+SCALES = {"batches/s": 1.0, "s": 1.0, "GiB": 2.0**-30, "MiB": 2.0**-20}
+"""Unit of a table -> what a measured value is multiplied with; rates are measured as seconds."""
+
+
 @dataclass(frozen=True)
 class Goal:
-    """One row group of the report: how to read a measured value and what is aimed at."""
+    """One table of the report: part and measure, a key of :data:`SCALES`, what is aimed at."""
 
     part: str
     measure: str
     title: str
     unit: str
-    scale: float
     aim: str
-    inverse: bool = False  # measured as seconds, reported as a rate
+
+    def value(self, measures: Record) -> float:
+        """A measured value in the table's unit."""
+        measured = float(measures[self.measure])
+        return 1 / measured if self.unit == "batches/s" else SCALES[self.unit] * measured
 
 
 GOALS = (
+    Goal("loader", "seconds", "Loader: batches per second of wall time", "batches/s", ">= 0.97"),
+    Goal("loader", "cpu", "Loader: batches per second of CPU time", "batches/s", ">= 0.97"),
+    Goal("step", "seconds", "Training step: wall time", "s", "<= 1.05"),
+    Goal("step", "cpu", "Training step: CPU time", "s", "<= 1.05"),
+    Goal("predict", "seconds", "`nnUNetv2_predict`: wall time", "s", "<= 1.05"),
+    Goal("predict", "cpu", "`nnUNetv2_predict`: CPU time", "s", "<= 1.05"),
     Goal(
-        "loader",
-        "seconds",
-        "Loader: batches per second of wall time",
-        "batches/s",
-        1.0,
-        ">= 0.97",
-        inverse=True,
+        "predict", "rss", "`nnUNetv2_predict`: peak memory, RSS summed over its processes", "GiB", "<= 1.10"
     ),
-    Goal(
-        "loader", "cpu", "Loader: batches per second of CPU time", "batches/s", 1.0, ">= 0.97", inverse=True
-    ),
-    Goal("step", "seconds", "Training step: wall time", "s", 1.0, "<= 1.05"),
-    Goal("step", "cpu", "Training step: CPU time", "s", 1.0, "<= 1.05"),
-    Goal("predict", "seconds", "`nnUNetv2_predict`: wall time", "s", 1.0, "<= 1.05"),
-    Goal("predict", "cpu", "`nnUNetv2_predict`: CPU time", "s", 1.0, "<= 1.05"),
-    Goal(
-        "predict",
-        "rss",
-        "`nnUNetv2_predict`: peak memory, RSS summed over its processes",
-        "GiB",
-        2.0**-30,
-        "<= 1.10",
-    ),
-    Goal(
-        "predict",
-        "pss",
-        "`nnUNetv2_predict`: peak memory, shared pages counted once",
-        "GiB",
-        2.0**-30,
-        "<= 1.10",
-    ),
-    Goal("disk", "preprocessed", "Disk: preprocessed data", "MiB", 2.0**-20, "1.00"),
-    Goal("disk", "checkpoint", "Disk: checkpoint of the network of `predict`", "MiB", 2.0**-20, "1.00"),
+    Goal("predict", "pss", "`nnUNetv2_predict`: peak memory, shared pages counted once", "GiB", "<= 1.10"),
+    Goal("disk", "preprocessed", "Disk: preprocessed data", "MiB", "1.00"),
+    Goal("disk", "checkpoint", "Disk: checkpoint of the network of `predict`", "MiB", "1.00"),
 )
 
 
@@ -219,11 +204,8 @@ class Bench:
         command = f"nnUNetv2_plan_and_preprocess -d {DATASET} -c 3d_fullres -np 2 --clean".split()
         run_logged(command, self.folder / "preprocess.log")
         plans = json.loads((self.preprocessed / "nnUNetPlans.json").read_text())
-        write_scan(
-            self.folder / "scan" / "scan_0000.nii.gz",
-            s.scan,
-            plans["configurations"]["3d_fullres"]["spacing"],
-        )
+        spacing = plans["configurations"]["3d_fullres"]["spacing"]
+        write_scan(self.folder / "scan" / "scan_0000.nii.gz", s.scan, spacing)
 
     def _write_plans(self) -> None:
         """One configuration per part, over the same preprocessed data."""
@@ -280,13 +262,8 @@ class Bench:
             for number in missing:
                 for variant in rotated(list(self.variants), number):
                     measures = method(variant, number)
-                    record = {
-                        "key": self.key(part),
-                        "round": number,
-                        "variant": variant,
-                        "measures": measures,
-                    }
-                    self.records.add(record)
+                    record = {"key": self.key(part), "round": number, "variant": variant}
+                    self.records.add({**record, "measures": measures})
                     bar.set_postfix_str(f"{variant} {measures.get('seconds', 0):.2f} s")
                     bar.update()
 
@@ -300,14 +277,8 @@ class Bench:
 
             with quiet():
                 torch.manual_seed(0)
-                made = get_trainer_from_args(
-                    str(DATASET),
-                    configuration,
-                    0,
-                    self.variants[variant],
-                    PLANS,
-                    device=torch.device(self.device),
-                )
+                name, device = self.variants[variant], torch.device(self.device)
+                made = get_trainer_from_args(str(DATASET), configuration, 0, name, PLANS, device=device)
                 made.initialize()
             self._made[variant, configuration] = made
         return self._made[variant, configuration]
@@ -451,11 +422,7 @@ def goal_table(bench: Bench, goal: Goal) -> list[str]:
     """Markdown rows of one measure: values and ratios of the same round, median and range."""
     rounds = bench.load(goal.part)
     values = {
-        variant: [
-            goal.scale
-            * (1 / measures[variant][goal.measure] if goal.inverse else measures[variant][goal.measure])
-            for measures in rounds.values()
-        ]
+        variant: [goal.value(measures[variant]) for measures in rounds.values()]
         for variant in bench.variants
         if all(measures[variant].get(goal.measure) for measures in rounds.values())
     }
@@ -569,8 +536,7 @@ def main(arguments: list[str] | None = None) -> None:
         for part in options.parts:
             bench.measure(part, getattr(bench, part), warm_up=part in ("loader", "step"))
             bench.forget()
-    given = command_line("scripts.benchmarks.overhead", arguments)
-    measured = report(bench, given, options.quick)
+    measured = report(bench, command_line("scripts.benchmarks.overhead", arguments), options.quick)
     replace_section(page, BEGIN, END, measured)
     print(measured)
     say(f"written to {page}")

@@ -106,7 +106,7 @@ def test_measures_of_a_box_that_is_right_and_of_one_that_is_moved() -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--cases", "case_9"], "no labelled case case_9; there: air, case_1"),
+        (["--cases", "case_9"], "unknown labelled case 'case_9' (did you mean case_"),
         (["--labels", "spleen"], "unknown label 'spleen'; there are liver, kidney, node"),
         (["--cases", "case_1"], "at least 2 labelled scans that can be measured are needed, got 1"),
         (["--labelled-scans", "0"], "--labelled-scans must be at least 1, got 0"),

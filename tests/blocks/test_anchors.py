@@ -12,7 +12,7 @@ from nnunet_locctx.blocks.anchors import AnchorPoints, PositionMaps, even_points
 from tests.blocks.harness import BlockHarness, ramp, randomise
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"colour": "red"}, "unknown option 'colour' for block 'anchors'; allowed are anchors, .*stride$"),
+    ({"colour": "red"}, "block 'anchors' does not take colour; allowed: anchors, .*stride$"),
     ({"anchors": 0}, "anchors must be an integer >= 1, got 0"),
     ({"anchors": "8"}, "anchors must be an integer >= 1, got '8'"),
     ({"anchors_from": "image"}, "anchors_from must be one of soft_argmax, paper; got 'image'"),

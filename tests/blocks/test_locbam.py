@@ -23,9 +23,9 @@ class TestLocBAM(BlockHarness):
         ({"min_channels": 2.5}, "min_channels must be an integer >= 1, got 2.5"),
         ({"kernel_size": 4}, "kernel_size must be odd, got 4"),
         ({"layers": 4}, "layers must be 2 or 3, got 4"),
-        ({"dropout": 1.0}, "dropout must be a probability.*got 1.0"),
-        ({"norm": "instance"}, "norm must be one of .*'none', 'layer', 'batch'.*got 'instance'"),
-        ({"fusion": "mean"}, "fusion must be one of .*'conv', 'sum', 'product'.*got 'mean'"),
+        ({"dropout": 1.0}, "dropout must be a number from 0 up to, .*got 1.0"),
+        ({"norm": "instance"}, "norm must be one of none, layer, batch; got 'instance'"),
+        ({"fusion": "mean"}, "fusion must be one of conv, sum, product; got 'mean'"),
         *FAITHFUL_ONLY,
     ]
 

@@ -170,7 +170,7 @@ def test_hash_looks_random() -> None:
     [
         ({"dimensions": 0}, "dimensions must be an integer >= 1, got 0"),
         ({"codes": 1}, "codes must be an integer >= 2, got 1"),
-        ({"decay": 1.0}, "decay must be a number, 0 <= decay < 1, got 1.0"),
+        ({"decay": 1.0}, "decay must be a number from 0 up to, but not including, 1; got 1.0"),
         ({"revive_after": 0}, "revive_after must be an integer >= 1, got 0"),
     ],
 )

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_locctx.blocks.sinkhorn import log_sinkhorn
+from nnunet_locctx.blocks.transport import log_sinkhorn
 
 
 def similarity(tokens: int = 200, references: int = 32, width: int = 256, seed: int = 0) -> Tensor:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from nnunet_locctx.blocks import LocalToGlobal, auxiliary_losses, make_block
 from nnunet_locctx.blocks.quantise import Quantised
-from nnunet_locctx.blocks.sinkhorn import log_sinkhorn
-from nnunet_locctx.blocks.transport import EPSILON_RANGE, anchor_grid
+from nnunet_locctx.blocks.transport import EPSILON_RANGE, anchor_grid, log_sinkhorn
 from tests.blocks.harness import BlockHarness, knowing, ramp, randomise
 
 WRONG_OPTIONS: list[tuple[dict[str, Any], str]] = [
@@ -22,14 +21,14 @@ WRONG_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"dimensions": 0}, "dimensions must be an integer >= 1, got 0"),
     ({"iterations": 0}, "iterations must be an integer >= 1, got 0"),
     ({"codes": 1}, "codes must be an integer >= 2, got 1"),
-    ({"decay": 1}, "decay must be a number, 0 <= decay < 1, got 1"),
+    ({"decay": 1}, "decay must be a number from 0 up to, but not including, 1; got 1"),
     ({"epsilon": 0.01}, r"epsilon must be a number from 0.03 to 1.0, got 0.01"),
     ({"epsilon": 2}, r"epsilon must be a number from 0.03 to 1.0, got 2"),
     ({"sigma": 0}, "sigma must be a positive number, got 0"),
     ({"commitment": -1}, "commitment must be a number >= 0, got -1"),
     ({"location": "yes"}, "location must be true or false, got 'yes'"),
     ({"learn_epsilon": 1}, "learn_epsilon must be true or false, got 1"),
-    ({"colour": "red"}, "unknown option 'colour' for block 'l2g'; allowed are location, .*add_references$"),
+    ({"colour": "red"}, "block 'l2g' does not take colour; allowed: location, .*add_references$"),
 ]
 
 

@@ -605,7 +605,7 @@ def test_what_is_left_out_may_be_incomplete(home: Path, tmp_path: Path) -> None:
     source = fake.amos22(tmp_path / "amos22")
     (source / "labelsVa/amos_0002.nii.gz").unlink()
     result = run(Amos22(exclude=("amos_0002",)), source)
-    assert result.left_out == {"amos_0002": "as asked for (--exclude)"}
+    assert result.left_out == {"amos_0002": "named by --exclude"}
     assert result.notes == []
 
 

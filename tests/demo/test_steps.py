@@ -1,10 +1,8 @@
 """Steps that are done once."""
 
-import json
-
 import pytest
 
-from nnunet_locctx.demo.steps import Steps, write_text
+from nnunet_locctx.demo.run import Steps
 
 
 def test_a_finished_step_is_not_repeated(tmp_path, capsys):
@@ -47,14 +45,3 @@ def test_a_file_that_holds_something_else(tmp_path, content):
     (tmp_path / "steps.json").write_text(content)
     with pytest.raises(ValueError, match="does not hold the state of a job"):
         Steps(tmp_path / "steps.json", {"seed": 0})
-
-
-def test_a_failed_write_keeps_the_old_file(tmp_path):
-    file = tmp_path / "a.json"
-    write_text(file, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(file, "new \udcff")
-    assert file.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [file]
-    write_text(file, json.dumps({"new": 1}))
-    assert json.loads(file.read_text()) == {"new": 1}

@@ -82,7 +82,7 @@ def as_image(array: np.ndarray) -> SimpleITK.Image:
         ),
         ({"place": "cellar"}, "unknown place 'cellar'; there are input"),
         ({"zoom": 2}, "'location' key does not take zoom; allowed: source"),
-        ({"block": {"wings": 2}}, "unknown option 'wings' for block 'prior'; allowed are "),
+        ({"block": {"wings": 2}}, "block 'prior' does not take wings; allowed: "),
         ({"jitter": -0.5}, "location.jitter must be a number from 0 to 1 or 'auto', got -0.5"),
         ({"absolute": True}, "option of the source 'scanner', got source 'voxel'"),
         ("voxel", "'location' key must be a table, got 'voxel'"),

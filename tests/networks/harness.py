@@ -328,5 +328,5 @@ class WholeNetworkHarness:
             for one in ({}, read)
         ]
         assert shapes[0] == shapes[1]
-        with pytest.raises(ValueError, match=f"unknown option 'colour' for network '{self.name}'; allowed"):
+        with pytest.raises(ValueError, match=f"network '{self.name}' does not take colour; allowed"):
             complete_network_options(self.name, {**options, "colour": "red"})

@@ -219,7 +219,7 @@ def test_channels_that_groups_do_not_divide() -> None:
         ({"dims": [8, 8, 9, 16]}, r"dims must be even multiples of num_heads, 2; got \[8, 8, 9, 16\]"),
         ({"num_heads": 0}, "num_heads must be an integer >= 1, got 0"),
         ({"drop_rate": 1.0}, "drop_rate must be a number from 0 up to"),
-        ({"gpe_places": "encoder"}, r"gpe_places must be one of \('paper', 'tokens', 'all'\), got 'encoder'"),
+        ({"gpe_places": "encoder"}, "gpe_places must be one of paper, tokens, all; got 'encoder'"),
         ({"replace_positions": True}, "replace_positions needs an encoding"),
         ({"stem": [2, 4]}, r"stem must be 3 of 1, 2, .*, one for each axis; got \[2, 4\]"),
         ({"encoding": "waves"}, "encoding must be one of"),

@@ -62,7 +62,7 @@ def test_scanner() -> None:
         ({"axes": ["S", "S"]}, "location.axes must list one or more of R, A, S, each once, got"),
         ({"block": 3}, "location.block must be a table of options, got 3"),
         ({"place": "roof"}, "unknown place 'roof'; there are input"),
-        ({"block": {"colour": 1}}, "unknown option 'colour' for block 'prior'; allowed are"),
+        ({"block": {"colour": 1}}, "block 'prior' does not take colour; allowed:"),
     ],
 )
 def test_wrong_keys_and_values(location: Any, message: str) -> None:

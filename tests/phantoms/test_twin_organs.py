@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_locctx.phantoms import twin_organs
+from nnunet_locctx.phantoms import storage, twin_organs
+from nnunet_locctx.phantoms.storage import ORIENTATIONS
 from nnunet_locctx.phantoms.twin_organs import (
     LOOK_ALIKES,
     ORGANS,
-    ORIENTATIONS,
     REGIONS,
     make_phantom,
     phantom_case,
@@ -24,7 +24,7 @@ def centres_mm(case):
     found = {}
     for label in range(1, len(ORGANS) + 1):
         index = np.argwhere(case.labels == label)
-        found[label] = case.patient_position(index.astype(float)).mean(0)
+        found[label] = case.frame.millimetres(index).mean(0)
     return found
 
 
@@ -42,7 +42,7 @@ def test_anatomy_does_not_depend_on_the_storage_orientation(code, number):
     stored = phantom_case(number, size=size, spacing=spacing, orientations=[code], seed=5)
 
     index = np.argwhere(straight.labels >= 0).astype(float)
-    position = straight.patient_position(index)
+    position = straight.frame.millimetres(index)
     # the same position in the other storage: solve origin + direction * spacing * index = position
     steps = stored.direction * np.asarray(stored.spacing)
     other = np.linalg.solve(steps, (position - np.asarray(stored.origin)).T).T
@@ -242,8 +242,8 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         original(*arguments)
 
-    original = twin_organs._write_case
-    monkeypatch.setattr(twin_organs, "_write_case", interrupt)
+    original = storage.write_case
+    monkeypatch.setattr(storage, "write_case", interrupt)
     with pytest.raises(KeyboardInterrupt):
         make_phantom(tmp_path, 1, cases=3, test_cases=0, size=16)
     assert len(written) == 2
@@ -257,7 +257,7 @@ def test_an_interrupted_overwrite_keeps_the_old_data_set(tmp_path, monkeypatch):
     def fail(*arguments):
         raise OSError("disk full")
 
-    monkeypatch.setattr(twin_organs, "_write_case", fail)
+    monkeypatch.setattr(storage, "write_case", fail)
     with pytest.raises(OSError, match="disk full"):
         make_phantom(tmp_path, 1, cases=2, test_cases=0, size=16, seed=1, overwrite=True)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_locctx.phantoms import whole_body
+from nnunet_locctx.phantoms import storage
 from nnunet_locctx.phantoms.storage import ORIENTATIONS
 from nnunet_locctx.phantoms.whole_body import ATLAS_HEIGHT, ORGANS, make_whole_body, whole_body_case
 from nnunet_locctx.phantoms.whole_body_anatomy import JITTER, LOOK_ALIKES
@@ -243,7 +243,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
         written.append(arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(whole_body, "write_case", interrupt)
+    monkeypatch.setattr(storage, "write_case", interrupt)
     with pytest.raises(KeyboardInterrupt):
         make_whole_body(tmp_path, 1, cases=1, test_cases=0, in_plane=(20, 20), slices=(20, 20))
     assert written

@@ -17,7 +17,7 @@ from nnunet_locctx.location import LocationField, LocationSource
 from nnunet_locctx.nnunet.data.fitted import CaseMeasurements
 
 POINTS = 500
-"""Voxels of a class and case that are looked at, at most."""
+"""Most voxels of a class and case that are used."""
 
 FEWEST_CASES = 3
 """Cases that a class must occur in; the scatter of fewer means nothing."""
@@ -32,7 +32,7 @@ class CasePoints:
 
     Attributes:
         identifier: nnU-Net's name of the case.
-        frame: Of the preprocessed array.
+        frame: Geometry of the preprocessed array.
         points: Class -> (n, 3) index of some of its voxels, array axis order; none if it does not occur.
     """
 
@@ -43,7 +43,7 @@ class CasePoints:
 
 @dataclass(frozen=True)
 class Spread:
-    """How a coordinate tells classes apart; all (3,) along (R, A, S), in units of the coordinate.
+    """How a coordinate separates classes; all (3,) along (R, A, S), in units of the coordinate.
 
     Attributes:
         between: Standard deviation of the classes' mean places; for a single class, of the whole scan's voxels.
@@ -98,7 +98,7 @@ def read_points(
 
     Args:
         folder: Such as nnUNet_preprocessed/Dataset003_Liver/nnUNetPlans_3d_fullres.
-        labels: Of dataset.json.
+        labels: Labels of dataset.json.
         transpose_forward: The plans'.
 
     Raises:
@@ -183,8 +183,7 @@ def source_places(
             places.append(np.full((len(case.points), 3), np.nan))
             continue
         field = source.field(case.frame, measured)
-        found = mean_places(field, case.points)
-        places.append(found)
+        places.append(mean_places(field, case.points))
         spans.append(_whole(field))
         slopes += [
             _slopes(field, case.frame, index.mean(axis=0)) for index in case.points.values() if len(index)

@@ -48,7 +48,7 @@ def dataset_json_problems(content: Any, needed: Collection[str] = KEYS) -> list[
     """What nnU-Net cannot use in a dataset.json, each as a sentence that shows the right form; nothing if all is well.
 
     Args:
-        content: Of the file, as ``json.load`` gives it.
+        content: Content of the file, as ``json.load`` gives it.
         needed: Keys that are looked at, of :data:`KEYS`. ``dataset``, which lists the cases, is always.
     """
     if not isinstance(content, dict):

@@ -1,12 +1,11 @@
 """The content of raw files as digests, read again only where a file may have changed."""
 
-import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.files import write_atomically
+from nnunet_locctx.files import file_digest, write_atomically
 from nnunet_locctx.nnunet.data.workers import map_in_workers
 
 
@@ -20,7 +19,7 @@ def file_digests(
     system alone, so that a copy with the time of another file is not taken for that file.
 
     Args:
-        files: That exist.
+        files: Existing files.
         record: What is known from before, JSON; brought up to date. One that cannot be read counts as empty.
         processes: Worker processes.
         progress: Show a progress bar where files are read.
@@ -32,7 +31,7 @@ def file_digests(
     states = {file: _state(file) for file in dict.fromkeys(files)}
     names = {file: str(file.absolute()) for file in states}
     due = [file for file, state in states.items() if known.get(names[file], [None])[:-1] != state]
-    digests = map_in_workers(_digest, due, processes, "comparing files" if progress else None)
+    digests = map_in_workers(file_digest, due, processes, "comparing files" if progress else None)
     new = {names[file]: [*states[file], digest] for file, digest in zip(due, digests, strict=True)}
     if new:
         known.update(new)
@@ -44,14 +43,6 @@ def file_digests(
 def _state(file: Path) -> list[int]:
     status = file.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _read(record: Path) -> dict[str, list[Any]]:

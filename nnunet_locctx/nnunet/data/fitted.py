@@ -32,7 +32,7 @@ COMMANDS = {"body": "body", "body_part": "body-part", "anatomical": "ape"}
 """Location source -> what to give to `locctx fit`."""
 
 WITHOUT_FIT = ("body",)
-"""Sources whose scans are measured by a rule: training does so by itself where nobody did before."""
+"""Sources whose scans are measured by a rule: training measures them itself where that was not done before."""
 
 DIGESTS = "locctx_files.json"
 LOCK = "locctx_fit.lock"

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.location import BodyPartCurve, Measurement
 from nnunet_locctx.locks import one_at_a_time
-from nnunet_locctx.names import summarise
+from nnunet_locctx.names import check_options, summarise
 from nnunet_locctx.nnunet.data.dataset_json import read_dataset_json
 from nnunet_locctx.nnunet.data.digests import file_digests
 from nnunet_locctx.nnunet.data.fitted import (
@@ -46,7 +46,7 @@ from nnunet_locctx.regression.bpreg import curve_from_bpreg, file_frame, find_fi
 from nnunet_locctx.regression.registry import load_regressor
 
 DESCRIPTION = "fit.json"
-"""What the regressor was fitted with, and its hash: a damaged or exchanged one is told by it."""
+"""What the regressor was fitted with, and its hash, which shows a damaged or exchanged one."""
 
 TRAINING = "training"
 """Folder of a fit that is not finished."""
@@ -86,7 +86,7 @@ class FittedDataset:
     @property
     def problems(self) -> dict[str, str]:
         """The cases that could not be measured, and why; their location is unknown."""
-        return {name: one.problem for name, one in self.measured.items() if one.problem}
+        return {name: case.problem for name, case in self.measured.items() if case.problem}
 
 
 @dataclass(frozen=True)
@@ -148,13 +148,10 @@ def fit_source(
     if modality is None:
         if str(channel) not in channels:
             raise ValueError(
-                f"the dataset has the channels {', '.join(channels)}, channel {channel} is asked for"
+                f"the dataset has the channels {', '.join(channels)}, channel {channel} is named"
             )
         modality = "ct" if str(channels[str(channel)]).lower() == "ct" else "mr"
-    allowed = [field.name for field in fields(OPTIONS[source])]
-    unknown = sorted(set(options) - set(allowed))
-    if unknown:
-        raise ValueError(f"{source} does not take {', '.join(unknown)}; allowed: {', '.join(allowed)}")
+    check_options(options, [field.name for field in fields(OPTIONS[source])], source)
     for name in (anchors.lowest, anchors.highest) if anchors else ():
         if name not in description["labels"]:
             raise ValueError(f"{raw.name} has no label {name!r}; it has {', '.join(description['labels'])}")
@@ -178,7 +175,7 @@ def fit_source(
 
 def regressor_for_training(dataset_name: str, source: str) -> bytes:
     """The stored regressor of a dataset. For a source without fit it is made, and the training scans are measured, if
-    nobody did so before.
+    that was not done before.
 
     Raises:
         ValueError: The source was never fitted on the dataset; or the raw scans are needed and not there or not usable.
@@ -338,7 +335,7 @@ class _Fit:
                 continue
             if before != stamps[case.identifier]:
                 due.append(case)
-                if before:  # else of an earlier version, and nobody knows of which scan
+                if before:  # else of an earlier version, which says nothing of its scan
                     changed.append(case.identifier)
         jobs = [
             (case, stamps[case.identifier], data, measurements, self.scores.get(case.identifier))

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.names import summarise
@@ -47,7 +46,7 @@ class RawCase:
         """Changes when the content of an image does, or the way it is read.
 
         Args:
-            digests: Of the files' content (:func:`~nnunet_locctx.nnunet.data.digests.file_digests`).
+            digests: Digests of the files' content (:func:`~nnunet_locctx.nnunet.data.digests.file_digests`).
             further: Files on which what is derived from the images depends too.
         """
         parts = [str(READING), self.reader, *[digests[file] for file in (*self.images, *further)]]
@@ -76,7 +75,7 @@ def training_cases(folder: Path) -> list[RawCase]:
     """The training cases of a raw dataset, as nnU-Net finds them: in imagesTr and labelsTr, or listed in dataset.json.
 
     Raises:
-        ValueError: There are none, their files are not there, or imagesTr holds files whose names have no channel.
+        ValueError: There are none, their files are missing, or imagesTr holds files whose names have no channel.
     """
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
@@ -95,7 +94,7 @@ def training_cases(folder: Path) -> list[RawCase]:
         raise ValueError(f"{folder} has no training scans")
     missing = [str(file) for images, _ in cases.values() for file in images if not file.is_file()]
     if missing:
-        raise ValueError(f"not there: {summarise(missing)}")
+        raise ValueError(f"missing: {summarise(missing)}")
     reader = choose_reader(dataset, next(iter(cases.values()))[0][0])
     return [RawCase(name, images, label, reader) for name, (images, label) in cases.items()]
 
@@ -191,10 +190,8 @@ def keep_scans(
     folder.mkdir(parents=True, exist_ok=True)
     due = [case for case in cases if not _is_kept(case, stamps[case.identifier], folder)]
     jobs = [(case, stamps[case.identifier], folder, channel, spacing) for case in due]
-    answers = map_in_workers(_keep, jobs, processes)
-    hidden = not progress or not due
-    bar = tqdm(answers, total=len(due), desc="reading scans", unit="scan", disable=hidden)
-    wrong = [answer for answer in bar if answer]
+    shown = "reading scans" if progress else None
+    wrong = [answer for answer in map_in_workers(_keep, jobs, processes, shown) if answer]
     if wrong:
         raise ValueError(f"{len(wrong)} of {len(cases)} scans cannot be used:\n{summarise(wrong)}")
     return CanonicalScans(folder, [case.identifier for case in cases])
@@ -230,7 +227,7 @@ def _keep(job: tuple[RawCase, str, Path, int, float]) -> str:
     try:
         scan = case.read()
         if not 0 <= channel < len(scan.voxels):
-            return f"case {case.identifier}: has {len(scan.voxels)} channels, channel {channel} is asked for"
+            return f"case {case.identifier}: has {len(scan.voxels)} channels, channel {channel} is named"
     except (ValueError, OSError) as error:
         return str(error)
     try:

@@ -50,7 +50,7 @@ def choose_reader(content: Mapping[str, Any], example: Path) -> str:
     """Class name of the reader that nnU-Net takes for a dataset: the one it names, or the first that reads a file.
 
     Args:
-        content: Of dataset.json.
+        content: Content of dataset.json.
         example: The first of the files. If none can read it, the first reader is named; reading it says what is wrong.
 
     Raises:
@@ -102,7 +102,7 @@ def read_quietly(
 def share_not_finite(file: Path) -> float:
     """The share of a NIfTI file's voxels that are NaN or infinite; 0 for other files.
 
-    ITK's library reads such voxels as 0, so the file itself is asked.
+    ITK's library reads such voxels as 0, so nibabel reads the file.
     """
     if not file.name.endswith((".nii", ".nii.gz")):
         return 0.0

@@ -19,7 +19,7 @@ DECISIVE = (
 """What nnU-Net's preprocessing takes from a configuration; the intensities' statistics are the plans' own."""
 
 
-def data_identifier(plans: Plans, name: str, wanted: Mapping[str, Any]) -> str:
+def data_identifier(plans: Plans, name: str, new: Mapping[str, Any]) -> str:
     """The name of the folder with a configuration's preprocessed data.
 
     That of a configuration in the same plans that is preprocessed alike; else a new one, made of the plans' name and
@@ -28,22 +28,22 @@ def data_identifier(plans: Plans, name: str, wanted: Mapping[str, Any]) -> str:
     Args:
         plans: The plans that the configuration is added to.
         name: The configuration's name.
-        wanted: The configuration with its new spacing, inheritance resolved; its ``data_identifier`` is not read.
+        new: The configuration with its new spacing, inheritance resolved; its ``data_identifier`` is not read.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     manager = PlansManager(deepcopy(plans))
     taken: set[str] = set()
-    for other in plans["configurations"]:
+    for existing in plans["configurations"]:
         try:
-            configuration = manager.get_configuration(other).configuration
+            configuration = manager.get_configuration(existing).configuration
         except (RuntimeError, ValueError, KeyError):  # broken inheritance of another configuration
             continue
         identifier = str(configuration.get("data_identifier", ""))
-        if all(configuration.get(key) == wanted.get(key) for key in DECISIVE):
+        if all(configuration.get(key) == new.get(key) for key in DECISIVE):
             return identifier
-        if other != name:
+        if existing != name:
             taken.add(identifier)
-    size = "x".join(f"{length:.10g}" for length in wanted["spacing"])
+    size = "x".join(f"{length:.10g}" for length in new["spacing"])
     identifier = f"{plans['plans_name']}_{size}mm"
     return identifier if identifier not in taken else f"{identifier}_{name}"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_locctx.locks import one_at_a_time
-from nnunet_locctx.names import check_known
+from nnunet_locctx.names import check_known, check_options
 from nnunet_locctx.nnunet.plans.coverage import Coverage, coverage
 from nnunet_locctx.nnunet.plans.identifiers import data_identifier
 from nnunet_locctx.nnunet.plans.plans_file import (
@@ -187,8 +187,8 @@ def check_location(location: Mapping[str, Any]) -> list[str]:
         else:
             taking.append(block)
     if not taking:
-        told = "; ".join(f"{', '.join(blocks)}: {reason}" for reason, blocks in reasons.items())
-        raise ValueError(f"no block takes these location options. {told}")
+        listed = "; ".join(f"{', '.join(blocks)}: {reason}" for reason, blocks in reasons.items())
+        raise ValueError(f"no block takes these location options. {listed}")
     return taking
 
 
@@ -333,18 +333,14 @@ def _topology(parent: Mapping[str, Any], added: Mapping[str, Any], keep: bool) -
 def _check_trainers(configuration: Mapping[str, Any]) -> None:
     from nnunet_locctx.nnunet.plans.suitability import suitable_trainers
 
-    found = suitable_trainers(configuration)
-    if not found.names:
-        raise ValueError(f"no trainer takes this configuration. {found.told()}")
+    suitability = suitable_trainers(configuration)
+    if not suitability.names:
+        raise ValueError(f"no trainer takes this configuration. {suitability.explained()}")
 
 
 def _with_arguments(architecture: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
     kwargs = dict(architecture["arch_kwargs"])
-    unknown = sorted(set(arguments) - set(kwargs))
-    if unknown:
-        raise ValueError(
-            f"the planned network does not take {', '.join(unknown)}; it takes {', '.join(kwargs)}"
-        )
+    check_options(arguments, kwargs, "the planned network")
     kwargs.update(deepcopy(dict(arguments)))
     stages = kwargs.get("n_stages")
     for key in ("features_per_stage", "strides", "kernel_sizes", "n_conv_per_stage", "n_blocks_per_stage"):
@@ -356,10 +352,10 @@ def _with_arguments(architecture: Mapping[str, Any], arguments: Mapping[str, Any
     return {**architecture, "arch_kwargs": kwargs}
 
 
-def _merged_location(inherited: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    merged = {**inherited, **given}
-    if isinstance(given.get("block"), Mapping) and isinstance(inherited.get("block"), Mapping):
-        merged["block"] = {**inherited["block"], **given["block"]}
+def _merged_location(inherited: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**inherited, **changes}
+    if isinstance(changes.get("block"), Mapping) and isinstance(inherited.get("block"), Mapping):
+        merged["block"] = {**inherited["block"], **changes["block"]}
     return deepcopy(merged)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.names import instead
+from nnunet_locctx.names import check_options, instead
 from nnunet_locctx.resources import plans_folder
 
 KEYS = (
@@ -27,7 +27,7 @@ MODALITIES = ("CT", "MR")
 
 @dataclass(frozen=True)
 class MadeFor:
-    """What a preset expects of the data; whatever is not said may be anything.
+    """What a preset expects of the data; None: anything.
 
     Attributes:
         modality: ``"CT"`` or ``"MR"``.
@@ -54,7 +54,7 @@ class Preset:
     """One preset.
 
     Attributes:
-        name: Of its file, without ``.json``.
+        name: Name of its file, without ``.json``.
         description: One line.
         made_for: What it expects of the data.
         changes: Keyword arguments of :func:`~nnunet_locctx.nnunet.plans.planning.add_configuration`.
@@ -86,11 +86,6 @@ def load_preset(name: str) -> Preset:
     return _read(file)
 
 
-def read_preset(name: str) -> dict[str, Any]:
-    """The changes of one preset; see :func:`load_preset`."""
-    return dict(load_preset(name).changes)
-
-
 def _read(file: Path) -> Preset:
     try:
         preset = json.loads(file.read_text(encoding="utf-8"))
@@ -98,20 +93,13 @@ def _read(file: Path) -> Preset:
         raise ValueError(f"the preset {file} is not valid JSON: {error}") from error
     if not isinstance(preset, dict):
         raise ValueError(f"the preset {file} must hold an object, got {type(preset).__name__}")
-    _refuse_unknown(file, "", preset, KEYS)
+    check_options(preset, KEYS, f"the preset {file}")
     purpose = preset.pop("made_for", {})
     if not isinstance(purpose, dict):
         raise ValueError(f"the preset {file}: made_for must be an object, got {purpose!r}")
-    _refuse_unknown(file, "made_for.", purpose, tuple(field.name for field in dataclasses.fields(MadeFor)))
+    allowed = [field.name for field in dataclasses.fields(MadeFor)]
+    check_options(purpose, allowed, f"made_for of the preset {file}")
     if "trainers" in purpose:
         purpose["trainers"] = tuple(purpose["trainers"])
     description = str(preset.pop("description", ""))
     return Preset(file.stem, description, MadeFor(**purpose), preset)
-
-
-def _refuse_unknown(file: Path, prefix: str, given: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
-    unknown = sorted(set(given) - set(allowed))
-    if unknown:
-        raise ValueError(
-            f"the preset {file} does not take {prefix}{', '.join(unknown)}; allowed: {', '.join(allowed)}"
-        )

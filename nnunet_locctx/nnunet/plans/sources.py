@@ -1,4 +1,4 @@
-"""Which source of location tells the classes of a dataset apart, and whether it can help at the planned patch."""
+"""Which source of location separates the classes of a dataset, and whether it can help at the planned patch."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +35,7 @@ CANDIDATES: Sequence[Mapping[str, Any]] = (
 """Location keys of the plans that are compared; the simpler ones first."""
 
 LEAST_RATIO = 1.0
-"""Between the classes' distance along an axis and the scatter of one class: above, the axis tells classes apart."""
+"""Between the classes' distance along an axis and the scatter of one class: above, the axis separates classes."""
 
 LEAST_CERTAINTY = 2.0
 """Between the scatter of a place anywhere in the scan and that of one class: above, the axis tells a class from what is
@@ -44,7 +44,7 @@ none, even if all classes lie at one height. An axis below both misleads: it say
 LARGEST_RATIO = 1e6
 
 AS_GOOD = 0.95
-"""A simpler source that tells this share of what the best one tells is taken."""
+"""A simpler source with this share of the best one's bits is taken."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ class Candidate:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """The axes that tell classes apart, or from what is none."""
+        """The axes that separate classes from each other, or from what is none."""
         apart = np.nan_to_num(self.places.spread.ratio) >= LEAST_RATIO
         certain = self.anywhere >= LEAST_CERTAINTY * self.places.spread.scatter * self.places.millimetres
         return tuple(axis for axis, good in zip(AXES, apart | certain, strict=True) if bool(good))
 
     @property
     def bits(self) -> float:
-        """What its :attr:`axes` tell about the class, times the share of the cases that have a location: the capacity
+        """What its :attr:`axes` say about the class, times the share of the cases that have a location: the capacity
         of a Gaussian channel, log2(1 + ratio^2) / 2 an axis (Shannon, "Communication in the presence of noise",
         1949)."""
         # copies of one case do not scatter at all
@@ -129,11 +129,11 @@ def measure_sources(
     if not data.is_dir():
         others = {name: resolve(plans, name)["data_identifier"] for name in plans["configurations"]}
         ready = [name for name, identifier in others.items() if (folder / identifier).is_dir()]
-        asked = next((name for name, one in others.items() if one == data.name), "CONFIGURATION")
+        own = next((name for name, identifier in others.items() if identifier == data.name), "CONFIGURATION")
         raise ValueError(
             f"sources are compared on preprocessed data, and {data} is not there; "
             + (f"that of {', '.join(ready)} is: give one with -c, or run " if ready else "run ")
-            + f"nnUNetv2_preprocess -d {int(folder.name[7:10])} -plans_name {plans['plans_name']} -c {asked}"
+            + f"nnUNetv2_preprocess -d {int(folder.name[7:10])} -plans_name {plans['plans_name']} -c {own}"
         )
     cases = list(read_points(data, labels, plans["transpose_forward"]))
     anywhere = _anywhere(np.median([case.frame.extent for case in cases], axis=0))
@@ -159,9 +159,9 @@ def _anywhere(length: Array) -> Array:
 
 
 def recommend(candidates: Sequence[Candidate]) -> Candidate | None:
-    """The simplest source that tells about as much as the best one; None if none tells anything."""
+    """The simplest source with about as many bits as the best one; None if none has any."""
     best = max((candidate.bits for candidate in candidates), default=0.0)
-    return next((one for one in candidates if one.bits > 0 and one.bits >= AS_GOOD * best), None)
+    return next((each for each in candidates if each.bits > 0 and each.bits >= AS_GOOD * best), None)
 
 
 def location_key(candidate: Candidate) -> dict[str, Any]:
@@ -213,11 +213,12 @@ def report_recommendation(
     """What the table means, a sentence a line.
 
     Args:
-        candidates: As measured.
+        candidates: The measured sources.
         cases: The preprocessed cases.
         configuration: The planned one.
     """
-    missing = [source for source in COMMANDS if source not in {one.location["source"] for one in candidates}]
+    compared = {candidate.location["source"] for candidate in candidates}
+    missing = [source for source in COMMANDS if source not in compared]
     for source in missing:
         yield f"{source}: not compared; measure it with `locctx fit {COMMANDS[source]}`."
     for candidate in candidates:

@@ -1,4 +1,4 @@
-"""Which trainers take a configuration of the plans, asked before one is started."""
+"""Which trainers take a configuration of the plans, before one is started."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class Suitability:
     names: list[str] = field(default_factory=list)
     reasons: dict[str, list[str]] = field(default_factory=dict)
 
-    def told(self) -> str:
+    def explained(self) -> str:
         """The reasons as one line of text."""
         return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in self.reasons.items())
 
@@ -38,18 +38,16 @@ def suitable_trainers(configuration: Mapping[str, Any]) -> Suitability:
     Args:
         configuration: A configuration of the plans, inheritance resolved.
     """
-    found = Suitability()
+    suitability = Suitability()
     for name, trainer in TRAINERS.items():
         try:
             check_trainer(trainer, configuration)
-        except (
-            ValueError,
-            ImportError,
-        ) as error:  # a network that cannot be imported stops no plan for another
-            found.reasons.setdefault(str(error).replace(name, "the trainer"), []).append(name)
+        except (ValueError, ImportError) as error:
+            # a network that cannot be imported stops no plan for another
+            suitability.reasons.setdefault(str(error).replace(name, "the trainer"), []).append(name)
         else:
-            found.names.append(name)
-    return found
+            suitability.names.append(name)
+    return suitability
 
 
 def check_trainer(trainer: Trainer, configuration: Mapping[str, Any]) -> None:

@@ -72,20 +72,20 @@ def allowed_sizes(
     Args:
         fixed: Use this topology whatever the size, instead of the one nnU-Net plans for each size.
     """
-    found: list[list[int]] = []
+    sizes: list[list[int]] = []
     for step in (1, -1):
         size = [int(n) for n in patch_size]
         while min(size) > 0:
             # another size may have another topology, so axes go one voxel at a time
             topology = fixed or plan_topology(spacing, size)
             if topology.fits(size):
-                if size not in found and topology.trainable:
-                    found.append(size)
+                if size not in sizes and topology.trainable:
+                    sizes.append(size)
                 break
             size = [
                 n + step * (n % stride != 0) for n, stride in zip(size, topology.total_stride, strict=True)
             ]
-    return sorted(found, key=lambda size: sum(abs(a - b) for a, b in zip(size, patch_size, strict=True)))
+    return sorted(sizes, key=lambda size: sum(abs(a - b) for a, b in zip(size, patch_size, strict=True)))
 
 
 def fit_architecture(architecture: dict[str, Any], topology: Topology) -> dict[str, Any]:

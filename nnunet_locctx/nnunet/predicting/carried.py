@@ -20,7 +20,7 @@ class Carried:
     """What travels. Can be pickled to workers.
 
     Attributes:
-        regressor: Of a fitted source, as stored
+        regressor: The fitted source's regressor, as stored
             (:meth:`~nnunet_locctx.regression.regressor.Regressor.to_bytes`); None: none yet, or the source needs none.
         training: What the model's training has seen; None: not known.
     """

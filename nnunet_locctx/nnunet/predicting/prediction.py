@@ -5,7 +5,6 @@ sliding window predicts and its export brings the labels back to the scan's grid
 """
 
 import contextlib
-import hashlib
 import io
 import os
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nnunet_locctx.files import file_digest
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import LOCATION_CHANNELS, LocationField, LocationSource, Locator, Measurement
 from nnunet_locctx.resources import trainer_folders
@@ -29,14 +29,12 @@ class PreparedScan:
 
     Attributes:
         data: (C + 3, *shape) float32: image channels, then the location (R, A, S).
-        seg: (1, *shape) resampled label, None without one.
         properties: nnU-Net's, for the way back to the scan's own grid.
         frame: Position of the preprocessed array in the patient.
         measured: What a fitted source found in the scan; None for other sources.
     """
 
     data: npt.NDArray[np.float32]
-    seg: npt.NDArray[np.integer] | None
     properties: dict[str, Any]
     frame: Frame
     measured: Measurement | None
@@ -91,20 +89,15 @@ class LocatedModel:
         return content
 
     def fingerprint(self) -> str:
-        """Tells the model from any other: a digest of checkpoint and plans."""
-        digest = hashlib.sha256()
-        for file in (self.folder / "plans.json", self.folder / f"fold_{self.fold}" / self.checkpoint):
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-        return digest.hexdigest()[:16]
+        """Differs between models: a digest of checkpoint and plans."""
+        checkpoint = self.folder / f"fold_{self.fold}" / self.checkpoint
+        return file_digest(self.folder / "plans.json", checkpoint)[:16]
 
-    def prepare(self, images: Sequence[Path], label: Path | None = None) -> PreparedScan:
+    def prepare(self, images: Sequence[Path]) -> PreparedScan:
         """Preprocesses a scan as the model's plans say.
 
         Args:
             images: One file per channel.
-            label: A segmentation of the scan.
 
         Raises:
             ValueError: The number of files is wrong, or the scan has no usable geometry or intensities.
@@ -116,18 +109,14 @@ class LocatedModel:
         plans = self.predictor.plans_manager
         preprocessor = self.configuration.preprocessor_class(verbose=False)
         with contextlib.redirect_stdout(io.StringIO()):
-            data, seg, properties = preprocessor.run_case(
-                [str(file) for file in images],
-                None if label is None else str(label),
-                plans,
-                self.configuration,
-                self.dataset_json,
+            data, _, properties = preprocessor.run_case(
+                [str(file) for file in images], None, plans, self.configuration, self.dataset_json
             )
         from nnunet_locctx.nnunet.predicting.preprocessing import MEASUREMENT
 
         frame = Frame.from_properties(properties, data.shape[1:], plans.transpose_forward)
         measured = Measurement.from_bytes(properties[MEASUREMENT]) if self.source.fitted else None
-        return PreparedScan(data, None if label is None else seg, properties, frame, measured)
+        return PreparedScan(data, properties, frame, measured)
 
     def field(self, scan: PreparedScan) -> LocationField:
         """The true location of a prepared scan, unknown along the axes that the model does not know."""
@@ -247,5 +236,5 @@ def _torch_device(name: str | None) -> Any:
     except RuntimeError as error:
         raise ValueError(f"torch knows no device {name!r}; use cpu, cuda or cuda:N") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"the device {name!r} was asked for, but torch finds no GPU; use cpu")
+        raise ValueError(f"the device {name!r} is named, but torch finds no GPU; use cpu")
     return device

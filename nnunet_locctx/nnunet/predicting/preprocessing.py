@@ -57,7 +57,7 @@ def locate(configuration: ConfigurationManager, carried: Carried | None = None) 
     """Turns nnU-Net's configuration, in place, into one that brings location to prediction.
 
     Args:
-        configuration: Of the plans.
+        configuration: The plans' configuration.
         carried: What the model needs to locate scans; None: what the configuration has already, or is to be loaded.
     """
     manager: Any = configuration
@@ -204,7 +204,3 @@ def check_resampling(
 def located_preprocessor(base: type[DefaultPreprocessor]) -> type[DefaultPreprocessor]:
     """The preprocessor ``base``, extended by location."""
     return type(f"Located{base.__name__}", (LocationMixin, base), {"__module__": __name__})
-
-
-LocatedPreprocessor = located_preprocessor(DefaultPreprocessor)
-"""nnU-Net's default preprocessor with location."""

@@ -1,8 +1,8 @@
 """Takes location through nnU-Net's augmentation.
 
 What travels is the *index* in the preprocessed volume at the patch's corners, (3, 2, 2, 2), one corner along an axis of
-one voxel. It is affine and stays so under rotation, scaling, mirroring and cropping; the field that gives an index its
-location is asked when the patch is final. That is exact for every source, affine or not, inside the scan and outside;
+one voxel. It is affine and stays so under rotation, scaling, mirroring and cropping; the field gives the indices their
+location when the patch is final. That is exact for every source, affine or not, inside the scan and outside;
 no dense volume of coordinates is loaded, rotated or interpolated.
 
 A patch is loaded with two things in its location channels (:func:`write_key`): the index of its first voxel, and a

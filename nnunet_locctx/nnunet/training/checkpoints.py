@@ -91,11 +91,11 @@ class LocationSignature(nn.Module):
 
 def _completed(value: Any, default: Any) -> Any:
     if isinstance(value, dict) and isinstance(default, dict):
-        before = {key: CHANGED.get(key, one) for key, one in default.items()}
-        before = {key: one for key, one in before.items() if one is not GONE}
-        return {**before, **{key: _completed(one, default.get(key)) for key, one in value.items()}}
+        before = {key: CHANGED.get(key, option) for key, option in default.items()}
+        before = {key: option for key, option in before.items() if option is not GONE}
+        return {**before, **{key: _completed(option, default.get(key)) for key, option in value.items()}}
     if isinstance(value, list) and isinstance(default, list) and len(value) == len(default):
-        return [_completed(one, other) for one, other in zip(value, default, strict=True)]
+        return [_completed(*pair) for pair in zip(value, default, strict=True)]
     return value
 
 

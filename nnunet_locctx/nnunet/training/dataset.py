@@ -5,8 +5,8 @@ case answers the crop with the stored image channels and, behind them, the locat
 continues the location when the crop is padded. Nothing is stored on disk and no whole volume of coordinates
 is held in memory.
 
-For the loader even the box is too much: augmentation asks for the location when the patch is final, so a case can be
-told to write no more than what it takes to ask (:mod:`.augmentation`).
+For the loader even the box is too much: augmentation computes the location when the patch is final, so a case can
+write a key to its location in place of the location (:mod:`.augmentation`).
 """
 
 from collections.abc import Callable, Sequence

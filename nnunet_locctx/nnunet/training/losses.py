@@ -16,12 +16,12 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from nnunet_locctx.blocks import auxiliary_losses
-from nnunet_locctx.blocks.checks import check_integer
+from nnunet_locctx.values import check_integer
 
 RADIUS = 2
 WEIGHT = 0.5
 LEAST_PROBABILITY = 1e-6
-"""Of being something else: bounds the term for a class that is excluded with certainty and wrongly."""
+"""Least chance of another class: bounds the term for a class that is excluded with certainty and wrongly."""
 
 
 class BoundaryTerm(nn.Module):
@@ -126,8 +126,8 @@ def running_maximum(values: Tensor, axis: int, radius: int) -> Tensor:
 def one_against_rest(logits: Tensor, truth: Tensor) -> Tensor:
     """Binary cross entropy of each class's softmax probability: (B, C, *spatial), twice -> the same."""
     log_probability = logits.log_softmax(dim=1)
-    other = (1 - log_probability.exp()).clamp(min=LEAST_PROBABILITY)
-    return -torch.where(truth, log_probability, other.log())
+    rest = (1 - log_probability.exp()).clamp(min=LEAST_PROBABILITY)
+    return -torch.where(truth, log_probability, rest.log())
 
 
 class ClassWeightedDice(nn.Module):
@@ -176,7 +176,7 @@ class BoundaryLoss(nn.Module):
     Args:
         base: nnU-Net's loss of one resolution; changed in place if classes are to be weighted.
         term: The boundary term.
-        weight: Of the term; the other two have theirs.
+        weight: Weight of the term; the other two have theirs.
         inverse_frequency: Whether classes weigh as the inverse of their share of the batch, in all three terms
             (:func:`inverse_frequencies`).
 
@@ -298,6 +298,6 @@ class AuxiliaryLoss:
     def __call__(self, output: Any, target: Any) -> Tensor:
         """The loss, a scalar; arguments as for the wrapped loss."""
         total: Tensor = self.loss(output, target)
-        for one in auxiliary_losses(self.network):
-            total = total + one
+        for loss in auxiliary_losses(self.network):
+            total = total + loss
         return total

@@ -145,7 +145,7 @@ class LocatedTrainer(DenormalsFlushed):
             configuration_manager.configuration, cls.block, cls.block_options, cls.place
         )
         shared = {"span": options.block["span"]} if "span" in options.block else {}
-        also = [dataclasses.replace(one, options={**one.options, **shared}) for one in cls.also]
+        also = [dataclasses.replace(fitting, options={**fitting.options, **shared}) for fitting in cls.also]
         # built first and by nnU-Net itself: with the same seed a plain run starts from the same weights
         planned = nnUNetTrainer.build_network_architecture(
             plans_manager,
@@ -284,7 +284,7 @@ class LocatedTrainer(DenormalsFlushed):
         return locate_transforms(transforms)
 
     def get_tr_and_val_datasets(self) -> Any:
-        """nnU-Net's datasets; the transforms ask for the location, so patches are loaded with the key to it."""
+        """nnU-Net's datasets; the transforms compute the location, so patches are loaded with the key to it."""
         datasets = super().get_tr_and_val_datasets()
         for dataset in datasets:
             dataset.load_case.keyed = True

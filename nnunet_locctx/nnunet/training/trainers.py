@@ -1,7 +1,7 @@
 """The trainers that ``nnUNetv2_train -tr`` finds, and their variants by suffix.
 
 ``LocBAMTrainer_100epochs_noMirroring`` needs no class of its own: any combination of the suffixes
-``_<N>epochs``, ``_noDA`` and ``_noMirroring`` is made when its name is asked for. The class carries the full
+``_<N>epochs``, ``_noDA`` and ``_noMirroring`` is made when its name is first used. The class carries the full
 name, which nnU-Net writes into result folders and checkpoints. Trainers of whole networks also take
 ``_nnUNetSchedule``: nnU-Net's optimiser, learning rates and length of training instead of the method's own.
 LightMedSeg's take ``_weightedClasses``: classes weigh as the inverse of their voxels in all terms of the loss.

@@ -78,10 +78,10 @@ class WholeNetworkTrainer(DenormalsFlushed):
         Raises:
             ValueError: An option is not allowed, or the network cannot take the patch size.
         """
-        given = configuration.get(NETWORK_KEY, {})
-        if not isinstance(given, Mapping):
-            raise ValueError(f"the plans' {NETWORK_KEY!r} key must be a table of options, got {given!r}")
-        options = complete_network_options(cls.network_name, {**cls.network_options, **given})
+        planned = configuration.get(NETWORK_KEY, {})
+        if not isinstance(planned, Mapping):
+            raise ValueError(f"the plans' {NETWORK_KEY!r} key must be a table of options, got {planned!r}")
+        options = complete_network_options(cls.network_name, {**cls.network_options, **planned})
         location = configuration.get(KEY, {})
         if isinstance(location, Mapping):
             for key in ("place", "block"):

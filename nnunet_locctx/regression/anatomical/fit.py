@@ -40,10 +40,10 @@ from nnunet_locctx.regression.checkpoint import CHECKPOINT, Course, content, des
 from nnunet_locctx.regression.intensity import body_mask
 
 FEWEST_SCANS = 2
-"""With enough of a body; one scan alone cannot tell anatomy from the scan's own looks."""
+"""Fewest scans with enough of a body; one scan alone cannot tell anatomy from the scan's own looks."""
 
 FEWEST_TO_HOLD_OUT = 5
-"""Of fewer scans none is held out."""
+"""Where there are fewer scans, none is held out."""
 
 VALIDATION_SAMPLES = 8
 """Fixed samples of the held-out scans."""
@@ -160,7 +160,7 @@ class _Progress:
         return cls(network, optimiser, stored["history"], stored["step"], stored.get("losses", []))
 
     def stored(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """State for the checkpoint."""
         return {
             **vars(self),
             "network": self.network.state_dict(),

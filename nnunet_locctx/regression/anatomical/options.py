@@ -1,16 +1,23 @@
 """How an anatomical regressor is fitted."""
 
 from dataclasses import dataclass
-from functools import partial
 
+from nnunet_locctx.location.body import check_modality
 from nnunet_locctx.regression.anatomical.network import STRIDE
-from nnunet_locctx.regression.intensity import check_modality
-from nnunet_locctx.regression.options import is_number, is_positive, is_whole, require, rises
+from nnunet_locctx.values import (
+    HIGHEST_SEED,
+    check_choice,
+    check_integer,
+    check_number,
+    check_positive,
+    check_range,
+    check_share,
+)
 
 LOSSES = ("signed", "paper")
 NORMALISATIONS = ("length", "scan")
 MOST_POINTS = 4096
-"""Of one scan in one step, in each of the two sets; the distance term holds a table of all pairs."""
+"""Most points of one scan in one step, in each of the two sets; the distance term holds a table of all pairs."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +25,7 @@ class AnatomicalOptions:
     """How an anatomical regressor is fitted.
 
     Attributes:
-        modality: ``ct`` or ``mr``, see :data:`~nnunet_locctx.regression.intensity.MODALITIES`.
+        modality: ``ct`` or ``mr``, see :data:`~nnunet_locctx.location.body.MODALITIES`.
         channel: Image channel it looks at.
         spacing: Voxel size of the canonical grid in mm.
         window: HU that become -1 and 1 (CT only).
@@ -86,36 +93,36 @@ class AnatomicalOptions:
     def __post_init__(self) -> None:
         check_modality(self.modality)
         for name in ("window", "crop", "zoom", "visible", "widths", "depths"):
-            require(self, lambda value: isinstance(value, (list, tuple)), "a list of numbers", name)
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # a list in a stored state
-        counts = ("steps", "scans_per_step", "pairs_per_scan", "paired_points", "checkpoint_every")
-        require(self, partial(is_whole, least=1), "a whole number above 0", *counts)
-        may_be_zero = ("channel", "seed", "body_points", "background_points")
-        require(self, is_whole, "a whole number, 0 or more", *may_be_zero)
-        require(self, is_positive, "a number above 0", "spacing", "length", "learning_rate")
-        weights = ("equality", "signed", "weight_decay")
-        require(self, lambda value: is_number(value) and value >= 0, "a number, 0 or more", *weights)
-        shares = ("augment", "masked", "warm_up", "validation")
-        require(self, lambda value: is_number(value) and 0 <= value < 1, "from 0 to below 1", *shares)
-        require(self, LOSSES.__contains__, f"one of {', '.join(LOSSES)}", "loss")
-        require(self, NORMALISATIONS.__contains__, f"one of {', '.join(NORMALISATIONS)}", "normalise")
-        require(self, rises, "two rising numbers", "window")
-        require(self, partial(rises, lowest=0.25, highest=4), "two rising numbers from 0.25 to 4", "zoom")
-        require(self, partial(rises, lowest=0.01, highest=1), "two rising numbers from 0.01 to 1", "visible")
-        require(
-            self,
-            lambda crop: len(crop) == 3 and all(is_whole(n, 4 * STRIDE) and n % STRIDE == 0 for n in crop),
-            f"three multiples of {STRIDE}, {4 * STRIDE} or more",
-            "crop",
-        )
-        require(
-            self,
-            lambda widths: (
-                2 <= len(widths) == len(self.depths) and all(is_whole(n, 1) for n in (*widths, *self.depths))
-            ),
-            "whole numbers above 0, two or more, as many as depths",
-            "widths",
-        )
+            value = getattr(self, name)
+            if not isinstance(value, list | tuple):
+                raise ValueError(f"{name} must be a list of numbers, got {value!r}")
+            object.__setattr__(self, name, tuple(value))  # a list in a stored state
+        check_integer("seed", self.seed, 0, HIGHEST_SEED)
+        for name in ("channel", "body_points", "background_points"):
+            check_integer(name, getattr(self, name), 0)
+        for name in ("steps", "scans_per_step", "pairs_per_scan", "paired_points", "checkpoint_every"):
+            check_integer(name, getattr(self, name), 1)
+        for name in ("spacing", "length", "learning_rate"):
+            check_positive(name, getattr(self, name))
+        for name in ("equality", "signed", "weight_decay"):
+            check_number(name, getattr(self, name), 0)
+        for name in ("augment", "masked", "warm_up", "validation"):
+            check_share(name, getattr(self, name))
+        check_choice("loss", self.loss, LOSSES)
+        check_choice("normalise", self.normalise, NORMALISATIONS)
+        check_range("window", self.window)
+        check_range("zoom", self.zoom, 0.25, 4)
+        check_range("visible", self.visible, 0.01, 1)
+        for name in ("crop", "widths", "depths"):
+            for number in getattr(self, name):
+                check_integer(f"each of {name}", number, 4 * STRIDE if name == "crop" else 1)
+        sides = list(self.crop)
+        if len(sides) != 3 or any(side % STRIDE for side in sides):
+            raise ValueError(f"crop must be three multiples of {STRIDE}, got {self.crop!r}")
+        if not 2 <= len(self.widths) == len(self.depths):
+            raise ValueError(
+                f"widths and depths must be as many, two or more; got {self.widths!r} and {self.depths!r}"
+            )
         points = self.pairs_per_scan * (self.paired_points + self.body_points + self.background_points)
         if points > MOST_POINTS:
             raise ValueError(f"pairs_per_scan x points of a crop must be at most {MOST_POINTS}, got {points}")

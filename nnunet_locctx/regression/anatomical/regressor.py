@@ -19,7 +19,7 @@ from nnunet_locctx.regression.intensity import body_mask
 from nnunet_locctx.regression.regressor import Regressor
 
 PERCENTILES = (1.0, 99.0)
-"""Of the embeddings of the training scans' bodies, along each axis; they become -0.5 and 0.5."""
+"""Percentiles of the embeddings of the training scans' bodies, along each axis, that become -0.5 and 0.5."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ SMALLEST_BODY_NODES = 64
 """Nodes of body that a scan needs."""
 
 PLAUSIBLE_SLOPES = (0.4, 2.5)
-"""Of the typical slope along each axis: a scan's slopes lie in between, or it is not trusted."""
+"""Multiples of the typical slope along each axis: a scan's slopes lie in between, or it is not trusted."""
 
 
 class AnatomicalRegressor(Regressor):

@@ -36,10 +36,10 @@ STEEPEST = 2.1
 99.5 % quantile of the training scans, 0.25 against a mean of 0.118 per mm)."""
 
 FALLING = -0.3
-"""As :data:`STEEPEST`, the smallest one (the 0.5 % quantile, -0.037 against 0.118 per mm)."""
+"""Smallest plausible slope, in the same multiples (the 0.5 % quantile, -0.037 against 0.118 per mm)."""
 
 FLAT = 0.1
-"""As :data:`FALLING`, at scores below 0 or above 100. There the model has seen little, and its scores level off."""
+"""Smallest plausible slope at scores below 0 or above 100. The model has seen little there; its scores level off."""
 
 SLOPE_TOLERANCE = 0.28
 """Largest plausible deviation of a scan's slope from the expected one, as a share of it (as in the publication)."""
@@ -212,7 +212,7 @@ def trusted(positions: Array, scores: Array, expected_slope: float) -> npt.NDArr
     lowest = max(within[0], int(np.searchsorted(positions, positions[0] + END_MM)))
     highest = min(within[-1], int(np.searchsorted(positions, positions[-1] - END_MM, side="right")) - 1)
     kept = np.ones(len(scores), dtype=bool)
-    if lowest >= highest:  # no middle from which tails could be told
+    if lowest >= highest:  # no middle between tails
         return kept
     beyond = (usual[:-1] < 0) | (usual[1:] > HIGHEST_SCORE)
     outlier = (ratio > STEEPEST) | (ratio < np.where(beyond, FLAT, FALLING))

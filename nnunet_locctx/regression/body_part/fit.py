@@ -44,7 +44,7 @@ FEWEST_FOR_SPLIT = 5
 """With fewer scans all are used for training and for validation."""
 
 PERCENTILES = (0.5, 99.5)
-"""Of the training scans' scores: what becomes 0 and 100."""
+"""Percentiles of the training scans' scores that become 0 and 100."""
 
 POINTS_PER_RAW = 10.0
 """Points that a raw score of 1 means where the scores are known beforehand; keeps raw scores near 1."""
@@ -101,7 +101,7 @@ class Progress:
         return state
 
     def stored(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """State for the checkpoint."""
         return {
             **vars(self),
             "network": self.network.state_dict(),

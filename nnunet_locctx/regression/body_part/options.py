@@ -1,11 +1,17 @@
 """How a body part regressor is fitted."""
 
 from dataclasses import dataclass
-from functools import partial
 
+from nnunet_locctx.location.body import check_modality
 from nnunet_locctx.regression.body_part.network import ALPHA, BETA, SMALLEST_SIDE
-from nnunet_locctx.regression.intensity import check_modality
-from nnunet_locctx.regression.options import is_number, is_positive, is_whole, require, rises
+from nnunet_locctx.values import (
+    HIGHEST_SEED,
+    check_choice,
+    check_integer,
+    check_positive,
+    check_range,
+    is_number,
+)
 
 LOSSES = ("heuristic", "classification")
 
@@ -53,17 +59,20 @@ class BodyPartOptions:
 
     def __post_init__(self) -> None:
         check_modality(self.modality)
-        require(self, LOSSES.__contains__, f"one of {', '.join(LOSSES)}", "loss")
-        numbers = ("spacing", "alpha", "beta", "learning_rate")
-        require(self, is_positive, "a finite number above 0", *numbers)
-        for least, *names in (
-            (0, "channel", "seed"),
+        check_choice("loss", self.loss, LOSSES)
+        for name in ("spacing", "alpha", "beta", "learning_rate"):
+            check_positive(name, getattr(self, name))
+        check_integer("seed", self.seed, 0, HIGHEST_SEED)
+        for lowest, *names in (
+            (0, "channel"),
             (1, "volumes", "steps", "evaluate_every", "patience"),
             (2, "slices"),
             (SMALLEST_SIDE, "side"),
         ):
-            require(self, partial(is_whole, least=least), f"a whole number, {least} or more", *names)
-        require(self, rises, "two rising numbers", "window")
+            for name in names:
+                check_integer(name, getattr(self, name), lowest)
+        check_range("window", self.window)
         # a list in a stored state
         object.__setattr__(self, "window", tuple(float(value) for value in self.window))
-        require(self, lambda share: is_number(share) and 0 < share < 1, "between 0 and 1", "validation_share")
+        if not is_number(self.validation_share) or not 0 < self.validation_share < 1:
+            raise ValueError(f"validation_share must be between 0 and 1, got {self.validation_share!r}")

@@ -18,11 +18,9 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from nnunet_locctx.geometry import Array
+from nnunet_locctx.regression.body_part.curve import SMOOTHING_MM
 from nnunet_locctx.regression.canonical import CanonicalScan
 from nnunet_locctx.regression.intensity import body_mask, normalise
-
-SMOOTHING_MM = 10.0
-"""Standard deviation of the smoothing along the body."""
 
 
 def cross_section(scan: CanonicalScan, body: npt.NDArray[np.bool_]) -> Array | None:
@@ -88,7 +86,7 @@ def take_slices(scan: CanonicalScan, modality: str, window: tuple[float, float],
 
     Args:
         scan: The scan.
-        modality: See :mod:`nnunet_locctx.regression.intensity`.
+        modality: See :func:`~nnunet_locctx.regression.intensity.normalise`.
         window: As modality.
         side: Voxels of an image along both axes.
     """
@@ -188,7 +186,7 @@ def _steps(positions: Array, slices: int) -> tuple[int, int]:
 
 
 CHANCE = 0.5
-"""With which a slice gets each change."""
+"""Chance with which a slice gets each change."""
 
 NOISE = 0.04
 """Largest standard deviation of the noise; intensities run from -1 to 1."""
@@ -209,7 +207,7 @@ MOVE = 0.05
 """Largest movement, as a share of the image's side."""
 
 FRAME_CHANCE = 0.25
-"""With which a slice is cut to a smaller field of view, a disc."""
+"""Chance with which a slice is cut to a smaller field of view, a disc."""
 
 FRAME = (0.55, 0.9)
 """Radius of that disc, as a share of half the side."""

@@ -8,14 +8,13 @@ anatomical coordinates stands what needs no regressor: the same fraction of the 
 """
 
 import argparse
-import csv
-import io
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 from nnunet_locctx.anatomy import LabelledScan, find_landmarks, localize, sample_organs
@@ -31,9 +30,10 @@ from nnunet_locctx.anatomy.scans import (
 from nnunet_locctx.commands.common import add_regressor, check_output
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.geometry import Array, Frame
+from nnunet_locctx.names import check_known
 from nnunet_locctx.nnunet.data.paths import dataset_folder
 from nnunet_locctx.regression.regressor import Regressor
-from scripts.benchmarks.harness import described_parser
+from scripts.benchmarks.harness import described_parser, table
 
 MOST_VOXELS = 5000
 """Of an organ, drawn to see which share of it lies in a box."""
@@ -95,8 +95,8 @@ class Row:
 def read_scan(files: ScanFiles, regressor: Regressor, values: Mapping[str, Sequence[int]]) -> Scan | None:
     """A labelled scan; None if it cannot be measured."""
     assert files.label is not None
-    found, frame = measure_scan(files.file_of(regressor.channel), regressor)
-    if found.problem:
+    scan_map, frame = measure_scan(files.file_of(regressor.channel), regressor)
+    if scan_map.problem:
         return None
     labels = read_labels(files.label, frame)
     samples = sample_organs(labels, frame, values)
@@ -108,7 +108,7 @@ def read_scan(files: ScanFiles, regressor: Regressor, values: Mapping[str, Seque
         drawn = random.choice(len(index), min(MOST_VOXELS, len(index)), replace=False)
         faces = np.stack([index.min(axis=0) - 0.5, index.max(axis=0) + 0.5])
         organs[name] = Organ(frame.millimetres(index.mean(axis=0)), faces, index[drawn].astype(np.float64))
-    return Scan(LabelledScan(files.name, found, whole), frame, organs)
+    return Scan(LabelledScan(files.name, scan_map, whole), frame, organs)
 
 
 def carried_over(known: Scan, new: Scan) -> dict[str, dict[str, tuple[Array, Array]]]:
@@ -127,16 +127,10 @@ def carried_over(known: Scan, new: Scan) -> dict[str, dict[str, tuple[Array, Arr
     for name, organ in known.organs.items():
         corners = np.array(list(itertools.product(*organ.faces.T)))
         index = known.frame.index_from_millimetres(organ.centroid)
-        centre, *there = _same_fraction(known.frame, new.frame, np.vstack([index, corners]))
-        fraction[name] = (
-            new.frame.millimetres(centre),
-            np.stack([np.min(there, axis=0), np.max(there, axis=0)]),
-        )
+        fractions = known.frame.fraction(np.vstack([index, corners]))
+        centre, *box = new.frame.index_from_fraction(fractions)
+        fraction[name] = new.frame.millimetres(centre), np.stack([np.min(box, axis=0), np.max(box, axis=0)])
     return dict(zip(METHODS, (anatomical, fraction), strict=True))
-
-
-def _same_fraction(known: Frame, new: Frame, index: Array) -> Array:
-    return new.index_from_fraction(known.fraction(index))
 
 
 def rows_of(new: Scan, known: Sequence[Scan], counts: Sequence[int], draws: int, seed: int) -> list[Row]:
@@ -151,16 +145,16 @@ def rows_of(new: Scan, known: Sequence[Scan], counts: Sequence[int], draws: int,
         draws: Of each number.
         seed: Of the draws.
     """
-    found = [carried_over(scan, new) for scan in known]
+    carried = [carried_over(scan, new) for scan in known]
     case, rows = new.labelled.name, []
     for (organ, truth), method in itertools.product(new.organs.items(), METHODS):
-        having = [one[method][organ] for one in found if organ in one[method]]
+        places = [by_method[method][organ] for by_method in carried if organ in by_method[method]]
         for count in counts:
             random = np.random.default_rng(seed)  # the same scans for both methods
-            for draw in range(draws if count < len(having) else int(count == len(having))):
-                chosen = random.choice(len(having), count, replace=False)
-                place = np.median([having[n][0] for n in chosen], axis=0)
-                faces = np.median([having[n][1] for n in chosen], axis=0)
+            for draw in range(draws if count < len(places) else int(count == len(places))):
+                chosen = random.choice(len(places), count, replace=False)
+                place = np.median([places[n][0] for n in chosen], axis=0)
+                faces = np.median([places[n][1] for n in chosen], axis=0)
                 row = Row(case, organ, method, count, draw, *_errors(place, faces, truth, new.frame))
                 rows.append(row)
     return rows
@@ -180,47 +174,32 @@ def _errors(place: Array, faces: Array, truth: Organ, frame: Frame) -> tuple[flo
     )
 
 
-def summary(rows: Sequence[Row]) -> str:
+def summary(frame: pd.DataFrame) -> str:
     """A Markdown table: medians and means over cases, of each case the mean over its draws."""
+    keys = ["organ", "labelled_scans", "method"]
+    cases = frame.groupby([*keys, "case"], sort=False).mean(numeric_only=True)
+    organs = list(frame["organ"].unique())
+    rows = []
+    for (organ, count, method), group in cases.groupby(keys, sort=False):
+        middle, mean = group.median(), group.mean()
+        measured = (
+            f"{middle.landmark_mm:.1f}",
+            f"{middle.face_mm:.1f}",
+            f"{mean.overlap:.2f}",
+            f"{mean.recall:.2f}",
+        )
+        rows.append([organ, count, method, len(group), *measured])
+    rows.sort(key=lambda row: (organs.index(row[0]), row[1], METHODS.index(row[2])))
     measures = (
         "landmark, mm (median)",
         "box faces, mm (median)",
         "box overlap (mean)",
         "organ in the box (mean)",
     )
-    heads = ("organ", "labelled scans", "method", "cases", *measures)
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for (organ, count, method), group in _groups(rows).items():
-        cases: dict[str, list[list[float]]] = {}
-        for row in group:
-            cases.setdefault(row.case, []).append([row.landmark_mm, row.face_mm, row.overlap, row.recall])
-        values = np.array([np.mean(each, axis=0) for each in cases.values()])
-        middle, mean = np.median(values, axis=0), values.mean(axis=0)
-        shown = (f"{middle[0]:.1f}", f"{middle[1]:.1f}", f"{mean[2]:.2f}", f"{mean[3]:.2f}")
-        lines.append(f"| {' | '.join((organ, str(count), method, str(len(cases)), *shown))} |")
-    return "\n".join(lines)
+    return "\n".join(table(("organ", "labelled scans", "method", "cases", *measures), rows))
 
 
-def _groups(rows: Sequence[Row]) -> dict[tuple[str, int, str], list[Row]]:
-    groups: dict[tuple[str, int, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.organ, row.labelled_scans, row.method), []).append(row)
-    order = {organ: number for number, organ in enumerate(dict.fromkeys(row.organ for row in rows))}
-    return dict(
-        sorted(groups.items(), key=lambda one: (order[one[0][0]], one[0][1], METHODS.index(one[0][2])))
-    )
-
-
-def as_csv(rows: Sequence[Row]) -> bytes:
-    """The rows as a table."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(Row.__dataclass_fields__), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return text.getvalue().encode()
-
-
-def arguments() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """What the script takes."""
     parser = described_parser(__doc__)
     add_regressor(parser)
@@ -250,7 +229,7 @@ def evaluate(options: argparse.Namespace) -> list[Row]:
     """All rows.
 
     Raises:
-        ValueError: Something named is not there, or fewer than two scans can be used.
+        ValueError: Something named is missing, or fewer than two scans can be used.
     """
     check_output("-o", options.output)
     for name, value in (
@@ -268,15 +247,11 @@ def evaluate(options: argparse.Namespace) -> list[Row]:
     else:
         folder, files = options.labelled[0].resolve().parent, list_scans(*options.labelled)
     values = label_values(folder, options.labels)
-    there = {one.name: one for one in files if one.label is not None}
-    unknown = [name for name in options.cases or () if name not in there]
-    if unknown:
-        raise ValueError(
-            f"no labelled case {', '.join(unknown)}; there: {', '.join(list(there)[:10]) or 'none'}"
-        )
+    labelled = {case.name: case for case in files if case.label is not None}
+    check_known(options.cases or (), labelled, "labelled case")
     scans = []
-    for name in tqdm(options.cases or list(there), desc="measuring", unit="scan"):
-        scan = read_scan(there[name], regressor, values)
+    for name in tqdm(options.cases or list(labelled), desc="measuring", unit="scan"):
+        scan = read_scan(labelled[name], regressor, values)
         if scan is None:
             print(f"not used, could not be measured: {name}")
         else:
@@ -285,23 +260,24 @@ def evaluate(options: argparse.Namespace) -> list[Row]:
         raise ValueError(f"at least 2 labelled scans that can be measured are needed, got {len(scans)}")
     rows: list[Row] = []
     for scan in tqdm(scans, desc="searching", unit="scan"):
-        others = [other for other in scans if other is not scan]
+        others = [known for known in scans if known is not scan]
         rows += rows_of(scan, others, sorted(set(options.labelled_scans)), options.draws, options.seed)
     if not rows:
         raise ValueError("no organ is shown whole by a scan and by as many others as --labelled-scans names")
     return rows
 
 
-def main(given: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Writes the rows and prints the summary."""
-    parser = arguments()
-    options = parser.parse_args(given)
+    parser = make_parser()
+    options = parser.parse_args(arguments)
     try:
         rows = evaluate(options)
     except ValueError as error:
         parser.error(str(error))
-    write_atomically(options.output, as_csv(rows))
-    print(summary(rows))
+    frame = pd.DataFrame([asdict(row) for row in rows])
+    write_atomically(options.output, frame.to_csv(index=False).encode())
+    print(summary(frame))
     print(f"wrote {options.output}")
 
 

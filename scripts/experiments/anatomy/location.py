@@ -68,7 +68,7 @@ def locator(source: str, regressor: Regressor | None = None) -> Locator:
 
 
 class PhantomScans(Mapping[str, CanonicalScan]):
-    """Training phantoms on the canonical grid, drawn when they are asked for."""
+    """Training phantoms on the canonical grid, each drawn when it is used."""
 
     def __init__(self, numbers: Sequence[int], seed: int, spacing: float) -> None:
         self.numbers = {f"whole_body_{number:03d}": number for number in numbers}
@@ -149,7 +149,7 @@ def location_errors(
     among the held-out ones, as in use. ``line`` stands for the best that any coordinate linear in mm can do: one slope
     and one offset per axis fitted to the truth of each held-out scan itself.
     """
-    found: dict[str, dict[str, list[Any]]] = {name: {"training": [], "held_out": []} for name in locators}
+    located: dict[str, dict[str, list[Any]]] = {name: {"training": [], "held_out": []} for name in locators}
     scans: list[Record] = []
     straight: list[Array] = []
     for part, numbers in (("training", training), ("held_out", held_out)):
@@ -159,13 +159,13 @@ def location_errors(
             truth = case.body.to_atlas(places)
             for name, locate in locators.items():
                 field, problem = locate(case)
-                found[name][part].append((at(field, case, places), truth, problem))
+                located[name][part].append((at(field, case, places), truth, problem))
             if part == "held_out":
                 straight.append(Calibration.fitted(places, truth).millimetres(places) - truth)
                 scans.append({"case": number, "crop": [round(end, 4) for end in case.crop]})
     small = [number for number, scan in enumerate(scans) if scan["crop"][1] - scan["crop"][0] <= SMALL]
     record: Record = {"scans": scans, "line": _pooled(straight, small), "sources": {}}
-    for name, parts in found.items():
+    for name, parts in located.items():
         usable = [entry for entry in parts["training"] if not entry[2]]
         if not usable:
             raise ValueError(f"the source {name} could measure none of the {len(training)} training scans")
@@ -203,10 +203,10 @@ def _pooled(differences: Sequence[Array], small: Sequence[int]) -> Record:
     return record
 
 
-def height_curve(truth: Array, found: Array) -> list[list[float]]:
+def height_curve(truth: Array, estimate: Array) -> list[list[float]]:
     """Median true and estimated atlas height (mm) in bins of equally many places."""
     bins = np.array_split(np.argsort(truth), LEVELS)
-    return [[round(float(np.median(values[part])), 1) for part in bins] for values in (truth, found)]
+    return [[round(float(np.median(values[part])), 1) for part in bins] for values in (truth, estimate)]
 
 
 # -------------------------------------------------------------------------------------------------------- invariance
@@ -245,14 +245,16 @@ def differences(
     """
     if any(problem for _, problem in located):
         return None
-    one, other = (at(field, case, places) for (field, _), case in zip(located, (first, second), strict=True))
-    return POINTS_PER_UNIT * (one - other)
+    in_first, in_second = (
+        at(field, case, places) for (field, _), case in zip(located, (first, second), strict=True)
+    )
+    return POINTS_PER_UNIT * (in_first - in_second)
 
 
-def compare(found: Sequence[Array | None], slopes: Sequence[float]) -> Record:
+def compare(pairs: Sequence[Array | None], slopes: Sequence[float]) -> Record:
     """Median and largest difference over pairs of scans, in points and, by the calibration, in mm."""
-    known = [np.abs(values) for values in found if values is not None]
-    record: Record = {"pairs": len(found), "not_measured": len(found) - len(known)}
+    known = [np.abs(values) for values in pairs if values is not None]
+    record: Record = {"pairs": len(pairs), "not_measured": len(pairs) - len(known)}
     if known:
         together = np.concatenate(known)
         record["points"] = {
@@ -282,8 +284,8 @@ def pairs_of(number: int, seed: int) -> dict[str, tuple[WholeBodyCase, WholeBody
     reference = whole_body_case(number, seed=seed, crop=crop, spacing=(5, 5, REFERENCE_SPACING))
     for step in SLICE_SPACINGS:
         if step != REFERENCE_SPACING:
-            other = whole_body_case(number, seed=seed, crop=crop, spacing=(5, 5, step))
-            pairs[f"slices of {step:g} mm"] = (reference, other)
+            resliced = whole_body_case(number, seed=seed, crop=crop, spacing=(5, 5, step))
+            pairs[f"slices of {step:g} mm"] = (reference, resliced)
     return pairs
 
 
@@ -304,7 +306,7 @@ def invariance(
         seed: Of the dataset.
         pairs: Number and seed -> pairs of scans.
     """
-    found: dict[str, dict[str, list[Array | None]]] = {source: {} for source in locators}
+    compared: dict[str, dict[str, list[Array | None]]] = {source: {} for source in locators}
     for number in tqdm(patients, desc="invariance", unit="patient"):
         located: dict[tuple[str, int], Located] = {}
         drawn = pairs(number, seed)
@@ -315,10 +317,10 @@ def invariance(
                     if (source, id(case)) not in located:  # one scan is in several pairs
                         located[source, id(case)] = locate(case)
                 both = [located[source, id(case)] for case in pair]
-                found[source].setdefault(what, []).append(differences(*pair, both, places))
+                compared[source].setdefault(what, []).append(differences(*pair, both, places))
     return {
         source: {what: compare(values, slopes[source]) for what, values in kinds.items()}
-        for source, kinds in found.items()
+        for source, kinds in compared.items()
     }
 
 
@@ -342,8 +344,8 @@ def raw_heights(regressor: Regressor, case: WholeBodyCase) -> tuple[Array, Array
         body = body_mask(scan, "ct")
         field, _ = locator(regressor.kind, regressor)(case)
         cells = np.argwhere(body)
-        found = at(field, case, cells @ scan.affine[:3, :3].T + scan.affine[:3, 3])[:, 2]
-        sums = np.bincount(cells[:, 2], found, body.shape[2])
+        heights = at(field, case, cells @ scan.affine[:3, :3].T + scan.affine[:3, 3])[:, 2]
+        sums = np.bincount(cells[:, 2], heights, body.shape[2])
         counts = np.bincount(cells[:, 2], minlength=body.shape[2])
         positions = scan.places(2)
         values = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
@@ -370,12 +372,14 @@ def monotonicity(
         ranks.append(float(spearmanr(truth, values).statistic))
         order = np.argsort(truth)
         steps.append(float((np.diff(values[order]) > 0).mean()))
-        found = regressor.measure(case.images[regressor.channel].astype(np.float32), case.frame)
-        if found.problem:
+        measurement = regressor.measure(case.images[regressor.channel].astype(np.float32), case.frame)
+        if measurement.problem:
             continue
         measured += 1
-        if isinstance(found, BodyPartCurve):
-            rising += bool((np.diff(found.scores) >= 0).all() and found.scores[-1] > found.scores[0])
+        if isinstance(measurement, BodyPartCurve):
+            rising += bool(
+                (np.diff(measurement.scores) >= 0).all() and measurement.scores[-1] > measurement.scores[0]
+            )
         else:
             rising += bool((np.diff(values[order]) >= 0).all())
     return {

@@ -28,7 +28,7 @@ os.environ.setdefault("nnUNet_preprocessed", "/nonexistent")
 
 import torch
 
-from nnunet_locctx.demo.steps import write_text
+from nnunet_locctx.files import write_atomically
 from nnunet_locctx.regression.registry import load_regressor
 from nnunet_locctx.regression.regressor import Regressor
 from scripts.benchmarks.harness import (
@@ -96,10 +96,8 @@ def fitted(
         "seconds": seconds,
         "parameters": sum(p.numel() for p in getattr(regressor, "network", torch.nn.Identity()).parameters()),
     }
-    temporary = file.with_suffix(".part")
-    temporary.write_bytes(regressor.to_bytes())
-    temporary.replace(file)
-    write_text(note, json.dumps(record, indent=1) + "\n")
+    write_atomically(file, regressor.to_bytes())
+    write_json(note, record)
     shutil.rmtree(folder)
     return regressor, record
 
@@ -126,7 +124,7 @@ def measure_location(arguments: argparse.Namespace) -> Record:
     say("invariance and monotonicity")
     slopes = {name: location["sources"][name]["slopes_mm"] for name in regressors}
     rows = invariance({name: locators[name] for name in regressors}, slopes, patients, arguments.seed)
-    rising = {name: monotonicity(one, held_out, arguments.seed) for name, one in regressors.items()}
+    rising = {name: monotonicity(each, held_out, arguments.seed) for name, each in regressors.items()}
     return {
         "settings": {
             "training": arguments.training,
@@ -146,24 +144,22 @@ def measure_location(arguments: argparse.Namespace) -> Record:
 # --------------------------------------------------------------------------------------------------------- documents
 
 
-def collect(work: Path) -> Record:
-    """Everything that is in the work folder."""
-    record: Record = {
-        "command": "python -m scripts.experiments.anatomy.run",
-        "machine": describe_machine("cpu"),
-    }
-    if (work / "location.json").exists():
-        record.update(json.loads((work / "location.json").read_text()))
-    return record
+def write_json(file: Path, record: Record) -> None:
+    write_atomically(file, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def write_documents(work: Path, out: Path | None = None) -> None:
     """anatomy.json, the section of docs/explanation/results.md and the picture."""
-    record = collect(work)
-    if "location" not in record:
+    measured = work / "location.json"
+    if not measured.exists():
         raise ValueError(f"nothing has been measured in {work} yet")
+    record: Record = {
+        "command": "python -m scripts.experiments.anatomy.run",
+        "machine": describe_machine("cpu"),
+        **json.loads(measured.read_text()),
+    }
     folder, page = destinations(out, __file__, "explanation/results.md")
-    write_text(folder / "anatomy.json", json.dumps(record, indent=1) + "\n")
+    write_json(folder / "anatomy.json", record)
     draw(record, folder / "location_error.png")
     replace_section(page, BEGIN, END, section(record))
     say(f"written: {folder / 'anatomy.json'}, {page}")
@@ -216,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     options.work.mkdir(parents=True, exist_ok=True)
     record = measure_location(options)
-    write_text(options.work / "location.json", json.dumps(record, indent=1) + "\n")
+    write_json(options.work / "location.json", record)
     write_documents(options.work, options.out)
     return 0
 

@@ -31,25 +31,25 @@ Scan = tuple[WholeBodyCase, AnatomicalMap]
 
 def measure(regressor: Regressor, numbers: range) -> list[Scan]:
     """Phantoms and their maps; those that cannot be measured are left out."""
-    found = []
+    scans = []
     for number in tqdm(numbers, desc="measuring"):
         case = whole_body_case(number)
         measured = regressor.measure(case.images[0].astype(np.float32), case.frame)
         if isinstance(measured, AnatomicalMap) and not measured.problem:
-            found.append((case, measured))
-    return found
+            scans.append((case, measured))
+    return scans
 
 
-def landmarks(scans: list[Scan]) -> str:
+def landmark_errors(scans: list[Scan]) -> str:
     """Places in the body of each scan, found in the next one."""
     random = np.random.default_rng(0)
     errors = []
-    for (case, measured), (other, its_map) in itertools.pairwise(scans):
+    for (case, measured), (next_case, next_map) in itertools.pairwise(scans):
         index = np.argwhere(case.images[0] > -300)
         places = case.frame.millimetres(index[random.choice(len(index), PLACES)])
-        found = find_landmarks(measured, its_map, places, other.frame)
-        wanted, got = case.body.to_atlas(places), other.body.to_atlas(found.millimetres)
-        errors.append(np.linalg.norm(got - wanted, axis=1)[found.inside])
+        landmarks = find_landmarks(measured, next_map, places, next_case.frame)
+        difference = next_case.body.to_atlas(landmarks.millimetres) - case.body.to_atlas(places)
+        errors.append(np.linalg.norm(difference, axis=1)[landmarks.inside])
     joined = np.concatenate(errors)
     return (
         f"landmarks: median {np.median(joined):.1f} mm, 90th percentile {np.percentile(joined, 90):.1f} mm, "
@@ -57,7 +57,7 @@ def landmarks(scans: list[Scan]) -> str:
     )
 
 
-def boxes(labelled: list[Scan], scans: list[Scan]) -> str:
+def box_errors(labelled: list[Scan], scans: list[Scan]) -> str:
     """Boxes of whole organs."""
     values = {name: (number,) for number, name in enumerate(ORGANS, start=1)}
     known = [
@@ -67,15 +67,15 @@ def boxes(labelled: list[Scan], scans: list[Scan]) -> str:
     faces: list[float] = []
     overlaps = []
     for case, measured in scans:
-        found = localize(known, measured, case.frame, list(values))
+        boxes = localize(known, measured, case.frame, list(values))
         for name, (value,) in values.items():
             index = np.argwhere(case.labels == value)
-            if len(index) < SMALLEST_ORGAN or name not in found:
+            if len(index) < SMALLEST_ORGAN or name not in boxes:
                 continue
             lower, upper = index.min(0) - 0.5, index.max(0) + 0.5
             if (lower < 0).any() or (upper > np.array(case.labels.shape) - 1).any():
                 continue
-            box = found[name]
+            box = boxes[name]
             faces += list(
                 np.abs(np.concatenate([box.lower - lower, box.upper - upper]) * np.tile(case.spacing, 2))
             )
@@ -87,7 +87,7 @@ def boxes(labelled: list[Scan], scans: list[Scan]) -> str:
     )
 
 
-def crops(labelled: list[Scan], scans: list[Scan]) -> str:
+def crop_recall(labelled: list[Scan], scans: list[Scan]) -> str:
     """Crops to two organs."""
     numbers = [list(ORGANS).index(name) + 1 for name in REGION]
     examples = [
@@ -120,9 +120,9 @@ def main() -> None:
     parser.add_argument("regressor", type=Path)
     regressor = load_regressor(parser.parse_args().regressor.read_bytes())
     labelled, unseen = measure(regressor, LABELLED), measure(regressor, UNSEEN)
-    print(landmarks(unseen))
-    print(boxes(labelled, unseen))
-    print(crops(labelled, unseen))
+    print(landmark_errors(unseen))
+    print(box_errors(labelled, unseen))
+    print(crop_recall(labelled, unseen))
 
 
 if __name__ == "__main__":

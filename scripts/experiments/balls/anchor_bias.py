@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nnunet_locctx.blocks.anchors import PositionMaps, even_points
 from nnunet_locctx.networks.lightmedseg import LightMedSeg, PatchCoordinates
+from scripts.benchmarks import harness
 from scripts.benchmarks.harness import Record, describe_machine, replace_section
 from scripts.experiments.balls import phantom as ball_phantom
 from scripts.experiments.balls.grid import Experiment, dice_cells, grouped, score
@@ -56,9 +57,9 @@ def rank(bias: str, anchors: int) -> int:
 
 def table(results: list[Record], iterations: int) -> str:
     """The section of docs/explanation/lightmedseg.md."""
-    lines = ["| form | Dice, mean of 7 organs | per seed | parameters |", "|---|---|---|---|"]
-    for form, runs in grouped(results, "form", list(FORMS), iterations=iterations).items():
-        lines.append(f"| {form} | {' | '.join(dice_cells(runs))} | {runs[0]['parameters']:,} |")
+    groups = grouped(results, "form", list(FORMS), iterations=iterations)
+    rows = [[form, *dice_cells(runs), f"{runs[0]['parameters']:,}"] for form, runs in groups.items()]
+    lines = harness.table(("form", "Dice, mean of 7 organs", "per seed", "parameters"), rows)
     ranks = "; ".join(f"K = {k}: {rank('paper', k)} against {rank('gauss', k)}" for k in (8, 16, 32))
     machine = describe_machine("cpu")
     notes = f"""
@@ -72,7 +73,7 @@ Command: `python -m scripts.experiments.balls.grid anchor_bias --iterations {ite
 Numerical rank of the position maps, published form against Gaussians:
 {ranks}.
 """
-    return "\n".join(lines) + f"\n{notes}"
+    return "\n".join(lines[:-1]) + f"\n{notes}"
 
 
 def experiment() -> Experiment:

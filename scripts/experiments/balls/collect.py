@@ -38,8 +38,8 @@ def collect(blocks: Path = BLOCKS, methods: Path = METHODS, file: Path = MEASURE
     notes = [*size_note(costs), *time_note(costs, place), *effect_note(figures.values())]
     content = {
         "figures": {
-            name: {key: value for key, value in dataclasses.asdict(one).items() if value is not None}
-            for name, one in figures.items()
+            name: {key: value for key, value in dataclasses.asdict(measured).items() if value is not None}
+            for name, measured in figures.items()
         },
         "notes": notes,
     }
@@ -95,10 +95,10 @@ def size_note(costs: benchmark_blocks.Results) -> list[str]:
 
 def time_note(costs: benchmark_blocks.Results, place: str | None) -> list[str]:
     """What the times are of."""
-    records = [one for one in costs.records if one["part"] == "time" and one["place"] == place]
+    records = [run for run in costs.records if run["part"] == "time" and run["place"] == place]
     if not records:
         return []
-    patches = sorted({by(one["measured"]["patch"]) for one in records})
+    patches = sorted({by(run["measured"]["patch"]) for run in records})
     note = (
         f"step: time of a forward and backward pass relative to the planned U-Net, batch {records[0]['key']['batch']}, "
         f"patch {' or '.join(patches)}, {place}; docs/explanation/benchmarks.md has the ranges."
@@ -124,10 +124,10 @@ def effect(runs: Sequence[Record], name: str) -> Record:
 
 def effect_note(figures: Iterable[Figures]) -> list[str]:
     """What the Dice is of."""
-    scored = [one for one in figures if one.dice is not None]
+    scored = [measured for measured in figures if measured.dice is not None]
     if not scored:
         return []
-    fewest, most = (choose(one.seeds or 0 for one in scored) for choose in (min, max))
+    fewest, most = (choose(measured.seeds or 0 for measured in scored) for choose in (min, max))
     seeds = f"{most}" if fewest == most else f"{fewest} to {most}"
     note = (
         f"Dice: mean over the {ORGANS} organs of a phantom, which only their position tells from {LOOK_ALIKES} "

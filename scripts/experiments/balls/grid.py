@@ -93,15 +93,15 @@ def count(module: nn.Module) -> int:
 
 def grouped(results: list[Record], key: str, rows: Sequence[str], **same: object) -> dict[str, list[Record]]:
     """Runs by row, in the table's order, seeds ascending; of those whose fields are `same`."""
-    chosen = [one for one in results if all(one.get(name) == value for name, value in same.items())]
-    groups = {row: [one for one in chosen if one[key] == row] for row in rows}
-    return {row: sorted(runs, key=lambda one: one["seed"]) for row, runs in groups.items() if runs}
+    chosen = [run for run in results if all(run.get(name) == value for name, value in same.items())]
+    groups = {row: [run for run in chosen if run[key] == row] for row in rows}
+    return {row: sorted(runs, key=lambda run: run["seed"]) for row, runs in groups.items() if runs}
 
 
 def dice_cells(runs: list[Record], digits: int = 2) -> list[str]:
     """Mean Dice over the seeds, and each seed's."""
-    dice = [one["dice"] for one in runs]
-    return [f"{np.mean(dice):.{digits}f}", ", ".join(f"{one:.3f}" for one in dice)]
+    dice = [run["dice"] for run in runs]
+    return [f"{np.mean(dice):.{digits}f}", ", ".join(f"{value:.3f}" for value in dice)]
 
 
 def table_of(name: str, hippocampus: Path | None) -> Experiment:
@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = [] if options.report else [(row, seed) for seed in options.seeds for row in chosen]
     for row, seed in tqdm(runs, desc="runs"):
         identity = table.identity(row, seed, options.iterations)
-        if any(identity.items() <= {key: one.get(key) for key in identity}.items() for one in store.records):
+        if any(all(run.get(key) == identity[key] for key in identity) for run in store.records):
             continue
         result = {**identity, **table.run(row, seed, options.iterations)}
         store.add(result)

@@ -15,6 +15,7 @@ from nnunet_locctx.methods.description import fittings
 from nnunet_locctx.networks import Fitting, LocatedUNet, network_class
 from nnunet_locctx.nnunet.training.trainers import TRAINERS
 from nnunet_locctx.nnunet.training.whole_network import WholeNetworkTrainer
+from scripts.benchmarks import harness
 from scripts.benchmarks.harness import PLAIN, Record, describe_machine, replace_section
 from scripts.experiments.balls import phantom as ball_phantom
 from scripts.experiments.balls.grid import Experiment, dice_cells, grouped, score
@@ -42,7 +43,7 @@ def make_network(name: str, seed: int) -> tuple[nn.Module, BallPhantom]:
     if trainer is None:
         return WithoutLocation(planned_unet(seed)), PHANTOM
     if not issubclass(trainer, WholeNetworkTrainer):
-        fitted = [Fitting(*one) for one in fittings(trainer)]
+        fitted = [Fitting(*arguments) for arguments in fittings(trainer)]
         return LocatedUNet(planned_unet(seed), 1, *fitted, patch_size=PHANTOM.patch), PHANTOM
     phantom = PHANTOMS.get(trainer.network_name, PHANTOM)
     options = {**trainer.network_options, **SMALL[trainer.network_name]}
@@ -53,9 +54,9 @@ def make_network(name: str, seed: int) -> tuple[nn.Module, BallPhantom]:
 
 def table(results: list[Record], iterations: int) -> str:
     """The section of docs/reference/methods.md."""
-    lines = ["| trainer | Dice | per seed | parameters here |", "|---|---|---|---|"]
-    for name, runs in grouped(results, "trainer", (PLAIN, *TRAINERS), iterations=iterations).items():
-        lines.append(f"| `{name}` | {' | '.join(dice_cells(runs))} | {runs[0]['parameters']:,} |")
+    groups = grouped(results, "trainer", (PLAIN, *TRAINERS), iterations=iterations)
+    rows = [[f"`{name}`", *dice_cells(runs), f"{runs[0]['parameters']:,}"] for name, runs in groups.items()]
+    lines = harness.table(("trainer", "Dice", "per seed", "parameters here"), rows)
     machine, threads = describe_machine("cpu"), torch.get_num_threads()
     least, most = PHANTOM.sides[0], PHANTOM.sides[1] - 1
     notes = f"""
@@ -65,7 +66,7 @@ AdamW {HOW.learning_rate:g} with polynomial decay, bfloat16 autocast; {ball_phan
 {ball_phantom.TEST_VOLUMES} unseen volumes per seed. Command: `python -m scripts.experiments.balls.grid methods
 --iterations {iterations}`. Machine: {machine["processor"]}, {threads} thread(s), torch {machine["versions"]["torch"]}.
 """
-    return "\n".join(lines) + f"\n{notes}"
+    return "\n".join(lines[:-1]) + f"\n{notes}"
 
 
 def experiment() -> Experiment:

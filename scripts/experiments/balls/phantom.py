@@ -1,6 +1,6 @@
 """A phantom that only location can segment, and a training of a few hundred steps on it; the experiments share it.
 
-Balls that look alike in noise: some are organs, told apart by nothing but their position, others are look-alikes
+Balls that look alike in noise: some are organs, which differ in nothing but their position, others are look-alikes
 without a label.
 """
 
@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from nnunet_locctx.blocks import auxiliary_losses
+from scripts.benchmarks import harness
 
 TRAIN_VOLUMES, TEST_VOLUMES = 24, 4
 ORGANS, LOOK_ALIKES = 7, 8
@@ -125,11 +125,11 @@ class BallPhantom:
         total = torch.zeros(ORGANS + 1, *volume.labels.shape)
         boxes = list(self.windows(volume.labels.shape))
         for start in range(0, len(boxes), self.batch):
-            some = boxes[start : start + self.batch]
+            batch = boxes[start : start + self.batch]
             with half_precision():
-                logits = network(torch.stack([x[(slice(None), *box)] for box in some])).float()
-            for box, one in zip(some, logits, strict=True):
-                total[(slice(None), *box)] += one
+                logits = network(torch.stack([x[(slice(None), *box)] for box in batch])).float()
+            for box, patch in zip(batch, logits, strict=True):
+                total[(slice(None), *box)] += patch
         return total.argmax(dim=0)
 
     def dice_per_organ(
@@ -252,21 +252,6 @@ class WithoutLocation(nn.Module):
 def planned_unet(seed: int) -> nn.Module:
     """A small planned-style network, 16-32-64 channels, initialised as nnU-Net does."""
     torch.manual_seed(seed)
-    planned = PlainConvUNet(
-        input_channels=1,
-        n_stages=3,
-        features_per_stage=[16, 32, 64],
-        conv_op=nn.Conv3d,
-        kernel_sizes=3,
-        strides=[1, 2, 2],
-        n_conv_per_stage=2,
-        num_classes=ORGANS + 1,
-        n_conv_per_stage_decoder=2,
-        conv_bias=True,
-        norm_op=nn.InstanceNorm3d,
-        norm_op_kwargs={"eps": 1e-5, "affine": True},
-        nonlin=nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True},
-    )
-    planned.apply(planned.initialize)
-    return planned
+    planned = harness.planned_unet(1, ORGANS + 1, (16, 32, 64))
+    network: nn.Module = planned.apply(planned.initialize)
+    return network

@@ -3,18 +3,19 @@
 A small planned-style U-Net is trained on patches, once for each block and place, and segments unseen volumes.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 from nnunet_locctx.blocks import block_options
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.networks import Fitting, LocatedUNet
-from scripts.benchmarks.harness import Record, describe_machine
+from scripts.benchmarks.harness import Record, describe_machine, save_figure, table
 from scripts.experiments.balls.grid import Experiment, count, dice_cells, grouped, score
 from scripts.experiments.balls.phantom import (
     LOOK_ALIKES,
@@ -103,9 +104,10 @@ def make_network(row: Row, seed: int) -> nn.Module:
     if row.block is None:
         return WithoutLocation(planned)
     fittings = [
-        Fitting(one.block, one.place, {"span": row.span, **one.options} if "span" in taken else one.options)
-        for one in (Fitting(row.block, row.place, row.options), *row.also)
-        for taken in [block_options(one.block, one.place)]
+        replace(fitting, options={"span": row.span, **fitting.options})
+        if "span" in block_options(fitting.block, fitting.place)
+        else fitting
+        for fitting in (Fitting(row.block, row.place, row.options), *row.also)
     ]
     return LocatedUNet(planned, 1, *fittings, patch_size=PHANTOM.patch)
 
@@ -120,14 +122,14 @@ def run(row: Row, seed: int, iterations: int) -> tuple[Record, nn.Module]:
 
 def machine() -> str:
     """What the figures were measured on."""
-    found = describe_machine("cpu")
-    return f"{found['processor']}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
+    processor = describe_machine("cpu")["processor"]
+    return f"{processor}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
 
 
 def write_table(results: list[dict[str, Any]], iterations: int, path: Path) -> None:
     """placement.md: mean over the seeds, their range, size and cost of the block."""
     groups = grouped(results, "row", names(), iterations=iterations)
-    seeds = sorted({one["seed"] for runs in groups.values() for one in runs})
+    seeds = sorted({run["seed"] for runs in groups.values() for run in runs})
     numbers = " ".join(map(str, seeds))
     command = (
         f"python -m scripts.experiments.balls.grid placement --iterations {iterations} --seeds {numbers}"
@@ -150,21 +152,14 @@ def write_table(results: list[dict[str, Any]], iterations: int, path: Path) -> N
         "",
         f"Command: `{command}` (`--rows` chooses some rows). Machine: {machine()}.",
         "",
-        "| block, place, options | Dice | per seed | parameters added |",
-        "|---|---|---|---|",
     ]
-    for name, runs in groups.items():
-        lines.append(f"| {name} | {' | '.join(dice_cells(runs))} | {runs[0]['block_parameters']} |")
-    write_atomically(path, ("\n".join(lines) + "\n").encode())
+    cells = [[name, *dice_cells(runs), runs[0]["block_parameters"]] for name, runs in groups.items()]
+    lines += table(("block, place, options", "Dice", "per seed", "parameters added"), cells)
+    write_atomically(path, "\n".join(lines).encode())
 
 
 def draw(results: list[dict[str, Any]], iterations: int, path: Path) -> None:
     """placement.png: one bar per row, a dot per seed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     colours = {
         None: "#777777",
         "coordconv": "#4477aa",
@@ -173,9 +168,10 @@ def draw(results: list[dict[str, Any]], iterations: int, path: Path) -> None:
         "l2g": "#aa7744",
     }
     groups = grouped(results, "row", names(), iterations=iterations)
-    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.27 * len(groups)), layout="constrained")
+    figure = Figure(figsize=(8, 1.2 + 0.27 * len(groups)), layout="constrained")
+    axes = figure.subplots()
     for height, runs in enumerate(groups.values()):
-        dice = [one["dice"] for one in runs]
+        dice = [run["dice"] for run in runs]
         axes.barh(height, np.mean(dice), color=colours[runs[0]["block"]], alpha=0.75)
         axes.plot(dice, [height] * len(dice), "k.", markersize=4)
     axes.set_yticks(range(len(groups)), list(groups), fontsize=8)
@@ -183,10 +179,7 @@ def draw(results: list[dict[str, Any]], iterations: int, path: Path) -> None:
     axes.set_xlim(0, 1)
     axes.set_xlabel(f"mean Dice on unseen volumes after {iterations} iterations (bar: mean, dots: seeds)")
     axes.grid(axis="x", alpha=0.3)
-    temporary = path.with_suffix(".part.png")
-    figure.savefig(temporary, dpi=120)
-    plt.close(figure)
-    temporary.replace(path)
+    save_figure(figure, path, 120)
 
 
 def experiment() -> Experiment:

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.networks import Fitting
-from scripts.benchmarks.harness import Record
+from scripts.benchmarks.harness import Record, save_figure, table
 from scripts.experiments.balls import placement
-from scripts.experiments.balls.grid import Experiment
+from scripts.experiments.balls.grid import Experiment, dice_cells
 from scripts.experiments.balls.placement import Row
 
 SHIFTS = (0.0, 0.01, 0.05, 0.10, 0.25)
@@ -30,6 +31,7 @@ FREQUENCY = {"encoding": "frequency", "stride": 2}
 FREE: dict[str, Any] = {**FREQUENCY, "bound": 1e6}
 """The prior block with a scale as good as unbounded, which all but the last rows were measured with."""
 RECOMMENDED = "film decoder_inner + prior logits"
+TASKS = ("phantom", "hippocampus")
 HIPPOCAMPUS = 201
 EPOCHS, ITERATIONS = 4, 250
 
@@ -115,11 +117,8 @@ def run_hippocampus(row: Row, seed: int, folder: Path) -> dict[str, Any]:
     if row.block is not None:
         base = LocatedTrainer
         body = {"block": row.block, "also": row.also}
-        plans["configurations"]["patch16"]["location"] = {
-            "place": row.place,
-            "block": row.options,
-            "jitter": row.jitter,
-        }
+        location = {"place": row.place, "block": row.options, "jitter": row.jitter}
+        plans["configurations"]["patch16"]["location"] = location
     trainer_class = type("Candidate", (base,), body)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - nnU-Net draws from the global state
@@ -128,12 +127,8 @@ def run_hippocampus(row: Row, seed: int, folder: Path) -> dict[str, Any]:
     trainer = trainer_class(
         plans, "patch16", 0, load_json(str(preprocessed / "dataset.json")), torch.device("cpu")
     )
-    trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = (
-        EPOCHS,
-        ITERATIONS,
-        1,
-    )
-    trainer.save_every = EPOCHS + 1
+    trainer.num_epochs, trainer.save_every = EPOCHS, EPOCHS + 1
+    trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = ITERATIONS, 1
     trainer.run_training()
     trained = time.perf_counter() - start
     trainer.inference_allowed_mirroring_axes = None  # eight times faster, the same for all
@@ -158,44 +153,40 @@ def write_table(results: list[dict[str, Any]], path: Path) -> None:
         f"{EPOCHS} epochs of {ITERATIONS} iterations of batch 4, nnU-Net's trainer and validation without test-time "
         f"mirroring. Mean foreground Dice, one figure per seed. Machine: {placement.machine()}."
     )
-    lines = [
-        "# Which combination to recommend: results",
-        "",
-        origin,
-        "",
-        setting,
-        "",
-        "| blocks and places | phantom | per seed | Hippocampus | per seed | parameters added (phantom) |",
-        "|---|---|---|---|---|---|",
-    ]
-    shift_lines = [
-        "",
-        "## A location that is wrong along the body axis (phantom, mean over the seeds)",
-        "",
-        "| blocks and places | " + " | ".join(f"{shift:.0%}" for shift in SHIFTS) + " |",
-        "|---" * (len(SHIFTS) + 1) + "|",
-    ]
+    rows, shift_rows = [], []
     for row in candidates():
-        found = {
-            task: sorted(
-                (one for one in results if one["row"] == row.name and one["task"] == task),
-                key=lambda one: one["seed"],
-            )
-            for task in ("phantom", "hippocampus")
-        }
-        if not any(found.values()):
+        by_task = [runs_of(results, row.name, task) for task in TASKS]
+        if not any(by_task):
             continue
-        cells = []
-        for runs in found.values():
-            dice = [one["dice"] for one in runs]
-            cells += [f"{np.mean(dice):.3f}", ", ".join(f"{one:.3f}" for one in dice)] if dice else ["-", "-"]
-        added = found["phantom"][0]["block_parameters"] if found["phantom"] else "-"
-        lines.append(f"| {row.name} | {' | '.join(cells)} | {added} |")
-        runs = [one for one in found["phantom"] if len(one["shifted"]) == len(SHIFTS)]
+        cells = [cell for runs in by_task for cell in (dice_cells(runs, 3) if runs else ["-", "-"])]
+        phantom = by_task[0]
+        rows.append([row.name, *cells, phantom[0]["block_parameters"] if phantom else "-"])
+        runs = [run for run in phantom if len(run["shifted"]) == len(SHIFTS)]
         if runs:
-            curve = [np.mean([one["shifted"][f"{shift:g}"] for one in runs]) for shift in SHIFTS]
-            shift_lines.append(f"| {row.name} | " + " | ".join(f"{value:.2f}" for value in curve) + " |")
-    write_atomically(path, ("\n".join([*lines, *shift_lines]) + "\n").encode())
+            shift_rows.append([row.name, *(f"{value:.2f}" for value in shifted_dice(runs))])
+    heads = (
+        "blocks and places",
+        "phantom",
+        "per seed",
+        "Hippocampus",
+        "per seed",
+        "parameters added (phantom)",
+    )
+    lines = ["# Which combination to recommend: results", "", origin, "", setting, "", *table(heads, rows)]
+    lines += ["## A location that is wrong along the body axis (phantom, mean over the seeds)", ""]
+    lines += table(("blocks and places", *(f"{shift:.0%}" for shift in SHIFTS)), shift_rows)
+    write_atomically(path, "\n".join(lines).encode())
+
+
+def runs_of(results: list[dict[str, Any]], row: str, task: str) -> list[dict[str, Any]]:
+    """The runs of a row on a task, seeds ascending."""
+    runs = [run for run in results if (run["row"], run["task"]) == (row, task)]
+    return sorted(runs, key=lambda run: run["seed"])
+
+
+def shifted_dice(runs: list[dict[str, Any]]) -> list[float]:
+    """Mean Dice over the seeds under every shift."""
+    return [float(np.mean([run["shifted"][f"{shift:g}"] for run in runs])) for shift in SHIFTS]
 
 
 DRAWN = {
@@ -218,17 +209,10 @@ CURVES = {
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
     """recommendation.png: Dice on both tasks, and on the phantom under a wrong location."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    def runs(row: str, task: str) -> list[dict[str, Any]]:
-        return [one for one in results if (one["row"], one["task"]) == (row, task)]
-
-    figure, (tasks, curves) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    tasks, curves = figure.subplots(1, 2)
     for row, (label, colour) in DRAWN.items():
-        points = [[one["dice"] for one in runs(row, task)] for task in ("phantom", "hippocampus")]
+        points = [[run["dice"] for run in runs_of(results, row, task)] for task in TASKS]
         if not all(points):
             continue
         (x, y), (low, high) = (
@@ -240,12 +224,10 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     tasks.set(xlabel="Dice, phantom of balls, 24^3 patches", ylabel="Dice, Hippocampus MR, 16^3 patches")
     tasks.set_title("mean and range over the seeds", fontsize=10)
     for row, (label, style) in CURVES.items():
-        shifted = [one["shifted"] for one in runs(row, "phantom")]
-        if shifted:
-            means = [np.mean([one[f"{shift:g}"] for one in shifted]) for shift in SHIFTS]
-            curves.plot(
-                [100 * shift for shift in SHIFTS], means, style, marker="o", markersize=3, label=label
-            )
+        runs = runs_of(results, row, "phantom")
+        if runs:
+            percent = [100 * shift for shift in SHIFTS]
+            curves.plot(percent, shifted_dice(runs), style, marker="o", markersize=3, label=label)
     curves.set(
         xlabel="error of the location along the body axis, % of the volume",
         ylabel="Dice, phantom",
@@ -255,10 +237,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     for axes in (tasks, curves):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    temporary = path.with_suffix(".part.png")
-    figure.savefig(temporary, dpi=110)
-    plt.close(figure)
-    temporary.replace(path)
+    save_figure(figure, path, 110)
 
 
 def experiment(hippocampus: Path | None) -> Experiment:

@@ -40,7 +40,9 @@ def measure(row: Row, seed: int, iterations: int) -> Record:
     dice = [trained["dice"]]
     if row.block is not None:
         conditions = [(0.0, (BODY_AXIS,)), (0.0, (0, 1, 2)), *((shift, ()) for shift in SHIFTS)]
-        dice += [float(np.mean(PHANTOM.dice_per_organ(network, seed, *one))) for one in conditions]
+        dice += [
+            float(np.mean(PHANTOM.dice_per_organ(network, seed, *condition))) for condition in conditions
+        ]
     return {
         "dice": dice[0],
         "conditions": {name: round(value, 4) for name, value in zip(HEADINGS, dice, strict=False)},
@@ -55,11 +57,11 @@ def write_table(results: list[Record], iterations: int, path: Path) -> None:
     for name, runs in groups.items():
         cells = [name]
         for heading in HEADINGS:
-            dice = [one["conditions"][heading] for one in runs if heading in one["conditions"]]
+            dice = [run["conditions"][heading] for run in runs if heading in run["conditions"]]
             spread = f" ({min(dice):.2f} to {max(dice):.2f})" if len(dice) > 1 else ""
             cells.append(f"{np.mean(dice):.3f}{spread}" if dice else "-")
         lines.append(cells)
-    seeds = sorted({one["seed"] for runs in groups.values() for one in runs})
+    seeds = sorted({run["seed"] for runs in groups.values() for run in runs})
     setting = (
         f"`LocCtxTrainer`'s network on the phantom of balls, {iterations} iterations of batch {PHANTOM.batch}, "
         f"{PHANTOM.patch[0]}^3 patches; mean Dice of the organs over {len(seeds)} seed(s), their range in brackets. "

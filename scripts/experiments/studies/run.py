@@ -1,4 +1,4 @@
-"""Runs one of the example studies from nothing, ends it by force on the way if asked to, and keeps its report.
+"""Runs one of the example studies from nothing, kills it on the way with --kill-after, and keeps its report.
 
     python -m scripts.experiments.studies.run phantom --kill-after 300 600
     python -m scripts.experiments.studies.run hippocampus --data ../shared/data
@@ -9,6 +9,7 @@ start, and the same command is given again. Everything lies in the work folder; 
 run up again. The report goes to NAME beside this script, with run.json, which says how long each start took.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -71,11 +72,9 @@ def run_study(name: str, work: Path, cores: int, kill_after: float | None) -> Re
 def kill_tree(pid: int) -> None:
     """Kills a process and everything it started, at once and without a warning."""
     root = psutil.Process(pid)
-    for one in (root, *root.children(recursive=True)):
-        try:
-            one.kill()
-        except psutil.NoSuchProcess:
-            continue
+    for process in (root, *root.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def keep_report(work: Path, report: Path, target: Path, record: Record, *, scans: bool) -> None:
@@ -132,18 +131,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     work = options.work.resolve() / options.study
     prepare(options.study, work / "nnUNet_raw", options.data)
     starts = work / "starts.json"
-    found = json.loads(starts.read_text()) if starts.exists() else []
-    for limit in [*options.kill_after[len(found) :], None]:
-        found.append(run_study(options.study, work, options.cores, limit))
-        if found[-1]["exit_status"] > 0:
-            return int(found[-1]["exit_status"])  # said why; a killed process has a negative status
-        write_atomically(starts, json.dumps(found).encode())
-        say(f"start {len(found)}: {found[-1]}")
+    runs = json.loads(starts.read_text()) if starts.exists() else []
+    for limit in [*options.kill_after[len(runs) :], None]:
+        runs.append(run_study(options.study, work, options.cores, limit))
+        if runs[-1]["exit_status"] > 0:
+            return int(runs[-1]["exit_status"])  # it printed why; a killed process has a negative status
+        write_atomically(starts, json.dumps(runs).encode())
+        say(f"start {len(runs)}: {runs[-1]}")
     record = {
         "command": f"python -m scripts.experiments.studies.run {options.study}"
         + (f" --kill-after {' '.join(f'{s:g}' for s in options.kill_after)}" if options.kill_after else ""),
-        "starts": found,
-        "minutes": round(sum(one["seconds"] for one in found) / 60, 1),
+        "starts": runs,
+        "minutes": round(sum(run["seconds"] for run in runs) / 60, 1),
         "machine": describe_machine("cpu"),
     }
     target = options.out / options.study

@@ -19,11 +19,12 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from nnunet_locctx.files import write_atomically
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import BodyPartCurve
-from nnunet_locctx.nnunet.data.reading import read_quietly
 from nnunet_locctx.regression.body_part import BodyPartOptions, fit_body_part
 from nnunet_locctx.regression.canonical import to_canonical
+from nnunet_locctx.scan import Scan
 from scripts.benchmarks.harness import (
     OUT_HELP,
     Record,
@@ -31,6 +32,8 @@ from scripts.benchmarks.harness import (
     described_parser,
     destinations,
     replace_section,
+    save_figure,
+    table,
 )
 
 LEVELS = ("vertebrae_S1", "vertebrae_L5", "vertebrae_L4", "vertebrae_L3", "vertebrae_L2", "vertebrae_L1",
@@ -53,24 +56,23 @@ def crop(image: Image, frame: Frame, lower: int, upper: int) -> tuple[Image, Fra
 
 def draw_crops(random: np.random.Generator, slices: int, count: int) -> list[tuple[int, int]]:
     """Slice ranges of random length and place."""
-    found = []
+    ranges = []
     for _ in range(count):
         length = int(np.clip(round(random.uniform(SHORTEST, LONGEST) * slices), 8, slices))
         lower = int(random.integers(0, slices - length + 1))
-        found.append((lower, lower + length))
-    return found
+        ranges.append((lower, lower + length))
+    return ranges
 
 
-def level_heights(folder: Path, reader: str) -> dict[str, float]:
+def level_heights(folder: Path) -> dict[str, float]:
     """Level -> height of its centroid in mm along S."""
     names = json.loads((folder / "dataset.json").read_text())["labels"]
-    label, properties = read_quietly([folder / "labelsTr" / "ct_full.nii.gz"], reader, segmentation=True)
-    frame = Frame.as_read(properties, label.shape[1:])
+    segmentation = Scan.read(folder / "labelsTr" / "ct_full.nii.gz")
     heights = {}
     for name in LEVELS:
-        index = np.argwhere(label[0] == names.get(name, -1))
+        index = np.argwhere(segmentation.labels == names.get(name, -1))
         if len(index):
-            heights[name] = float(frame.millimetres(index.mean(axis=0))[2])
+            heights[name] = float(segmentation.frame.millimetres(index.mean(axis=0))[2])
     return heights
 
 
@@ -82,38 +84,38 @@ def fraction_at(frame: Frame, height: float) -> float:
 
 def measure(data: Path, seed: int) -> Record:
     """Fits on training crops and scores the whole scan and test crops."""
-    folder, reader = data / "Dataset203_TotalSegCT", "SimpleITKIO"
-    image, properties = read_quietly([folder / "imagesTr" / "ct_full_0000.nii.gz"], reader)
-    frame = Frame.as_read(properties, image.shape[1:])
-    heights = level_heights(folder, reader)
+    folder = data / "Dataset203_TotalSegCT"
+    scan = Scan.read(folder / "imagesTr" / "ct_full_0000.nii.gz")
+    image, frame = scan.voxels[0].astype(np.float32), scan.frame
+    heights = level_heights(folder)
     random = np.random.default_rng(seed)
     options = BodyPartOptions(seed=seed)
-    training = draw_crops(random, image.shape[1], TRAINING_CROPS)
+    training = draw_crops(random, len(image), TRAINING_CROPS)
     scans = {
-        f"crop_{number:02d}": to_canonical(*crop(image[0], frame, *ends), options.spacing)
+        f"crop_{number:02d}": to_canonical(*crop(image, frame, *ends), options.spacing)
         for number, ends in enumerate(training)
     }
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as work:
         regressor = fit_body_part(scans, options, Path(work))
     seconds = time.perf_counter() - start
-    whole = regressor.measure(image[0], frame)
+    whole = regressor.measure(image, frame)
     rows: dict[str, dict[str, Any]] = {
         name: {"mm": height, "whole": score(whole, height), "crops": [], "fractions": []}
         for name, height in heights.items()
     }
     problems = []
-    for ends in tqdm(draw_crops(random, image.shape[1], TEST_CROPS), desc="test crops"):
-        part, its_frame = crop(image[0], frame, *ends)
-        found = regressor.measure(part, its_frame)
-        if found.problem:
-            problems.append({"slices": ends, "problem": found.problem})
+    for ends in tqdm(draw_crops(random, len(image), TEST_CROPS), desc="test crops"):
+        part, part_frame = crop(image, frame, *ends)
+        curve = regressor.measure(part, part_frame)
+        if curve.problem:
+            problems.append({"slices": ends, "problem": curve.problem})
             continue
-        half = float(its_frame.extent[2]) / 2
+        half = float(part_frame.extent[2]) / 2
         for name, height in heights.items():
-            if abs(height - float(its_frame.centre[2])) < half:
-                rows[name]["crops"].append(score(found, height))
-                rows[name]["fractions"].append(fraction_at(its_frame, height))
+            if abs(height - float(part_frame.centre[2])) < half:
+                rows[name]["crops"].append(score(curve, height))
+                rows[name]["fractions"].append(fraction_at(part_frame, height))
     return {
         "seed": seed,
         "levels": rows,
@@ -140,13 +142,8 @@ def draw(record: Record, file: Path) -> None:
     left.plot(np.array(record["positions"]) - base, record["scores"], color="tab:blue")
     for name, row in rows.items():
         left.plot(row["mm"] - base, row["whole"], "o", color="tab:red", markersize=4)
-        left.annotate(
-            short(name),
-            (row["mm"] - base, row["whole"]),
-            xytext=(5, -9),
-            textcoords="offset points",
-            fontsize=8,
-        )
+        place = row["mm"] - base, row["whole"]
+        left.annotate(short(name), place, (5, -9), textcoords="offset points", fontsize=8)
     left.set_xlabel(f"mm above {short(min(rows, key=lambda name: rows[name]['mm']))}")
     left.set_ylabel("body part score")
     left.set_title("whole scan")
@@ -163,8 +160,7 @@ def draw(record: Record, file: Path) -> None:
     right.set_title(f"the same level in {TEST_CROPS} fields of view")
     right.legend(loc="lower right", fontsize=8)
     right.grid(alpha=0.3, axis="x")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)
+    save_figure(figure, file, 110)
 
 
 def short(name: str) -> str:
@@ -183,25 +179,25 @@ def report(record: Record) -> str:
         f"whole scan, and {TEST_CROPS} other crops, of which {len(record['problems'])} were refused as",
         "implausible. Spread: largest minus smallest over the crops that show the level, in points of 100.",
         "",
-        "| level | mm along S | score, whole scan | crops | mean score | spread | spread of the voxel fraction |",
-        "|---|---|---|---|---|---|---|",
     ]
+    cells = []
     for name, row in rows.items():
         spreads = [f"{np.ptp(values):.1f}" if values else "-" for values in (row["crops"], row["fractions"])]
         mean = f"{np.mean(row['crops']):.1f}" if row["crops"] else "-"
-        cells = [
-            short(name),
-            f"{row['mm'] - base:.0f}",
-            f"{row['whole']:.1f}",
-            str(len(row["crops"])),
-            mean,
-            *spreads,
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        height, whole = f"{row['mm'] - base:.0f}", f"{row['whole']:.1f}"
+        cells.append([short(name), height, whole, len(row["crops"]), mean, *spreads])
+    heads = (
+        "mm along S",
+        "score, whole scan",
+        "crops",
+        "mean score",
+        "spread",
+        "spread of the voxel fraction",
+    )
+    lines += table(("level", *heads), cells)
     deviations = [abs(value - row["whole"]) for row in rows.values() for value in row["crops"]]
     order = np.array([row["whole"] for row in sorted(rows.values(), key=lambda row: row["mm"])])
     lines += [
-        "",
         f"A level's score in a crop differs from that in the whole scan by {np.median(deviations):.2f} points in the",
         f"median, {np.percentile(deviations, 95):.2f} in 95 % and {max(deviations):.2f} at most. From each level to",
         f"the next the score rises in {int((np.diff(order) > 0).sum())} of {len(order) - 1} steps.",
@@ -223,9 +219,7 @@ def main() -> None:
         if arguments.data is None or not (arguments.data / "Dataset203_TotalSegCT").is_dir():
             raise SystemExit(f"--data must name a folder with Dataset203_TotalSegCT, got {arguments.data}")
         record = measure(arguments.data, arguments.seed)
-        temporary = file.with_suffix(".part")
-        temporary.write_text(json.dumps(record) + "\n")
-        temporary.replace(file)
+        write_atomically(file, (json.dumps(record) + "\n").encode())
     record = json.loads(file.read_text())
     draw(record, folder / "vertebrae.png")
     replace_section(page, BEGIN, END, report(record))

@@ -15,13 +15,13 @@ def test_only_what_may_have_changed_is_read(tmp_path: Path, monkeypatch: pytest.
     for file in files:
         file.write_text(file.name)
     read: list[str] = []
-    digest = digests._digest
+    digest = digests.file_digest
 
     def counted(file: Path) -> str:
         read.append(file.name)
         return digest(file)
 
-    monkeypatch.setattr(digests, "_digest", counted)
+    monkeypatch.setattr(digests, "file_digest", counted)
     record = tmp_path / "folder" / "record.json"
 
     def found() -> dict[str, str]:

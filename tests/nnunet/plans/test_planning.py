@@ -219,7 +219,7 @@ def test_network_options_are_laid_over_the_bases_and_checked(planned: dict[str, 
     found = suitable_trainers(full)
     assert {"UNETRTrainer", "GPEUNETRTrainer"} <= set(found.names)
     assert not {"PriorHeadTrainer", "nnFormerTrainer"} & set(found.names)
-    assert "takes no 'network' options" in found.told()
+    assert "takes no 'network' options" in found.explained()
 
 
 def test_location_of_the_network_decides_between_twins(planned: dict[str, Any]) -> None:
@@ -233,7 +233,7 @@ def test_location_of_the_network_decides_between_twins(planned: dict[str, Any]) 
     ("changes", "words"),
     [
         ({"network": 3}, "network must be a table of options, got 3"),
-        ({"network": {"speed": 1}}, "no trainer takes this configuration.*unknown option 'speed'"),
+        ({"network": {"speed": 1}}, "no trainer takes this configuration.*does not take speed"),
         (
             {"network": {}, "patch_size": [17, 17, 17]},
             "no trainer takes this.*nearest allowed: \\[16, 16, 16\\]",
@@ -305,7 +305,7 @@ def test_networks_without_planned_pooling_keep_their_architecture(planned: dict[
         ({"location": {"colour": 1}}, "does not take colour"),
         ({"location": {"place": "nose"}}, "no block takes these location options.*unknown place 'nose'"),
         ({"location": {"block": {"speed": 1}}}, "no block takes these location options.*speed"),
-        ({"architecture": {"speed": 1}}, "the planned network does not take speed; it takes n_stages"),
+        ({"architecture": {"speed": 1}}, "the planned network does not take speed; allowed: n_stages"),
         (
             {"architecture": {"features_per_stage": [1, 2]}},
             "one entry for each of the network's 5 stages, got \\[1, 2\\]",

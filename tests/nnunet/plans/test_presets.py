@@ -8,7 +8,7 @@ from nnunet_locctx.blocks.gpe import PUBLISHED, PUBLISHED_HASH
 from nnunet_locctx.networks.registry import network_class
 from nnunet_locctx.nnunet.plans.misfits import misfits
 from nnunet_locctx.nnunet.plans.planning import add_configuration, coverage, resolve
-from nnunet_locctx.nnunet.plans.presets import MadeFor, list_presets, load_preset, read_preset
+from nnunet_locctx.nnunet.plans.presets import MadeFor, list_presets, load_preset
 from nnunet_locctx.nnunet.plans.suitability import suitable_trainers
 from nnunet_locctx.nnunet.training.trainers import PNetworkTrainer, UNETRPPTrainer, nnFormerTrainer
 from nnunet_locctx.nnunet.training.whole_network import WholeNetworkTrainer
@@ -36,9 +36,9 @@ def test_every_preset_can_be_planned_and_fits_the_data_it_is_for(name: str, tmp_
 
 def test_small_patches_take_the_dice_of_the_batch() -> None:
     """Dice per patch rewards calling everything background where a patch holds few of the classes."""
-    small = [name for name in list_presets() if max(read_preset(name).get("patch_size", [128])) <= 64]
+    small = [name for name in list_presets() if max(load_preset(name).changes.get("patch_size", [128])) <= 64]
     assert len(small) == 8
-    assert all(read_preset(name)["batch_dice"] is True for name in small)
+    assert all(load_preset(name).changes["batch_dice"] is True for name in small)
 
 
 def test_the_published_presets_are_the_published_forms() -> None:
@@ -46,13 +46,13 @@ def test_the_published_presets_are_the_published_forms() -> None:
         ("gpe_published", {}),
         ("gpe_hash_published", {"encoding": "hash", "hash": PUBLISHED_HASH}),
     ):
-        location = read_preset(name)["location"]
+        location = load_preset(name).changes["location"]
         assert location == {"place": "stages", "block": {**PUBLISHED, "stride": 1, **options}}
-    assert read_preset("gpe_synapse_published")["network"] == {"form": "published"}
-    location = read_preset("coordconv_published")["location"]
+    assert load_preset("gpe_synapse_published").changes["network"] == {"form": "published"}
+    location = load_preset("coordconv_published").changes["location"]
     assert location == {"place": "input", "block": {"encoding": "identity", "zero_init": False}}
     # Hooft et al.: body part scores replace the axial coordinate only
-    location = read_preset("locbam_iso_large_body_part")["location"]
+    location = load_preset("locbam_iso_large_body_part").changes["location"]
     assert location == {"source": "body_part", "cross_section": "scan"}
 
 
@@ -91,7 +91,7 @@ def test_coverage_is_that_of_the_papers_table_2() -> None:
         "median_large": "5.27",
     }
     for row, percent in printed.items():
-        made = add_configuration(base, "3d_fullres", row, **read_preset(f"locbam_{row}"))
+        made = add_configuration(base, "3d_fullres", row, **load_preset(f"locbam_{row}").changes)
         assert f"{100 * coverage(resolve(made, row)).patch_to_volume:.2f}" == percent
 
 
@@ -99,14 +99,14 @@ def test_own_preset(tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
     content = {"batch_size": 3, "description": "mine", "made_for": {"modality": "MR", "trainers": ["A"]}}
     file.write_text(json.dumps(content))
-    assert read_preset(str(file)) == {"batch_size": 3}
+    assert load_preset(str(file)).changes == {"batch_size": 3}
     assert load_preset(str(file)).made_for == MadeFor(modality="MR", trainers=("A",))
     assert load_preset(str(file)).name == "mine"
 
 
 def test_unknown_preset_lists_the_known() -> None:
     with pytest.raises(ValueError, match=r"no preset or file 'huge'; there are .*patch16, patch32"):
-        read_preset("huge")
+        load_preset("huge")
 
 
 @pytest.mark.parametrize(
@@ -116,11 +116,11 @@ def test_unknown_preset_lists_the_known() -> None:
         ("3", "must hold an object, got int"),
         ('{"speed": 1}', "does not take speed; allowed: desc"),
         ('{"made_for": 3}', "made_for must be an object, got 3"),
-        ('{"made_for": {"colour": 1}}', "does not take made_for.colour; allowed: modality"),
+        ('{"made_for": {"colour": 1}}', "made_for of the preset .* does not take colour; allowed: modality"),
         ('{"made_for": {"modality": "US"}}', "made_for.modality must be one of CT, MR, got 'US'"),
     ],
 )
 def test_files_that_are_no_presets(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / "p.json").write_text(content)
     with pytest.raises(ValueError, match=words):
-        read_preset(str(tmp_path / "p.json"))
+        load_preset(str(tmp_path / "p.json"))

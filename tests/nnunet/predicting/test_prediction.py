@@ -39,7 +39,6 @@ def test_a_prepared_scan_says_where_it_lies(image: Path, folder: Path) -> None:
     assert (model.fold, model.checkpoint, model.channels) == ("0", "checkpoint_final.pth", 1)
     assert model.source == VoxelSource()
     scan = model.prepare([image])
-    assert scan.seg is None
     assert scan.measured is None
     np.testing.assert_array_equal(scan.location, model.field(scan).box((0, 0, 0), (8, 7, 6)))
     np.testing.assert_array_equal(model.labels(scan.data) == 1, scan.location[2] > 0)
@@ -111,5 +110,5 @@ def test_devices_that_are_not_there(folder: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ValueError, match="torch knows no device 'moon'; use cpu, cuda or cuda:N"):
         load_located_model(folder, device="moon")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ValueError, match="'cuda:1' was asked for, but torch finds no GPU"):
+    with pytest.raises(ValueError, match="'cuda:1' is named, but torch finds no GPU"):
         load_located_model(folder, device="cuda:1")

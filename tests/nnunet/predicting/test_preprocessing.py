@@ -20,13 +20,14 @@ from nnunet_locctx.location import MILLIMETRES_PER_UNIT, AnatomicalMap, Training
 from nnunet_locctx.nnunet.predicting.location_file import RECORD
 from nnunet_locctx.nnunet.predicting.preprocessing import (
     LocatedConfiguration,
-    LocatedPreprocessor,
     locate,
     located_preprocessor,
 )
 from tests.broken_files import BROKEN
 from tests.geometry_cases import PERMUTATIONS, rotation, sitk_properties
 from tests.nnunet.small_plans import configuration, plans
+
+LocatedPreprocessor = located_preprocessor(DefaultPreprocessor)
 
 LIFT = 1000.0
 """Added to the intensities, so that no voxel of the body is cropped as zero."""

@@ -44,7 +44,7 @@ def small(name: str) -> dict[str, Any]:
     ("changes", "message"),
     [
         ({"patch_size": [40, 40, 40]}, r"patch_size \[40, 40, 40\] does not fit .*; nearest allowed: \["),
-        ({"network": {"colour": 1}}, r"unknown option 'colour' for network '.*'; allowed are "),
+        ({"network": {"colour": 1}}, r"network '.*' does not take colour; allowed: "),
         ({"network": [1]}, r"'network' key must be a table of options, got \[1\]"),
         ({"location": {"place": "decoder"}}, r"location\.place is for trainers that fit a block"),
         ({"location": {"block": {"bands": 3}}}, r"location\.block is for trainers that fit a block"),
