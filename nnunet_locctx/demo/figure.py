@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nnunet_locctx.evaluation.classes import find_pairs
 from nnunet_locctx.files import replacing
 from nnunet_locctx.location import make_source
 from nnunet_locctx.phantoms.twin_organs import ORGANS
 from nnunet_locctx.scan import Scan
-from nnunet_locctx.viewing import CORONAL, SOFT_TISSUE, Slice, clear
-
-COLOURS = ["#fee08b", "#91d1f7", "#f46d43", "#3f7fd0", "#a50026", "#253494"]
-"""Colours of the organs: left in warm, right in cold colours; the level by lightness."""
+from nnunet_locctx.viewing import CORONAL, SOFT_TISSUE, Slice, class_colours, clear
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -112,7 +110,8 @@ def plot_rows(rows: Sequence[Row], file: Path) -> None:
     titles = ["scan", *rows[0].segmentations, "location"]
     figure = Figure(figsize=(2.6 * len(titles), 2.6 * len(rows) + 0.9), layout="constrained")
     panels = figure.subplots(len(rows), len(titles), squeeze=False)
-    palette = ListedColormap(COLOURS)
+    colours = class_colours(list(ORGANS), find_pairs(list(ORGANS)))
+    palette = ListedColormap(list(colours.values()))
     for line, row in zip(panels, rows, strict=True):
         for panel, title in zip(line, titles, strict=True):
             clear(panel, spines=False)
@@ -124,16 +123,13 @@ def plot_rows(rows: Sequence[Row], file: Path) -> None:
             if title in row.segmentations:
                 labels = row.segmentations[title]
                 shown = np.ma.masked_equal(labels, 0)
-                panel.imshow(shown, cmap=palette, vmin=0.5, vmax=len(COLOURS) + 0.5, alpha=0.8, **view)
+                panel.imshow(shown, cmap=palette, vmin=0.5, vmax=len(colours) + 0.5, alpha=0.8, **view)
         line[0].set_ylabel(row.name)
     for panel, title in zip(panels[0], titles, strict=True):
         panel.set_title("location as colour" if title == "location" else title)
     panels[-1][0].set_xlabel("coronal; patient's right is left")
     panels[-1][-1].set_xlabel("red: to the right, green: to anterior,\nblue: to superior")
-    patches = [
-        Patch(color=colour, label=name.replace("_", " "))
-        for name, colour in zip(ORGANS, COLOURS, strict=True)
-    ]
+    patches = [Patch(color=colour, label=name.replace("_", " ")) for name, colour in colours.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False)
     with replacing(file) as draft:
         figure.savefig(draft, dpi=110)

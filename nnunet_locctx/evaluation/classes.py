@@ -67,6 +67,20 @@ class Classes:
         }
 
 
+def value_names(labels: Mapping[str, Any]) -> dict[int, str]:
+    """Value in a label file -> name of its class, without the background, in the order of dataset.json.
+
+    A value of several regions is called by the smallest, which says most.
+    """
+    regions = {name: label if isinstance(label, list | tuple) else [label] for name, label in labels.items()}
+    names: dict[int, str] = {}
+    for name in sorted(regions, key=lambda name: len(regions[name])):
+        for value in regions[name]:
+            names.setdefault(int(value), name)
+    names.pop(0, None)
+    return names
+
+
 def find_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
     """The (left, right) classes whose names differ in one word for the side alone.
 

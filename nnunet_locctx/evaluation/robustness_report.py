@@ -19,7 +19,7 @@ NAMES = ("robustness.md", "robustness.csv", "robustness.json", "robustness.png")
 KIND_WORDS = {
     "shift": "Location shifted by a constant",
     "noise": "Location off by a Gaussian error per slice (amount: its standard deviation)",
-    "unknown": "Location unknown (NaN), whatever the amount",
+    "unknown": "Location unknown (NaN)",
 }
 SIGN_WORDS = {"both": "mean of both directions", "plus": "towards +", "minus": "towards -"}
 
@@ -106,12 +106,17 @@ def to_markdown(points: pd.DataFrame, settings: Mapping[str, Any]) -> str:
     ]
     for kind in points.index.unique("kind"):
         table = points["dice"].xs(kind, level="kind").unstack("percent", sort=False)
+        amounts = [f"{amount:g} %" for amount in table.columns]
+        if kind == "unknown":  # the same, whatever the amount
+            wrong = [amount for amount in table.columns if amount > 0]
+            table = table.drop(columns=wrong[1:])
+            amounts = ["unknown" if amount in wrong else f"{amount:g} %" for amount in table.columns]
         direction = f", {SIGN_WORDS[settings['sign']]}" if kind == "shift" else ""
         lines += [
             "",
             f"{KIND_WORDS[kind]}{direction}:",
             "",
-            f"| model | error | {' | '.join(f'{amount:g} %' for amount in table.columns)} |",
+            f"| model | error | {' | '.join(amounts)} |",
             "|---|---|" + "---:|" * len(table.columns),
         ]
         for (name, axes), values in table.iterrows():

@@ -21,6 +21,7 @@ from nnunet_locctx.report.cases import (
     draw_overlays,
     enlarged,
     label_colours,
+    of_first_seed,
     outline,
 )
 from nnunet_locctx.report.document import Browser, count, data_url, percent
@@ -47,13 +48,13 @@ def build_browser(study: Results, presets: Sequence[PresetCases]) -> Browser | N
     colours = {label: (name, to_hex(colour)) for label, (name, colour) in label_colours(study).items()}
     room = MOST_BYTES // len(shown)
     content: dict[str, Any] = {
-        "labels": list(map(list, colours.values())),
+        "labels": list(map(list, dict.fromkeys(colours.values()))),
         "swapped": SWAPPED,
         "presets": [_preset(study, one, colours, room) for one in shown],
     }
     caption = (
         "Validation cases, the leading method's worst first. Filled: truth and predictions; white lines: the truth; "
-        "below each: the case's mean foreground Dice in 3D."
+        f"below each: the case's mean foreground Dice in 3D.{of_first_seed(study)}"
     )
     if study.pairs:
         caption += " Voxels of a left or right class that are predicted as the other side stand out in pink."
@@ -70,7 +71,7 @@ def build_browser(study: Results, presets: Sequence[PresetCases]) -> Browser | N
 def _preset(
     study: Results, cases: PresetCases, colours: Mapping[int, tuple[str, str]], room: int
 ) -> dict[str, Any]:
-    runs = {method: study.scores_of(study.find(method, cases.preset)) for method in cases.methods}
+    runs = {method: study.first_scores_of(study.find(method, cases.preset)) for method in cases.methods}
     swaps = pd.DataFrame({name: by_case(scores, "swap_rate").mean(axis=1) for name, scores in runs.items()})
     entries: list[dict[str, Any]] = []
     for key, slices in cases.slices.items():

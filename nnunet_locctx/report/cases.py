@@ -4,19 +4,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.colors import to_rgba
 from matplotlib.patches import Patch
 
-from nnunet_locctx.evaluation.robustness_figure import COLOURS
+from nnunet_locctx.evaluation.classes import find_pairs, value_names
 from nnunet_locctx.report.case_images import CaseSlices, read_case
 from nnunet_locctx.report.document import Figure, percent, slug
 from nnunet_locctx.report.results import Results
 from nnunet_locctx.report.statistics import by_case
 from nnunet_locctx.report.style import WIDTH, new_figure, to_svg
+from nnunet_locctx.viewing import class_colours
 
 Key = tuple[int, str]
 """Fold and name of a case."""
@@ -30,8 +30,6 @@ MOST_CASES = 8
 """Of a preset that are read, besides those of the figure: the leader's worst."""
 
 LONGEST_LEGEND = 24
-DISTINCT = 20
-"""Colours, if there are more labels than Okabe and Ito's."""
 
 
 def choose_cases(dice: pd.DataFrame, leader: str, base: str | None) -> dict[Key, str]:
@@ -101,7 +99,7 @@ def read_cases(study: Results, rows: pd.DataFrame, preset: str) -> PresetCases |
     leader = (others if len(others) else chosen)["method"].iloc[0]
     base = study.baseline if has_base and leader != study.baseline else None
     dice = pd.DataFrame(
-        {one.method: by_case(study.scores_of(one.run)).mean(axis=1) for one in chosen.itertuples()}
+        {one.method: by_case(study.first_scores_of(one.run)).mean(axis=1) for one in chosen.itertuples()}
     )
     # the baseline, the leader and the next best
     best = [study.baseline, *others["method"].head(MOST_COLUMNS - has_base)]
@@ -134,15 +132,20 @@ def draw_overlays(study: Results, cases: PresetCases) -> Figure | None:
     caption = (
         f"{cases.preset}: validation cases chosen by Dice, from the top: {order}. Each in the slice with the most "
         "true foreground, cropped to what is labelled or predicted. Filled: truth (left) and "
-        "predictions; white lines: the truth. Below: the case's mean foreground Dice in 3D."
+        f"predictions; white lines: the truth. Below: the case's mean foreground Dice in 3D.{of_first_seed(study)}"
     )
-    if len(label_colours(study)) > DISTINCT:
-        caption += " Colours repeat: there are more labels than colours."
     if slices[0][1].letters:
         caption += " Seen as radiologists do: the patient's right is at the left."
     svg = _draw(study, cases.methods, slices, cases.dice)
     found = [f"{piece.case}: {dice_words(cases, key)}" for key, piece, _ in slices]
     return Figure(f"cases_{slug(cases.preset)}", svg, caption, f"Dice at {cases.preset}. {'; '.join(found)}.")
+
+
+def of_first_seed(study: Results) -> str:
+    """A sentence for captions, where there are several seeds: pictures cannot be a mean."""
+    if len(study.seeds) == 1:
+        return ""
+    return f" Predictions and Dice are those of seed {study.seeds[0]}, the first of {len(study.seeds)}."
 
 
 def dice_words(cases: PresetCases, key: Key) -> str:
@@ -151,16 +154,11 @@ def dice_words(cases: PresetCases, key: Key) -> str:
 
 
 def label_colours(study: Results) -> dict[int, tuple[str, Any]]:
-    """Label -> its name and colour; the label of a region that overlaps others is named by its number."""
-    names: dict[int, str] = {}
-    for name, label in (study.settings.get("labels") or {}).items():
-        parts = label if isinstance(label, list | tuple) else [label]
-        if name != "ignore":
-            names |= {int(one): name if len(parts) == 1 else f"label {one}" for one in parts}
-    numbers = sorted(number for number in names if number > 0)
-    many = mpl.colormaps["tab20"].colors  # type: ignore[attr-defined]
-    palette = COLOURS[:-1] if len(numbers) < len(COLOURS) else many
-    return {number: (names[number], palette[place % len(palette)]) for place, number in enumerate(numbers)}
+    """Label -> its name and colour, the same in all pictures of the dataset."""
+    names = value_names(study.settings.get("labels") or {})
+    distinct = list(dict.fromkeys(names.values()))
+    colours = class_colours(distinct, find_pairs(distinct))
+    return {number: (name, colours[name]) for number, name in sorted(names.items()) if name != "ignore"}
 
 
 def _draw(
@@ -204,7 +202,7 @@ def _shown(
     ]
     voxels = pd.Series(np.concatenate([plane.ravel() for plane in planes])).value_counts()
     kept = voxels[voxels.index.isin(list(colours))].nlargest(LONGEST_LEGEND).index
-    return [value for label, value in colours.items() if label in kept]
+    return list(dict.fromkeys(value for label, value in colours.items() if label in kept))
 
 
 def _paint(

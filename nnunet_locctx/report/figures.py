@@ -90,8 +90,8 @@ def draw_coverage(study: Results, rows: pd.DataFrame) -> Figure | None:
         svg,
         f"Gain in mean foreground Dice over {study.baselines} against the share of the median volume that one "
         "patch covers; a point per preset, joined per method. Lines: 95% bootstrap intervals over up to "
-        f"{count(chosen['pairs'].max(), 'validation case')}. Points of one preset are moved apart by a few percent "
-        f"to be seen.{paper}",
+        f"{count(chosen['pairs'].max(), 'validation case')}{study.mean_of_seeds}. Points of one preset are moved "
+        f"apart by a few percent to be seen.{paper}",
         f"Gain over {study.baselines} in points of Dice. " + _of_each(chosen, "preset"),
     )
 
@@ -184,8 +184,9 @@ def _draw_curves(study: Results, presets: Sequence[str], key: str) -> Figure:
             for run in study.runs_at(presets[column]).itertuples():
                 colour, _, stroke = look[run.method]
                 # missing values are gaps
-                mine = epochs[epochs["run"] == run.Index].drop_duplicates(["fold", "epoch"], keep="last")
-                table = mine.pivot(index="epoch", columns="fold", values=SERIES[row])
+                mine = epochs[epochs["run"] == run.Index]
+                mine = mine.drop_duplicates(["seed", "fold", "epoch"], keep="last")
+                table = mine.pivot(index="epoch", columns=["seed", "fold"], values=SERIES[row])
                 marker = "o" if len(table) == 1 else None
                 if table.shape[1] > 1:
                     thin: Any = {"linewidth": 0.5, "alpha": 0.45, "marker": marker, "markersize": 2}
@@ -204,16 +205,16 @@ def _draw_curves(study: Results, presets: Sequence[str], key: str) -> Figure:
         strokes = {name: Line2D([], [], color=look[name][0], linestyle=look[name][2]) for name in methods}
         legend_below(figure, list(strokes.values()), list(strokes))
         svg = to_svg(figure)
-    folds = int(trainings.groupby("run").size().max())
-    last = (
-        epochs.dropna(subset="pseudo_dice").sort_values("epoch").groupby(["run", "fold"]).tail(1).sort_index()
-    )
+    folds = int(trainings.groupby(["run", "seed"]).size().max())
+    last = epochs.dropna(subset="pseudo_dice").sort_values("epoch")
+    last = last.groupby(["run", "seed", "fold"]).tail(1).sort_index()
     last = last.groupby(["preset", "method"], sort=False)["pseudo_dice"].mean().reset_index()
+    of_seeds = f" of each of {len(study.seeds)} seeds" if len(study.seeds) > 1 else ""
     return Figure(
         key,
         svg,
         "Training and validation loss and nnU-Net's pseudo Dice (mean over the classes) by epoch. Thin "
-        f"lines: the folds (up to {count(folds, 'fold')}); thick: their mean. The pseudo Dice is measured on "
+        f"lines: the folds (up to {count(folds, 'fold')}{of_seeds}); thick: their mean. The pseudo Dice is measured on "
         "random validation patches, so patches of different sizes are not comparable.",
         "Pseudo Dice in the last epoch in %. " + _of_each(last, "preset", "pseudo_dice"),
     )
@@ -277,9 +278,9 @@ def draw_location(study: Results, points: pd.DataFrame) -> Figure | None:
         svg,
         f"Foreground Dice when the location is wrong by up to {points['percent'].max():g}% of the axis: shifted by a "
         "constant (mean of both directions), or off by a Gaussian error per slice, on up to "
-        f"{count(points['cases'].max(), 'validation case')} of the first fold; a column per source of the location. "
-        f"Dashed: {study.baseline} on the same cases, from the validation (with mirroring, if the trainer mirrors; the "
-        "curves are without).",
+        f"{count(points['cases'].max(), 'validation case')} of the first fold{study.mean_of_seeds}; a column per "
+        f"source of the location. Dashed: {study.baseline} on the same cases, from the validation (with mirroring, if "
+        "the trainer mirrors; the curves are without).",
         _falls(points),
     )
 
@@ -290,7 +291,8 @@ def _falls(points: pd.DataFrame) -> str:
     for (method, kind, preset), curve in points.groupby(["method", "kind", "preset"], sort=False):
         ends = curve.sort_values("percent").iloc[[0, -1]]
         (start, end), amount = (percent(dice, 1) for dice in ends["dice"]), ends["percent"].iloc[-1]
-        words.append(f"{method} at {preset}: {start}% Dice, {end}% with {amount:g}% {kind}")
+        error = "the location unknown" if kind == "unknown" else f"{amount:g}% {kind}"
+        words.append(f"{method} at {preset}: {start}% Dice, {end}% with {error}")
     return "; ".join(words) + "."
 
 

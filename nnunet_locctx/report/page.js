@@ -87,6 +87,8 @@ function filterTable(table, names, chosen) {
       if (names.classes.includes(head)) row.cells[column].hidden = !chosen.classes.has(head);
     });
   }
+  const kept = [...table.tHead.rows[0].cells].filter(cell => !cell.hidden);
+  table.style.setProperty("--columns", kept.length);  // wide tables are printed with columns as rows
 }
 
 function makeBrowser(content) {

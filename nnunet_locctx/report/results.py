@@ -39,17 +39,20 @@ class Results:
             is compared with; None: the baseline).
         presets: By name, in the study's order: description, patch_size (voxels), batch_size, spacing (mm), median_size
             (voxels), coverage (patch over median volume, a fraction); axes in array order, None if unknown.
-        runs: One method at one preset. By name, in the order of presets, then methods: method, preset, trainer, plans,
-            configuration, model (nnU-Net's folder of the trained model).
+        runs: One method at one preset. By name of the first seed's run, in the order of presets, then methods: method,
+            preset, trainer, plans, configuration, model (nnU-Net's folder of the first seed's trained model).
         folds: Numbers of the folds.
+        seeds: Of the trainings, the study's first one first.
         scores: What `locctx evaluate` measured. A row per part (:data:`VALIDATION`, :data:`TEST`, or one of
             :data:`POSTPROCESSINGS`: the validation cases after it), run, case and class; the columns part, run, preset,
             method, fold, case, class and :data:`METRICS`, NaN where undefined. Every case has every class of its
-            evaluation, and the background, of which only the papers' measures are known, if any.
-        trainings: A row per run and fold: run, fold, seconds, parameters, epochs (their number), device.
-        epochs: A row per run, fold and epoch: run, preset, method, fold, epoch and :data:`SERIES`, the pseudo Dice as
-            the mean over the classes that have one.
-        robustness: Run -> robustness.json.
+            evaluation, and the background, of which only the papers' measures are known, if any. Of several seeds the
+            mean over those in which a measure is defined.
+        seed_scores: The same of each seed, with the column seed.
+        trainings: A row per run, seed and fold: run, seed, fold, seconds, parameters, epochs (their number), device.
+        epochs: A row per run, seed, fold and epoch: run, preset, method, seed, fold, epoch and :data:`SERIES`, the
+            pseudo Dice as the mean over the classes that have one.
+        robustness: Run -> robustness.json; of several seeds the first one's, with the mean at each point.
         definitions: Metric -> what it is, as the evaluation states it.
         evaluation: Settings of the evaluation.
         pairs: Left and right classes.
@@ -63,7 +66,9 @@ class Results:
     presets: pd.DataFrame
     runs: pd.DataFrame
     folds: tuple[int, ...]
+    seeds: tuple[int, ...]
     scores: pd.DataFrame
+    seed_scores: pd.DataFrame
     trainings: pd.DataFrame
     epochs: pd.DataFrame
     robustness: Mapping[str, Mapping[str, Any]]
@@ -95,6 +100,11 @@ class Results:
         return f"gain over {self.baseline if self.baselines == self.baseline else 'its baseline'}, points of Dice"
 
     @property
+    def mean_of_seeds(self) -> str:
+        """What to add to a caption where there are several seeds."""
+        return f", mean of {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
+
+    @property
     def dataset(self) -> str:
         """Name of the dataset."""
         return str(self.settings["dataset"]["name"])
@@ -112,9 +122,15 @@ class Results:
         """The rows of one run; none if they are not there (yet)."""
         return self.scores[(self.scores["run"] == run) & (self.scores["part"] == part)]
 
-    def foreground_scores(self, *parts: str) -> pd.DataFrame:
-        """The rows of these parts, without the background."""
-        return self.scores[self.scores["part"].isin(parts) & (self.scores["class"] != BACKGROUND)]
+    def first_scores_of(self, run: str | None) -> pd.DataFrame:
+        """The first seed's rows of the validation cases of one run."""
+        rows = self.seed_scores
+        return rows[(rows["run"] == run) & (rows["part"] == VALIDATION) & (rows["seed"] == self.seeds[0])]
+
+    def foreground_scores(self, *parts: str, each_seed: bool = False) -> pd.DataFrame:
+        """The rows of these parts, without the background; of each seed, or the mean over the seeds."""
+        rows = self.seed_scores if each_seed else self.scores
+        return rows[rows["part"].isin(parts) & (rows["class"] != BACKGROUND)]
 
 
 def load_study(work: Path) -> Results:
@@ -132,18 +148,23 @@ def load_study(work: Path) -> Results:
     methods = _frame(settings["methods"], ["name", "trainer", "source", "options", "against"])
     methods = methods.sort_values("name", key=lambda name: name != settings["baseline"], kind="stable")
     methods = methods.set_index("name")
-    runs = _frame(settings["runs"], ["run", "method", "preset", "trainer", "plans", "configuration", "model"])
+    seeds = tuple(settings.get("seeds") or [settings.get("seed", "unknown")])
+    names = ["run", "method", "preset", "seed", "trainer", "plans", "configuration", "model"]
+    every = _frame([{"seed": seeds[0], **run} for run in settings["runs"]], names)
     order = {"preset": presets.index, "method": methods.index}
-    runs = runs.set_index("run").sort_values(
+    every = every.set_index("run", drop=False).sort_values(
         [*order], key=lambda names: names.map(pd.Series(range(len(order[names.name])), order[names.name]))
     )
+    every["first"] = every.groupby([*order], sort=False)["run"].transform("first")
+    runs = every[every["run"] == every["first"]].drop(columns=["run", "seed", "first"])
     folds = tuple(int(fold) for fold in settings["folds"])
     reader = _Reader(work, settings)
-    for run in runs.itertuples():
+    for run in every.itertuples():
         reader.read_run(run, folds, located=methods["source"].get(run.method) is not None)
+    scores = pd.concat(reader.scores[1:] or reader.scores, ignore_index=True)
     failures = reader.read_failures()
     evaluation = next(iter(reader.evaluations), {})
-    training = ["run", "fold", "seconds", "parameters", "epochs", "device"]
+    training = ["run", "seed", "fold", "seconds", "parameters", "epochs", "device"]
     return Results(
         folder=work,
         settings=settings,
@@ -151,10 +172,14 @@ def load_study(work: Path) -> Results:
         presets=presets,
         runs=runs,
         folds=folds,
-        scores=pd.concat(reader.scores[1:] or reader.scores, ignore_index=True),
+        seeds=seeds,
+        scores=_mean_of_seeds(scores, seeds),
+        seed_scores=scores,
         trainings=pd.DataFrame(reader.trainings, columns=training),
-        epochs=pd.DataFrame(reader.epochs, columns=["run", "preset", "method", "fold", "epoch", *SERIES]),
-        robustness=reader.robustness,
+        epochs=pd.DataFrame(
+            reader.epochs, columns=["run", "preset", "method", "seed", "fold", "epoch", *SERIES]
+        ),
+        robustness={run: _mean_robustness(contents) for run, contents in reader.robustness.items()},
         definitions=evaluation.get("definitions", {}),
         evaluation=evaluation.get("settings", {}),
         pairs=evaluation.get("pairs", ()),
@@ -170,10 +195,10 @@ class _Reader:
         self.folder = folder
         self.missing: list[tuple[str, str, str, str]] = []
         self.evaluations: list[Mapping[str, Any]] = []
-        self.scores = [pd.DataFrame(columns=[*RUN_KEYS, *CASE_KEYS, *METRICS])]
+        self.scores = [pd.DataFrame(columns=[*RUN_KEYS, "seed", *CASE_KEYS, *METRICS])]
         self.trainings: list[dict[str, Any]] = []
         self.epochs: list[dict[str, Any]] = []
-        self.robustness: dict[str, Mapping[str, Any]] = {}
+        self.robustness: dict[str, list[Mapping[str, Any]]] = {}
         labels = Path(str(settings["dataset"].get("raw", ""))) / "labelsTs"
         self._tested = bool(settings.get("test_cases")) and labels.is_dir()
         self._postprocessed = settings.get("postprocessing") or ()
@@ -185,7 +210,7 @@ class _Reader:
         }
 
     def read_run(self, run: Any, folds: Sequence[int], *, located: bool) -> None:
-        """Reads everything of a run, a row of :attr:`Results.runs`."""
+        """Reads everything of a run of one seed; `run.first` is the name of the first seed's."""
         name, place = run.Index, f"runs/{run.Index}"
         evaluations: dict[int | None, Mapping[str, Any]] = {}
         for fold in folds:
@@ -211,7 +236,7 @@ class _Reader:
         needed = located and run.preset in self._shifted
         found = self._read(f"{place}/robustness/robustness.json", name, "", "robustness", needed=needed)
         if found:
-            self.robustness[name] = found
+            self.robustness.setdefault(run.first, []).append(found)
 
     def read_failures(self) -> pd.DataFrame:
         """The jobs that failed."""
@@ -255,18 +280,19 @@ class _Reader:
             frame.drop_duplicates(CASE_KEYS, keep="last"), how="left", on=CASE_KEYS
         )
         frame[METRICS] = frame[METRICS].apply(_finite)
-        names = {"part": part, "run": run.Index, "preset": run.preset, "method": run.method}
-        self.scores.append(frame.assign(**names)[[*RUN_KEYS, *CASE_KEYS, *METRICS]])
+        names = {"part": part, "run": run.first, "preset": run.preset, "method": run.method, "seed": run.seed}
+        self.scores.append(frame.assign(**names)[[*RUN_KEYS, "seed", *CASE_KEYS, *METRICS]])
 
     def _add_training(self, run: Any, fold: int, content: Mapping[str, Any]) -> None:
         epochs = content.get("epochs") or ()
-        names = {"run": run.Index, "preset": run.preset, "method": run.method, "fold": fold}
+        names = {"run": run.first, "preset": run.preset, "method": run.method, "seed": run.seed, "fold": fold}
         for place, entry in enumerate(epochs):
             values = {name: _known_mean(entry.get(name)) for name in SERIES}
             self.epochs.append({**names, "epoch": int(entry.get("epoch", place)), **values})
         self.trainings.append(
             {
-                "run": run.Index,
+                "run": run.first,
+                "seed": run.seed,
                 "fold": fold,
                 "seconds": _known_mean(content.get("seconds")),
                 "parameters": content.get("parameters") or None,
@@ -274,6 +300,25 @@ class _Reader:
                 "device": str(content.get("gpu") or content.get("device") or "?"),
             }
         )
+
+
+def _mean_of_seeds(scores: pd.DataFrame, seeds: Sequence[int]) -> pd.DataFrame:
+    """Of each case and class the mean over the seeds in which a measure is defined."""
+    if len(seeds) == 1:
+        return scores.drop(columns="seed")
+    return scores.groupby([*RUN_KEYS, *CASE_KEYS], sort=False, as_index=False)[METRICS].mean()
+
+
+def _mean_robustness(contents: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The first seed's robustness.json, with the mean over all seeds at each point."""
+    if len(contents) == 1:
+        return contents[0]
+    points = pd.DataFrame([point for one in contents for point in one.get("points") or ()])
+    numbers = {"dice": "mean", "deviation": "mean", "cases": "max"}
+    points = points.astype({"dice": float, "deviation": float})
+    mean = points.groupby(["model", "kind", "axes", "percent"], sort=False, as_index=False).agg(numbers)
+    rows = mean.astype(object).where(mean.notna(), None).to_dict("records")
+    return {**contents[0], "points": rows}
 
 
 def _read_settings(work: Path) -> dict[str, Any]:

@@ -74,7 +74,9 @@ def write_report(work: Path, output: Path | None = None, *, progress: bool = Fal
         document = build_document(study, step)
     further = {}
     for part, name in ((VALIDATION, "cases.csv"), (TEST, "test_cases.csv")):
-        rows = study.foreground_scores(part)[["preset", "method", *CASE_KEYS, *METRICS]]
+        seed = ["seed"] if len(study.seeds) > 1 else []
+        rows = study.foreground_scores(part, each_seed=True)
+        rows = rows[["preset", "method", *seed, *CASE_KEYS, *METRICS]]
         if len(rows):
             fold = rows["fold"].where(rows["fold"] != NO_FOLD).astype("Int64")
             further[name] = to_csv(rows.assign(fold=fold)).encode()
@@ -126,7 +128,8 @@ def summary(study: Results, rows: pd.DataFrame) -> list[Block]:
     validated = study.scores.loc[study.scores["part"] == VALIDATION, "case"].nunique()
     text = (
         f"{count(len(study.methods), 'method')} at {count(len(study.presets), 'preset')}, "
-        f"{count(len(study.folds), 'fold')}, 1 seed, {count(validated, 'validation case')} with results"
+        f"{count(len(study.folds), 'fold')}, {count(len(study.seeds), 'seed')}, "
+        f"{count(validated, 'validation case')} with results"
     )
     if study.settings.get("epochs"):
         iterations = study.settings.get("iterations_per_epoch", 250)
@@ -154,7 +157,7 @@ def validation(study: Results, rows: pd.DataFrame) -> list[Block | None]:
     if rows.empty:
         return []
     folds = f"{count(len(study.folds), 'fold')} pooled" if len(study.folds) > 1 else f"fold {study.folds[0]}"
-    cases = f"validation cases of {folds}"
+    cases = f"validation cases of {folds}{study.mean_of_seeds}"
     blocks: list[Block | None] = [
         tables.overview(study, rows, "overview", cases),
         tables.comparison_table(study, rows, "comparison", cases),
@@ -171,7 +174,7 @@ def test_cases(study: Results, rows: pd.DataFrame) -> list[Block]:
     """The results on the test cases."""
     if rows.empty:
         return []
-    cases = "test cases, ensemble of the folds"
+    cases = f"test cases, ensemble of the folds{study.mean_of_seeds}"
     return [
         tables.overview(study, rows, "test_overview", cases),
         tables.comparison_table(study, rows, "test_comparison", cases),
@@ -222,7 +225,7 @@ def settings(study: Results) -> list[Block]:
         f"labels: {_words(chosen.get('labels'))}",
         f"folds: {', '.join(map(str, study.folds))}",
         f"epochs: {chosen.get('epochs', 'unknown')} of {chosen.get('iterations_per_epoch', 250)} iterations",
-        f"seed: {chosen.get('seed', 'unknown')}",
+        f"seed{'s' if len(study.seeds) > 1 else ''}: {', '.join(map(str, study.seeds))}",
         f"device: {chosen.get('device', 'unknown')}, GPUs per training: {chosen.get('gpus', 'unknown')}",
     ]
     facts += [f"{name} {version}" for name, version in (chosen.get("versions") or {}).items()]
@@ -236,7 +239,14 @@ def settings(study: Results) -> list[Block]:
 
 def computed(study: Results) -> list[Block]:
     """Definitions of the measures and the statistics."""
+    seeds = (
+        f"Seeds: every method is trained with {len(study.seeds)}. A measure of a case and class is its mean over the "
+        "seeds in which it is defined; entries without HD95 are counted in all of them. Intervals and tests are over "
+        "cases: seeds are not cases, and their number makes no p smaller. Seeds agree where their own gain has the "
+        "sign of the mean's."
+    )
     points = [
+        *([seeds] if len(study.seeds) > 1 else []),
         (
             "Mean foreground Dice: mean over the foreground classes of the class means over the cases (nnU-Net's "
             "foreground_mean). A class that is not defined in a case is left out there. The background does not "

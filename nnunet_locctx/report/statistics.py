@@ -123,7 +123,10 @@ def compare(study: Results, part: str = VALIDATION) -> pd.DataFrame:
         the baseline's mean (above :data:`RELATIVE_FROM`), pairs (cases that both have), better and worse (in how many
         of them), p, p_holm (after Holm's correction over all rows), p_least_alone and p_least (the smallest of the two
         that so many pairs can give, with the other rows as they are) and test (why it was not tested). part, run and
-        base say where the two are among the scores; base is missing for a baseline and where it has no scores.
+        base say where the two are among the scores; base is missing for a baseline and where it has no scores. Of
+        several seeds also what each of them gives alone: seeds (how many have scores), dice_seed_low and
+        dice_seed_high, gain_seeds (how many have a gain), gain_seed_low and gain_seed_high, and seeds_agree (how many
+        have a gain of the same sign as the mean's).
     """
     tables = {run: by_case(rows) for run, rows in study.scores[study.scores["part"] == part].groupby("run")}
     rows = []
@@ -157,7 +160,29 @@ def compare(study: Results, part: str = VALIDATION) -> pd.DataFrame:
     p, least = compared["p"], compared["p_least_alone"]
     # an untested comparison has too few pairs, whatever the others are
     corrected = [holm(p.where(p.index != at, least))[at] if p.notna()[at] else least[at] for at in p.index]
-    return compared.assign(p_holm=holm(p), p_least=corrected)
+    compared = compared.assign(p_holm=holm(p), p_least=corrected)
+    return compared.join(_each_seed(study, part, compared)) if len(study.seeds) > 1 else compared
+
+
+def _each_seed(study: Results, part: str, compared: pd.DataFrame) -> pd.DataFrame:
+    scores = study.foreground_scores(part, each_seed=True)
+    tables = {names: by_case(rows) for names, rows in scores.groupby(["run", "seed"])}
+    rows = []
+    for row in compared.itertuples():
+        mine = {seed: tables[row.run, seed] for seed in study.seeds if (row.run, seed) in tables}
+        both = [
+            table.align(tables[row.base, seed], join="inner")
+            for seed, table in mine.items()
+            if (row.base, seed) in tables
+        ]
+        dice = pd.Series([float(foreground(table)) for table in mine.values()], dtype=float)
+        gains = pd.Series(
+            [float(foreground(one)) - float(foreground(base)) for one, base in both], dtype=float
+        )
+        entry = {"seeds": len(mine), "dice_seed_low": dice.min(), "dice_seed_high": dice.max()}
+        entry |= {"gain_seeds": len(gains), "gain_seed_low": gains.min(), "gain_seed_high": gains.max()}
+        rows.append({**entry, "seeds_agree": int((np.sign(gains) == np.sign(row.gain)).sum())})
+    return pd.DataFrame(rows, index=compared.index)
 
 
 def with_base(study: Results, rows: pd.DataFrame) -> pd.DataFrame:

@@ -73,6 +73,14 @@ def comparison_table(study: Results, rows: pd.DataFrame, key: str, cases: str) -
             "p (Holm)": rows["test"].where(rows["test"] != "", rows["p_holm"].map(p_value)),
         }
     )
+    spread = ""
+    if "seeds" in rows:
+        ends = zip(rows["dice_seed_low"], rows["dice_seed_high"], strict=True)
+        shown.insert(4, "seeds", rows["seeds"].astype(str))
+        shown.insert(
+            5, "min to max of the seeds, %", [f"{percent(low)} to {percent(high)}" for low, high in ends]
+        )
+        spread = " Min to max: the lowest and the highest Dice that a seed alone has."
     partial = rows[rows["base"].notna() & (rows["pairs"] < rows["cases"])]
     named = ", ".join(
         f"{one.method} at {one.preset} ({one.pairs} of {one.cases})" for one in partial.itertuples()
@@ -80,7 +88,7 @@ def comparison_table(study: Results, rows: pd.DataFrame, key: str, cases: str) -
     return Table(
         key=key,
         caption=f"Foreground Dice in %: mean over the classes of the class means; {cases}. Interval: 95%, "
-        f"bootstrap over cases (BCa, {RESAMPLES} resamples, seed {SEED}; none below {FEWEST_CASES} cases). "
+        f"bootstrap over cases (BCa, {RESAMPLES} resamples, seed {SEED}; none below {FEWEST_CASES} cases).{spread} "
         f"Gain over {study.baselines}: in points with its interval, and relative to the baseline where that is above "
         f"{percent(RELATIVE_FROM, 0)}%. p: Wilcoxon "
         "signed-rank, two-sided, paired by case, after Holm's correction over the "
@@ -124,9 +132,10 @@ def error_table(study: Results, rows: pd.DataFrame, key: str, cases: str) -> Tab
     frame["paper_dice"] = [
         paper_dice(study.scores_of(row.run, row.part), convention) for row in rows.itertuples()
     ]
-    present = scores["reference_ml"] > 0
-    entries = present.groupby(scores["run"]).sum()
-    frame["hd95_undefined"] = (present & scores["hd95_mm"].isna()).groupby(scores["run"]).sum()
+    entered = study.foreground_scores(*rows["part"].unique(), each_seed=True)
+    present = entered["reference_ml"] > 0
+    entries = present.groupby(entered["run"]).sum()
+    frame["hd95_undefined"] = (present & entered["hd95_mm"].isna()).groupby(entered["run"]).sum()
     frame["swap_rate_base"] = frame["swap_rate"].reindex(rows["base"]).to_numpy()
     shown = pd.DataFrame(
         {
@@ -195,13 +204,13 @@ def postprocessing_table(study: Results) -> Table | None:
 
 
 def training_table(study: Results) -> Table | None:
-    """A row per run: parameters, time and how steady the last tenth of the training was."""
+    """A row per run and seed: parameters, time and how steady the last tenth of the training was."""
     if study.trainings.empty:
         return None
-    last = study.epochs.dropna(subset="pseudo_dice").groupby(["run", "fold"])["pseudo_dice"]
-    last = last.apply(lambda values: values.tail(max(1, len(values) // 10))).groupby(["run", "fold"])
-    folds = study.trainings.join(last.agg(end="mean", steps="std"), on=["run", "fold"])
-    frame = folds.groupby("run").agg(
+    last = study.epochs.dropna(subset="pseudo_dice").groupby(["run", "seed", "fold"])["pseudo_dice"]
+    last = last.apply(lambda values: values.tail(max(1, len(values) // 10))).groupby(["run", "seed", "fold"])
+    folds = study.trainings.join(last.agg(end="mean", steps="std"), on=["run", "seed", "fold"])
+    frame = folds.groupby(["run", "seed"], sort=False).agg(
         folds=("fold", "size"),
         epochs=("epochs", lambda values: " or ".join(map(str, sorted(set(values))))),
         parameters=("parameters", "first"),
@@ -211,11 +220,12 @@ def training_table(study: Results) -> Table | None:
         pseudo_dice_epoch_sd=("steps", "mean"),
         device=("device", lambda values: ", ".join(sorted(set(values)))),
     )
-    frame = study.runs[["preset", "method"]].join(frame, how="inner")
+    frame = study.runs[["preset", "method"]].join(frame.reset_index("seed"), how="inner")
     shown = pd.DataFrame(
         {
             "preset": frame["preset"],
             "method": frame["method"],
+            "seed": frame["seed"].astype(str),
             "folds": frame["folds"].astype(str),
             "epochs": frame["epochs"],
             "parameters, million": (frame["parameters"].astype(float) / 1e6).map(lambda one: number(one, 3)),
@@ -226,6 +236,8 @@ def training_table(study: Results) -> Table | None:
             "device": frame["device"],
         }
     )
+    if len(study.seeds) == 1:
+        shown, frame = (table.drop(columns="seed") for table in (shown, frame))
     return Table(
         "training",
         "Training. Time: mean of the folds, wall clock. Pseudo Dice: nnU-Net's estimate on validation "
@@ -256,15 +268,20 @@ def location_table(points: pd.DataFrame) -> Table | None:
         return None
     names = ["preset", "method", "kind", "axes"]
     groups = points.groupby(names, sort=False)["cases"].max().astype(str).to_frame()
-    dice = points.drop_duplicates([*names, "percent"], keep="last").pivot(
+    # an unknown location is the same, whatever the amount: it stands behind all errors
+    unknown = (points["kind"] == "unknown") & (points["percent"] > 0)
+    amounts = points.assign(percent=points["percent"].mask(unknown, np.inf))
+    dice = amounts.drop_duplicates([*names, "percent"], keep="last").pivot(
         index=names, columns="percent", values="dice"
     )
-    amounts = dice.map(lambda one: percent(one, 1)).rename(columns=lambda amount: f"{amount:g} %")
+    cells = dice.map(lambda one: percent(one, 1)).rename(
+        columns=lambda amount: "unknown" if np.isinf(amount) else f"{amount:g} %"
+    )
     return Table(
         "wrong_location",
         "Foreground Dice in % when the location is wrong by so many percent of the axis (LocBAM, section "
         "3.4). Mean over the classes of a case, both directions, then cases.",
-        groups.join(amounts).reset_index().rename(columns={"kind": "error"}),
+        groups.join(cells).reset_index().rename(columns={"kind": "error"}),
         labels=4,
         records=points,
     )

@@ -25,7 +25,7 @@ def verdict(study: Results, rows: pd.DataFrame) -> list[str]:
     swaps = mean_of_classes(study.foreground_scores(*rows["part"].unique()), ["run"])["swap_rate"]
     return [
         f"{_effect(study, row)}{_size(row)}{_chance(row, int(rows['p'].notna().sum()))}"
-        f"{_sides(swaps.get(row.run, math.nan), swaps.get(row.base, math.nan))}."
+        f"{_seeds(study, row)}{_sides(swaps.get(row.run, math.nan), swaps.get(row.base, math.nan))}."
         for row in compared.itertuples()
     ]
 
@@ -101,6 +101,15 @@ def _chance(row: Any, tests: int) -> str:
     return f"; chance {'hardly explains it' if row.p_holm < ALPHA else 'may be the reason'} ({p})"
 
 
+def _seeds(study: Results, row: Any) -> str:
+    """Whether each seed alone says the same."""
+    if len(study.seeds) == 1 or not row.gain_seeds:
+        return ""
+    if row.gain_seeds > 1 and row.seeds_agree == row.gain_seeds:
+        return f"; all {row.gain_seeds} seeds agree"
+    return f"; {row.seeds_agree} of {count(row.gain_seeds, 'seed')} agree"
+
+
 def _sides(rate: float, base: float) -> str:
     """What becomes of swapped voxels, where there are any."""
     words = fewer(rate, base)
@@ -126,11 +135,11 @@ def _more_training(study: Results, rows: pd.DataFrame) -> Iterator[str]:
         own = study.settings.get("study", {}).get("splits")  # nobody knows here how many folds they have
         others = [] if own else [str(fold) for fold in range(5) if fold not in study.folds]
         yield text + (f"; the folds {', '.join(others)} have not been used." if others else ".")
-    seed = study.settings.get("seed")
-    if len(compared) and isinstance(seed, int):
+    seed = study.seeds[0]
+    if len(compared) and len(study.seeds) == 1 and isinstance(seed, int):
         yield (
-            f"Another seed: everything is from seed {seed}; a copy of the study with seed: {seed + 1} tells how much "
-            "chance in training does."
+            f"Another seed: everything is from seed {seed}; seeds: [{seed}, {seed + 1}] in the study file tells how "
+            "much chance in training does, and trains nothing again."
         )
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
+from nnunet_locctx.evaluation.classes import value_names
 from nnunet_locctx.geometry import Array, Frame
 from nnunet_locctx.location import LocationField, LocationSource, Measurement
 from nnunet_locctx.nnunet.data.dataset_json import places_of_dataset_json, read_dataset_json
@@ -241,11 +242,7 @@ def _description(given: Path | None, files: Sequence[Path]) -> dict[str, Any]:
 def _names(description: Mapping[str, Any], label: Scan | None) -> dict[str, Any]:
     """Name of the first channel and names of the label values, as :class:`LocatedScan` takes them."""
     channel = next(iter(description.get("channel_names", {}).values()), "")
-    names: dict[int, str] = {}
-    # a value of several regions is called by the smallest, which says most
-    for name, values in sorted(description.get("labels", {}).items(), key=lambda item: np.size(item[1])):
-        for value in np.ravel(values).tolist():
-            names.setdefault(value, name)
+    names = value_names(description.get("labels", {}))
     for value in sorted([] if label is None else pd.unique(label.labels.ravel()).tolist()):
         names.setdefault(value, f"label {value}")
     names.pop(0, None)

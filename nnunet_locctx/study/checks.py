@@ -99,6 +99,11 @@ def _check_runs(study: Study) -> None:
             )
     trained: dict[Path, str] = {}
     for run in study.runs.values():
+        for one in run.own_configurations:
+            if study.configurations[one.name] != one:
+                raise ValueError(
+                    f"{where}: a preset is called {one.name}, as the configuration of {run.slug}; rename the preset"
+                )
         fixed = run.preset.changes.get("location", {}).get("source")
         if run.method.source is not None and fixed not in (None, run.method.source):
             raise ValueError(

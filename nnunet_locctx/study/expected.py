@@ -11,8 +11,9 @@ import numpy as np
 
 from nnunet_locctx.study.jobs import Job
 from nnunet_locctx.study.methods import ITERATIONS_PER_EPOCH
-from nnunet_locctx.study.model import Run, Study
+from nnunet_locctx.study.model import Study
 from nnunet_locctx.study.preparing import expected_plans
+from nnunet_locctx.study.runs import Run
 
 MINUTES, EPOCHS, PATCH, BATCH = 9 * 60.0, 1000, (128, 128, 128), 2
 ASSUMPTION = (
@@ -70,7 +71,7 @@ def report_expected(study: Study, jobs: Iterable[Job]) -> Iterator[str]:
         totals += minutes
         size = "planned patch" if patch is None else " x ".join(map(str, patch))
         size += ", planned batch" if batch is None else f", batch {batch}"
-        yield f"{f'{run.method.name}, {run.preset.name}':<44}{folds[slug]:>6}{_cells(minutes)}   {size}"
+        yield f"{study.title_of(run):<44}{folds[slug]:>6}{_cells(minutes)}   {size}"
     yield f"{'total':<44}{sum(folds.values()):>6}{_cells(totals)}"
     unplanned = any(None in batch_of(run, plans) for run in runs.values())
     sentences = [
@@ -99,9 +100,13 @@ def _timed_steps(study: Study, runs: Collection[Run], plans: Mapping[str, Any] |
     torch.set_num_threads(study.processes)  # as the trainings
     description = json.loads((study.raw / "dataset.json").read_text(encoding="utf-8"))
     rates: list[float] = []
+    known: dict[tuple[str, str], float] = {}
     begun = time.monotonic()
     for run in runs:
         voxels = _voxels(*batch_of(run, plans))
+        if (run.method.name, run.preset.name) in known:  # of another seed
+            yield known[run.method.name, run.preset.name]
+            continue
         if time.monotonic() - begun > PATIENCE and rates:
             yield float(np.mean(rates)) * voxels
             continue
@@ -111,6 +116,7 @@ def _timed_steps(study: Study, runs: Collection[Run], plans: Mapping[str, Any] |
             yield float("nan")
             continue
         rates.append(seconds / voxels)
+        known[run.method.name, run.preset.name] = seconds
         yield seconds
 
 

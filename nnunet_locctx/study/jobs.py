@@ -13,7 +13,8 @@ from typing import Any
 from nnunet_locctx.names import check_known
 from nnunet_locctx.study.cases import SPLITS, find_splits
 from nnunet_locctx.study.machines import KINDS, asked
-from nnunet_locctx.study.model import STUDY, Run, Study, digest, load_study
+from nnunet_locctx.study.model import STUDY, Study, load_study
+from nnunet_locctx.study.runs import Run, digest
 
 OUTPUTS = {
     "plan": "plans.json",
@@ -97,7 +98,8 @@ class Jobs:
         """The jobs that belong to what was asked for, without those they wait for.
 
         Args:
-            only: Kinds, and runs, methods or presets; a job must be of one of each that is named. Empty: all.
+            only: Kinds, seeds (``seed1``), and runs, methods or presets; a job must be of one of each of the three
+                that is named. Empty: all.
 
         Raises:
             ValueError: Unknown names.
@@ -106,16 +108,21 @@ class Jobs:
             run.slug: {run.slug, run.method.name, run.method.slug, run.preset.name}
             for run in self.study.runs.values()
         }
+        seeds = {slug: {f"seed{run.seed}"} for slug, run in self.study.runs.items()}
+        known = [sorted(set().union(*names.values())) for names in (seeds, runs)]
         try:
-            check_known(only, [*KINDS, *sorted(set().union(*runs.values()))], "kind, run, method or preset")
+            check_known(only, [*KINDS, *known[0], *known[1]], "kind, seed, run, method or preset")
         except ValueError as error:
             raise ValueError(f"--only: {error}") from None
         kinds = set(only) & set(KINDS) or set(KINDS)
-        names = set(only) - set(KINDS)
         return [
             job
             for job in self.all()
-            if job.kind in kinds and (not names or names & runs.get(job.names.get("run", ""), set()))
+            if job.kind in kinds
+            and all(
+                not set(only) & set(some) or set(only) & names.get(job.names.get("run", ""), set())
+                for some, names in zip(known, (seeds, runs), strict=True)
+            )
         ]
 
     def waits_for(self, job: Job) -> list[Job]:
@@ -147,14 +154,14 @@ class Jobs:
             added = [asdict(one) for one in study.configurations.values()]
             content = {"plans": study.base_plans, "configurations": added, "splits": splits}
         elif job.kind == "fit":
-            content = {"seed": study.seed, "scans": training}
+            content = {"seed": study.seeds[0], "scans": training}
         elif job.kind == "preprocess":
             base = {"plans": study.base_plans, "configuration": study.base_configuration}
             content = {**base, "scans": training}
         elif job.kind == "train":
             assert run is not None
             content = {"model": str(run.model), "configuration": self._inherited(run), "scans": training}
-            content |= {"epochs": run.method.epochs, "seed": study.seed, "gpus": study.gpus}
+            content |= {"epochs": run.method.epochs, "seed": run.seed, "gpus": study.gpus}
             content["split"] = None if splits is None else splits[int(job.names["fold"])]
         elif job.kind == "predict":
             content = {"folds": study.folds, "scans": test}
@@ -190,7 +197,7 @@ class Jobs:
             what = job.names["method"]
         if job.fold is not None:
             what = f"fold {job.fold}"
-        return f"{job.kind} {run.method.name}, {run.preset.name}" + (f", {what}" if what else "")
+        return f"{job.kind} {self.study.title_of(run)}" + (f", {what}" if what else "")
 
     def resources(self, kind: str) -> dict[str, Any]:
         """What a kind of job asks for, in the words of Snakemake and its SLURM executor."""

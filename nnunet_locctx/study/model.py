@@ -5,10 +5,8 @@ presets with their content, one method for each source), and every step reads it
 """
 
 import functools
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -43,6 +41,7 @@ from nnunet_locctx.study.reading import (
     preset_name,
     read_yaml,
 )
+from nnunet_locctx.study.runs import Configuration, Run, data_name, make_runs
 
 STUDY = "study.json"
 """In the work folder: the study under the key ``study``, beside what the report needs to know."""
@@ -94,35 +93,6 @@ class Evaluation(Table):
     paper: Paper = None
 
 
-@dataclass(frozen=True)
-class Configuration:
-    """One configuration to add to the plans: its name, the one it inherits from, and the changes as
-    :func:`~nnunet_locctx.nnunet.plans.planning.add_configuration` takes them."""
-
-    name: str
-    base: str
-    changes: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Run:
-    """A method at a preset.
-
-    Attributes:
-        slug: ``METHOD__PRESET``, for folders.
-        configuration: Its configuration in the study's plans.
-        data: The preprocessed data it uses (:func:`data_name`).
-        model: nnU-Net's folder of the trained model.
-    """
-
-    slug: str
-    method: Method
-    preset: Preset
-    configuration: str
-    data: str
-    model: Path
-
-
 class Study(Table):
     """A study; keys as in docs/how-to/studies.md.
 
@@ -130,6 +100,7 @@ class Study(Table):
         file: Where it was read.
         dataset: Full name of the dataset.
         splits: File of case lists per fold; None: the dataset's, or nnU-Net's own.
+        seeds: Of weights and patches; every method is trained with each. The first also seeds `locctx fit`.
         test: Whether there is a test set to predict.
     """
 
@@ -149,7 +120,7 @@ class Study(Table):
     baseline: Text
     folds: Annotated[tuple[Whole, ...], AfterValidator(all_different), Field(min_length=1)] = (0, 1, 2, 3, 4)
     splits: Path | None = None
-    seed: Whole = 0
+    seeds: Annotated[tuple[Whole, ...], AfterValidator(all_different), Field(min_length=1)] = (0,)
     test: Annotated[Flag, Field(validate_default=True)] = True
     robustness: Robustness | None = None
     postprocessing: Annotated[
@@ -161,6 +132,16 @@ class Study(Table):
     gpus: Count = 1
     processes: Count = 2
     resources: dict[str, Resources] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _seed_alone(cls, given: Any) -> Any:
+        """``seed: N`` stands for ``seeds: [N]``."""
+        if not isinstance(given, Mapping) or "seed" not in given:
+            return given
+        if "seeds" in given:
+            raise ValueError(f"give seed or seeds, not both; got {given['seed']!r} and {given['seeds']!r}")
+        return {**{key: value for key, value in given.items() if key != "seed"}, "seeds": [given["seed"]]}
 
     @field_validator("title")
     @classmethod
@@ -297,17 +278,9 @@ class Study(Table):
 
     @functools.cached_property
     def runs(self) -> dict[str, Run]:
-        """All runs by their slug, in the order of the presets and methods of the file."""
-        runs = {}
-        for preset in self.presets:
-            for method in self.methods:
-                if preset.name in method.presets:
-                    configuration = _own_configuration(method, preset).name
-                    model = f"{method.trainer}__{self.plans}__{configuration}"
-                    path = self.folders.results / self.dataset / model
-                    slug = f"{method.slug}__{preset.name}"
-                    runs[slug] = Run(slug, method, preset, configuration, data_name(preset), path)
-        return runs
+        """All runs by their slug, in the order of the presets, methods and seeds of the file."""
+        models = self.folders.results / self.dataset
+        return make_runs(self.presets, self.methods, self.seeds, self.plans, models)
 
     @functools.cached_property
     def configurations(self) -> dict[str, Configuration]:
@@ -316,8 +289,14 @@ class Study(Table):
             one.name: Configuration(one.name, self.base_configuration, one.changes) for one in self.presets
         }
         for run in self.runs.values():
-            added.setdefault(run.configuration, _own_configuration(run.method, run.preset))
+            for one in run.own_configurations:
+                added.setdefault(one.name, one)
         return added
+
+    def title_of(self, run: Run) -> str:
+        """What to call a run in a line for people."""
+        seed = f", seed {run.seed}" if len(self.seeds) > 1 else ""
+        return f"{run.method.name}, {run.preset.name}{seed}"
 
     def data_configuration(self, data: str) -> str:
         """A configuration that is preprocessed to the data of that name."""
@@ -353,18 +332,6 @@ def load_study(file: Path) -> Study:
         raise ValueError(f"{file} holds no study that can be read: {error}") from error
 
 
-def data_name(preset: Preset) -> str:
-    """What to call the preprocessed data of a preset: one name for presets of one voxel size, which share it."""
-    spacing = preset.changes.get("spacing")
-    return "planned" if spacing is None else "x".join(f"{size:g}" for size in spacing) + "mm"
-
-
-def digest(content: Any) -> str:
-    """Short fingerprint of what JSON can hold, whatever the order of its keys."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def _read_preset(given: Any, info: ValidationInfo) -> Preset:
     from nnunet_locctx.nnunet.plans.plans_file import check_name
 
@@ -379,22 +346,3 @@ def _read_preset(given: Any, info: ValidationInfo) -> Preset:
         check_known([given], list_presets(), "preset")
     check_name(path.stem if given.endswith(".json") else given, "preset's name")
     return load_preset(str(path))
-
-
-def _own_configuration(method: Method, preset: Preset) -> Configuration:
-    """The preset's own for a plain method; one with the source and options for a located one.
-
-    Options are part of the name, by a fingerprint: changed options make another model, and the trained one stays.
-    """
-    if method.source is None and method.network is None:
-        return Configuration(preset.name, preset.name, {})
-    parts = [preset.name]
-    changes: dict[str, Any] = {}
-    if method.source is not None:
-        parts.append(method.source)
-        changes["location"] = {"source": method.source, **method.options}
-    if method.network is not None:
-        changes["network"] = method.network
-    if method.options or method.network is not None:
-        parts.append(digest([method.options, method.network])[:6])
-    return Configuration("_".join(parts), preset.name, changes)

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.locks import wait_for_lock
 from nnunet_locctx.study.cases import raw_cases, write_splits
-from nnunet_locctx.study.model import Study, digest
+from nnunet_locctx.study.model import Study
+from nnunet_locctx.study.runs import digest
 
 PLANNERS = {
     "nnUNetPlans": "ExperimentPlanner",
@@ -112,7 +113,7 @@ def preprocess(
 
     Args:
         study: The study.
-        data: Name of the data (:func:`~nnunet_locctx.study.model.data_name`).
+        data: Name of the data (:func:`~nnunet_locctx.study.runs.data_name`).
         scans: Training case -> fingerprint of its raw files.
         command: Runs one.
 

@@ -14,7 +14,8 @@ from nnunet_locctx.resources import studies_folder
 from nnunet_locctx.study.cases import find_splits, raw_cases
 from nnunet_locctx.study.jobs import Jobs
 from nnunet_locctx.study.methods import ITERATIONS_PER_EPOCH
-from nnunet_locctx.study.model import STUDY, Run, Study, data_name
+from nnunet_locctx.study.model import STUDY, Study
+from nnunet_locctx.study.runs import Run, data_name
 from nnunet_locctx.study.train import FINGERPRINT
 
 Entry = dict[str, Any]
@@ -41,7 +42,7 @@ def describe(jobs: Jobs) -> dict[str, Any]:
         "baseline",
         "folds",
         "epochs",
-        "seed",
+        "seeds",
         "device",
         "gpus",
         "papers",
@@ -73,6 +74,7 @@ def describe(jobs: Jobs) -> dict[str, Any]:
                 "run": run.slug,
                 "method": run.method.name,
                 "preset": run.preset.name,
+                "seed": run.seed,
                 "trainer": run.method.trainer,
                 "plans": study.plans,
                 "configuration": run.configuration,
@@ -151,8 +153,8 @@ def fairness_of(study: Study, plans: Mapping[str, Any] | None) -> list[Entry]:
             study, runs, plans, "the same patch and batch size at each preset", ("patch_size", "batch_size")
         ),
         _iterations(study, runs, trained, known),
-        _seed(study, trained, known),
-        _order(study, runs, trained),
+        _seeds(study, trained, known),
+        _order(study, trained),
         _recipes(study),
         _augmentation(study),
         _devices(trained, known),
@@ -205,7 +207,7 @@ def _plan_values(
         if len(seen) > 1:
             problems.append(
                 f"{preset.name}: "
-                + " | ".join(f"{', '.join(names)}: {value}" for value, names in seen.items())
+                + " | ".join(f"{', '.join(dict.fromkeys(names))}: {value}" for value, names in seen.items())
             )
     return _entry(what, problems, "; ".join(seen_at))
 
@@ -222,13 +224,21 @@ def _iterations(study: Study, runs: Sequence[Run], trained: Mapping[Any, Entry],
     return _entry("the same number of iterations", problems, f"{told}; {known}")
 
 
-def _seed(study: Study, trained: Mapping[Any, Entry], known: str) -> Entry:
-    seeds = sorted({record.get("seed") for record in trained.values()} | {study.seed}, key=str)
-    problems = [f"seeds {', '.join(map(str, seeds))}"] if len(seeds) > 1 else []
-    return _entry("the same seed of weights and patches", problems, f"seed {study.seed}; {known}")
+def _seeds(study: Study, trained: Mapping[Any, Entry], known: str) -> Entry:
+    problems = [
+        f"{run}, fold {fold}: trained with seed {record.get('seed')} instead of {study.runs[run].seed}"
+        for (run, fold), record in trained.items()
+        if record.get("seed") != study.runs[run].seed
+    ]
+    several = "s" if len(study.seeds) > 1 else ""
+    seeds = ", ".join(map(str, study.seeds))
+    return _entry(
+        f"the same seed{several} of weights and patches", problems, f"seed{several} {seeds}; {known}"
+    )
 
 
-def _order(study: Study, runs: Sequence[Run], trained: Mapping[Any, Entry]) -> Entry:
+def _order(study: Study, trained: Mapping[Any, Entry]) -> Entry:
+    # jitter and dropout of the location draw from a generator of their own, which moves nobody else's numbers
     problems = []
     if study.processes > 1:
         problems.append(
@@ -238,17 +248,6 @@ def _order(study: Study, runs: Sequence[Run], trained: Mapping[Any, Entry]) -> E
     resumed = [f"{run}, fold {fold}" for (run, fold), record in trained.items() if record.get("resumed")]
     if resumed:
         problems.append(f"resumed trainings draw other patches from there on: {', '.join(resumed)}")
-    perturbed = [
-        run.slug
-        for run in runs
-        if any(
-            {**run.preset.changes.get("location", {}), **run.method.options}.get(key)
-            for key in ("jitter", "dropout")
-        )
-        and run.method.source is not None
-    ]
-    if perturbed:
-        problems.append(f"jitter or dropout of the location draws numbers too: {', '.join(perturbed)}")
     return _entry("the same patches in the same order", problems, "one seeded process augments")
 
 

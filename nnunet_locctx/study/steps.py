@@ -25,8 +25,9 @@ from nnunet_locctx.nnunet.data.paths import training_labels
 from nnunet_locctx.study.cases import SPLITS, raw_cases, read_splits
 from nnunet_locctx.study.jobs import OUTPUTS, Job, Jobs
 from nnunet_locctx.study.machines import claim_gpus
-from nnunet_locctx.study.model import Run, Study, digest
+from nnunet_locctx.study.model import Study
 from nnunet_locctx.study.preparing import plan, preprocess
+from nnunet_locctx.study.runs import Run, digest
 from nnunet_locctx.study.scheduling import terminable
 
 GPUS = "LOCCTX_STUDY_GPUS"
@@ -109,7 +110,7 @@ class _Step:
     def fit(self, source: str) -> None:
         from nnunet_locctx.nnunet.data.fitted import REGRESSOR, fitted_folder
 
-        seed = ("--seed", str(self.study.seed))
+        seed = ("--seed", str(self.study.seeds[0]))
         words = ("-d", self.study.number, *seed, *self.np, "--quiet")
         self._command("locctx", "fit", self.study.fitted[source], *words)
         file = fitted_folder(self.study.dataset, source) / REGRESSOR
@@ -123,7 +124,7 @@ class _Step:
         study, one = self.study, self.study.runs[run]
         words = ["--dataset", study.dataset, "--plans", study.plans, "--configuration", one.configuration]
         words += ["--trainer", one.method.trainer, "--fold", fold, "--epochs", str(one.method.epochs)]
-        words += ["--seed", str(study.seed), "--device", study.device, "--gpus", str(study.gpus)]
+        words += ["--seed", str(one.seed), "--device", study.device, "--gpus", str(study.gpus)]
         words += ["--data", Job("preprocess", {"data": one.data}).output, "--record", self.job.output]
         self._command(sys.executable, "-m", "nnunet_locctx.study.train", *words)
 

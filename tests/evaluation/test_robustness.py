@@ -6,13 +6,14 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import SimpleITK as sitk
 import torch
 
 from nnunet_locctx.cli import main
 from nnunet_locctx.evaluation.robustness import Robustness, list_cases, load_models
-from nnunet_locctx.evaluation.robustness_report import collect, write_report
+from nnunet_locctx.evaluation.robustness_report import CURVE, collect, to_markdown, write_report
 from nnunet_locctx.evaluation.wrong_location import UNCHANGED, Change, Design, wrong_location
 from nnunet_locctx.nnunet.predicting.prediction import LocatedModel
 from tests.integration.workspace import Workspace
@@ -355,3 +356,15 @@ class TestCommand:
         (scans / "images" / "a_0001.nii.gz").write_bytes(image.read_bytes())
         with pytest.raises(ValueError, match=r"case 'a' of .* has 2 files .*, the model takes 1"):
             list_cases(scans / "images", scans / "labels", ".nii.gz", 1)
+
+
+def test_an_unknown_location_has_one_column_whatever_the_amounts() -> None:
+    dice = {0.0: 0.9, 10.0: 0.5, 50.0: 0.5}
+    keys = [("LocCtx", kind, "axial", amount) for kind in ("unknown", "shift") for amount in dice]
+    points = pd.DataFrame({"dice": [*dice.values()] * 2}, pd.MultiIndex.from_tuples(keys, names=CURVE))
+    text = to_markdown(points, {"cases": ["a"], "sign": "both", "models": []})
+    assert (
+        "| model | error | 0 % | unknown |\n|---|---|---:|---:|\n| LocCtx | along the body | 0.900 | 0.500 |\n"
+        in text
+    )
+    assert "| model | error | 0 % | 10 % | 50 % |" in text

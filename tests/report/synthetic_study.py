@@ -1,5 +1,6 @@
 """Work folders of studies with known results: numbers from a seeded generator, tiny scans."""
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,7 @@ class Synthetic:
     images: bool = False
     epochs: int = 12
     seed: int = 0
+    seeds: Sequence[int] = (0,)
 
     def case_names(self, fold: int) -> list[str]:
         """The validation cases of a fold."""
@@ -63,11 +65,13 @@ class Synthetic:
                 for fold in range(self.folds)
                 for case in self.case_names(fold)
             }
-            for method, gains in self.gains.items():
-                run = f"{method.replace(' ', '_')}__{preset}"
+            for (method, gains), seed in itertools.product(self.gains.items(), self.seeds):
+                run = f"{method.replace(' ', '_')}__{preset}" + (f"__seed{seed}" if seed else "")
                 model = folder / "results" / run
                 names = {"run": run, "method": method, "preset": preset, "trainer": f"{method}Trainer"}
                 plans = {"plans": "studyPlans", "configuration": f"3d_{preset}"}
+                if len(self.seeds) > 1:
+                    names["seed"] = seed
                 runs.append({**names, **plans, "model": str(model)})
                 for fold in range(self.folds):
                     place = work / "runs" / run / f"fold_{fold}"
@@ -111,7 +115,7 @@ class Synthetic:
             "folds": list(range(self.folds)),
             "epochs": self.epochs,
             "iterations_per_epoch": 250,
-            "seed": 0,
+            **({"seeds": list(self.seeds)} if len(self.seeds) > 1 else {"seed": 0}),
             "device": "cpu",
             "gpus": 1,
             "papers": [],

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from nnunet_locctx.evaluation.classes import find_pairs
 from nnunet_locctx.report import figures, style
 from nnunet_locctx.report.case_images import MOST_SLICES, _thinned, read_case
 from nnunet_locctx.report.cases import choose_cases, draw_overlays, label_colours, read_cases
@@ -26,6 +27,8 @@ from nnunet_locctx.report.results import Results, load_study
 from nnunet_locctx.report.statistics import by_case, class_gains, class_sizes, compare, with_base
 from nnunet_locctx.report.style import looks
 from nnunet_locctx.report.tables import location_points
+from nnunet_locctx.show import scan
+from nnunet_locctx.viewing import class_colours
 from tests.report.synthetic_study import CLASSES, Synthetic, edit_json, robustness, true_labels, write_json
 
 SMALL = "locbam_lowres_small"
@@ -272,7 +275,17 @@ def test_methods_keep_their_colour_and_regions_their_number(folder: Path) -> Non
     labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "edema": [1], "ignore": 4}
     edit_json(folder / "work" / "study.json", labels=labels)
     named = {label: name for label, (name, _) in label_colours(load_study(folder / "work")).items()}
-    assert named == {1: "edema", 2: "label 2", 3: "label 3"}
+    assert named == {1: "edema", 2: "core", 3: "core"}
+
+
+def test_classes_have_the_colours_of_locctx_show(folder: Path) -> None:
+    labels = {"background": 0, **CLASSES, "ignore": 6}
+    edit_json(folder / "work" / "study.json", labels=labels)
+    shown = scan._names({"labels": labels}, None)["names"]
+    names = list(dict.fromkeys(shown.values()))
+    colours = class_colours(names, find_pairs(names))
+    ours = label_colours(load_study(folder / "work"))
+    assert ours == {value: (name, colours[name]) for value, name in shown.items() if name != "ignore"}
 
 
 def test_wrong_locations_have_a_panel_per_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from nnunet_locctx.cli import main
 from nnunet_locctx.report import browser, write_report
+from nnunet_locctx.report.document import Document, Section, Table, render
 from tests.report.synthetic_study import PRESETS, Synthetic, edit_json, robustness, write_json
 
 SMALL = "locbam_lowres_small"
@@ -278,3 +280,14 @@ def test_swapped_voxels_and_the_truths_outline_are_in_the_pictures() -> None:
     assert (middle[1, 1:3, 1:3] == (*bytes.fromhex(browser.SWAPPED[1:]), 190)).all()
     assert (middle[1, 1:3, 4:6, :3] == tuple(bytes.fromhex("d55e00"))).all()
     assert (pixels[1, 1, 0, 1] == (255, 255, 255, 200)).all()  # the upper edge of the left one
+
+
+def test_wide_tables_are_printed_with_their_columns_as_rows() -> None:
+    """That the printed page cuts nothing was checked by eye, with Chromium."""
+    frames = [
+        pd.DataFrame([["x"] * number], columns=[f"class {one}" for one in range(number)])
+        for number in (14, 15)
+    ]
+    tables = [Table(f"table_{len(frame.columns)}", "", frame) for frame in frames]
+    page = render(Document("title", "", [Section("key", "title", tables)]), "page.html.jinja")
+    assert re.findall(r"<table[^>]*>", page) == ["<table>", '<table class="wide" style="--columns: 15">']

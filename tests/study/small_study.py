@@ -57,7 +57,7 @@ elif name == "train":
     write(fold / "checkpoint_final.pth")
     write(fold / "validation" / "summary.json")
     epochs = [{{"epoch": 0, "train_loss": 0.1, "val_loss": 0.1, "pseudo_dice": [0.5], "seconds": 1.0}}]
-    record = {{"seconds": 1.0, "iterations": 250, "seed": 0, "device": "cpu", "epochs": epochs}}
+    record = {{"seconds": 1.0, "iterations": 250, "seed": int(value("--seed")), "device": "cpu", "epochs": epochs}}
     write(value("--record"), json.dumps(record))
 elif name == "nnUNetv2_predict":
     write(Path(value("-o")) / "plans.json")

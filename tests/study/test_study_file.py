@@ -64,6 +64,33 @@ def test_runs_share_data_of_one_spacing_and_differ_in_configuration(folder):
     assert (own.base, own.changes) == ("far", {"location": {"source": "scanner", "jitter": 0.1}})
 
 
+def test_one_seed_is_the_first_of_several(folder):
+    methods = {**METHODS, "Loc": {"trainer": "LocBAMTrainer", "options": {"jitter": 0.1}}}
+    one, several = (
+        read(write_study(folder, methods=methods, **seeds)) for seeds in ({"seed": 3}, {"seeds": [3, 5]})
+    )
+    assert one.seeds == (3,)
+    assert Study.model_validate_json(one.model_dump_json(by_alias=True)) == one
+    old = {**json.loads(one.model_dump_json(by_alias=True, exclude={"seeds"})), "seed": 3}
+    assert Study.model_validate(old) == one  # as study.json of earlier versions has it
+    assert {slug: several.runs[slug] for slug in one.runs} == one.runs
+    further = several.runs["Loc__far__seed5"]
+    first = one.runs["Loc__far"]
+    assert (further.seed, further.data) == (5, first.data)
+    assert further.configuration == f"{first.configuration}_seed5"
+    assert several.configurations[further.configuration].base == first.configuration
+    assert several.runs["Plain__near__seed5"].configuration == "near_seed5"
+    assert len({run.model for run in several.runs.values()}) == 8
+
+
+def test_a_preset_called_like_another_configuration(folder):
+    (folder / "near_seed1.json").write_text(json.dumps({"batch_size": 8}))
+    presets = ["near.json", "near_seed1.json"]
+    read(write_study(folder, presets=presets))
+    with pytest.raises(ValueError, match=r"a preset is called near_seed1, .*; rename the preset"):
+        read(write_study(folder, presets=presets, seeds=[0, 1]))
+
+
 def test_changed_options_make_another_model(folder):
     def model(jitter):
         methods = {**METHODS, "Loc": {"trainer": "LocBAMTrainer", "options": {"jitter": jitter}}}
@@ -98,6 +125,12 @@ def test_changed_options_make_another_model(folder):
         ({"methods": {"Plain": {"trainer": 5}}}, "needs a trainer .*, got 5 and 5"),
         ({"methods": {**METHODS, "L": {"trainer": "GPETrainer", "options": 5}}}, "L: options: .*, got 5"),
         ({"methods": {**METHODS, "L": {"trainer": "GPETrainer", "presets": ["fra"]}}}, r"did you mean far\?"),
+        ({"seed": -1}, "seeds: 0: must be greater than or equal to 0, got -1"),
+        ({"seed": True}, "seeds: 0: must be a valid integer, got True"),
+        ({"seeds": []}, "seeds: .* at least 1 item"),
+        ({"seeds": 2}, "seeds: must be a valid tuple, got 2"),
+        ({"seeds": [1, 1]}, "seeds: has 1 twice"),
+        ({"seed": 0, "seeds": [0, 1]}, r"give seed or seeds, not both; got 0 and \[0, 1\]"),
         ({"epochs": 0}, "epochs: must be greater than or equal to 1, got 0"),
         ({"methods": {**METHODS, "B": {"trainer": "nnUNetTrainer"}}}, "duplicate runs: Plain and B"),
         ({"methods": {**METHODS, "A b": "LocBAMTrainer", "A-b": "GPETrainer"}}, "written as 'A-b'"),

@@ -126,6 +126,40 @@ def test_what_changed_is_run_and_what_fails_is_named(folder, capsys):
 
 
 @pytest.mark.slow
+def test_another_seed_trains_that_seed_alone(folder, capsys):
+    presets = {"presets": ["near.json"], "test": True}
+    assert run(write_study(folder, **presets))[0] == 0
+    calls(folder)
+    file = write_study(folder, **presets, seeds=[0, 1])
+    capsys.readouterr()
+    assert main(["study", str(file), "--dry-run"]) == 0
+    to_run = dict(re.findall(r"^(\w+) +\d+ +(\d+)$", capsys.readouterr().out, re.MULTILINE))
+    assert to_run == {
+        "plan": "1",
+        "preprocess": "0",
+        "train": "2",
+        "evaluate": "4",
+        "predict": "2",
+        "all": "9",
+    }
+    status, shown = run(file)
+    assert status == 0, shown
+    made = calls(folder)
+    assert trained(made) == [
+        "CoordConvTrainer_5epochs near_voxel_seed1 0",
+        "nnUNetTrainer_5epochs near_seed1 0",
+    ]
+    predicted = [call.split()[call.split().index("-c") + 1] for call in made if "_predict" in call]
+    assert sorted(predicted) == ["near_seed1", "near_voxel_seed1"]
+    assert any("started  train Plain, near, seed 1, fold 0" in line for line in shown)
+    # without it nothing is made again, and its models stay
+    assert run(write_study(folder, **presets))[0] == 0
+    assert [call.split()[:2] for call in calls(folder)] == [["locctx", "report"]]
+    assert run(file)[0] == 0
+    assert trained(calls(folder)) == []
+
+
+@pytest.mark.slow
 def test_killed_twice_and_taken_up(folder):
     file = write_study(folder)
     order(folder, **{"train ": 5})
