@@ -131,7 +131,14 @@ def plain_checkpoint(space: Workspace) -> Path:
     return space.model("ShortPlain") / "fold_0" / "checkpoint_final.pth"
 
 
-@pytest.mark.parametrize("name", ["ShortCoordConv", "ShortLocBAM", "ShortPriorHead"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("ShortCoordConv", marks=pytest.mark.slow),
+        pytest.param("ShortLocBAM", marks=pytest.mark.slow),
+        "ShortPriorHead",
+    ],
+)
 def test_pretrained_weights_of_a_plain_training(name: str, space: Workspace, plain_checkpoint: Path) -> None:
     printed = space.train(name, options=f"-pretrained_weights {plain_checkpoint}", **{LEARNING_RATE: "0"})
     plain = space.checkpoint("ShortPlain")["network_weights"]
