@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nnunet_locctx.phantoms.twin_organs import make_phantom
-from tests.integration.workspace import Workspace, images, shrink, tiny
+from tests.integration.workspace import Workspace, images, tiny
 
 TRAINERS = (
     "ShortLocBAM",
@@ -35,6 +35,7 @@ def test_trains_and_predicts_every_configuration(trainer: str, phantom: Workspac
         space.predict(tmp_path / configuration, trainer, configuration, f"-f 0 {once}")
     # all cases need a segmentation from the previous stage; fold "all" makes it in one training
     space.train(trainer, "3d_lowres", "all")
+    assert len(images(space.model(trainer, "3d_lowres") / "fold_all" / "validation")) == 5
     space.predict(tmp_path / "3d_lowres", trainer, "3d_lowres", f"-f all {once}")
     space.train(trainer, "3d_cascade_fullres")
     previous = f"-f 0 {once} -prev_stage_predictions {tmp_path / '3d_lowres'}"
@@ -99,10 +100,3 @@ def test_suffixes_name_results_and_checkpoints(short: str, phantom: Workspace, t
     ]
     space.predict(tmp_path / "predicted", name)
     check_predictions(images(tmp_path / "predicted"), space.raw / space.dataset / "labelsTs", range(7))
-
-
-def test_shrink_keeps_the_phantoms_plans_valid(phantom: Workspace) -> None:
-    plans = phantom.plans
-    shrink_again = json.loads(json.dumps(plans))
-    shrink(shrink_again)
-    assert shrink_again == plans
