@@ -74,6 +74,8 @@ class WholeNetworkHarness:
     """Pattern of parameters whose gradient may be zero, such as a bias before a normalisation."""
     twin: ClassVar[dict[str, Any]] = {}
     """Options on top that make the twin without location of a located variant."""
+    traced_slowly: ClassVar[bool] = False
+    """Whether torch.compile takes longer than a test may that is not slow."""
     autocast_error: ClassVar[float] = 0.05
     """Allowed under bfloat16: norm of the difference over norm of the output."""
 
@@ -89,7 +91,10 @@ class WholeNetworkHarness:
             ("size", "variant"): _pairs([size for _, size in sizes], variants),
             ("rank", "variant"): _pairs(ranks, variants),
             ("rank", "with_location"): _pairs(ranks, located),
-            ("compiled_rank",): [quick, *(pytest.param(rank, marks=pytest.mark.slow) for rank in ranks[1:])],
+            ("compiled_rank",): [
+                pytest.param(rank, marks=pytest.mark.slow if rank != quick or self.traced_slowly else ())
+                for rank in ranks
+            ],
         }
         taken = tuple(sorted({name for names in values for name in names} & set(metafunc.fixturenames)))
         if taken:
