@@ -12,6 +12,7 @@ from nnunet_locctx.phantoms.storage import ORIENTATIONS
 from nnunet_locctx.phantoms.whole_body import ATLAS_HEIGHT, ORGANS, make_whole_body
 from nnunet_locctx.phantoms.whole_body_anatomy import JITTER, LOOK_ALIKES
 from nnunet_locctx.phantoms.whole_body_patient import SCALE, SEGMENTS, STRETCH, draw_patient
+from tests.integration.workspace import ThreadsForProcesses
 
 whole_body_case = functools.cache(whole_body.whole_body_case)  # tests look at the cases and change nothing
 COARSE = 10.0
@@ -206,7 +207,7 @@ def test_intensities_look_like_ct():
     assert 10 < np.median(thigh) < 90
 
 
-def test_writes_nnunet_raw_format(tmp_path):
+def test_writes_nnunet_raw_format(tmp_path, monkeypatch):
     from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 
     folder = make_whole_body(
@@ -237,6 +238,7 @@ def test_writes_nnunet_raw_format(tmp_path):
             index = (3, 2, 1)
             place = image.TransformIndexToPhysicalPoint(index)
             assert place == pytest.approx(case.frame.millimetres(index), abs=1e-2)
+    monkeypatch.setattr("multiprocessing.get_context", lambda method: ThreadsForProcesses)
     verify_dataset_integrity(str(folder), num_processes=1)
 
 
