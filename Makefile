@@ -11,7 +11,7 @@ STAMP := $(VENV)/.ready
 # Another interpreter: make PYTHON=/path/to/python3.12 ...
 PYTHON ?=
 
-.PHONY: help env demo test test-integration test-rest test-all lint format docs clean
+.PHONY: help env demo test test-first test-rest test-types test-all lint style types format docs clean
 
 help:
 	@echo 'make demo      phantom -> plain and located nnU-Net -> demo/results.json, demo/figure.png'
@@ -51,29 +51,34 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	@$(BIN)/locctx demo
 
-lint: $(STAMP)
+lint: style types
+
+style: $(STAMP)
 	@echo '== ruff check';   $(BIN)/ruff check .
 	echo '== ruff format';   $(BIN)/ruff format --check .
-	echo '== mypy';          $(BIN)/mypy
 	echo '== lint-imports';  $(BIN)/lint-imports --no-logo
 
-# Two plain processes, of about the same length on two cores.
+types: $(STAMP)
+	@echo '== mypy';          $(BIN)/mypy
+
+# Two plain processes of about the same length on two cores, and mypy, which takes minutes without its cache.
 QUICK := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow'
 FIRST := tests/integration tests/networks
-REST_LOG := .pytest_rest.log
+# $(call shown,COMMAND,LOG): the output comes in one piece when the command has ended
+shown = status=0; $(1) > $(2) 2>&1 || status=$$?; cat $(2); exit $$status
 
-test: lint
-	@echo '== pytest, in two processes: $(FIRST) here, the others in $(REST_LOG), shown at the end'
-	$(MAKE) --no-print-directory -j2 test-integration test-rest
+test: style
+	@echo '== pytest, in two processes: $(FIRST) here; mypy and the other tests are shown when they have ended'
+	$(MAKE) --no-print-directory -j3 test-types test-first test-rest
 
-test-integration: $(STAMP)
+test-first: $(STAMP)
 	@$(QUICK) $(FIRST)
 
 test-rest: $(STAMP)
-	@status=0
-	$(QUICK) tests $(addprefix --ignore ,$(FIRST)) > $(REST_LOG) 2>&1 || status=$$?
-	cat $(REST_LOG)
-	exit $$status
+	@$(call shown,$(QUICK) tests $(addprefix --ignore ,$(FIRST)),.pytest_rest.log)
+
+test-types: $(STAMP)
+	@$(call shown,$(BIN)/mypy,.mypy.log)
 
 test-all: lint
 	@echo '== pytest, slow ones too'
@@ -91,5 +96,5 @@ docs: $(VENV)/.docs
 	@PYTHONPATH=. $(BIN)/mkdocs build --strict
 
 clean:
-	@rm -rf build dist site .pytest_rest.log .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf build dist site .pytest_rest.log .mypy.log .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -print0 | xargs -0 rm -rf

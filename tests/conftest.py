@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 # a loaded machine must not fail a property, and a failure must come back on the next run
-hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, max_examples=30)
 hypothesis.settings.load_profile("tests")
 
 REPOSITORY = Path(__file__).resolve().parents[1]

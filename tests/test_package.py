@@ -118,7 +118,9 @@ def test_one_version_everywhere(wheel: zipfile.Path) -> None:
     assert f"\nVersion: {version}\n" in wheel.root.read(metadata).decode()
 
 
+@pytest.mark.slow
 def test_lower_floors_import_without_nnunet() -> None:
+    """Every module; tests/pipelines/test_page.py loads all public names."""
     modules = ["nnunet_locctx", *modules_below("types", "geometry", "location", "blocks", "networks")]
     result = import_blocked(modules, {"nnunetv2"})
     assert result.returncode == 0, result.stderr

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -97,7 +97,6 @@ def test_equals_the_sum_over_corners_written_out(options: dict[str, Any]) -> Non
     level=st.integers(0, 15),
     log2_entries=st.sampled_from([4, 11, 15, 16, 19, 24]),
 )
-@settings(max_examples=200, deadline=None)
 def test_indices_are_those_of_32_bit_arithmetic(cells: list[int], level: int, log2_entries: int) -> None:
     grid = HashGrid(16, 2, log2_entries, 16, 1.5)
     position = (torch.tensor(cells, dtype=torch.float64) / 2**23)[:, None]

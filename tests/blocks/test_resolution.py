@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunet_locctx.blocks import resize_location
@@ -18,7 +18,6 @@ sizes = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(sizes)
 def test_gives_token_centres_of_an_affine_location(pairs: list[tuple[int, int]]) -> None:
     matrix = torch.arange(1.0, 1 + 3 * len(pairs), dtype=torch.float64).view(3, -1) / 7
@@ -29,7 +28,6 @@ def test_gives_token_centres_of_an_affine_location(pairs: list[tuple[int, int]])
     torch.testing.assert_close(resized, expected)
 
 
-@settings(deadline=None)
 @given(sizes, st.integers(0, 2))
 def test_commutes_with_mirroring(pairs: list[tuple[int, int]], axis: int) -> None:
     fine, coarse = zip(*pairs, strict=True)
@@ -50,7 +48,6 @@ def test_same_size_is_the_same() -> None:
     assert torch.equal(resize_location(location, (4, 5)), location)
 
 
-@settings(deadline=None)
 @given(sizes, st.booleans())
 def test_spreads_linearly(pairs: list[tuple[int, int]], half: bool) -> None:
     fine, coarse = zip(*pairs, strict=True)

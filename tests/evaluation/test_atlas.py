@@ -67,7 +67,6 @@ class TestGrid:
         assert cells.tolist() == [list(at) for at in itertools.product((4, 5), (4, 5), (2, 3, 4, 5))]
 
     @hypothesis.given(permutations, flips, st.sampled_from([(5, 6, 7), (10, 12, 14), (13, 7, 20)]))
-    @hypothesis.settings(max_examples=20)
     def test_storage_changes_nothing(
         self,
         permutation: tuple[int, int, int],
@@ -91,7 +90,6 @@ class TestGrid:
         st.tuples(*[st.integers(1, 20)] * 3),
         st.integers(0, 1000),
     )
-    @hypothesis.settings(max_examples=25)
     def test_no_training_voxel_is_masked(
         self,
         permutation: tuple[int, int, int],

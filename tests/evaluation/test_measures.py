@@ -163,7 +163,6 @@ class TestSurfaces:
         assert one(true, found, tolerance_mm=0.4)["nsd"] == pytest.approx(9600 / 14720, abs=0.02)
 
     @hypothesis.given(blobs, spacings)
-    @hypothesis.settings(max_examples=20)
     def test_against_all_distances(
         self, masks: tuple[np.ndarray, np.ndarray], spacing: tuple[float, ...]
     ) -> None:
@@ -181,7 +180,6 @@ class TestSurfaces:
         assert separate == pytest.approx(max(np.percentile(one, 95) for one in directed), rel=1e-5)
 
     @hypothesis.given(blobs, spacings, st.tuples(*[st.integers(0, 3)] * 6), st.sampled_from([0.4, 1.1, 3.2]))
-    @hypothesis.settings(max_examples=40)
     def test_cropping_changes_nothing(
         self,
         masks: tuple[np.ndarray, np.ndarray],
@@ -271,7 +269,6 @@ class TestOffRegion:
         assert one(true, found, (2.0, 1.0, 0.5), off_region_mm=0)["off_region_ml"] == pytest.approx(0.003)
 
     @hypothesis.given(blobs, spacings, st.floats(0, 8))
-    @hypothesis.settings(max_examples=60)
     def test_against_all_distances(
         self, masks: tuple[np.ndarray, np.ndarray], spacing: tuple[float, ...], distance: float
     ) -> None:

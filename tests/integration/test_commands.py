@@ -75,12 +75,6 @@ def test_c_goes_on_where_the_training_stopped(phantom: Workspace, tmp_path: Path
     assert space.checkpoint(TRAINER)["current_epoch"] == 3
 
 
-def test_fold_all_trains_on_and_validates_every_case(phantom: Workspace, tmp_path: Path) -> None:
-    space = phantom.with_results(tmp_path)
-    space.train(TRAINER, fold="all")
-    assert len(images(space.model(TRAINER) / "fold_all" / "validation")) == 5
-
-
 def test_modelfolder_predicts_the_same(trained: Workspace, predicted: Path, tmp_path: Path) -> None:
     trained.run(
         f"nnUNetv2_predict_from_modelfolder -i {trained.raw / trained.dataset / 'imagesTs'} -o {tmp_path} "

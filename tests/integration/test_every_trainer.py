@@ -30,7 +30,25 @@ def options(trainer: Trainer) -> dict[str, Any]:
     return {"network": small}
 
 
-@pytest.mark.parametrize("name", sorted([*TRAINERS, "LightMedSegPaperTrainer_weightedClasses"]))
+QUICK = {
+    "AnchorTrainer",
+    "GPEHashTrainer",
+    "L2GTrainer",
+    "LightMedSegPaperTrainer_weightedClasses",
+    "LocCtxTrainer",
+    "PNetworkTrainer",
+    "UNETRTrainer",
+}
+"""A trainer for each block and each kind of trainer; networks are tested in tests/networks, trainers' options beside
+them. test_matrix.py and test_commands.py train LocBAM and the prior head."""
+
+NAMES = [
+    pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+    for name in sorted([*TRAINERS, "LightMedSegPaperTrainer_weightedClasses"])
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_trains_and_predicts(name: str, phantom: Workspace, tmp_path: Path) -> None:
     space = phantom.copy(tmp_path)
     trainer = find_trainer(name)
@@ -48,5 +66,5 @@ def test_trains_and_predicts(name: str, phantom: Workspace, tmp_path: Path) -> N
     weights = checkpoint["network_weights"]
     assert all(torch.isfinite(weight).all() for weight in weights.values())
     assert "location_signature.text" in weights
-    space.predict(tmp_path / "predicted", f"Short{name}", "small")
+    space.predict(tmp_path / "predicted", f"Short{name}", "small", "-f 0 --disable_tta")
     check_predictions(images(tmp_path / "predicted"), space.raw / space.dataset / "labelsTs", range(7))

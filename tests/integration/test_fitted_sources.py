@@ -86,7 +86,7 @@ def test_a_model_predicts_where_nothing_but_its_zip_is_known(
     elsewhere.run(f"nnUNetv2_install_pretrained_model_from_zip {file}")
     scans = bodies.raw / bodies.dataset / "imagesTs"
     for space, target in ((bodies, "here"), (elsewhere, "there")):
-        space.predict(tmp_path / target, TRAINER, source, source=scans)
+        space.predict(tmp_path / target, TRAINER, source, "-f 0 --disable_tta", scans)
     here, there = (sorted((tmp_path / name).glob("*.nii.gz")) for name in ("here", "there"))
     assert len(here) == len(there) == 2
     for one, other in zip(here, there, strict=True):

@@ -134,8 +134,14 @@ SCANS = {
 }
 
 
-@pytest.mark.parametrize("name", SCANS)
-@pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
+@pytest.mark.parametrize(
+    ("name", "configuration"),
+    [(name, "3d_fullres") for name in SCANS]
+    + [
+        pytest.param(name, "2d", marks=[] if name in ("SRP", "cropped") else pytest.mark.slow)
+        for name in SCANS
+    ],
+)
 def test_every_voxel_gets_its_place_in_the_patient(
     name: str, configuration: str, echo: Workspace, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nnunet_locctx.phantoms.twin_organs import make_phantom
-from tests.integration.workspace import Workspace, images, shrink, tiny
+from tests.integration.workspace import Workspace, images, tiny
 
 TRAINERS = (
     "ShortLocBAM",
@@ -28,16 +28,17 @@ def check_predictions(found: dict[str, np.ndarray], truth: Path, allowed: range)
 
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_trains_and_predicts_every_configuration(trainer: str, phantom: Workspace, tmp_path: Path) -> None:
-    space = phantom.with_results(tmp_path / "results")
+    space, once = phantom.with_results(tmp_path / "results"), "--disable_tta"
     truth = space.raw / space.dataset / "labelsTs"
     for configuration in ("2d", "3d_fullres"):
         space.train(trainer, configuration)
-        space.predict(tmp_path / configuration, trainer, configuration)
+        space.predict(tmp_path / configuration, trainer, configuration, f"-f 0 {once}")
     # all cases need a segmentation from the previous stage; fold "all" makes it in one training
     space.train(trainer, "3d_lowres", "all")
-    space.predict(tmp_path / "3d_lowres", trainer, "3d_lowres", "-f all")
+    assert len(images(space.model(trainer, "3d_lowres") / "fold_all" / "validation")) == 5
+    space.predict(tmp_path / "3d_lowres", trainer, "3d_lowres", f"-f all {once}")
     space.train(trainer, "3d_cascade_fullres")
-    previous = f"-f 0 -prev_stage_predictions {tmp_path / '3d_lowres'}"
+    previous = f"-f 0 {once} -prev_stage_predictions {tmp_path / '3d_lowres'}"
     space.predict(tmp_path / "3d_cascade_fullres", trainer, "3d_cascade_fullres", previous)
     for configuration in ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"):
         check_predictions(images(tmp_path / configuration), truth, range(7))
@@ -60,7 +61,7 @@ def test_residual_encoder(trainer: str, phantom: Workspace, tmp_path: Path) -> N
     full.update(patch_size=[16] * 3, batch_size=2, data_identifier="nnUNetPlans_3d_fullres")
     file.write_text(json.dumps(plans))
     space.train(trainer, options="-p nnUNetResEncUNetMPlans")
-    space.predict(tmp_path / trainer, trainer, options="-f 0 -p nnUNetResEncUNetMPlans")
+    space.predict(tmp_path / trainer, trainer, options="-f 0 --disable_tta -p nnUNetResEncUNetMPlans")
     check_predictions(images(tmp_path / trainer), space.raw / space.dataset / "labelsTs", range(7))
 
 
@@ -69,7 +70,7 @@ def test_residual_encoder(trainer: str, phantom: Workspace, tmp_path: Path) -> N
     ("options", "heads"),
     [
         pytest.param({"channels": 2, "regions": True, "ignore": True}, 3, id="two channels, regions, ignore"),
-        pytest.param({"ignore": True}, 7, id="labels, ignore"),
+        pytest.param({"ignore": True}, 7, id="labels, ignore", marks=pytest.mark.slow),
     ],
 )
 def test_kinds_of_data(options: dict[str, int], heads: int, trainer: str, tmp_path: Path) -> None:
@@ -84,9 +85,10 @@ def test_kinds_of_data(options: dict[str, int], heads: int, trainer: str, tmp_pa
     check_predictions(images(tmp_path / trainer), space.raw / space.dataset / "labelsTs", range(7))
 
 
-def test_suffixes_name_results_and_checkpoints(phantom: Workspace, tmp_path: Path) -> None:
-    """The real trainer with all suffixes, at nnU-Net's 250 iterations."""
-    name = "PriorHeadTrainer_noDA_1epochs_noMirroring"
+@pytest.mark.parametrize("short", ["Short", pytest.param("", marks=pytest.mark.slow)])
+def test_suffixes_name_results_and_checkpoints(short: str, phantom: Workspace, tmp_path: Path) -> None:
+    """All suffixes; slowly at nnU-Net's 250 iterations."""
+    name = f"{short}PriorHeadTrainer_noDA_1epochs_noMirroring"
     space = phantom.with_results(tmp_path / "results")
     space.train(name)
     checkpoint = space.checkpoint(name)
@@ -98,10 +100,3 @@ def test_suffixes_name_results_and_checkpoints(phantom: Workspace, tmp_path: Pat
     ]
     space.predict(tmp_path / "predicted", name)
     check_predictions(images(tmp_path / "predicted"), space.raw / space.dataset / "labelsTs", range(7))
-
-
-def test_shrink_keeps_the_phantoms_plans_valid(phantom: Workspace) -> None:
-    plans = phantom.plans
-    shrink_again = json.loads(json.dumps(plans))
-    shrink(shrink_again)
-    assert shrink_again == plans

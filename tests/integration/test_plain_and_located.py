@@ -131,7 +131,14 @@ def plain_checkpoint(space: Workspace) -> Path:
     return space.model("ShortPlain") / "fold_0" / "checkpoint_final.pth"
 
 
-@pytest.mark.parametrize("name", ["ShortCoordConv", "ShortLocBAM", "ShortPriorHead"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("ShortCoordConv", marks=pytest.mark.slow),
+        pytest.param("ShortLocBAM", marks=pytest.mark.slow),
+        "ShortPriorHead",
+    ],
+)
 def test_pretrained_weights_of_a_plain_training(name: str, space: Workspace, plain_checkpoint: Path) -> None:
     printed = space.train(name, options=f"-pretrained_weights {plain_checkpoint}", **{LEARNING_RATE: "0"})
     plain = space.checkpoint("ShortPlain")["network_weights"]
@@ -154,16 +161,3 @@ def test_pretrained_weights_of_a_located_training(space: Workspace) -> None:
     kept = [key for key in loaded if ".seg_layers." not in key and not key.startswith(RECORDS)]
     assert any(key.startswith(BLOCKS) and trained[key].abs().max() > 0 for key in kept)
     equal({key: loaded[key] for key in kept}, {key: trained[key] for key in kept})
-
-
-def test_plain_nnunet_still_loads_its_own_weights(space: Workspace, plain_checkpoint: Path) -> None:
-    """Our hook into the command leaves trainings without location alone."""
-    space.train(
-        "ShortPlain", fold=4, options=f"-pretrained_weights {plain_checkpoint}", **{LEARNING_RATE: "0"}
-    )
-    loaded = space.checkpoint("ShortPlain", fold=4)["network_weights"]
-    kept = [key for key in loaded if ".seg_layers." not in key]
-    equal(
-        {key: loaded[key] for key in kept},
-        {key: torch.load(plain_checkpoint, weights_only=False)["network_weights"][key] for key in kept},
-    )

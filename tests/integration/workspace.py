@@ -1,6 +1,7 @@
 """nnU-Net's folders for one dataset, and nnU-Net's own commands run on them inside the test's process."""
 
 import contextlib
+import functools
 import importlib.metadata
 import io
 import json
@@ -11,6 +12,7 @@ import shlex
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing.managers import BaseProxy
 from multiprocessing.pool import ThreadPool
@@ -70,6 +72,27 @@ class ThreadsForProcesses:
     Process = _Process
 
 
+WAITING = (
+    "experiment_planning.dataset_fingerprint.fingerprint_extractor",
+    "inference.data_iterators",
+    "inference.predict_from_raw_data",
+    "preprocessing.preprocessors.default_preprocessor",
+    "training.nnUNetTrainer.nnUNetTrainer",
+)
+"""Modules of nnU-Net that sleep until their workers are done."""
+
+
+def hurry(patch: pytest.MonkeyPatch) -> None:
+    """Leaves out of nnU-Net's commands what takes most of their time on tiny data and none of these tests looks at."""
+    patch.setattr(multiprocessing, "get_context", lambda method=None: ThreadsForProcesses)
+    patch.setattr("nnunetv2.utilities.utils.Pool", _Pool)  # forks 12 processes to list a folder's files
+    patch.setattr("nnunetv2.training.logging.nnunet_logger.LocalLogger.plot_progress_png", lambda *_: None)
+    patch.setattr("nnunetv2.utilities.find_class_by_name.abspath", functools.cache(os.path.abspath))
+    for module in WAITING:
+        patch.setattr(f"nnunetv2.{module}.sleep", lambda seconds: time.sleep(seconds / 100))
+    patch.setattr(torch, "set_num_threads", lambda number: None)
+
+
 class Workspace:
     """nnUNet_raw, nnUNet_preprocessed and nnUNet_results below one folder.
 
@@ -121,8 +144,7 @@ class Workspace:
         # planning asks for a worker of its own where training can do without
         with self.entered(0 if "train" in name else 1, **(environment or {})) as patch:
             patch.setattr(sys, "argv", [name, *arguments])
-            patch.setattr(multiprocessing, "get_context", lambda method=None: ThreadsForProcesses)
-            patch.setattr(torch, "set_num_threads", lambda number: None)
+            hurry(patch)
             try:
                 with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
                     script.load()()

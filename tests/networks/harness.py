@@ -41,6 +41,11 @@ def forgetful(x: Tensor) -> Tensor:
     return x
 
 
+def _pairs(firsts: list[Any], variants: list[str]) -> list[tuple[Any, str]]:
+    """The first of `firsts` with every variant, the others with the first variant."""
+    return [(firsts[0], variant) for variant in variants] + [(first, variants[0]) for first in firsts[1:]]
+
+
 def flat(output: Any) -> list[Tensor]:
     return output if isinstance(output, list) else [output]
 
@@ -49,7 +54,8 @@ class WholeNetworkHarness:
     """Subclasses set `name`, `options`, `patches` and `located`, and the others where they differ.
 
     A test that takes `rank` runs for every rank of `patches`; `variant` stands for "plain" (if `plain`) and each key
-    of `located`; `with_location` for the keys of `located` only.
+    of `located`; `with_location` for the keys of `located` only. Of a pair of these every variant meets the quicker
+    rank, and the first the others too.
     """
 
     name: ClassVar[str]
@@ -68,24 +74,31 @@ class WholeNetworkHarness:
     """Pattern of parameters whose gradient may be zero, such as a bias before a normalisation."""
     twin: ClassVar[dict[str, Any]] = {}
     """Options on top that make the twin without location of a located variant."""
+    traced_slowly: ClassVar[bool] = False
+    """Whether torch.compile takes longer than a test may that is not slow."""
     autocast_error: ClassVar[float] = 0.05
     """Allowed under bfloat16: norm of the difference over norm of the output."""
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        variants = [*(["plain"] if self.plain else []), *self.located]
-        values: dict[str, list[Any]] = {
-            "rank": sorted(self.patches),
-            "variant": variants,
-            "with_location": list(self.located),
-            # few, since tracing is slow; without location there is less to trace
-            "compiled": [
-                ((list(self.located) or variants)[0], max(self.patches), True),
-                (variants[-1], min(self.patches), False),
+        located, quick = list(self.located), min(self.patches)
+        variants = [*located, *(["plain"] if self.plain else [])]
+        ranks = [quick, *(rank for rank in self.patches if rank != quick)]
+        sizes = [(rank, size) for rank in ranks for size in self.patches[rank]]
+        values: dict[tuple[str, ...], list[Any]] = {
+            ("rank",): ranks,
+            ("variant",): variants,
+            ("with_location",): located,
+            ("size", "variant"): _pairs([size for _, size in sizes], variants),
+            ("rank", "variant"): _pairs(ranks, variants),
+            ("rank", "with_location"): _pairs(ranks, located),
+            ("compiled_rank",): [
+                pytest.param(rank, marks=pytest.mark.slow if rank != quick or self.traced_slowly else ())
+                for rank in ranks
             ],
-            "size": [pytest.param(s, id="x".join(map(str, s))) for n in self.patches.values() for s in n],
         }
-        for argument in set(values) & set(metafunc.fixturenames):
-            metafunc.parametrize(argument, values[argument])
+        taken = tuple(sorted({name for names in values for name in names} & set(metafunc.fixturenames)))
+        if taken:
+            metafunc.parametrize(",".join(taken), values[taken])
 
     def given(self, variant: str) -> dict[str, Any]:
         return {**self.options, **self.located.get(variant, {})}
@@ -195,23 +208,21 @@ class WholeNetworkHarness:
         without.load_state_dict(network.state_dict())  # as in prediction
         assert torch.equal(without.eval()(x), output)
 
-    def test_pickles_and_copies(self, variant: str) -> None:
+    def test_copies_pickles_and_checkpoints(self, variant: str) -> None:
         network, x = self.made_and_fed(variant)
         expected = network(x)
         assert torch.equal(network(x), expected)  # no chance in evaluation
-        for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        loaded = self.make(variant, self.patches[min(self.patches)][0], seed=1).eval()
+        loaded.load_state_dict(network.state_dict())
+        for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network)), loaded):
             assert torch.equal(twin(x), expected)
 
-    def test_state_dict_round_trip(self, variant: str, rank: int) -> None:
-        network, x = self.made_and_fed(variant, rank)
-        other = self.make(variant, self.patches[rank][0], seed=1).eval()
-        other.load_state_dict(network.state_dict())
-        assert torch.equal(other(x), network(x))
-
-    def test_compiles_without_a_graph_break(self, compiled: tuple[str, int, bool]) -> None:
-        variant, rank, training = compiled
-        network, x = self.made_and_fed(variant, rank, deep_supervision=True)
-        network.train(training)
+    def test_compiles_without_a_graph_break(self, compiled_rank: int) -> None:
+        """Of one variant, since tracing is slow: without location there is less to trace."""
+        network, x = self.made_and_fed(
+            next(iter(self.located), "plain"), compiled_rank, deep_supervision=True
+        )
+        network.train()
         x = forgetful(x) if network.located else x
         torch._dynamo.reset()
         call = torch.compile(network, fullgraph=True, backend="eager")
@@ -222,8 +233,8 @@ class WholeNetworkHarness:
         for output, expected in zip(*results, strict=True):
             torch.testing.assert_close(output, expected)
 
-    def test_autocast(self, variant: str, rank: int) -> None:
-        network, x = self.made_and_fed(variant, rank)
+    def test_autocast(self, variant: str) -> None:
+        network, x = self.made_and_fed(variant)
         expected = network(x)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             output = network(x).float()

@@ -9,7 +9,7 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import Tensor, nn
 
-from nnunet_locctx.blocks import BLOCKS, PLACES
+from nnunet_locctx.blocks import BLOCKS, DEFAULTS, PLACES
 from nnunet_locctx.networks import Fitting, LocatedUNet
 from tests.blocks.harness import ramp, randomise
 
@@ -77,12 +77,15 @@ def flat(output: Any) -> list[Tensor]:
     return output if isinstance(output, list) else [output]
 
 
-BLOCKS_AND_PLACES = [(block, place) for block in BLOCKS for place in PLACES]
+BLOCKS_AND_PLACES = [
+    *((block, DEFAULTS[block].place) for block in BLOCKS),
+    *(("prior", place) for place in PLACES if place != DEFAULTS["prior"].place),
+]
+"""Every block, and every place: what a block does does not depend on where it stands."""
 
 
 @pytest.mark.parametrize(("block", "place"), BLOCKS_AND_PLACES)
-@pytest.mark.parametrize("architecture", [PlainConvUNet, ResidualEncoderUNet])
-@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize(("architecture", "rank"), [(PlainConvUNet, 2), (ResidualEncoderUNet, 3)])
 def test_starts_as_the_planned_network(
     architecture: type[nn.Module], rank: int, block: str, place: str
 ) -> None:
@@ -125,9 +128,8 @@ def test_a_location_with_unknown_axes_can_be_exported() -> None:
 
 
 @pytest.mark.parametrize(("block", "place"), BLOCKS_AND_PLACES)
-@pytest.mark.parametrize("architecture", [PlainConvUNet, ResidualEncoderUNet])
-def test_every_parameter_of_a_block_counts(architecture: type[nn.Module], block: str, place: str) -> None:
-    located = fit(plan(architecture, deep_supervision=True), block, place).train()
+def test_every_parameter_of_a_block_counts(block: str, place: str) -> None:
+    located = fit(plan(deep_supervision=True), block, place).train()
     randomise(located.location_blocks)
     x, _ = feed()
     torch.stack([(output**2).sum() for output in located(x)]).sum().backward()
@@ -144,8 +146,8 @@ def test_every_parameter_of_a_block_counts(architecture: type[nn.Module], block:
 
 
 @pytest.mark.parametrize(("block", "place"), BLOCKS_AND_PLACES)
-@pytest.mark.parametrize("architecture", [PlainConvUNet, ResidualEncoderUNet])
-def test_planned_weights_go_both_ways(architecture: type[nn.Module], block: str, place: str) -> None:
+def test_planned_weights_go_both_ways(block: str, place: str) -> None:
+    architecture = ResidualEncoderUNet
     one, other = plan(architecture, seed=1), plan(architecture, seed=2)
     located = fit(copy.deepcopy(one), block, place)
     own = {key for key in located.state_dict() if key.startswith("location_blocks.")}
@@ -161,8 +163,7 @@ def test_planned_weights_go_both_ways(architecture: type[nn.Module], block: str,
     assert torch.equal(located(x), one(without))
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize(("block", "place"), BLOCKS_AND_PLACES)
 def test_same_seed_same_planned_weights_and_random_state(block: str, place: str) -> None:
     planned = plan()
     state = torch.get_rng_state()
@@ -249,8 +250,8 @@ def test_pickles_and_copies(block: str, place: str) -> None:
     ("block", "place"),
     [("coordconv", "input"), ("coordconv", "encoder"), ("locbam", "decoder"), ("prior", "logits")],
 )
-@pytest.mark.parametrize("training", [True, False])
-def test_compiles_without_a_graph_break(block: str, place: str, training: bool) -> None:
+def test_compiles_without_a_graph_break(block: str, place: str) -> None:
+    training = place != "input"
     located = fit(plan(deep_supervision=True), block, place).train(training)
     randomise(located.location_blocks)
     x, _ = feed()

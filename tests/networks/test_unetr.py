@@ -19,6 +19,7 @@ class TestUNETR(WholeNetworkHarness):
     options = SMALL
     patches = {3: [(16, 32, 32), (48, 16, 16)], 2: [(32, 48), (16, 16)]}  # noqa: RUF012
     located = LOCATED
+    traced_slowly = True
 
 
 @pytest.mark.parametrize("size", [(16, 32, 32), (32, 48)])

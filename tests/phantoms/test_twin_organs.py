@@ -15,6 +15,7 @@ from nnunet_locctx.phantoms.twin_organs import (
     make_phantom,
     phantom_case,
 )
+from tests.integration.workspace import ThreadsForProcesses
 
 SIDES = {label: 1 if name.endswith("_left") else -1 for label, name in enumerate(ORGANS, start=1)}
 
@@ -226,10 +227,11 @@ def test_region_order_paints_labels_of_their_own_region():
         assert inside == [True] * (number + 1) + [False] * (len(REGIONS) - number - 1)
 
 
-def test_nnunet_accepts_it(tmp_path):
+def test_nnunet_accepts_it(tmp_path, monkeypatch):
     from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 
     folder = make_phantom(tmp_path, 3, cases=2, test_cases=0, size=16, channels=2)
+    monkeypatch.setattr("multiprocessing.get_context", lambda method: ThreadsForProcesses)
     verify_dataset_integrity(str(folder), num_processes=1)
 
 

@@ -1,5 +1,6 @@
 """The whole-body phantom: one patient is the same in every field of view, and its true atlas places are right."""
 
+import functools
 import json
 
 import numpy as np
@@ -8,10 +9,12 @@ import SimpleITK as sitk
 
 from nnunet_locctx.phantoms import storage
 from nnunet_locctx.phantoms.storage import ORIENTATIONS
-from nnunet_locctx.phantoms.whole_body import ATLAS_HEIGHT, ORGANS, make_whole_body, whole_body_case
+from nnunet_locctx.phantoms.whole_body import ATLAS_HEIGHT, ORGANS, make_whole_body
 from nnunet_locctx.phantoms.whole_body_anatomy import JITTER, LOOK_ALIKES
 from nnunet_locctx.phantoms.whole_body_patient import SCALE, SEGMENTS, STRETCH, draw_patient
+from tests.integration.workspace import ThreadsForProcesses
 
+whole_body_case = functools.cache(whole_body.whole_body_case)  # tests look at the cases and change nothing
 COARSE = 10.0
 PLACES = np.array(list(ORGANS.values()))
 
@@ -107,7 +110,7 @@ def test_atlas_axes_are_right_anterior_superior():
     assert up[2] > 30
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", [0, 3])
 def test_labels_lie_at_their_atlas_places(number):
     case = whole_body_case(number, spacing=5.0, crop=(0.0, 1.0))
     found = centres(case)
@@ -180,7 +183,9 @@ def test_fields_of_view_orientations_and_spacings_differ():
 
 
 def test_the_seed_decides():
-    first, again = (whole_body_case(3, slices=(10, 16), in_plane=(8, 10), seed=7) for _ in range(2))
+    first, again = (
+        whole_body.whole_body_case(3, slices=(10, 16), in_plane=(8, 10), seed=7) for _ in range(2)
+    )
     assert np.array_equal(first.images, again.images)
     assert np.array_equal(first.labels, again.labels)
     assert first.origin == again.origin
@@ -202,7 +207,7 @@ def test_intensities_look_like_ct():
     assert 10 < np.median(thigh) < 90
 
 
-def test_writes_nnunet_raw_format(tmp_path):
+def test_writes_nnunet_raw_format(tmp_path, monkeypatch):
     from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 
     folder = make_whole_body(
@@ -233,6 +238,7 @@ def test_writes_nnunet_raw_format(tmp_path):
             index = (3, 2, 1)
             place = image.TransformIndexToPhysicalPoint(index)
             assert place == pytest.approx(case.frame.millimetres(index), abs=1e-2)
+    monkeypatch.setattr("multiprocessing.get_context", lambda method: ThreadsForProcesses)
     verify_dataset_integrity(str(folder), num_processes=1)
 
 

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from monai import transforms as mt
 from monai.data import DataLoader, MetaTensor
@@ -103,7 +103,6 @@ def test_location_stays_true_through(name: str) -> None:
     assert check(pipeline({"image": image})["image"]) > 50
 
 
-@settings(max_examples=25)
 @given(permutations, flips, spacings, small_angles, st.data())
 def test_grids_that_need_no_interpolation(permutation, flip, spacing, angles, data) -> None:  # type: ignore[no-untyped-def]
     """However the scan is stored, in any order of steps; in what was padded the location goes on as it is inside."""

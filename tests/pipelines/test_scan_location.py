@@ -5,7 +5,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunet_locctx.geometry import Frame
@@ -73,7 +73,6 @@ def test_what_cannot_be_measured_is_unknown() -> None:
     assert np.isnan(coordinates(scan, [(0, 2)] * 3, BodyFinder("mr"))).all()
 
 
-@settings(max_examples=30)
 @given(permutations, flips, shapes, spacings, small_angles, st.data())
 def test_other_grids_of_a_scan(permutation, flip, shape, spacing, angles, data) -> None:  # type: ignore[no-untyped-def]
     """A crop of a scan, turned and resampled, has the location of its places in the scan."""

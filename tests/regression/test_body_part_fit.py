@@ -170,9 +170,7 @@ def test_same_seed_gives_equal_bytes(tmp_path: Path, quick: BodyPartRegressor) -
     assert other.to_bytes() != quick.to_bytes()
 
 
-@pytest.mark.parametrize(
-    ("interrupted_at", "seconds", "resumed_at"), [(1, 60.0, 0), (3, 60.0, 2), (3, 0.0, 3)]
-)
+@pytest.mark.parametrize(("interrupted_at", "seconds", "resumed_at"), [(3, 60.0, 2), (3, 0.0, 3)])
 def test_interrupted_fit_ends_as_an_uninterrupted_one(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunet_locctx.geometry import PATIENT_FROM_LPS, Frame
@@ -26,7 +26,6 @@ def places(scan: CanonicalScan) -> np.ndarray:
     return np.asarray(index @ scan.affine[:3, :3].T + scan.affine[:3, 3])
 
 
-@settings(max_examples=30)
 @given(permutations, flips, small_angles, st.booleans(), st.floats(2.0, 9.0))
 def test_a_ramp_stays_a_ramp(permutation, flip, angles, oblique, spacing) -> None:  # type: ignore[no-untyped-def]
     properties, shape = stored(

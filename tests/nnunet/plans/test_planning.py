@@ -408,13 +408,6 @@ class TestPlanConfiguration:
         with pytest.raises(ValueError, match="'2d' is a configuration of 'nnUNetPlans' itself"):
             plan_configuration(folder, "nnUNetPlans", "3d_fullres", "2d", force=True)
 
-    def test_force_replaces(self, folder: Path) -> None:
-        plan_configuration(folder, "nnUNetPlans", "3d_fullres", "a", batch_size=3)
-        with pytest.raises(ValueError, match="differs in batch_size"):
-            plan_configuration(folder, "nnUNetPlans", "3d_fullres", "a", batch_size=4)
-        made, _ = plan_configuration(folder, "nnUNetPlans", "3d_fullres", "a", batch_size=4, force=True)
-        assert made["configurations"]["a"]["batch_size"] == 4
-
     def test_plans_of_others_are_left_alone(self, folder: Path, planned: dict[str, Any]) -> None:
         (folder / "theirs.json").write_text(json.dumps({**planned, "plans_name": "theirs"}))
         for own in ("theirs", "nnUNetPlans"):
@@ -460,10 +453,3 @@ def test_what_two_add_at_once_is_not_lost(tmp_path: Path, monkeypatch: pytest.Mo
             assert answer.result()[1]
     found = read_plans(tmp_path / "nnUNetPlans_locctx.json")
     assert sorted(found["configurations"]) == ["3d_fullres", *names]
-
-
-def test_what_is_refused_leaves_no_file(tmp_path: Path) -> None:
-    (tmp_path / "nnUNetPlans.json").write_text(json.dumps(plans({"3d_fullres": configuration()})))
-    with pytest.raises(ValueError, match="batch_size"):
-        plan_configuration(tmp_path, "nnUNetPlans", "3d_fullres", "added", batch_size=0)
-    assert [file.name for file in tmp_path.iterdir()] == ["nnUNetPlans.json"]

@@ -13,7 +13,7 @@ from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -92,7 +92,6 @@ def load(
     [((12, 16, 14), False), ((5, 20, 18), True), ((16, 20), False)],
     ids=["3d", "dummy2d", "2d"],
 )
-@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), lower=st.tuples(*[st.integers(-30, 45)] * 3))
 def test_location_is_where_the_intensity_came_from(
     patch: tuple[int, ...], dummy_2d: bool, seed: int, lower: tuple[int, int, int]
@@ -116,7 +115,6 @@ def test_location_is_where_the_intensity_came_from(
     [((12, 16, 14), False), ((5, 20, 18), True), ((16, 20), False)],
     ids=["3d", "dummy2d", "2d"],
 )
-@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), lower=st.tuples(*[st.integers(-30, 45)] * 3))
 def test_bent_location_is_where_the_intensity_came_from(
     patch: tuple[int, ...], dummy_2d: bool, seed: int, lower: tuple[int, int, int]
