@@ -15,6 +15,7 @@ from nnunet_locctx.commands import (
     evaluate,
     extras,
     fit,
+    inspect,
     landmarks,
     localize,
     methods,
@@ -31,7 +32,7 @@ from nnunet_locctx.commands.common import CLEAN, FAILED, INTERRUPTED, RED, UNREA
 
 GROUPS = {
     "start": (demo, check, trainers, methods, sources, plan, show),
-    "measure": (evaluate, postprocess, robustness),
+    "measure": (evaluate, inspect, postprocess, robustness),
     "papers": (convert, study, report),
     "anatomy": (fit, landmarks, localize, crop),
 }
@@ -47,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command line without the program's name; None: that of the process.
 
     Returns:
-        Exit status: 0 done, 1 `locctx check` found something, 2 unusable input, 130 interrupted, 141 nobody reads what
-        it prints any more.
+        Exit status: 0 done, 1 `locctx check` or `locctx inspect` found something, 2 unusable input, 130 interrupted,
+        141 nobody reads what it prints any more.
     """
     try:
         return _run(arguments)

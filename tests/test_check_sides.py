@@ -6,7 +6,7 @@ import pytest
 
 from nnunet_locctx.check import check_dataset
 from nnunet_locctx.check.report import CaseSummary
-from nnunet_locctx.check.sides import paired_sides, side_findings
+from nnunet_locctx.check.sides import side_findings
 
 SHARED = Path("/work/shared/data")
 LABELS = {0: "background", 1: "left_kidney", 2: "right_kidney", 3: "left_lung", 4: "right_lung", 5: "spine"}
@@ -58,25 +58,6 @@ def test_exchanged_names_of_one_pair_are_told_from_a_mirrored_header() -> None:
     ]
     (found,) = side_findings(data, labels)
     assert "left_lung and right_lung lie on each other's side, unlike other twins, in 2 of 2" in found.message
-
-
-@pytest.mark.parametrize(
-    ("names", "pairs"),
-    [
-        (["kidney_sin", "kidney_dex"], [("kidney_sin", "kidney_dex")]),
-        (["l_femur", "r_femur", "skull"], [("l_femur", "r_femur")]),
-        (["rib_L1", "rib_R1", "vertebrae_L1"], [("rib_L1", "rib_R1")]),
-        (["rib_left_1", "rib_right_1", "rib_left_2"], [("rib_left_1", "rib_right_1")]),
-        (
-            ["tooth_11", "tooth_21", "tooth_48", "tooth_38"],
-            [("tooth_21", "tooth_11"), ("tooth_38", "tooth_48")],
-        ),
-        (["11", "21", "55", "65"], [("21", "11"), ("65", "55")]),
-        (["area_11", "area_21", "R1", "L1"], []),
-    ],
-)
-def test_pairs_are_found_by_word_letter_and_tooth(names: list[str], pairs: list[tuple[str, str]]) -> None:
-    assert paired_sides(names) == pairs
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from tests.nnunet.small_plans import configuration, plans
 
 GROUPS = {
     "start": "demo check trainers methods sources plan show",
-    "measure": "evaluate postprocess robustness",
+    "measure": "evaluate inspect postprocess robustness",
     "papers": "convert study report",
     "anatomy": "fit landmarks localize crop",
 }

@@ -10,9 +10,6 @@ from nnunet_locctx.evaluation.classes import find_pairs
 FARTHER = 0.01
 """Share of the scan's width that two twins lie apart, at least; nearer ones do not tell the sides."""
 
-RIGHT_TO_LEFT = {"1": "2", "4": "3", "5": "6", "8": "7"}
-"""Quadrants of the FDI's numbers of teeth (ISO 3950), permanent and deciduous ones: the patient's right -> the left."""
-
 
 def side_findings(cases: Sequence[CaseSummary], labels: Mapping[int, str]) -> list[Finding]:
     """Compares twins, a left and a right class, with the side that one lies on as seen from the other.
@@ -24,7 +21,7 @@ def side_findings(cases: Sequence[CaseSummary], labels: Mapping[int, str]) -> li
         labels: Label value -> name.
     """
     values = {name: value for value, name in labels.items()}
-    pairs = paired_sides([name for name in values if name != "background"])
+    pairs = find_pairs([name for name in values if name != "background"])
     mirrored: dict[str, dict[tuple[str, str], bool]] = {}
     for case in cases:
         if case.orientation == "none":
@@ -70,39 +67,6 @@ def _findings(mirrored: Mapping[str, Mapping[tuple[str, str], bool]]) -> Iterato
                 f"{left} and {right} lie on each other's side, unlike other twins, in {len(odd)} of {len(having)} "
                 "cases: their names are exchanged",
             )
-
-
-def paired_sides(names: Sequence[str]) -> list[tuple[str, str]]:
-    """The (left, right) classes whose names differ in the side alone: by a word
-    (:func:`~nnunet_locctx.evaluation.classes.find_pairs`), by a letter before a number (``rib_L3`` and ``rib_R3``), or
-    by the number of a tooth (``tooth_21`` and ``tooth_11``)."""
-    pairs = find_pairs(names)
-    known = {name for pair in pairs for name in pair}
-    others = {name for name in names if name not in known}
-    for right in sorted(others):
-        left = _left_letter(right) or _left_tooth(right, names)
-        if left in others:
-            pairs.append((left, right))
-    return pairs
-
-
-def _left_letter(name: str) -> str:
-    """``rib_R3`` -> ``rib_L3``; empty if there is no such letter."""
-    match = re.search(r"(?<![A-Za-z])[Rr](?=_?\d+$)", name)
-    if match is None or match.start() == 0:  # R3 alone may be anything
-        return ""
-    return name[: match.start()] + ("L" if match[0] == "R" else "l") + name[match.end() :]
-
-
-def _left_tooth(name: str, names: Sequence[str]) -> str:
-    """The twin of a right tooth; empty if the name is none, or names and other names do not speak of teeth."""
-    match = re.search(r"(?<!\d)([1458])([1-8])$", name)
-    if match is None or not (
-        re.search(r"tooth|teeth|fdi|incisor|canine|premolar|molar", name, re.IGNORECASE)
-        or all(re.fullmatch(r"[1-8][1-8]", other) for other in names)
-    ):
-        return ""
-    return name[: match.start()] + RIGHT_TO_LEFT[match[1]] + match[2]
 
 
 def _common(names: Sequence[str]) -> str:

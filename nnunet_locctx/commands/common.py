@@ -14,7 +14,7 @@ from nnunet_locctx.names import instead
 from nnunet_locctx.resources import trainers_folder
 
 CLEAN, FINDINGS, FAILED = 0, 1, 2
-"""Exit status: done; `locctx check` found something; the input was not usable."""
+"""Exit status: done; `locctx check` or `inspect` found something; the input was not usable."""
 
 INTERRUPTED, UNREAD = 130, 141
 """Exit status as of shells after SIGINT and SIGPIPE: interrupted; nobody reads what is printed (`| head`)."""

@@ -11,6 +11,9 @@ from nnunet_locctx.names import check_known
 LEFT = {"left", "l", "lt", "lft", "sin", "sinister", "sinistra"}
 RIGHT = {"right", "r", "rt", "rgt", "dex", "dexter", "dextra"}
 
+RIGHT_TO_LEFT = {"1": "2", "4": "3", "5": "6", "8": "7"}
+"""Quadrants of the FDI's numbers of teeth (ISO 3950), permanent and deciduous ones: the patient's right -> the left."""
+
 
 @dataclass(frozen=True)
 class Classes:
@@ -82,10 +85,12 @@ def value_names(labels: Mapping[str, Any]) -> dict[int, str]:
 
 
 def find_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
-    """The (left, right) classes whose names differ in one word for the side alone.
+    """The (left, right) classes whose names differ in the side alone.
 
-    Words are told apart by everything that is no letter or digit and by a capital after a small letter; case does not
-    matter: ``kidney_left`` and ``kidney_right``, ``L. kidney`` and ``R. kidney``, ``LeftKidney`` and ``RightKidney``.
+    By one word: ``kidney_left`` and ``kidney_right``, ``L. kidney`` and ``R. kidney``, ``LeftKidney`` and
+    ``RightKidney``. Words are told apart by everything that is no letter or digit and by a capital after a small
+    letter; case does not matter. By a letter before a number: ``rib_L3`` and ``rib_R3``. By the number of a tooth:
+    ``tooth_21`` and ``tooth_11``.
     """
     sides: dict[str, dict[tuple[str, ...], list[str]]] = {"left": {}, "right": {}}
     for name in names:
@@ -96,11 +101,17 @@ def find_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
             if len(at) == 1 and len(words) > 1:
                 rest = (*words[: at[0]], "", *words[at[0] + 1 :])
                 sides[side].setdefault(rest, []).append(name)
-    return [
+    pairs = [
         (left[0], sides["right"][rest][0])
         for rest, left in sides["left"].items()
         if len(left) == 1 and len(sides["right"].get(rest, [])) == 1
     ]
+    others = set(names).difference(*pairs)
+    for right in sorted(others):
+        twin = _left_letter(right) or _left_tooth(right, names)
+        if twin in others:
+            pairs.append((twin, right))
+    return pairs
 
 
 def check_pairs(pairs: Sequence[Sequence[str]], classes: Classes) -> list[tuple[str, str]]:
@@ -131,3 +142,22 @@ def check_pairs(pairs: Sequence[Sequence[str]], classes: Classes) -> list[tuple[
 def _words(name: str) -> list[str]:
     split = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name)
     return [word for word in re.split(r"[^0-9a-z]+", split.lower()) if word]
+
+
+def _left_letter(name: str) -> str:
+    """``rib_R3`` -> ``rib_L3``; empty if there is no such letter."""
+    match = re.search(r"(?<![A-Za-z])[Rr](?=_?\d+$)", name)
+    if match is None or match.start() == 0:  # R3 alone may be anything
+        return ""
+    return name[: match.start()] + ("L" if match[0] == "R" else "l") + name[match.end() :]
+
+
+def _left_tooth(name: str, names: Sequence[str]) -> str:
+    """The twin of a right tooth; empty if the name is none, or names and other names do not speak of teeth."""
+    match = re.search(r"(?<!\d)([1458])([1-8])$", name)
+    if match is None or not (
+        re.search(r"tooth|teeth|fdi|incisor|canine|premolar|molar", name, re.IGNORECASE)
+        or all(re.fullmatch(r"[1-8][1-8]", other) for other in names)
+    ):
+        return ""
+    return name[: match.start()] + RIGHT_TO_LEFT[match[1]] + match[2]

@@ -145,7 +145,7 @@ def refuse(problems: Sequence[str], what: str) -> None:
 def _problems(job: LabelFile) -> list[str]:
     problems: list[str] = []
     frames = [
-        _check(file, job.reader, allowed, job.case, problems)
+        read_checked(file, job.reader, allowed, job.case, problems)[1]
         for file, allowed in ((job.file, job.allowed), (job.twin, job.twin_allowed))
         if file is not None
     ]
@@ -168,19 +168,30 @@ def _problems(job: LabelFile) -> list[str]:
     return problems
 
 
-def _check(file: Path, reader: str, allowed: frozenset[int], case: str, problems: list[str]) -> Frame | None:
+def read_checked(
+    file: Path, reader: str, allowed: frozenset[int], case: str, problems: list[str]
+) -> tuple[npt.NDArray[np.int32] | None, Frame | None]:
+    """(z, y, x) label values and frame of a segmentation; None for what cannot be used.
+
+    Args:
+        file: The file.
+        reader: Class name of nnU-Net's reader.
+        allowed: Label values it may hold.
+        case: Its name.
+        problems: Gets a line for everything that is wrong.
+    """
     what = f"case {case}: {file}"
     try:
         data, properties = read_quietly([file], reader, segmentation=True)
     except BrokenFileError as error:
         problems.append(f"case {case}: {error}")
-        return None
+        return None, None
     except Exception as error:  # whatever a reader raises
         problems.append(f"{what} cannot be read: {explain(error)}")
-        return None
+        return None, None
     if data.shape[0] != 1:
         problems.append(f"{what} has {data.shape[0]} channels, a segmentation has one")
-        return None
+        return None, None
     try:
         frame = frame_of(properties, data.shape[1:])
     except ValueError as error:
@@ -189,12 +200,14 @@ def _check(file: Path, reader: str, allowed: frozenset[int], case: str, problems
     values = np.unique(data)
     if not np.isfinite(values).all() or share_not_finite(file):
         problems.append(f"{what} has voxels that are NaN or infinite")
-    elif (values != np.round(values)).any():
+        return None, frame
+    if (values != np.round(values)).any():
         odd = values[values != np.round(values)][:5]
         problems.append(f"{what} has voxels that are no whole numbers: {', '.join(f'{v:g}' for v in odd)}")
-    else:
-        unknown = sorted({int(value) for value in values} - allowed)
-        if unknown:
-            shown = ", ".join(map(str, unknown[:10])) + (" ..." if len(unknown) > 10 else "")
-            problems.append(f"{what} has labels that dataset.json does not list there: {shown}")
-    return frame
+        return None, frame
+    unknown = sorted({int(value) for value in values} - allowed)
+    if unknown:
+        shown = ", ".join(map(str, unknown[:10])) + (" ..." if len(unknown) > 10 else "")
+        problems.append(f"{what} has labels that dataset.json does not list there: {shown}")
+        return None, frame
+    return data[0].astype(np.int32), frame

@@ -26,6 +26,9 @@ SAMPLES = 1000
 REACH = 0.999
 """Share of a class's training voxels that lie within its limit."""
 
+MIXED = 0.1
+"""A pair tells no sides if more than this share of one class's training voxels is nearer to the twin's usual place."""
+
 Samples = Mapping[int, Array]
 """Label -> (N, 3) positions, as :func:`places` gives them."""
 
@@ -37,9 +40,9 @@ class Sides:
     Attributes:
         normal: Unit vector from left to right, in LPS.
         paired: Labels whose voxels' centroid is a point of the mid-plane.
-        limits: (left label, right label, limit of left, limit of right): mm from the case's mid-plane, positive to the
-            right. What is called left and lies beyond the first is right, what is called right and lies below the
-            second is left.
+        limits: (left label, right label, limit of left, limit of right), of the pairs that training shows on their
+            sides: mm from the case's mid-plane, positive to the right. What is called left and lies beyond the first is
+            right, what is called right and lies below the second is left.
     """
 
     normal: tuple[float, float, float]
@@ -124,8 +127,11 @@ def learn_sides(
     for left, right in pairs:
         across = [[case[label] @ normal for case in cases if label in case] for label in (left, right)]
         if all(across):
-            upper = float(np.quantile(np.concatenate(across[0]), REACH))
-            lower = float(np.quantile(np.concatenate(across[1]), 1 - REACH))
+            lefts, rights = (np.concatenate(parts) for parts in across)
+            between = (np.median(lefts) + np.median(rights)) / 2
+            if max(np.mean(lefts > between), np.mean(rights < between)) > MIXED:
+                continue  # the name does not tell where the class lies
+            upper, lower = float(np.quantile(lefts, REACH)), float(np.quantile(rights, 1 - REACH))
             middle = (upper + lower) / 2
             limits.append((left, right, max(upper, middle), min(lower, middle)))
     return Sides((float(normal[0]), float(normal[1]), float(normal[2])), paired, tuple(limits))

@@ -28,6 +28,10 @@ SAMPLES = 16
 """Points along each axis at which a scan's coordinates are looked at."""
 
 
+LEFT_OUT = "the plans leave it out"
+"""Why an axis is unknown that the plans do not use; the only reason that says nothing about a scan."""
+
+
 @dataclass(frozen=True)
 class TrainingRange:
     """What the location of a model's training cases covers.
@@ -129,7 +133,7 @@ class Locator:
             measured: What the fitted model found in the scan; fitted sources need it.
         """
         field = self.source.field(frame, measured)
-        field = hide_axes(field, {axis: "the plans leave it out" for axis in AXES if axis not in self.axes})
+        field = hide_axes(field, {axis: LEFT_OUT for axis in AXES if axis not in self.axes})
         if self.training is None:
             return field
         return hide_axes(field, self.training.unseen(self.source, frame, field))

@@ -5,7 +5,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -190,8 +190,12 @@ def write_document(document: Document, target: Path, further: Mapping[str, bytes
                 old.rename(target)
 
 
-def check_target(target: Path) -> None:
+def check_target(target: Path, further: Collection[str] = ()) -> None:
     """Refuses to take the place of somebody's folder.
+
+    Args:
+        target: The report's folder.
+        further: Files that this kind of report has beside the usual ones.
 
     Raises:
         ValueError: It is a file, or holds what no report has.
@@ -200,7 +204,7 @@ def check_target(target: Path) -> None:
         return
     if not target.is_dir():
         raise ValueError(f"the report needs a folder, {target} is a file")
-    own = (PAGE, TWIN, FIGURES)
+    own = (PAGE, TWIN, FIGURES, *further)
     foreign = sorted(
         path.name
         for path in target.iterdir()

@@ -14,6 +14,7 @@ from nnunet_locctx.evaluation.classes import Classes, check_pairs, find_pairs
         ("kidney_left", "kidney_right"),
         ("LeftKidney", "RightKidney"),
         ("Kidney (L.)", "kidney R"),
+        ("kidney_sin", "kidney_dex"),
         ("lung_upper_lobe_left", "lung_upper_lobe_right"),
     ],
 )
@@ -29,13 +30,31 @@ def test_sides_are_found_in_names(left: str, right: str) -> None:
         ["kidney_left", "left_kidney_right"],
         ["l_kidney", "left_kidney", "r_kidney"],  # which of the two?
         ["LV", "RV"],
-        ["vertebra_L1", "vertebra_R1"],
+        ["area_11", "area_21", "R1", "L1"],
         ["lateral_left", "left_lateral", "bright", "leftover"],
         ["kidney_left", "right_kidney"],
     ],
 )
 def test_what_is_no_pair(names: list[str]) -> None:
     assert find_pairs(names) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "pairs"),
+    [
+        (["rib_L1", "rib_R1", "vertebrae_L1"], [("rib_L1", "rib_R1")]),
+        (["rib_left_1", "rib_right_1", "rib_left_2"], [("rib_left_1", "rib_right_1")]),
+        (
+            ["tooth_11", "tooth_21", "tooth_48", "tooth_38"],
+            [("tooth_21", "tooth_11"), ("tooth_38", "tooth_48")],
+        ),
+        (["11", "21", "55", "65"], [("21", "11"), ("65", "55")]),
+    ],
+)
+def test_ribs_and_teeth_are_paired_by_letter_and_number(
+    names: list[str], pairs: list[tuple[str, str]]
+) -> None:
+    assert find_pairs(names) == pairs
 
 
 def test_all_pairs_of_btcv() -> None:

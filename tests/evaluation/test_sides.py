@@ -90,6 +90,20 @@ def test_exchanged_parts_are_given_back(folders: tuple[Path, Path], tmp_path: Pa
     assert sorted({label for limit in first["limits"] for label in limit[:2]}) == [1, 2, 4, 5]
 
 
+@pytest.mark.parametrize("right", [2, 8, 17])
+def test_a_class_that_lies_on_both_sides_in_training_is_left_alone(
+    right: int, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The left capsule lies on both sides; that one training label has a right one, too, does not change that."""
+    true, predicted = folders
+    labels = anatomy()
+    labels[right : right + 3, 1, 3] = 7
+    write(true / "a.nii.gz", labels, (2.0, 1.5, 3.0), *STORAGES[0][:2])
+    repair_sides(true, predicted, tmp_path / "out", progress=False)
+    first = json.loads((tmp_path / "out" / "postprocessing.jsonl").read_text().splitlines()[0])
+    assert sorted({label for limit in first["limits"] for label in limit[:2]}) == [1, 2, 4, 5]
+
+
 def test_a_case_does_not_teach_its_own_sides(folders: tuple[Path, Path], tmp_path: Path) -> None:
     true, predicted = folders
     exchanged = {case: read(true / f"{case}.nii.gz") for case in "cd"}

@@ -38,6 +38,15 @@ def describe(name: str, record: dict[str, Any]) -> str:
     return f"location of {name} ({record['source']}): " + "; ".join([*known, *unknown])
 
 
+def read_records(folder: Path) -> dict[str, Any]:
+    """Case -> what :func:`make_record` made of it, in the folder's :data:`LOCATION_FILE`; nothing of a broken file."""
+    try:
+        records = json.loads((folder / LOCATION_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return records if isinstance(records, dict) else {}
+
+
 def add_record(folder: Path, case: str, record: dict[str, Any]) -> None:
     """Adds a case to the folder's :data:`LOCATION_FILE` or replaces its entry.
 
@@ -46,13 +55,7 @@ def add_record(folder: Path, case: str, record: dict[str, Any]) -> None:
     """
     file = folder / LOCATION_FILE
     with one_at_a_time(folder / f".{LOCATION_FILE}.lock", seconds=0.02):
-        try:
-            records = json.loads(file.read_text())
-        except (OSError, ValueError):
-            records = {}
-        if not isinstance(records, dict):
-            records = {}
-        content = dict(sorted({**records, case: record}.items()))
+        content = dict(sorted({**read_records(folder), case: record}.items()))
         write_atomically(file, (json.dumps(content, indent=2) + "\n").encode())
 
 
