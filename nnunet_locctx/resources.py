@@ -1,11 +1,13 @@
 """Folders that travel with the package: the trainers nnU-Net discovers, presets of `locctx plan`, studies of `locctx
-study`.
+study`; and where its documentation lies.
 
 In a clone (and an editable install, which points at one) they lie at the top level of the repository; a wheel carries
 copies in ``nnunet_locctx/_data``.
 """
 
 import os
+import re
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -42,6 +44,22 @@ def studies_folder() -> Path:
         FileNotFoundError: The installation is incomplete.
     """
     return _folder("studies")
+
+
+def repository_address() -> str | None:
+    """``Repository`` of ``[project.urls]`` in pyproject.toml, as installed; None if there is none."""
+    try:
+        addresses = metadata("nnunet-locctx").get_all("Project-URL") or []
+    except PackageNotFoundError:
+        return None
+    address = dict(address.split(", ", 1) for address in addresses).get("Repository")
+    return address and address.rstrip("/")
+
+
+def with_pages(text: str) -> str:
+    """The text with the address of each page that it names as ``docs/NAME.md``; without an address as it is."""
+    address = repository_address()
+    return re.sub(r"\bdocs/[\w/-]+\.md\b", rf"{address}/blob/main/\g<0>", text) if address else text
 
 
 def _folder(name: str, package: Path = _PACKAGE) -> Path:

@@ -8,11 +8,11 @@ their text stays.
 import argparse
 import os
 import re
-from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import Any
 
 from nnunet_locctx.cli import build_parser
+from nnunet_locctx.resources import repository_address
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COMMANDS_PAGE = "reference/commands.md"
@@ -37,16 +37,6 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     return with_links(markdown, page.file.src_uri, repository_address())
 
 
-def repository_address() -> str | None:
-    """``Repository`` of ``[project.urls]`` in pyproject.toml, as installed."""
-    try:
-        addresses = metadata("nnunet-locctx").get_all("Project-URL") or []
-    except PackageNotFoundError:
-        return None
-    named = dict(address.split(", ", 1) for address in addresses)
-    return named.get("Repository")
-
-
 def with_links(markdown: str, page: str, repository: str | None) -> str:
     """The page's text with links that leave docs/ led to the repository, or replaced by their text.
 
@@ -64,7 +54,7 @@ def with_links(markdown: str, page: str, repository: str | None) -> str:
             return match[0]
         if picture:  # on_files has put it at the same path
             return f"![{text}]({os.path.relpath(path, folder)})"
-        return f"[{text}]({repository.rstrip('/')}/blob/main/{path}{anchor or ''})" if repository else text
+        return f"[{text}]({repository}/blob/main/{path}{anchor or ''})" if repository else text
 
     return LINK.sub(lead, markdown)
 

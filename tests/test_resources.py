@@ -1,4 +1,5 @@
 import os
+from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,17 @@ def test_a_neighbour_in_site_packages_is_not_ours(tmp_path: Path) -> None:
         FileNotFoundError, match=r"the folder 'plans' of nnunet_locctx is missing.*Install the package"
     ):
         resources._folder("plans", package)
+
+
+def test_pages_are_led_to_the_repository_that_the_metadata_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    described = Message()
+    monkeypatch.setattr(resources, "metadata", lambda _: described)
+    text = "Layouts: docs/how-to/datasets.md. More: docs/x.md"
+    assert resources.with_pages(text) == text
+    described["Project-URL"] = "Changelog, https://example.org/changes"
+    described["Project-URL"] = "Repository, https://example.org/it/"
+    pages = "https://example.org/it/blob/main/docs"
+    assert resources.with_pages(text) == f"Layouts: {pages}/how-to/datasets.md. More: {pages}/x.md"
 
 
 def test_other_plugins_keep_their_trainers(monkeypatch: pytest.MonkeyPatch) -> None:

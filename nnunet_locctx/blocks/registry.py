@@ -42,8 +42,8 @@ class BlockDefault:
     reason: str = ""
 
 
-# Figures: docs/recommendation.md, mean Dice of the phantom's organs over three seeds; without location 0.04. All with
-# doubling frequencies (`span` None).
+# Figures: docs/explanation/recommended.md, mean Dice of the phantom's organs over three seeds; without location 0.04.
+# All with doubling frequencies (`span` None).
 DEFAULTS: dict[str, BlockDefault] = {
     "coordconv": BlockDefault(
         "decoder_last", reason="Dice 0.86, the cheapest that works; at the input, as published, 0.06"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from nnunet_locctx.names import instead
-from nnunet_locctx.resources import trainers_folder
+from nnunet_locctx.resources import trainers_folder, with_pages
 
 CLEAN, FINDINGS, FAILED = 0, 1, 2
 """Exit status: done; `locctx check` or `inspect` found something; the input was not usable."""
@@ -95,7 +95,7 @@ def add_command(
     parser: Parser = commands.add_parser(
         name,
         help=summary,
-        description=textwrap.fill(" ".join(description.split()), 100),
+        description=textwrap.fill(with_pages(" ".join(description.split())), 100, break_on_hyphens=False),
         epilog="example:\n" + textwrap.indent(textwrap.dedent(example).strip(), "  "),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

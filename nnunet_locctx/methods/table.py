@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from nnunet_locctx.methods.description import Method
 from nnunet_locctx.methods.measured import Figures, Measured
+from nnunet_locctx.resources import with_pages
 
 FORMATS = ("table", "markdown", "json")
 WIDTH = 120
@@ -105,4 +106,8 @@ def _markdown(methods: Sequence[Method], measured: Measured) -> str:
 def _notes(methods: Sequence[Method], measured: Measured) -> list[str]:
     recommended = [method.name for method in methods if method.recommended]
     units = "x: times as much as nnU-Net's planned U-Net."
-    return [*(f"* {name} is the one to try first." for name in recommended), units, *measured.notes]
+    return [
+        *(f"* {name} is the one to try first." for name in recommended),
+        units,
+        *map(with_pages, measured.notes),
+    ]

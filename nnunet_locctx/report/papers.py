@@ -21,6 +21,7 @@ import nnunet_locctx.study
 from nnunet_locctx.report.document import NOTHING, Table, number
 from nnunet_locctx.report.results import BACKGROUND, VALIDATION, Results
 from nnunet_locctx.report.statistics import by_case, foreground, paper_dice
+from nnunet_locctx.resources import with_pages
 
 FOLDER = Path(nnunet_locctx.study.__file__).parent / "papers"
 METRICS = {
@@ -72,7 +73,7 @@ def paper_table(study: Results, name: str) -> Table:
     """
     paper = read_paper(name)
     frame = _beside(study, paper)
-    notes = [paper["note"], f"Here: {study.dataset}. Gains in the unit of the metric."]
+    notes = [with_pages(paper["note"]), f"Here: {study.dataset}. Gains in the unit of the metric."]
     if ((frame["cases"] > 0) & frame["ours"].isna()).any():
         notes.append(
             f"The study's evaluation lacks the paper's measures (`paper: {paper.get('convention')}`): no value to "

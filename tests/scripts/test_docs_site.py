@@ -21,7 +21,7 @@ def test_links_out_of_the_pages_lead_to_the_repository_or_are_text() -> None:
     text = "[a](../../README.md#use) ![b](../../scripts/x/y.png) [c](studies.md) [d](https://e.org) [f](#g)"
     kept = "![b](../scripts/x/y.png) [c](studies.md) [d](https://e.org) [f](#g)"
     assert with_links(text, "how-to/page.md", None) == f"a {kept}"
-    led = with_links(text, "how-to/page.md", "https://example.org/repository/")
+    led = with_links(text, "how-to/page.md", "https://example.org/repository")
     assert led == f"[a](https://example.org/repository/blob/main/README.md#use) {kept}"
 
 

@@ -110,7 +110,8 @@ def source_to_fit(folder: Path, configuration: Mapping[str, Any]) -> str:
 def _location(folder: Path, configuration: Mapping[str, Any]) -> Iterator[str]:
     if source_to_fit(folder, configuration):
         source = configuration["location"]["source"]
-        yield f"The location source {source!r} is not fitted on this dataset yet (see `next`)."
+        command = f"locctx fit {COMMANDS[source]} -d {int(folder.name[7:10])}"
+        yield f"The location source {source!r} is not fitted on this dataset yet: {command}"
 
 
 def _cases(folder: Path) -> Iterator[str]:

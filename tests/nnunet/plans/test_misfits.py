@@ -101,12 +101,13 @@ def test_other_images(tmp_path: Path) -> None:
     assert said(tmp_path, MR, normalization_schemes=["ZScoreNormalization"] * 4) == []
 
 
-@pytest.mark.parametrize("source", ["body_part", "anatomical"])
-def test_sources_that_are_not_fitted(tmp_path: Path, source: str) -> None:
+@pytest.mark.parametrize(("source", "fit"), [("body_part", "body-part"), ("anatomical", "ape")])
+def test_sources_that_are_not_fitted(tmp_path: Path, source: str, fit: str) -> None:
     folder = tmp_path / "Dataset007_Tiny"
     (folder / f"locctx_{source}").mkdir(parents=True)
     (sentence,) = said(folder, location={"source": source})
-    assert sentence == f"The location source '{source}' is not fitted on this dataset yet (see `next`)."
+    expected = f"The location source '{source}' is not fitted on this dataset yet: locctx fit {fit} -d 7"
+    assert sentence == expected
     (folder / f"locctx_{source}" / "regressor.pt").touch()
     assert said(folder, location={"source": source}) == []
 
