@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_locctx.phantoms import storage
+from nnunet_locctx.phantoms import storage, whole_body
 from nnunet_locctx.phantoms.storage import ORIENTATIONS
 from nnunet_locctx.phantoms.whole_body import ATLAS_HEIGHT, ORGANS, make_whole_body
 from nnunet_locctx.phantoms.whole_body_anatomy import JITTER, LOOK_ALIKES

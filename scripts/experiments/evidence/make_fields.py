@@ -65,7 +65,9 @@ def crop(images: Sequence[SimpleITK.Image], random: np.random.Generator) -> list
     return [image[tuple(window)] for image in images]
 
 
-def warp(image: SimpleITK.Image, labels: SimpleITK.Image, random: np.random.Generator) -> list[SimpleITK.Image]:
+def warp(
+    image: SimpleITK.Image, labels: SimpleITK.Image, random: np.random.Generator
+) -> list[SimpleITK.Image]:
     """Another "patient": the scan and its labels under one smooth map."""
     centre = image.TransformContinuousIndexToPhysicalPoint([(size - 1) / 2 for size in image.GetSize()])
     size = SimpleITK.ScaleTransform(3, list(random.uniform(1 - SIZE, 1 + SIZE, 3)))
@@ -92,21 +94,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Writes the dataset anew; a study finds it whole or not at all."""
     parser = described_parser(__doc__)
     parser.add_argument("kind", choices=("heads", "patient"), help="what to make")
-    parser.add_argument("-i", "--input", type=Path, required=True, metavar="FOLDER", help="raw dataset of the scans")
-    parser.add_argument("-d", "--dataset", type=int, required=True, metavar="ID", help="number of the new one")
+    parser.add_argument(
+        "-i", "--input", type=Path, required=True, metavar="FOLDER", help="raw dataset of the scans"
+    )
+    parser.add_argument(
+        "-d", "--dataset", type=int, required=True, metavar="ID", help="number of the new one"
+    )
     options = parser.parse_args(arguments)
     raw = nnunet_folder("nnUNet_raw")
     name = f"Dataset{options.dataset:03d}_Fields{options.kind.capitalize()}"
     if (raw / name).exists():
         parser.error(f"{raw / name} is there; take another number or remove it")
     content = json.loads((options.input / "dataset.json").read_text())
-    cases = [file.name.removesuffix(content["file_ending"]) for file in sorted(options.input.glob("labelsTr/*.nii.gz"))]
+    cases = [
+        file.name.removesuffix(content["file_ending"])
+        for file in sorted(options.input.glob("labelsTr/*.nii.gz"))
+    ]
     sources = [(case, case) for case in cases]
     values = [content["labels"][organ] for organ in ORGANS if organ in content["labels"]]
     if options.kind == "patient":
         sources = [(f"patient_{number:02d}", cases[0]) for number in range(1, PATIENTS + 1)]
         names = [organ for organ in ORGANS if organ in content["labels"]]
-        content["labels"] = {"background": 0, **{organ: number for number, organ in enumerate(names, start=1)}}
+        content["labels"] = {
+            "background": 0,
+            **{organ: number for number, organ in enumerate(names, start=1)},
+        }
     draft = raw / f".{name}.draft"
     for folder in ("imagesTr", "labelsTr"):
         (draft / folder).mkdir(parents=True, exist_ok=True)
