@@ -1,4 +1,4 @@
-"""`locctx study`: methods x location sources x presets x folds, trained, evaluated and reported."""
+"""`locctx study`: methods x location sources x presets x folds x seeds, trained, evaluated and reported."""
 
 import argparse
 from collections import Counter
@@ -15,7 +15,7 @@ def add(commands: Any) -> None:
         commands,
         "study",
         run,
-        "run a study (methods, location sources, presets, folds) and report it",
+        "run a study (methods, location sources, presets, folds, seeds) and report it",
         """Plans, preprocesses, trains, validates, predicts, evaluates and reports what a study file (YAML) asks for.
         The jobs are run by Snakemake, on this machine or on a cluster. Run again, it goes on where it stopped; what
         is trained is not trained again. A job that fails does not stop the others; it is named in the report, and the
@@ -40,7 +40,8 @@ def add(commands: Any) -> None:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="only jobs of these kinds (train, evaluate, ...), runs, methods or presets, and what they wait for",
+        help="only jobs of these kinds (train, evaluate, ...), seeds (seed1), runs, methods or presets, and what they "
+        "wait for",
     )
     where = parser.add_argument_group("where jobs run")
     where.add_argument(

@@ -40,7 +40,7 @@ class Runner:
 
     Args:
         study: The study.
-        only: Kinds of jobs, runs, methods or presets to run, with whatever they wait for; empty: everything.
+        only: Kinds of jobs, seeds, runs, methods or presets to run, with whatever they wait for; empty: everything.
 
     Raises:
         ValueError: Unknown names in `only`, or a study that cannot be run.

@@ -160,4 +160,4 @@ def test_a_method_that_lacks_a_fold_says_so(tmp_path: Path) -> None:
     study = load_study(work)
     steps = next_steps(study, compare(study))
     assert steps[0].startswith("Finish the study")
-    assert any("from seed 3" in step and "seed: 4" in step for step in steps)
+    assert any("from seed 3; seeds: [3, 4]" in step for step in steps)

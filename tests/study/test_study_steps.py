@@ -16,7 +16,8 @@ from nnunet_locctx.study import record, steps
 from nnunet_locctx.study.cases import SPLITS as SPLITS_FILE
 from nnunet_locctx.study.cases import digests_of_cases
 from nnunet_locctx.study.jobs import Jobs
-from nnunet_locctx.study.model import digest, read_study
+from nnunet_locctx.study.model import read_study
+from nnunet_locctx.study.runs import digest
 from tests.study.small_study import CASES, SPLITS, write_dataset, write_study
 
 METHODS = {"Loc": {"trainer": "LocBAMTrainer", "sources": ["body_part"]}}
