@@ -505,7 +505,9 @@ class TestShow:
             ("--patch 4", "two or three sizes"),
             ("--label nothing.nii.gz", "no file nothing.nii.gz"),
             ("--window 40 0", "a level and a width above 0, got 40 0"),
-            ("-d nothing.json", "dataset.json cannot be read"),
+            ("--dataset-json nothing.json", "dataset.json cannot be read"),
+            ("-d 7", "nnUNet_raw"),
+            ("-d 7 --model .", "are read from the model"),
         ],
     )
     def test_unusable_input(self, image: Path, line: str, words: str, capsys: Captured) -> None:

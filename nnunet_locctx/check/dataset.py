@@ -353,7 +353,8 @@ def _displaced(cases: list[CaseSummary], labels: dict[int, str]) -> Iterator[Fin
             "position",
             case_name,
             f"labels lie far from where they are in other cases, {PATIENT_AXES[axis]} as a fraction of the volume: "
-            f"{', '.join(texts[:3])}{f' and {len(texts) - 3} more' if len(texts) > 3 else ''}. Is the direction right?",
+            f"{', '.join(texts[:3])}{f' and {len(texts) - 3} more' if len(texts) > 3 else ''}. "
+            "Is the direction right, or does the scan show more or less of the body?",
         )
 
 

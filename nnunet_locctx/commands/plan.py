@@ -206,7 +206,7 @@ def _recommended(options: argparse.Namespace, folder: Path, given: dict[str, Any
     from nnunet_locctx.nnunet.plans.sources import location_key, recommend
 
     planned = {key: given[key] for key in ("patch_size",) if key in given and "spacing" not in given}
-    best = recommend(compare_sources(folder, options.plans, options.configuration, planned))
+    best = recommend(compare_sources(folder, options.plans, options.configuration, planned)[0])
     if best is None:
         raise ValueError(
             "--source auto finds no source that tells the classes apart; train plain nnU-Net, or name a source"

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.commands.common import CLEAN, add_command
+from nnunet_locctx.commands.common import CLEAN, add_command, add_dataset_json, dataset_json
 
 
 def add(commands: Any) -> None:
@@ -32,13 +32,7 @@ def add(commands: Any) -> None:
         help="picture to write (default: IMAGE's name, .location.png)",
     )
     parser.add_argument("--label", type=Path, metavar="FILE", help="segmentation to draw on the scan")
-    parser.add_argument(
-        "-d",
-        "--dataset-json",
-        type=Path,
-        metavar="FILE",
-        help="names of classes and channels (default: dataset.json near the scan or its label, or the model's)",
-    )
+    add_dataset_json(parser, "the one near the scan or its label, or the model's")
     parser.add_argument(
         "--window",
         type=float,
@@ -96,10 +90,11 @@ def run(options: argparse.Namespace) -> int:
     if options.model is None and (options.fold or options.shift or options.device):
         raise ValueError("--fold, --shift and --device need --model")
     if options.model is not None and (
-        options.source or options.absolute or options.regressor or options.dataset_json
+        options.source or options.absolute or options.regressor or options.dataset_json or options.dataset
     ):
         raise ValueError(
-            "--source, --absolute, --regressor and --dataset-json are read from the model; leave them out with --model"
+            "--source, --absolute, --regressor, -d and --dataset-json are read from the model; leave them out with "
+            "--model"
         )
     window = None if options.window is None else _window(*options.window)
 
@@ -131,7 +126,7 @@ def run(options: argparse.Namespace) -> int:
             source,
             label=options.label,
             regressor=options.regressor,
-            dataset_json=options.dataset_json,
+            dataset_json=dataset_json(options),
             progress=True,
         )
     if options.patch is not None:

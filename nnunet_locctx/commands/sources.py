@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 PICTURE = "locctx_sources.png"
 
+SMALLER = "patch32"
+"""Preset that is proposed where the planned patch sees so much that location adds nothing."""
+
 
 def add(commands: Any) -> None:
     """Adds the parser."""
@@ -70,19 +73,25 @@ def run(options: argparse.Namespace) -> int:
     from nnunet_locctx.nnunet.plans.sources import recommend
     from nnunet_locctx.show.sources import draw_sources
 
-    candidates = compare_sources(
+    candidates, helps = compare_sources(
         folder, options.plans, options.configuration, quick=options.quick, processes=options.processes
     )
     draw_sources({one.name: one.places for one in candidates}, output)
     print(f"picture: {output}")
     best = recommend(candidates)
     if best is not None:
-        name = f"{options.configuration}_{best.location['source']}"
-        line = f"locctx plan -d {int(folder.name[7:10])} -p {options.plans} -c {options.configuration} --name {name}"
-        absolute = " --absolute" if best.location.get("absolute") else ""
-        axes = f" --axes {' '.join(best.axes)}" if len(best.axes) < 3 else ""
-        print_next([f"{line} --source {best.location['source']}{absolute}{axes} --jitter auto"])
+        base = f"locctx plan -d {int(folder.name[7:10])} -p {options.plans} -c {options.configuration}"
+        print_next([f"{base} {_options_of_plan(best, options.configuration, helps)}"])
     return CLEAN
+
+
+def _options_of_plan(best: "Candidate", configuration: str, helps: bool) -> str:
+    """Of the configuration to plan: one with the recommended source, and with a smaller patch where it adds nothing."""
+    source = best.location["source"]
+    what = f"--name {configuration}_{source}" if helps else f"--preset {SMALLER}"
+    absolute = " --absolute" if best.location.get("absolute") else ""
+    axes = f" --axes {' '.join(best.axes)}" if len(best.axes) < 3 else ""
+    return f"{what} --source {source}{absolute}{axes} --jitter auto"
 
 
 def compare_sources(
@@ -91,7 +100,7 @@ def compare_sources(
     configuration_name: str,
     planned: Mapping[str, Any] | None = None,
     **options: Any,
-) -> "list[Candidate]":
+) -> "tuple[list[Candidate], bool]":
     """Measures the sources on a dataset and prints what they are worth.
 
     Args:
@@ -101,15 +110,25 @@ def compare_sources(
         planned: What differs in the configuration that is planned.
         **options: Of :func:`~nnunet_locctx.nnunet.plans.sources.measure_sources`.
 
+    Returns:
+        The sources, and whether the recommended one can be expected to help at the planned patch.
+
     Raises:
         ValueError: No such plans or configuration, or nothing was preprocessed.
     """
     from nnunet_locctx.nnunet.plans.planning import read_plans, resolve
-    from nnunet_locctx.nnunet.plans.sources import measure_sources, report_recommendation, report_sources
+    from nnunet_locctx.nnunet.plans.sources import (
+        measure_sources,
+        patch_places,
+        recommend,
+        report_recommendation,
+        report_sources,
+    )
 
     plans = read_plans(folder / f"{plans_name}.json")
     configuration = resolve(plans, configuration_name)
     cases, candidates = measure_sources(folder, plans, configuration, **options)
     planned = {**configuration, **(planned or {})}
     print("\n".join([*report_sources(candidates), *report_recommendation(candidates, cases, planned)]))
-    return candidates
+    best = recommend(candidates)
+    return candidates, best is not None and bool(patch_places(cases, planned, best).gaining)

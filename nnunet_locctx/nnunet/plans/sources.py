@@ -256,8 +256,7 @@ def _about_patch(patch: PatchPlaces) -> Iterator[str]:
     )
     if not patch.gaining:
         yield (
-            "Location cannot be expected to help at this patch, which sees where it is; at a smaller one it may "
-            "(locctx plan --patch)."
+            "Location cannot be expected to help at this patch, which sees where it is; at a smaller one it may."
         )
     else:
         yield f"Location can be expected to help along {', '.join(patch.gaining)}."

@@ -5,9 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nnunet_locctx.commands.sources import SMALLER, _options_of_plan
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import make_source
 from nnunet_locctx.nnunet.data.class_places import CasePoints, SourcePlaces
+from nnunet_locctx.nnunet.plans.presets import list_presets
 from nnunet_locctx.nnunet.plans.sources import (
     Candidate,
     location_key,
@@ -122,3 +124,12 @@ def test_the_table_has_a_line_a_source_and_says_what_is_not_known() -> None:
     sentences = list(report_recommendation([VOXEL, body], CASES, planned(8, 8, 8)))
     assert "body: unknown in 1 cases: no body was found" in sentences
     assert "anatomical: not compared; measure it with `locctx fit ape`." in sentences
+
+
+def test_a_smaller_patch_is_proposed_where_the_planned_one_sees_where_it_is() -> None:
+    body = candidate({"source": "body"}, (4, 2, 1.2))
+    assert _options_of_plan(body, "2d", True) == "--name 2d_body --source body --jitter auto"
+    misled = candidate({"source": "scanner", "absolute": True}, (4, 0.7, 0.7))
+    options = _options_of_plan(misled, "3d_fullres", False)
+    assert options == f"--preset {SMALLER} --source scanner --absolute --axes R --jitter auto"
+    assert SMALLER in list_presets()
