@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import zoom
 
 from nnunet_locctx.geometry import Array, Frame
 from nnunet_locctx.location.field import AXES, LocationField, hide_axes
@@ -142,8 +143,9 @@ class Locator:
         """Makes the axes of a changed location (3, *shape), along which training has not seen it, unknown in place."""
         if self.training is None:
             return
-        steps = tuple(slice(None, None, -(-n // SAMPLES)) for n in location.shape[1:])
-        coordinates = location[(slice(None), *steps)].reshape(3, -1).T
+        # at the centres of the cells that `_coordinates` looks at
+        factors = (1, *(SAMPLES / n for n in location.shape[1:]))
+        coordinates = zoom(location, factors, order=1, mode="nearest", grid_mode=True).reshape(3, -1).T
         location[[AXES.index(axis) for axis in self.training.unseen_coordinates(coordinates)]] = np.nan
 
 
