@@ -114,7 +114,9 @@ class Usual:
         mean_square = np.nansum(moved**2, axis=0) / np.where(counts < FEWEST, np.nan, counts)
         position_scatter = _shared(np.sqrt(mean_square), counts, half_voxel)
 
-        whole = np.stack([np.where(case.present & ~case.cut, case.volumes, np.nan) for case in cases])
+        whole = np.stack(
+            [np.where(case.present & ~case.cut.any(axis=1), case.volumes, np.nan) for case in cases]
+        )
         volume, volume_scatter = _robust(np.log(whole))
         voxels = np.exp(volume) / np.median([case.voxel_ml for case in cases])
         half_diameter = 1.5 / np.cbrt(
@@ -164,7 +166,9 @@ class Usual:
             volume = (
                 np.log(np.where(case.present, case.volumes, np.nan)) - self.volume
             ) / self.volume_scatter
-        volume = np.where(case.cut, volume.clip(min=0), np.abs(volume))  # what is cut off may be smaller
+        volume = np.where(
+            case.cut.any(axis=1), volume.clip(min=0), np.abs(volume)
+        )  # what is cut off may be smaller
         stray = (np.log(case.strays + self.stray_unit) - self.stray) / self.stray_scatter
         side = (np.log(self.wrong_side(case) + self.side_unit) - self.side) / self.side_scatter
         between = case.centres[:, None] - case.centres[None]
@@ -242,8 +246,8 @@ def _limit(kind: str, largest: Sequence[float]) -> float:
 
 
 def _anchors(case: LabelSummary) -> Array:
-    """(C + 1, 3) centroids and the scan's centre in mm along the patient's axes."""
-    return np.vstack([case.centres, case.frame.centre @ PATIENT_FROM_LPS])
+    """(C + 1, 3) centroids and the scan's centre in mm; NaN along an axis where the scan cuts the class off."""
+    return np.vstack([np.where(case.cut, np.nan, case.centres), case.frame.centre @ PATIENT_FROM_LPS])
 
 
 def _displacement(case: LabelSummary, offsets: Array, scatter: Array) -> tuple[Array, Array]:
