@@ -122,7 +122,11 @@ def _pictures(
                 image = None
         except ValueError as error:
             yield Text(str(error), True)
-    for at, finding in enumerate(visible[:MOST_PICTURES]):
+    kinds = [finding.kind for finding in visible]
+    order = sorted(
+        range(len(visible)), key=lambda at: (kinds[:at].count(kinds[at]), at)
+    )  # one of each kind first
+    for at, finding in enumerate(visible[one] for one in order[:MOST_PICTURES]):
         svg = _draw(finding, labels, image, inspection, colours)
         yield Figure(f"{slug(case.case)}_{at + 1}", svg, finding.sentence, f"{case.case}: {finding.sentence}")
     if len(visible) > MOST_PICTURES:
@@ -157,7 +161,7 @@ def _draw(
             for name in names:
                 piece.outline(panel, np.isin(plane, values[name]), colours[name])
             left, top, width, height = piece.rectangle(place, (1, 1, 1))
-            style = {"marker": "+", "color": "#ffe680", "markersize": 9, "markeredgewidth": 1}
+            style = {"marker": "+", "color": "#ffe680", "markersize": 13, "markeredgewidth": 1.4}
             panel.plot(left + width / 2, top + height / 2, **style)
             piece.frame_panel(panel)
         keys = names[:LONGEST_LEGEND] if finding.classes else []
