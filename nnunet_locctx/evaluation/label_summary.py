@@ -121,7 +121,10 @@ def summarise_labels(labels: npt.NDArray[np.int32], frame: Frame, classes: Class
         sizes = pieces(mask)[1]
         voxels[number] = sizes.sum()
         strays[number] = 1 - sizes.max() / sizes.sum()
-        faces = (lower == 0) | (lower + mask.shape == np.array(frame.shape))
+        shape = np.array(frame.shape)
+        faces = ((lower == 0) | (lower + mask.shape == shape)) & (
+            shape > 1
+        )  # an image of one slice cuts nothing off
         cut[number] = faces[list(frame.array_axes)]
         inside = np.flatnonzero(mask)
         inside = inside[:: -(-len(inside) // SAMPLES)]
