@@ -122,10 +122,10 @@ def summarise_labels(labels: npt.NDArray[np.int32], frame: Frame, classes: Class
         voxels[number] = sizes.sum()
         strays[number] = 1 - sizes.max() / sizes.sum()
         shape = np.array(frame.shape)
-        faces = ((lower == 0) | (lower + mask.shape == shape)) & (
-            shape > 1
-        )  # an image of one slice cuts nothing off
-        cut[number] = faces[list(frame.array_axes)]
+        at_face = (lower == 0) | (lower + mask.shape == shape)
+        cut[number] = (at_face & (shape > 1))[
+            list(frame.array_axes)
+        ]  # an image of one slice cuts nothing off
         inside = np.flatnonzero(mask)
         inside = inside[:: -(-len(inside) // SAMPLES)]
         index = np.stack(np.unravel_index(inside, mask.shape), -1) + lower

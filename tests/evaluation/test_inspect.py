@@ -169,6 +169,21 @@ def test_what_the_field_of_view_cuts_off_is_not_missed(ranges: Ranges) -> None:
     assert not judge("new", half, ranges, KNOWN)[0]
 
 
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_single_class_is_judged_by_the_scan_it_lies_in(flat: bool) -> None:
+    """Without pairs and neighbours, in volumes and in images of one slice."""
+    organ = Classes.from_labels({"background": 0, "organ": 1})
+
+    def one(seed: int, shift: int = 0) -> LabelSummary:
+        labels = (patient(seed)[:, :, [8] if flat else slice(None)] == 5).astype(np.uint8)
+        array, properties = store(np.roll(labels, shift, 0), SPACING)
+        return summarise_labels(array.astype(np.int32), frame_of(properties, array.shape), organ)
+
+    ranges = learn_ranges({str(seed): one(seed) for seed in range(12)}, [])
+    assert not judge("new", one(100), ranges, organ)[0]
+    assert [finding.kind for finding in judge("new", one(100, shift=20), ranges, organ)[0]] == ["position"]
+
+
 def test_a_training_case_is_judged_by_the_others() -> None:
     labels = {f"case_{seed}": patient(seed) for seed in range(12)}
     labels["case_3"] = labels["case_3"][::-1]
