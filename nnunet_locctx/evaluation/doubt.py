@@ -120,17 +120,17 @@ class _Judged:
                 "class are reversed"
             )
             yield Finding("mirrored", (), sentence, share, "fraction", high=MIRRORED)
-        for number in np.flatnonzero(self.missing):
+        for number in map(int, np.flatnonzero(self.missing)):
             name, place = self.names[number], self.deviations.expected[number]
             sentence = f"{name} is missing; all {self.others} training cases have it"
             yield Finding(
                 "missing", (name,), sentence, place=(float(place[0]), float(place[1]), float(place[2]))
             )
-        for number in np.flatnonzero(self.unseen):
+        for number in map(int, np.flatnonzero(self.unseen)):
             name, volume = self.names[number], float(self.summary.volumes[number])
             sentence = f"{name} measures {_ml([volume])}; no training case has it"
             yield Finding("unseen", (name,), sentence, volume, "ml", high=0.0)
-        confused = np.flatnonzero(self.times["sides"] > 1)
+        confused = [int(pair) for pair in np.flatnonzero(self.times["sides"] > 1)]
         for number in confused if not self.mirrored else ():
             yield self._sides(number)
         swapped = {one for number in confused for one in self.pairs[number]}

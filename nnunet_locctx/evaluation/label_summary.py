@@ -28,7 +28,7 @@ class LabelSummary:
         volumes: (C,) ml; 0 for a class that is not there.
         strays: (C,) fraction of the volume outside of the largest piece; voxels that touch at a corner are one piece,
             as for nnU-Net's postprocessing. NaN for a class that is not there.
-        cut: (C,) whether the class reaches an outer face of the scan.
+        cut: (C, 3) whether the class reaches an outer face of the scan that is perpendicular to R, A or S.
         across: (P, 3) fraction of the pair's voxels on the twin's side of the mid-plane, if the left class lies before
             the right one along R, A or S; NaN unless both are there. The mid-plane is perpendicular to that axis and
             passes through the median of the pairs' common centroids, which do not depend on the side that voxels are
@@ -111,7 +111,7 @@ def summarise_labels(labels: npt.NDArray[np.int32], frame: Frame, classes: Class
     """
     boxes = ndimage.find_objects(labels.clip(min=0))
     count = len(classes.labels)
-    voxels, strays, cut = np.zeros(count), np.full(count, np.nan), np.zeros(count, bool)
+    voxels, strays, cut = np.zeros(count), np.full(count, np.nan), np.zeros((count, 3), bool)
     centres, reach = np.full((count, 3), np.nan), np.full((count, 2, 3), np.nan)
     samples: dict[int, Array] = {}
     for number, values in enumerate(classes.values.values()):
@@ -121,7 +121,11 @@ def summarise_labels(labels: npt.NDArray[np.int32], frame: Frame, classes: Class
         sizes = pieces(mask)[1]
         voxels[number] = sizes.sum()
         strays[number] = 1 - sizes.max() / sizes.sum()
-        cut[number] = bool((lower == 0).any() or (lower + mask.shape == np.array(frame.shape)).any())
+        shape = np.array(frame.shape)
+        at_face = (lower == 0) | (lower + mask.shape == shape)
+        cut[number] = (at_face & (shape > 1))[
+            list(frame.array_axes)
+        ]  # an image of one slice cuts nothing off
         inside = np.flatnonzero(mask)
         inside = inside[:: -(-len(inside) // SAMPLES)]
         index = np.stack(np.unravel_index(inside, mask.shape), -1) + lower

@@ -10,11 +10,12 @@ incomplete, or has grown, is not.
 
 How much is too much is calibrated on the training cases: each is judged by what the others have (in at most
 :data:`GROUPS` groups). Deviations are in units of the class's own robust scatter, and the case's largest is what
-counts, because every class may raise an alarm. Their median and robust spread give the upper limit of a prediction
-interval: a further case like those of training goes beyond it with the probability :data:`ALARMS` per kind of
-deviation; training cases that are unlike the others do not widen it.
+counts, because every class may raise an alarm. Their median and robust spread (of the values or their logarithms) give
+the upper limit of a prediction interval: a further case like those of training goes beyond it with the probability
+:data:`ALARMS` per kind of deviation; training cases that are unlike the others do not widen it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -114,13 +115,13 @@ class Usual:
         mean_square = np.nansum(moved**2, axis=0) / np.where(counts < FEWEST, np.nan, counts)
         position_scatter = _shared(np.sqrt(mean_square), counts, half_voxel)
 
-        whole = np.stack([np.where(case.present & ~case.cut, case.volumes, np.nan) for case in cases])
+        whole = np.stack(
+            [np.where(case.present & ~case.cut.any(axis=1), case.volumes, np.nan) for case in cases]
+        )
         volume, volume_scatter = _robust(np.log(whole))
         voxels = np.exp(volume) / np.median([case.voxel_ml for case in cases])
-        half_diameter = 1.5 / np.cbrt(
-            6 / np.pi * voxels
-        )  # what half a voxel more in diameter makes of the volume
-        volume_scatter = _shared(volume_scatter, _counts(whole), half_diameter)
+        half_voxel_more = 1.5 / np.cbrt(6 / np.pi * voxels)  # in diameter: what it makes of the volume
+        volume_scatter = _shared(volume_scatter, _counts(whole), half_voxel_more)
 
         strays = np.stack([case.strays for case in cases])
         everything = np.stack([case.volumes / case.voxel_ml for case in cases])
@@ -164,7 +165,9 @@ class Usual:
             volume = (
                 np.log(np.where(case.present, case.volumes, np.nan)) - self.volume
             ) / self.volume_scatter
-        volume = np.where(case.cut, volume.clip(min=0), np.abs(volume))  # what is cut off may be smaller
+        volume = np.where(
+            case.cut.any(axis=1), volume.clip(min=0), np.abs(volume)
+        )  # what is cut off may be smaller
         stray = (np.log(case.strays + self.stray_unit) - self.stray) / self.stray_scatter
         side = (np.log(self.wrong_side(case) + self.side_unit) - self.side) / self.side_scatter
         between = case.centres[:, None] - case.centres[None]
@@ -231,19 +234,26 @@ def learn_ranges(cases: Mapping[str, LabelSummary], pairs: Sequence[tuple[int, i
 
 
 def _limit(kind: str, largest: Sequence[float]) -> float:
-    """Upper limit of the prediction interval of a further case. Fractions are deviations of logarithms already; of the
-    others the logarithms are taken, whose spread is near to normal."""
-    magnitude = kind in ("position", "volume")
-    values = np.log(np.maximum(largest, 1.0)) if magnitude else np.asarray(largest)
+    """Upper limit of the prediction interval of a further case, at least 1.
+
+    Fractions are deviations of logarithms already. Of the others both the values and their logarithms may be near to
+    normal, of few and of many classes; the larger limit is taken.
+    """
+    limits = [_interval(np.asarray(largest))]
+    if kind in ("position", "volume"):
+        limits.append(float(np.exp(_interval(np.log(np.maximum(largest, 1.0))))))
+    return max(1.0, *limits)
+
+
+def _interval(values: Array) -> float:
     median, count = float(np.median(values)), len(values)
     spread = 1.4826 * float(np.median(np.abs(values - median)))
-    limit = median + stats.t.ppf(1 - ALARMS, count - 1) * spread * np.sqrt(1 + 1 / count)
-    return max(1.0, float(np.exp(limit) if magnitude else limit))
+    return median + float(stats.t.ppf(1 - ALARMS, count - 1)) * spread * math.sqrt(1 + 1 / count)
 
 
 def _anchors(case: LabelSummary) -> Array:
-    """(C + 1, 3) centroids and the scan's centre in mm along the patient's axes."""
-    return np.vstack([case.centres, case.frame.centre @ PATIENT_FROM_LPS])
+    """(C + 1, 3) centroids and the scan's centre in mm; NaN along an axis where the scan cuts the class off."""
+    return np.vstack([np.where(case.cut, np.nan, case.centres), case.frame.centre @ PATIENT_FROM_LPS])
 
 
 def _displacement(case: LabelSummary, offsets: Array, scatter: Array) -> tuple[Array, Array]:

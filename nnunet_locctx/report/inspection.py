@@ -44,9 +44,10 @@ CONTOUR, FAINT = 1.6, 0.35
 
 METHOD = (
     "Every number is compared with the training labels, each of which was judged by the others to learn how far from "
-    "them a right one may be; a case like those of training is doubted for each of the four measures with a "
-    "probability of 0.5 %. A class's place is told by the other classes of the case, so that fields of view may "
-    "differ. Doubt is at most 1 where nothing was found; beyond, each class adds by how many times it exceeds training's limit."
+    "them a right one may be; a case like those of training is doubted for each of the four measures (place, volume, "
+    "pieces, sides) with a probability of 0.5 %. A class's place is told by the other classes of the case, so that "
+    "fields of view may differ. Doubt is at most 1 where nothing was found; beyond, each class adds by how many times "
+    "it exceeds training's limit."
 )
 
 
@@ -79,9 +80,10 @@ def write_inspection(
     if len(inspection.doubtful) > len(shown):
         text = f"{count(len(inspection.doubtful) - len(shown), 'more case')} with findings stand in the table alone."
         sections.append(Section("more", "More", [Text(text)]))
+    folder = "/".join(inspection.predictions.resolve().parts[-2:])
     subtitle = (
-        f"{count(len(inspection.doubtful), 'case')} of {len(inspection.cases)} in {inspection.predictions.resolve()} "
-        f"deserve a look, judged by {count(inspection.training, 'training label')}; no truth was used"
+        f"{len(inspection.doubtful)} of {count(len(inspection.cases), 'case')} in {folder} have findings, judged by "
+        f"{count(inspection.training, 'training label')}; no truth was used"
     )
     document = Document("Predictions to look at first", subtitle, sections)
     write_document(document, output, {JSON: to_json(inspection).encode()})
@@ -89,20 +91,14 @@ def write_inspection(
 
 
 def _table(inspection: Inspection) -> Table:
-    records = to_records(inspection)
-    rows = [
-        (
-            row["case"],
-            number(row["doubt"], 1),
-            row.get("sentence", "nothing found"),
-            number(times, 1) if times else "",
-        )
-        for row in records
-        for times in [row.get("times")]
-    ]
-    shown = pd.DataFrame(rows, columns=["case", "doubt", "finding", "times the limit"])
-    shown = shown[["case", "finding", "doubt", "times the limit"]]
-    return Table(TABLE, "The most doubtful first.", shown, labels=2, records=to_frame(records))
+    rows = []
+    for case in inspection.cases:
+        first = case.findings[0].sentence if case.findings else "nothing found"
+        more = str(len(case.findings) - 1) if len(case.findings) > 1 else ""
+        rows.append((case.case, first, more, number(case.doubt, 1)))
+    shown = pd.DataFrame(rows, columns=["case", "first finding", "more", "doubt"])
+    caption = "The most doubtful first. The file has all findings."
+    return Table(TABLE, caption, shown, labels=2, records=to_frame(to_records(inspection)))
 
 
 def _pictures(
@@ -126,7 +122,11 @@ def _pictures(
                 image = None
         except ValueError as error:
             yield Text(str(error), True)
-    for at, finding in enumerate(visible[:MOST_PICTURES]):
+    kinds = [finding.kind for finding in visible]
+    order = sorted(
+        range(len(visible)), key=lambda at: (kinds[:at].count(kinds[at]), at)
+    )  # one of each kind first
+    for at, finding in enumerate(visible[one] for one in order[:MOST_PICTURES]):
         svg = _draw(finding, labels, image, inspection, colours)
         yield Figure(f"{slug(case.case)}_{at + 1}", svg, finding.sentence, f"{case.case}: {finding.sentence}")
     if len(visible) > MOST_PICTURES:
@@ -161,7 +161,7 @@ def _draw(
             for name in names:
                 piece.outline(panel, np.isin(plane, values[name]), colours[name])
             left, top, width, height = piece.rectangle(place, (1, 1, 1))
-            style = {"marker": "+", "color": "#ffe680", "markersize": 9, "markeredgewidth": 1}
+            style = {"marker": "+", "color": "#ffe680", "markersize": 13, "markeredgewidth": 1.4}
             panel.plot(left + width / 2, top + height / 2, **style)
             piece.frame_panel(panel)
         keys = names[:LONGEST_LEGEND] if finding.classes else []

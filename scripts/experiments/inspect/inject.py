@@ -27,6 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -75,11 +76,12 @@ def second_piece(
     box = np.stack([own.min(axis=0), own.max(axis=0)])
     free = np.argwhere(labels == 0)
     random.shuffle(free)
+    place = np.zeros(3)
     for centre in free:
         place = centre * frame.spacing
         if np.linalg.norm(place - np.clip(place, *box)) > 1.5 * radius:
             break
-    grid = np.stack(np.indices(labels.shape), -1) * frame.spacing
+    grid = np.moveaxis(np.indices(labels.shape), 0, -1) * frame.spacing
     ball = np.linalg.norm(grid - place, axis=-1) <= max(radius, frame.spacing.max() / 2)
     return np.where(ball, value, labels).astype(np.int32)
 
@@ -161,11 +163,11 @@ def correlate(folder: Path, results: Path) -> dict[str, object]:
         file.name.removesuffix(".nii.gz"): file for file in sorted((folder / "labelsTr").glob("*.nii.gz"))
     }
     ranges = learn_ranges({name: summary(file) for name, file in files.items()}, twins(classes))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for report in sorted(results.glob("*/fold_*/validation/summary.json")):
         for case in json.loads(report.read_text())["metric_per_case"]:
             name = Path(case["prediction_file"]).name
-            dice = float(
+            mean = float(
                 np.nanmean(
                     [np.nan if one["Dice"] is None else one["Dice"] for one in case["metrics"].values()]
                 )
@@ -175,11 +177,10 @@ def correlate(folder: Path, results: Path) -> dict[str, object]:
             )
             model = report.parents[2].name
             rows.append(
-                {"model": model, "case": name, "dice": dice, "doubt": doubt, "findings": len(findings)}
+                {"model": model, "case": name, "dice": mean, "doubt": doubt, "findings": len(findings)}
             )
-    dice, doubt = ([row[key] for row in rows] for key in ("dice", "doubt"))
-    overall = stats.spearmanr(dice, doubt)
-    within = {}
+    overall = stats.spearmanr([row["dice"] for row in rows], [row["doubt"] for row in rows])
+    within: dict[str, Any] = {}
     for model in dict.fromkeys(row["model"] for row in rows):
         own = [row for row in rows if row["model"] == model]
         rho = stats.spearmanr([row["dice"] for row in own], [row["doubt"] for row in own]).statistic
