@@ -109,7 +109,7 @@ def test_the_second_waits_and_says_for_whom(tmp_path: Path, capsys: pytest.Captu
     ("said", "told"), [("", "another process"), ("{", "{"), ('{"pid": 1}', '{"pid": 1}'), ("[]", "[]")]
 )
 def test_a_holder_that_does_not_say_who_it_is(said: str, told: str) -> None:
-    assert locks._told(said) == told
+    assert locks._described(said) == told
 
 
 @pytest.mark.parametrize("number", locks.WITHOUT_LOCKS)

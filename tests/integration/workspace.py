@@ -86,7 +86,11 @@ def hurry(patch: pytest.MonkeyPatch) -> None:
     """Leaves out of nnU-Net's commands what takes most of their time on tiny data and none of these tests looks at."""
     patch.setattr(multiprocessing, "get_context", lambda method=None: ThreadsForProcesses)
     patch.setattr("nnunetv2.utilities.utils.Pool", _Pool)  # forks 12 processes to list a folder's files
-    patch.setattr("nnunetv2.training.logging.nnunet_logger.LocalLogger.plot_progress_png", lambda *_: None)
+    # an empty picture, which the export of a model asks for
+    patch.setattr(
+        "nnunetv2.training.logging.nnunet_logger.LocalLogger.plot_progress_png",
+        lambda _, folder: Path(folder, "progress.png").touch(),
+    )
     patch.setattr("nnunetv2.utilities.find_class_by_name.abspath", functools.cache(os.path.abspath))
     for module in WAITING:
         patch.setattr(f"nnunetv2.{module}.sleep", lambda seconds: time.sleep(seconds / 100))
