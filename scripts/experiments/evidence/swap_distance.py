@@ -1,0 +1,58 @@
+"""How far swapped voxels lie from their twin: a border drawn a voxel aside, or one side taken for the other.
+
+    python -m scripts.experiments.evidence.swap_distance LABELS PREDICTIONS [PREDICTIONS ...] --dataset-json FILE
+
+For each folder of predictions: voxels whose true class is one of a left and right pair and which are predicted as the
+twin, and their distance in mm to the nearest voxel that truly is the twin (median, 90th percentile), over all cases.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.ndimage import distance_transform_edt
+
+from nnunet_locctx.evaluation.classes import find_pairs
+from nnunet_locctx.scan import Scan
+from scripts.benchmarks.harness import described_parser
+
+
+def distances(truth: Scan, prediction: Scan, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+    """(swapped voxels,) mm to the nearest voxel of the twin; a twin that the truth lacks has no distance."""
+    found = [np.empty(0)]
+    for own, twin in (*pairs, *((twin, own) for own, twin in pairs)):
+        swapped = (truth.labels == own) & (prediction.labels == twin)
+        if swapped.any() and (truth.labels == twin).any():
+            apart = distance_transform_edt(truth.labels != twin, sampling=truth.frame.spacing)
+            found.append(apart[swapped])
+    return np.concatenate(found)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints a line for each folder."""
+    parser = described_parser(__doc__)
+    parser.add_argument("labels", type=Path, metavar="LABELS", help="folder of true segmentations")
+    parser.add_argument(
+        "predictions", type=Path, nargs="+", metavar="PREDICTIONS", help="folder of predictions"
+    )
+    parser.add_argument(
+        "--dataset-json", type=Path, required=True, metavar="FILE", help="names of the classes"
+    )
+    options = parser.parse_args(arguments)
+    content = json.loads(options.dataset_json.read_text())
+    values = content["labels"]
+    pairs = [(values[left], values[right]) for left, right in find_pairs(list(values))]
+    for folder in options.predictions:
+        files = sorted(folder.glob(f"*{content['file_ending']}"))
+        mm = np.concatenate(
+            [distances(Scan.read(options.labels / file.name), Scan.read(file), pairs) for file in files]
+        )
+        median, most = np.percentile(mm, (50, 90)) if mm.size else (np.nan, np.nan)
+        print(
+            f"{folder.parts[-3]}: {mm.size} voxels in {len(files)} cases, {median:.2f} mm (90 %: {most:.2f} mm)"
+        )
+
+
+if __name__ == "__main__":
+    main()
