@@ -144,8 +144,11 @@ class Locator:
         if self.training is None:
             return
         # at the centres of the cells that `_coordinates` looks at
-        factors = (1, *(SAMPLES / n for n in location.shape[1:]))
-        coordinates = zoom(location, factors, order=1, mode="nearest", grid_mode=True).reshape(3, -1).T
+        factors = [SAMPLES / n for n in location.shape[1:]]
+        sampled = [
+            zoom(axis, factors, order=1, mode="nearest", grid_mode=True) for axis in location
+        ]  # NaN spreads
+        coordinates = np.stack(sampled, axis=-1).reshape(-1, 3)
         location[[AXES.index(axis) for axis in self.training.unseen_coordinates(coordinates)]] = np.nan
 
 

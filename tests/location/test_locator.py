@@ -109,6 +109,18 @@ def test_a_shift_up_to_the_tolerance_stays_known(axis: int, shift: float) -> Non
     np.testing.assert_array_equal(location, expected)
 
 
+@pytest.mark.parametrize(("hidden", "shifted"), [(a, b) for a in range(3) for b in range(3) if a != b])
+def test_an_unknown_axis_says_nothing_about_the_others(hidden: int, shifted: int) -> None:
+    locator = located("voxel", {})
+    location = locator.source.field(ABDOMENS[0]).box((0, 0, 0), (20, 20, 20))
+    location[hidden] = np.nan
+    location[shifted] += 0.5
+    expected = location.copy()
+    expected[shifted] = np.nan
+    locator.hide_unseen(location)
+    np.testing.assert_array_equal(location, expected)
+
+
 def test_models_of_earlier_versions_check_no_range() -> None:
     locator = Locator(make_source("voxel"))
     frame = scan((40, 4000, 1))
