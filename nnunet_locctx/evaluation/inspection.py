@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -169,16 +169,28 @@ def _unknown_locations(predictions: Path) -> dict[str, str]:
     return sentences
 
 
-def to_records(inspection: Inspection) -> list[dict[str, Any]]:
+def to_frame(inspection: Inspection) -> pd.DataFrame:
     """A row a finding, and one for each case without."""
+    columns = [
+        "rank",
+        "case",
+        "doubt",
+        "kind",
+        "classes",
+        "value",
+        "unit",
+        "low",
+        "high",
+        "times",
+        "sentence",
+    ]
     rows: list[dict[str, Any]] = []
     for rank, case in enumerate(inspection.cases, 1):
-        what = {"rank": rank, "case": case.case, "doubt": round(case.doubt, 4)}
         for finding in case.findings or [None]:
             details = {} if finding is None else asdict(finding)
-            details.pop("place", None)
-            rows.append(what | details | {"classes": " ".join(details.get("classes", ()))})
-    return rows
+            details["classes"] = " ".join(details.get("classes", ()))
+            rows.append({**details, "rank": rank, "case": case.case, "doubt": round(case.doubt, 4)})
+    return pd.DataFrame(rows, columns=columns)
 
 
 def to_json(inspection: Inspection) -> str:
@@ -217,21 +229,3 @@ def to_table(inspection: Inspection, most: int = 20, most_findings: int = 6) -> 
         names = ", ".join(clean[:10]) + (f" and {len(clean) - 10} more" if len(clean) > 10 else "")
         lines.append(f"nothing found in {len(clean)} of {len(inspection.cases)} cases: {names}")
     return "\n".join(lines)
-
-
-def to_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The rows of :func:`to_records`, with all columns."""
-    columns = [
-        "rank",
-        "case",
-        "doubt",
-        "kind",
-        "classes",
-        "value",
-        "unit",
-        "low",
-        "high",
-        "times",
-        "sentence",
-    ]
-    return pd.DataFrame(rows, columns=columns)

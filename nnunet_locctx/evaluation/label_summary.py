@@ -66,14 +66,12 @@ def twins(classes: Classes) -> list[tuple[int, int]]:
 
 def to_patient(index: npt.ArrayLike, frame: Frame) -> Array:
     """(..., 3) index -> mm along the patient's axes (R, A, S), in the scanner's origin."""
-    place = np.asarray(index) @ frame.affine_lps[:3, :3].T + frame.affine_lps[:3, 3]
-    return np.asarray(place @ PATIENT_FROM_LPS)
+    return np.asarray(frame.millimetres(index) @ PATIENT_FROM_LPS)
 
 
 def to_index(place: npt.ArrayLike, frame: Frame) -> Array:
     """(..., 3) mm along the patient's axes -> index."""
-    lps = np.asarray(place) @ PATIENT_FROM_LPS - frame.affine_lps[:3, 3]
-    return np.asarray(lps @ np.linalg.inv(frame.affine_lps[:3, :3]).T)
+    return frame.index_from_millimetres(np.asarray(place) @ PATIENT_FROM_LPS)
 
 
 def class_mask(

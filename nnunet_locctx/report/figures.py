@@ -16,6 +16,7 @@ from matplotlib.ticker import (
     ScalarFormatter,
 )
 
+from nnunet_locctx.evaluation import wrong_location
 from nnunet_locctx.report.document import Figure, count, number, percent, slug
 from nnunet_locctx.report.papers import paper_names, read_paper, same_dataset
 from nnunet_locctx.report.results import SERIES, Results
@@ -27,7 +28,7 @@ MANY_POINTS = 4000
 
 SERIES_WORDS = {"train_loss": "training loss", "val_loss": "validation loss", "pseudo_dice": "pseudo Dice, %"}
 KIND_WORDS = {"shift": "constant shift", "noise": "noise per slice (SD)", "unknown": "unknown"}
-AXES_WORDS = {"R": "left to right", "A": "back to front", "axial": "along the body", "all": "all axes"}
+AXES_WORDS = {**wrong_location.AXES_WORDS, "all": "all axes"}
 FARTHEST = 50.0
 """Percent of the axis: with a location that is wrong by more the question is not how much is lost."""
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from nnunet_locctx.evaluation.classes import find_pairs
 from nnunet_locctx.evaluation.doubt import Finding
-from nnunet_locctx.evaluation.inspection import InspectedCase, Inspection, to_frame, to_json, to_records
+from nnunet_locctx.evaluation.inspection import InspectedCase, Inspection, to_frame, to_json
 from nnunet_locctx.evaluation.label_summary import pieces, to_index
 from nnunet_locctx.nnunet.data.reading import read_scan
 from nnunet_locctx.report.document import (
@@ -98,7 +98,7 @@ def _table(inspection: Inspection) -> Table:
         rows.append((case.case, first, more, number(case.doubt, 1)))
     shown = pd.DataFrame(rows, columns=["case", "first finding", "more", "doubt"])
     caption = "The most doubtful first. The file has all findings."
-    return Table(TABLE, caption, shown, labels=2, records=to_frame(to_records(inspection)))
+    return Table(TABLE, caption, shown, labels=2, records=to_frame(inspection))
 
 
 def _pictures(

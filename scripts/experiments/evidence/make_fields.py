@@ -9,6 +9,7 @@ semi-real: one person's anatomy, nothing of what differs between people but size
 """
 
 import json
+import shutil
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from nnunet_locctx.geometry import Frame
 from nnunet_locctx.image_files import write_sitk
 from nnunet_locctx.nnunet.data.paths import nnunet_folder
 from scripts.benchmarks.harness import described_parser
+from scripts.experiments.anatomy.make_data import keep_organs
 
 FRACTION = (0.5, 1.0)
 """Least and largest share of the scan along the body."""
@@ -50,7 +52,7 @@ ORGANS = (
     "hip_left",
     "hip_right",
 )
-"""Of the CT, numbered from 1; what the scan has not is left out."""
+"""Of the CT, numbered from 1; its other structures become background."""
 
 
 def crop(images: Sequence[SimpleITK.Image], random: np.random.Generator) -> list[SimpleITK.Image]:
@@ -81,15 +83,6 @@ def warp(
     ]
 
 
-def keep_organs(labels: SimpleITK.Image, values: Sequence[int]) -> SimpleITK.Image:
-    """The labels of these values, numbered from 1."""
-    numbers = np.zeros(int(SimpleITK.GetArrayViewFromImage(labels).max()) + 1, dtype=np.uint8)
-    numbers[list(values)] = range(1, len(values) + 1)
-    kept = SimpleITK.GetImageFromArray(numbers[SimpleITK.GetArrayFromImage(labels)])
-    kept.CopyInformation(labels)
-    return kept
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Writes the dataset anew; a study finds it whole or not at all."""
     parser = described_parser(__doc__)
@@ -111,17 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for file in sorted(options.input.glob("labelsTr/*.nii.gz"))
     ]
     sources = [(case, case) for case in cases]
-    values = [content["labels"][organ] for organ in ORGANS if organ in content["labels"]]
     if options.kind == "patient":
         sources = [(f"patient_{number:02d}", cases[0]) for number in range(1, PATIENTS + 1)]
-        names = [organ for organ in ORGANS if organ in content["labels"]]
-        content["labels"] = {
-            "background": 0,
-            **{organ: number for number, organ in enumerate(names, start=1)},
-        }
     draft = raw / f".{name}.draft"
+    shutil.rmtree(draft, ignore_errors=True)
     for folder in ("imagesTr", "labelsTr"):
-        (draft / folder).mkdir(parents=True, exist_ok=True)
+        (draft / folder).mkdir(parents=True)
     for case, source in tqdm(sources, unit="scan"):
         random = np.random.default_rng(zlib.crc32(case.encode()))
         pair = [
@@ -129,12 +117,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             SimpleITK.ReadImage(str(options.input / "labelsTr" / f"{source}.nii.gz")),
         ]
         if options.kind == "patient":
-            pair = warp(pair[0], keep_organs(pair[1], values), random)
+            pair = warp(*pair, random)
         image, labels = crop(pair, random)
         write_sitk(image, draft / "imagesTr" / f"{case}_0000.nii.gz")
         write_sitk(labels, draft / "labelsTr" / f"{case}.nii.gz")
     content["numTraining"] = len(sources)
     write_atomically(draft / "dataset.json", (json.dumps(content, indent=1) + "\n").encode())
+    if options.kind == "patient":
+        keep_organs(draft, ORGANS)
     draft.replace(raw / name)
     print(f"wrote {raw / name}")
 

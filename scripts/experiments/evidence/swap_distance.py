@@ -20,13 +20,13 @@ from scripts.benchmarks.harness import described_parser
 
 def distances(truth: Scan, prediction: Scan, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
     """(swapped voxels,) mm to the nearest voxel of the twin; a twin that the truth lacks has no distance."""
-    found = [np.empty(0)]
+    apart = [np.empty(0)]
     for own, twin in (*pairs, *((twin, own) for own, twin in pairs)):
         swapped = (truth.labels == own) & (prediction.labels == twin)
         if swapped.any() and (truth.labels == twin).any():
-            apart = distance_transform_edt(truth.labels != twin, sampling=truth.frame.spacing)
-            found.append(apart[swapped])
-    return np.concatenate(found)
+            to_twin = distance_transform_edt(truth.labels != twin, sampling=truth.frame.spacing)
+            apart.append(to_twin[swapped])
+    return np.concatenate(apart)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
