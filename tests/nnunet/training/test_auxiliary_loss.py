@@ -139,8 +139,7 @@ def three_steps(compiled: bool, rank: int) -> dict[str, Tensor]:
     return located.state_dict()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_processes_train_one_network(compiled: bool) -> None:
     one, other = in_two_processes(partial(three_steps, compiled))
     start = fit(plan(deep_supervision=True), "l2g", "bottleneck").state_dict()
