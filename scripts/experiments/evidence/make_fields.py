@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             SimpleITK.ReadImage(str(options.input / "labelsTr" / f"{source}.nii.gz")),
         ]
         if options.kind == "patient":
-            pair = warp(*pair, random)
+            pair = warp(pair[0], pair[1], random)
         image, labels = crop(pair, random)
         write_sitk(image, draft / "imagesTr" / f"{case}_0000.nii.gz")
         write_sitk(labels, draft / "labelsTr" / f"{case}.nii.gz")
