@@ -60,7 +60,7 @@ class DemoSettings:
     features: tuple[int, ...] = (16, 32, 64)
     convolutions: int = 1
     epochs: int = 5
-    located: str = "PriorHeadTrainer"
+    located: str = "LocCtxTrainer"
     threads: int = 2
 
     def __post_init__(self) -> None:
