@@ -83,7 +83,7 @@ def test_results_and_files(tmp_path, calls, capsys):
         assert results[run]["per_class"]["upper_left"] == pytest.approx(dice + 0.01)
         assert results[run]["dice"] == pytest.approx(dice + 0.035)
     assert results["plain"]["trainer"] == "nnUNetTrainer_1epoch"
-    assert results["located"]["trainer"] == "PriorHeadTrainer_1epoch"
+    assert results["located"]["trainer"] == "LocCtxTrainer_1epoch"
     assert results["seconds"] == pytest.approx(sum(results["seconds_per_step"].values()), abs=0.1)
     assert results["commands"] == calls()
     assert (tmp_path / "demo" / "figure.png").stat().st_size > 10_000
@@ -117,13 +117,13 @@ def test_both_runs_get_the_same_budget(tmp_path, calls):
     made = calls()
     for name in ("nnUNetv2_train", "nnUNetv2_predict"):
         plain, located = (line for line in made if line.startswith(name))
-        for ours, theirs in (("PriorHeadTrainer", "nnUNetTrainer"), ("/located ", "/plain ")):
+        for ours, theirs in (("LocCtxTrainer", "nnUNetTrainer"), ("/located ", "/plain ")):
             located = located.replace(ours, theirs)
         assert located == plain
-    [training] = [line for line in made if line.startswith("nnUNetv2_train") and "Prior" in line]
+    [training] = [line for line in made if line.startswith("nnUNetv2_train") and "LocCtx" in line]
     assert (
         training
-        == f"nnUNetv2_train 901 {CONFIGURATION} {FOLD} -tr PriorHeadTrainer_1epoch -p {PLANS} -device cpu"
+        == f"nnUNetv2_train 901 {CONFIGURATION} {FOLD} -tr LocCtxTrainer_1epoch -p {PLANS} -device cpu"
     )
     preprocessed = tmp_path / "demo" / "nnUNet_preprocessed" / "Dataset901_Phantom"
     written = json.loads((preprocessed / f"{PLANS}.json").read_text())["configurations"][CONFIGURATION]
