@@ -1,7 +1,8 @@
 """Draws one held-out case of fields_ct.yaml: truth, plain nnU-Net and the located one, for the README.
 
 The case is the one whose located Dice is nearest to the mean of all, so neither the best nor the worst; the coronal
-slice is the one through most classes. The scan is the TotalSegmentator repository's (Apache-2.0), warped by make_fields.py.
+slice is the one through most classes. The scan is the TotalSegmentator repository's (Apache-2.0), warped by
+make_fields.py.
 
     python -m scripts.experiments.evidence.picture --study fields-ct -o docs/mistake.png
 """
