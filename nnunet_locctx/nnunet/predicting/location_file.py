@@ -29,13 +29,14 @@ def make_record(source: LocationSource, field: LocationField) -> dict[str, Any]:
 
 
 def describe(name: str, record: dict[str, Any]) -> str:
-    """The line that says along which axes a scan's location is known."""
+    """The line that says along which axes a scan's location is known, and what to do where it is not along any."""
     axes: dict[str, list[str]] = {}
     for axis, reason in record["unknown"].items():
         axes.setdefault(reason, []).append(axis)
     known = [f"{', '.join(record['known'])} known"] if record["known"] else []
     unknown = [f"{', '.join(names)} unknown: {reason}" for reason, names in axes.items()]
-    return f"location of {name} ({record['source']}): " + "; ".join([*known, *unknown])
+    advice = [] if record["known"] else ["a plain model does better where nothing is known"]
+    return f"location of {name} ({record['source']}): " + "; ".join([*known, *unknown, *advice])
 
 
 def read_records(folder: Path) -> dict[str, Any]:
