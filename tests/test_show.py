@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunet_locctx.cli import main
 from nnunet_locctx.location import make_source
+from nnunet_locctx.location.body import find_body
 from nnunet_locctx.nnunet.data.reading import read_scan
 from nnunet_locctx.regression.body_part import fit_body_part
 from nnunet_locctx.show import Comparison, LocatedScan, compare_predictions, draw, locate_scan
@@ -370,6 +372,33 @@ class TestModels:
         for name in ("plans.json", "dataset.json"):
             (folder / name).write_text("{}")
         return folder
+
+
+@pytest.mark.parametrize(("channel", "modality"), [("CT", "ct"), ("T1", "mr")])
+def test_the_body_is_measured_without_a_regressor(tmp_path: Path, channel: str, modality: str) -> None:
+    scan = small_scan(9)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(scan.image.transpose(2, 1, 0)[:, ::-1, ::-1]))
+    image.SetSpacing((8.0, 8.0, 8.0))
+    file = tmp_path / "scan_0000.nii.gz"
+    sitk.WriteImage(image, str(file))
+    with pytest.raises(ValueError, match=r"a dataset\.json must name the channel"):
+        locate_scan([file], make_source("body"))
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"channel_names": {"0": channel}, "labels": {"background": 0}})
+    )
+    shown = locate_scan([file], make_source("body"))
+    whole = read_scan([file])
+    expected = find_body(whole.voxels[0], whole.frame, modality)
+    assert not expected.problem
+    places = shown.frame.millimetres([(0, 0, 0), (5, 7, 3)])
+    np.testing.assert_allclose(
+        shown.field.at([(0, 0, 0), (5, 7, 3)]),
+        make_source("body").field(whole.frame, expected).at(whole.frame.index_from_millimetres(places)),
+        atol=1e-6,
+    )
+    picture = tmp_path / "body.png"
+    assert main(["show", str(file), "--source", "body", "-o", str(picture)]) == 0
+    assert picture.is_file()
 
 
 def test_fitted_source_shows_what_its_regressor_says(tmp_path: Path) -> None:

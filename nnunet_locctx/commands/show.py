@@ -58,13 +58,13 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--source",
         metavar="NAME",
-        help="voxel, scanner, or with --regressor body_part or anatomical (default: voxel, or the model's)",
+        help="voxel, scanner, body, or after `locctx fit` body_part or anatomical (default: voxel, or the model's)",
     )
     parser.add_argument(
         "--regressor",
         type=Path,
         metavar="FILE",
-        help="what `locctx fit` stored (regressor.pt), for its source",
+        help="what `locctx fit` stored (regressor.pt), for its source (default: what was fitted on -d)",
     )
     parser.add_argument("--absolute", action="store_true", help="scanner: the scanner's own millimetres")
     model = parser.add_argument_group("with a model")
@@ -99,6 +99,18 @@ def run(options: argparse.Namespace) -> int:
     window = None if options.window is None else _window(*options.window)
 
     from nnunet_locctx.location import make_source
+
+    source = make_source(options.source or "voxel", **({"absolute": True} if options.absolute else {}))
+    if options.regressor is not None and not source.fitted:
+        raise ValueError(f"the source {source.name!r} takes no --regressor")
+    if source.needs_fit and options.regressor is None and options.dataset is None:
+        raise ValueError(
+            f"the source {source.name!r} needs --regressor (regressor.pt, made by `locctx fit`), or the dataset that "
+            "it was fitted on: -d"
+        )
+
+    from nnunet_locctx.nnunet.data.fitted import REGRESSOR, fitted_folder
+    from nnunet_locctx.nnunet.data.paths import dataset_folder
     from nnunet_locctx.show import check_output, compare_predictions, draw, locate_scan
     from nnunet_locctx.show.scan import checked_patch
 
@@ -115,17 +127,17 @@ def run(options: argparse.Namespace) -> int:
             progress=True,
         )
     else:
-        source = make_source(options.source or "voxel", **({"absolute": True} if options.absolute else {}))
-        if source.fitted != (options.regressor is not None):
-            raise ValueError(
-                f"the source {source.name!r} {'needs' if source.fitted else 'takes no'} --regressor"
-                + (" (regressor.pt, made by `locctx fit`)" if source.fitted else "")
+        regressor = options.regressor
+        if source.fitted and regressor is None and options.dataset is not None:
+            stored = (
+                fitted_folder(dataset_folder("nnUNet_raw", options.dataset).name, source.name) / REGRESSOR
             )
+            regressor = stored if source.needs_fit or stored.is_file() else None
         scan = locate_scan(
             options.image,
             source,
             label=options.label,
-            regressor=options.regressor,
+            regressor=regressor,
             dataset_json=dataset_json(options),
             progress=True,
         )
