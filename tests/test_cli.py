@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_locctx import __version__
 from nnunet_locctx.cli import main
@@ -376,6 +377,35 @@ class TestPlan:
         assert self.added(folder, "a")["network"] == {}
         assert main(["plan", "-d", "7", "--preset", str(preset), "--network", "hidden_size=96"]) == 0
         assert self.added(folder, "3d_fullres_mine")["network"] == {"num_heads": 6, "hidden_size": 96}
+
+    @pytest.mark.parametrize(
+        ("labels", "trainer"),
+        [
+            ({"background": 0, "left_lung": 1, "right_lung": 2}, "LocCtxTrainer_noMirroring"),
+            ({"background": 0, "lung": 1}, "LocCtxTrainer"),
+        ],
+    )
+    def test_from_training_to_inspection_without_mirroring_where_classes_are_sides(
+        self,
+        folder: Path,
+        labels: dict[str, int],
+        trainer: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: Captured,
+    ) -> None:
+        monkeypatch.setenv("nnUNet_extTrainer", str(trainers_folder()))
+        (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
+        (folder / "nnUNetPlans_3d").mkdir()
+        assert main(["plan", "-d", "7", "--name", "small", "--batch", "3"]) == 0
+        text = capsys.readouterr().out
+        assert text.partition("next:\n")[2] == (
+            f"  nnUNetv2_train 7 small 0 -p nnUNetPlans_locctx -tr {trainer}\n"
+            f"  nnUNetv2_predict -d 7 -c small -f 0 -p nnUNetPlans_locctx -tr {trainer} "
+            "-i $nnUNet_raw/Dataset007_Tiny/imagesTs -o predictions\n"
+            "  locctx inspect predictions -d 7\n"
+        )
+        assert ("left_lung, right_lung" in text) == (trainer != "LocCtxTrainer")
+        assert recursive_find_trainer_class_by_name(trainer).__name__ == trainer
 
     def test_preprocessed_data_needs_no_preprocessing(self, folder: Path, capsys: Captured) -> None:
         (folder / "nnUNetPlans_3d").mkdir()

@@ -13,11 +13,13 @@ import SimpleITK as sitk
 from nnunet_locctx.cli import main
 from nnunet_locctx.location import make_source
 from nnunet_locctx.location.body import find_body
+from nnunet_locctx.nnunet.data.class_places import SourcePlaces
 from nnunet_locctx.nnunet.data.reading import read_scan
 from nnunet_locctx.regression.body_part import fit_body_part
 from nnunet_locctx.show import Comparison, LocatedScan, compare_predictions, draw, locate_scan
 from nnunet_locctx.show.figure import plane_of_location
 from nnunet_locctx.show.scan import checked_patch, nearest_voxel
+from nnunet_locctx.show.sources import draw_sources
 from nnunet_locctx.viewing import AXIAL, CORONAL, SAGITTAL, Slice, grey_levels
 from tests.nnunet.small_models import make_model
 from tests.regression.body_part_scans import OPTIONS, small_scan, small_scans
@@ -399,6 +401,26 @@ def test_the_body_is_measured_without_a_regressor(tmp_path: Path, channel: str, 
     picture = tmp_path / "body.png"
     assert main(["show", str(file), "--source", "body", "-o", str(picture)]) == 0
     assert picture.is_file()
+
+
+def test_coordinates_of_sources_have_a_unit_and_panels_are_equally_wide_in_mm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = np.zeros((4, 2, 3))
+    places[:, 1] = 0.4, 0.1, np.nan
+    places[:, 0, 2] = np.nan
+    unit = np.array([150.0, 200.0, np.inf])
+    seen = SourcePlaces(make_source("voxel"), ["a_left", "a_right"], places, np.ones(3), unit, {})
+    drawn = Drawn(monkeypatch)
+    draw_sources({"voxel": seen}, tmp_path / "sources.png")
+    panels = drawn.figure.axes
+    assert [panel.get_xlabel() for panel in panels] == [
+        "left to right, 1 = 150 mm",
+        "posterior to anterior, 1 = 200 mm",
+        "inferior to superior",
+    ]
+    assert np.ptp(panels[0].get_xlim()) * 150 == pytest.approx(np.ptp(panels[1].get_xlim()) * 200)
+    assert panels[1].get_xlim()[0] < 0 < 0.1 < panels[1].get_xlim()[1]
 
 
 def test_fitted_source_shows_what_its_regressor_says(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.commands.common import CLEAN, add_command, add_processes
+from nnunet_locctx.commands.common import CLEAN, add_command, add_processes, print_next
 
 RELEASES = ("synapse", "btcv", "amos22", "kits23", "acdc", "brats")
 
@@ -105,6 +105,7 @@ def run(options: argparse.Namespace) -> int:
         progress=not options.quiet,
     )
     print("\n".join(_lines(result)))
+    print_next([f"locctx check -d {options.dataset}"])
     return CLEAN
 
 

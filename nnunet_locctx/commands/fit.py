@@ -142,13 +142,11 @@ def run(options: argparse.Namespace) -> int:
             "means another thing, which can make a model worse than without location"
         )
     print(f"picture: {picture}")
-    dataset = int(dataset_folder("nnUNet_raw", options.dataset).name[7:10])
-    name, plans = f"3d_fullres_{source}", "nnUNetPlans_locctx"
-    lines = [f"locctx plan -d {dataset} --name {name} --source {source}"]
     if options.configuration:
-        name, plans = _add_configuration(options, source)
-        lines = []
-    print_next([*lines, f"nnUNetv2_train {dataset} {name} 0 -p {plans} -tr LocCtxTrainer"])
+        _add_configuration(options, source)
+    else:
+        dataset = int(dataset_folder("nnUNet_raw", options.dataset).name[7:10])
+        print_next([f"locctx plan -d {dataset} --name 3d_fullres_{source} --source {source}"])
     return CLEAN
 
 
@@ -183,17 +181,19 @@ def _check_configuration(options: argparse.Namespace) -> None:
     resolve(read_plans(folder / f"{options.plans or 'nnUNetPlans'}.json"), options.configuration)
 
 
-def _add_configuration(options: argparse.Namespace, source: str) -> tuple[str, str]:
-    """Adds CONFIGURATION_SOURCE; returns its name and that of the plans."""
+def _add_configuration(options: argparse.Namespace, source: str) -> None:
+    """Adds CONFIGURATION_SOURCE and prints it as `locctx plan` does."""
+    from nnunet_locctx.commands.plan_report import print_configurations
     from nnunet_locctx.nnunet.data.paths import dataset_folder
     from nnunet_locctx.nnunet.plans.planning import plan_configuration
 
     name = f"{options.configuration}_{source}"
-    plans, _ = plan_configuration(
-        dataset_folder("nnUNet_preprocessed", options.dataset),
+    folder = dataset_folder("nnUNet_preprocessed", options.dataset)
+    plans, changed = plan_configuration(
+        folder,
         options.plans or "nnUNetPlans",
         options.configuration,
         name,
         location={"source": source},
     )
-    return name, str(plans["plans_name"])
+    print_configurations(folder, plans, {name: None}, changed)
