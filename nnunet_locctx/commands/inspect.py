@@ -51,7 +51,7 @@ def add(commands: Any) -> None:
         "--images",
         type=Path,
         metavar="FOLDER",
-        help="the scans, CASE_0000.ENDING, for the pictures (default: imagesTs or imagesTr of -d)",
+        help="the scans, CASE_0000.ENDING, for the pictures (default: imagesTs or, for other cases, imagesTr of -d)",
     )
     add_dataset_json(parser, "the one in or above the folders")
     add_processes(parser)
@@ -82,11 +82,10 @@ def run(options: argparse.Namespace) -> int:
         processes=options.processes,
         progress=not options.quiet,
     )
-    folders = [options.images] if options.images is not None else []
-    if not folders and raw is not None:
-        first = f"{inspection.cases[0].case}_0000{inspection.file_ending}"
-        folders = [raw / name for name in ("imagesTs", "imagesTr") if (raw / name / first).is_file()]
-    images = folders[0] if folders else None
+    if options.images is not None:
+        images = [options.images]
+    else:
+        images = [] if raw is None else [raw / "imagesTs", raw / "imagesTr"]
     page = write_inspection(inspection, output, images=images, progress=not options.quiet)
     print(to_table(inspection))
     print(f"wrote {page}")
