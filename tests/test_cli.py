@@ -136,6 +136,73 @@ def test_quick_commands_load_neither_torch_nor_nnunet() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+WRONG = {
+    "plan -d 7 --name a --source moon": "unknown location.source 'moon'",
+    "plan -d 7 --name a --source voxel --absolute": "an option of the source 'scanner'",
+    "plan -d 7 --name a --axes R X": "there is no axis 'X'",
+    "plan -d 7 --name a --place roof": "unknown place 'roof'",
+    "plan -d 7 --name a --jitter 2": "location.jitter must be a number from 0 to 1",
+    "plan -d 7 --name a --patch 16 16 0": "patch_size must be an integer >= 1, got 0",
+    "plan -d 7 --name a --batch -1": "batch_size must be an integer >= 1, got -1",
+    "plan -d 7 --name a --features 4 0": "features must be an integer >= 1, got 0",
+    "plan -d 7 --name a --spacing 1 1 0": "spacing must be a positive number, got 0",
+    "plan -d 7 --name a -c 3d_ful": "did you mean 3d_fullres?",
+    "plan -d 7 --name a -p nnUnetPlans": "nnUnetPlans",
+    "plan -d 7 --preset patch": "no preset or file 'patch'",
+    "sources -d 7 -c 3d_ful": "did you mean 3d_fullres?",
+    "sources -d 7 -np 0": "--processes must be at least 1, got 0",
+    "show scan.nii.gz --source moon": "unknown location source 'moon'",
+    "show scan.nii.gz --patch 4": "two or three sizes",
+    "show scan.nii.gz --label none.nii.gz": "no file none.nii.gz",
+    "show scan.nii.gz -o nowhere/scan.png": "there is no folder",
+    "show scan.nii.gz --model nowhere": "--model: there is no folder nowhere",
+    "show scan.nii.gz --model . --device gpu": "--device must be cpu, cuda (also cuda:1) or mps, got 'gpu'",
+    "fit ape -d 8": "no dataset 8",
+    "fit ape -d 7 --steps 0": "steps must be an integer >= 1, got 0",
+    "fit ape -d 7 --spacing 0": "spacing must be a positive number, got 0",
+    "fit ape -d 7 --option steps": "needs OPTION=VALUE, got 'steps'",
+    "robustness --model . -i . -l . -o out --amounts -1": "-1",
+    "robustness --model . -i . -l . -o out --name a --name b": "1 models need as many different names",
+    "robustness --model . -i nowhere -l . -o out": "--images: there is no folder nowhere",
+    "inspect nowhere -d 7": "PRED: there is no folder nowhere",
+    "inspect . -d 7 --images nowhere": "--images: there is no folder nowhere",
+    "landmarks --regressor none.pt --from scan.nii.gz --to scan.nii.gz --at 0 0 0": "no file none.pt",
+    "localize scan.nii.gz --regressor none.pt --labelled . . -o out.json": "no file none.pt",
+    "crop --regressor none.pt -i . --region none.npz -o out": "no file none.pt",
+    "study nothing.yaml": "nothing.yaml",
+    "evaluate nowhere nowhere -o out": "nowhere",
+    "postprocess largest-component nowhere -o out": "nowhere",
+    "convert btcv nowhere -d 3": "nowhere",
+}
+"""Command line -> words of what it is answered with."""
+
+
+def test_bad_options_are_refused_before_torch_is_loaded(tmp_path: Path) -> None:
+    folder = tmp_path / "Dataset007_Tiny"
+    folder.mkdir()
+    planned = plans({"3d_fullres": configuration(patch_size=[16] * 3)})
+    (folder / "nnUNetPlans.json").write_text(json.dumps(planned))
+    (tmp_path / "scan.nii.gz").touch()
+    code = (
+        "import json, sys; sys.modules['torch'] = None; from nnunet_locctx.cli import main\n"
+        "for line in json.load(sys.stdin): print(main(line.split()), flush=True); print('-', file=sys.stderr)"
+    )
+    variables = {name: str(tmp_path) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(list(WRONG)),
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **variables},
+        cwd=tmp_path,
+    )
+    assert done.stdout.split() == ["2"] * len(WRONG)
+    answers = dict(zip(WRONG, done.stderr.split("-\n"), strict=False))
+    wrong = {line: answers[line] for line, words in WRONG.items() if words not in answers[line]}
+    assert not wrong
+
+
 def test_demo_is_run_in_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import nnunet_locctx.demo
 
@@ -530,7 +597,7 @@ class TestShow:
             ("--source moon", "unknown location source 'moon'"),
             ("--source body_part", "or the dataset that it was fitted on: -d"),
             ("--regressor nothing.pt", "the source 'voxel' takes no --regressor"),
-            ("--source body --regressor nothing.pt", "no file nothing.pt; `locctx fit body`"),
+            ("--source body --regressor nothing.pt", "no file nothing.pt"),
             ("--absolute", "absolute"),
             ("-o /nowhere/x.png", "there is no folder"),
             ("-o x.xyz", "must end in one of"),

@@ -151,6 +151,24 @@ def add_regressor(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--regressor", type=Path, metavar="FILE", help="file of a fitted regressor")
 
 
+def check_folder(option: str, folder: Path | None) -> None:
+    """Raises ValueError if a folder that an option names is not there."""
+    if folder is not None and not folder.is_dir():
+        raise ValueError(f"{option}: there is no folder {folder}")
+
+
+def check_file(file: Path | None) -> None:
+    """Raises ValueError if a file that an option names is not there."""
+    if file is not None and not file.is_file():
+        raise ValueError(f"no file {file}")
+
+
+def check_device(device: str | None) -> None:
+    """Raises ValueError if torch knows no such device; whether the machine has it is asked later."""
+    if device is not None and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
+        raise ValueError(f"--device must be cpu, cuda (also cuda:1) or mps, got {device!r}")
+
+
 def check_output(option: str, file: Path | None) -> None:
     """Raises ValueError if a file cannot be written because its folder is missing or it is a folder itself."""
     if file is None:

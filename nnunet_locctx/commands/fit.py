@@ -14,6 +14,8 @@ from nnunet_locctx.commands.common import (
     print_next,
     warn,
 )
+from nnunet_locctx.nnunet.data.paths import dataset_folder
+from nnunet_locctx.values import check_integer, check_positive
 
 if TYPE_CHECKING:
     from nnunet_locctx.nnunet.data.fitting import FittedDataset
@@ -92,19 +94,26 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
-    from nnunet_locctx.files import write_atomically
-    from nnunet_locctx.nnunet.data.fitting import Anchors, fit_source
-    from nnunet_locctx.nnunet.data.paths import dataset_folder
-
     if (options.lowest is None) != (options.highest is None):
         raise ValueError("--lowest and --highest go together")
     if options.plans and not options.configuration:
         raise ValueError("--plans needs a configuration: -c")
-    if options.processes < 1:
-        raise ValueError(f"--processes must be at least 1, got {options.processes}")
+    for name, lowest in (("channel", 0), ("seed", 0), ("steps", 1)):
+        if getattr(options, name) is not None:
+            check_integer(name, getattr(options, name), lowest)
+    if options.spacing is not None:
+        check_positive("spacing", options.spacing)
+    further = assignments(options.option, "--option")
+    dataset_folder("nnUNet_raw", options.dataset)
+    if options.from_json is not None and not options.from_json.is_dir():
+        raise ValueError(f"--from-json: {options.from_json} is not a folder")
     source = SOURCES[options.what]
     if options.configuration:
         _check_configuration(options)
+
+    from nnunet_locctx.files import write_atomically
+    from nnunet_locctx.nnunet.data.fitting import Anchors, fit_source
+
     # the box of a body has no seed: nothing in it is random
     names = ("steps", "spacing") if source == "body" else ("seed", "steps", "spacing")
     given = {name: getattr(options, name) for name in names}
@@ -119,7 +128,7 @@ def run(options: argparse.Namespace) -> int:
         processes=options.processes,
         progress=not options.quiet,
         **{name: value for name, value in given.items() if value is not None},
-        **assignments(options.option, "--option"),
+        **further,
     )
     from nnunet_locctx.show.fitted import draw_fitted, report_fitted
 
@@ -173,7 +182,6 @@ def _about_changes(fitted: "FittedDataset") -> list[str]:
 
 def _check_configuration(options: argparse.Namespace) -> None:
     """Plans that do not fit are refused before the fit, not after it."""
-    from nnunet_locctx.nnunet.data.paths import dataset_folder
     from nnunet_locctx.nnunet.plans.planning import resolve
     from nnunet_locctx.nnunet.plans.plans_file import read_plans
 
@@ -184,7 +192,6 @@ def _check_configuration(options: argparse.Namespace) -> None:
 def _add_configuration(options: argparse.Namespace, source: str) -> None:
     """Adds CONFIGURATION_SOURCE and prints it as `locctx plan` does."""
     from nnunet_locctx.commands.plan_report import print_configurations
-    from nnunet_locctx.nnunet.data.paths import dataset_folder
     from nnunet_locctx.nnunet.plans.planning import plan_configuration
 
     name = f"{options.configuration}_{source}"

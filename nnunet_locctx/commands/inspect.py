@@ -10,6 +10,7 @@ from nnunet_locctx.commands.common import (
     add_command,
     add_dataset_json,
     add_processes,
+    check_folder,
     dataset_json,
     print_next,
 )
@@ -66,8 +67,9 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("which training labels? Give a dataset (-d) or a folder (--labels)")
     raw = None if options.dataset is None else dataset_folder("nnUNet_raw", options.dataset)
     labels = options.labels if raw is None or options.labels is not None else training_labels(raw)
-    if options.images is not None and not options.images.is_dir():
-        raise ValueError(f"--images: there is no folder {options.images}")
+    check_folder("PRED", options.predictions)
+    check_folder("--labels", options.labels)
+    check_folder("--images", options.images)
     output = options.output or options.predictions / "inspection"
 
     from nnunet_locctx.evaluation.inspection import inspect_predictions, to_table

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.commands.common import CLEAN, add_command, add_regressor, check_output
+from nnunet_locctx.commands.common import CLEAN, add_command, add_regressor, check_file, check_output
 
 
 def add(commands: Any) -> None:
@@ -46,6 +46,8 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
     check_output("--json", options.json)
+    for file in (options.regressor, options.first, options.second):
+        check_file(file)
 
     import numpy as np
 

@@ -5,7 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.commands.common import CLEAN, add_command, add_regressor, check_output
+from nnunet_locctx.commands.common import (
+    CLEAN,
+    add_command,
+    add_regressor,
+    check_file,
+    check_folder,
+    check_output,
+)
 
 
 def add(commands: Any) -> None:
@@ -49,6 +56,10 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
     check_output("-o", options.output)
+    for file in (options.regressor, *options.scans):
+        check_file(file)
+    for folder in options.labelled or ():
+        check_folder("--labelled", folder)
     if options.labelled is None and options.dataset is None:
         raise ValueError("labelled scans are needed: --labelled IMAGES LABELS or -d DATASET")
 

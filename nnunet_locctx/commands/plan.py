@@ -1,6 +1,7 @@
 """`locctx plan`: another configuration beside those nnU-Net planned."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from nnunet_locctx.commands.common import CLEAN, add_command, assignments
 from nnunet_locctx.commands.sources import compare_sources
 from nnunet_locctx.nnunet.data.paths import dataset_folder
 from nnunet_locctx.places import PLACES
+from nnunet_locctx.values import check_integer, check_positive
 
 
 def add(commands: Any) -> None:
@@ -177,9 +179,10 @@ def run(options: argparse.Namespace) -> int:
         made_for[name], changes[name] = preset.made_for, _changes(options, dict(preset.changes))
     if options.preset is None:
         changes[options.name] = _changes(options, {})
+    for given in changes.values():
+        _check(given)
     folder = dataset_folder("nnUNet_preprocessed", options.dataset)
 
-    from nnunet_locctx.commands.plan_report import print_configurations
     from nnunet_locctx.nnunet.plans.planning import plan_configurations
 
     for given in changes.values():
@@ -193,6 +196,8 @@ def run(options: argparse.Namespace) -> int:
         own_plans_name=options.plans_name,
         force=options.force,
     )
+    from nnunet_locctx.commands.plan_report import print_configurations
+
     print_configurations(folder, plans, {name: made_for.get(name) for name in changes}, changed)
     return CLEAN
 
@@ -215,6 +220,24 @@ def _recommended(options: argparse.Namespace, folder: Path, given: dict[str, Any
         **location_key(best),
         **{key: value for key, value in given["location"].items() if key != "source"},
     }
+
+
+def _check(changes: Mapping[str, Any]) -> None:
+    """Refuses values that no plans allow, before torch is loaded."""
+    from nnunet_locctx.nnunet.options import LocationOptions
+
+    features = changes.get("architecture", {}).get("features_per_stage") or ()
+    whole = {"patch_size": changes.get("patch_size", ()), "features": features}
+    whole["batch_size"] = [changes.get("batch_size", 1)]
+    for name, numbers in whole.items():
+        for number in numbers:
+            check_integer(name, number, 1)
+    for length in changes.get("spacing", ()):
+        check_positive("spacing", length)
+    location = dict(changes.get("location", {}))
+    if location.get("source", "auto") == "auto":  # then the base or `locctx sources` say what these belong to
+        location = {key: location[key] for key in location.keys() - {"source", "absolute", "cross_section"}}
+    LocationOptions.from_configuration({"location": location})
 
 
 def _jitter(text: str) -> float | str:

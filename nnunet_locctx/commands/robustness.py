@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.commands.common import CLEAN, add_command
+from nnunet_locctx.commands.common import CLEAN, add_command, check_device, check_folder
 
 AMOUNTS = (0, 1, 5, 10, 25, 50, 100)
 
@@ -88,9 +88,9 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
-    from nnunet_locctx.evaluation.robustness import Robustness, load_models
-    from nnunet_locctx.evaluation.robustness_report import write_report
     from nnunet_locctx.evaluation.wrong_location import Design
+
+    check_device(options.device)
 
     design = Design(
         amounts=tuple(options.amounts),
@@ -99,6 +99,16 @@ def run(options: argparse.Namespace) -> int:
         sign=options.sign,
         seed=options.seed,
     )
+    for folder in options.model:
+        check_folder("--model", folder)
+    check_folder("--images", options.images)
+    check_folder("--labels", options.labels)
+    if options.name is not None and len(options.name) != len(options.model):
+        raise ValueError(f"{len(options.model)} models need as many different names, got {options.name}")
+
+    from nnunet_locctx.evaluation.robustness import Robustness, load_models
+    from nnunet_locctx.evaluation.robustness_report import write_report
+
     models = load_models(
         options.model, options.name, fold=options.fold, device=options.device, mirroring=options.mirroring
     )

@@ -5,7 +5,15 @@ import math
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.commands.common import CLEAN, add_command, add_dataset_json, dataset_json
+from nnunet_locctx.commands.common import (
+    CLEAN,
+    add_command,
+    add_dataset_json,
+    check_device,
+    check_file,
+    check_folder,
+    dataset_json,
+)
 
 
 def add(commands: Any) -> None:
@@ -97,6 +105,13 @@ def run(options: argparse.Namespace) -> int:
             "--model"
         )
     window = None if options.window is None else _window(*options.window)
+    if options.patch is not None and (len(options.patch) not in (2, 3) or min(options.patch) < 1):
+        raise ValueError(f"--patch needs two or three sizes of at least 1 voxel, got {options.patch}")
+    check_device(options.device)
+    for file in (*options.image, options.label, options.regressor):
+        check_file(file)
+    check_folder("--model", options.model)
+    check_folder("-o", output.resolve().parent)
 
     from nnunet_locctx.location import make_source
 
