@@ -91,6 +91,9 @@ def test_colours_where_a_terminal_has_them(
     [
         ("evalute", "unknown 'evalute' (did you mean evaluate?)"),
         ("fit bodypart -d 1", "unknown 'bodypart' (did you mean body-part?)"),
+        ("plan --sorce voxel", "unknown option --sorce (did you mean --source?)"),
+        ("trainers --moon", "unknown option --moon"),
+        ("plan -d 1 --encoding freqency", "unknown 'freqency' (did you mean frequency?)"),
         ("convert amos a -d 1", "unknown 'amos' (did you mean amos22?)"),
     ],
 )
@@ -155,7 +158,7 @@ WRONG = {
     "show scan.nii.gz --patch 4": "two or three sizes",
     "show scan.nii.gz --label none.nii.gz": "no file none.nii.gz",
     "show scan.nii.gz -o nowhere/scan.png": "there is no folder",
-    "show scan.nii.gz --model nowhere": "--model: there is no folder nowhere",
+    "show scan.nii.gz --model nowhere": "nowhere is not the folder of a trained model",
     "show scan.nii.gz --model . --device gpu": "--device must be cpu, cuda (also cuda:1) or mps, got 'gpu'",
     "fit ape -d 8": "no dataset 8",
     "fit ape -d 7 --steps 0": "steps must be an integer >= 1, got 0",

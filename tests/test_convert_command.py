@@ -34,7 +34,7 @@ def test_first_and_second_call(folders: Path, capsys: pytest.CaptureFixture[str]
     assert lines[-3] == f"left out: case_00051: {reason}; nothing unusual in its header"
     assert lines[-2:] == ["next:", "  locctx check -d 220"]
     assert main(call) == 0
-    assert capsys.readouterr().out.startswith(f"{target} is there and whole: 5 training")
+    assert capsys.readouterr().out.startswith(f"{target} exists and is whole: 5 training")
 
 
 @pytest.mark.parametrize(

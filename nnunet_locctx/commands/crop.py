@@ -15,7 +15,7 @@ def add(commands: Any) -> None:
         run,
         "crop raw scans to the region of chosen labels",
         """Learns from labelled scans in which region of the body the chosen labels lie, in anatomical coordinates, and
-        crops all scans (images and labels) to the box around that region. The region is as narrow as the wanted recall
+        crops all scans (images and labels) to the box around that region. The region is as narrow as --recall
         allows; recall is measured in labelled scans that are left out in turn. Scans that do not show the region are
         reported and not written. Input files are never changed; OUT must be new or empty.""",
         """

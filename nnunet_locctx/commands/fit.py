@@ -160,7 +160,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _about_changes(fitted: "FittedDataset") -> list[str]:
-    """What there is to know about scans that are no longer what they were."""
+    """Sentences about scans that changed since they were measured, preprocessed or fitted on."""
     from nnunet_locctx.names import named
 
     lines = []

@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise ValueError(
-            f"no labelled case {', '.join(unknown)}; there: {', '.join(list(known)[:10]) or 'none'}"
+            f"no labelled case {', '.join(unknown)}; labelled are {', '.join(list(known)[:10]) or 'none'}"
         )
     for scan in options.scans:
         check_whole(scan)
@@ -105,13 +105,13 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"none of the labelled scans could be measured: {'; '.join(unusable[:5])}")
     results = []
     for file in bar(options.scans, "scans"):
-        found, frame = measure_scan(file, regressor)
-        boxes = {} if found.problem else localize(labelled, found, frame, list(organs))
+        measured, frame = measure_scan(file, regressor)
+        boxes = {} if measured.problem else localize(labelled, measured, frame, list(organs))
         results.append(
             {
                 "scan": str(file),
                 "size_xyz": list(frame.shape[::-1]),
-                "problem": found.problem,
+                "problem": measured.problem,
                 "organs": {organ: _entry(box, frame) for organ, box in boxes.items()},
             }
         )

@@ -8,7 +8,7 @@ from typing import Any
 from nnunet_locctx.commands.common import CLEAN, add_command, assignments
 from nnunet_locctx.commands.sources import compare_sources
 from nnunet_locctx.nnunet.data.paths import dataset_folder
-from nnunet_locctx.places import PLACES
+from nnunet_locctx.places import ENCODINGS, PLACES
 from nnunet_locctx.values import check_integer, check_positive
 
 
@@ -135,7 +135,10 @@ def add(commands: Any) -> None:
         help="training: probability that an axis of a patch's location is made unknown, and that all are",
     )
     where.add_argument(
-        "--encoding", metavar="NAME", help="how the block encodes location: identity or frequency"
+        "--encoding",
+        choices=ENCODINGS,
+        metavar="NAME",
+        help=f"how the block encodes location: {', '.join(ENCODINGS)} (hash: GPE alone)",
     )
     where.add_argument("--bands", type=int, metavar="N", help="frequency bands of the encoding")
     where.add_argument(

@@ -12,6 +12,7 @@ from nnunet_locctx.commands.common import (
     check_device,
     check_file,
     check_folder,
+    check_model,
     dataset_json,
 )
 
@@ -23,7 +24,7 @@ def add(commands: Any) -> None:
         "show",
         run,
         "draw a scan with its location, and what a model makes of it",
-        """Draws three slices of a scan the way the patient lies, with the location a network is told (three
+        """Draws three slices of a scan the way the patient lies, with the location that a network gets (three
         channels) and the patches it sees. Given a trained located model, also its prediction with the true location,
         with another one, and where the two differ.""",
         """
@@ -79,7 +80,7 @@ def add(commands: Any) -> None:
     model.add_argument(
         "--model", type=Path, metavar="FOLDER", help="trained model (TRAINER__PLANS__CONFIGURATION)"
     )
-    model.add_argument("--fold", metavar="N", help="fold to use (default: the first there)")
+    model.add_argument("--fold", metavar="N", help="fold to use (default: the first of the model)")
     model.add_argument(
         "--shift",
         type=float,
@@ -87,7 +88,7 @@ def add(commands: Any) -> None:
         metavar=("R", "A", "S"),
         help="compare with a shifted location instead of an unknown one",
     )
-    model.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda if there)")
+    model.add_argument("--device", metavar="NAME", help="cpu, mps or cuda (default: cuda, without a GPU cpu)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -108,10 +109,6 @@ def run(options: argparse.Namespace) -> int:
     if options.patch is not None and (len(options.patch) not in (2, 3) or min(options.patch) < 1):
         raise ValueError(f"--patch needs two or three sizes of at least 1 voxel, got {options.patch}")
     check_device(options.device)
-    for file in (*options.image, options.label, options.regressor):
-        check_file(file)
-    check_folder("--model", options.model)
-    check_folder("-o", output.resolve().parent)
 
     from nnunet_locctx.location import make_source
 
@@ -123,6 +120,10 @@ def run(options: argparse.Namespace) -> int:
             f"the source {source.name!r} needs --regressor (regressor.pt, made by `locctx fit`), or the dataset that "
             "it was fitted on: -d"
         )
+    for file in (*options.image, options.label, options.regressor):
+        check_file(file)
+    check_model(options.model)
+    check_folder("-o", output.resolve().parent)
 
     from nnunet_locctx.nnunet.data.fitted import REGRESSOR, fitted_folder
     from nnunet_locctx.nnunet.data.paths import dataset_folder

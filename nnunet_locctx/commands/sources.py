@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     folder = dataset_folder("nnUNet_preprocessed", options.dataset)
     output = options.output or folder / PICTURE
     if output.suffix.lower() != ".png" or not output.resolve().parent.is_dir():
-        raise ValueError(f"--output must be a .png file in a folder that is there, got {output}")
+        raise ValueError(f"--output must be a .png file in a folder that exists, got {output}")
     candidates, helps = compare_sources(
         folder, options.plans, options.configuration, quick=options.quick, processes=options.processes
     )
