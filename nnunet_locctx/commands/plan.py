@@ -182,8 +182,9 @@ def run(options: argparse.Namespace) -> int:
         made_for[name], changes[name] = preset.made_for, _changes(options, dict(preset.changes))
     if options.preset is None:
         changes[options.name] = _changes(options, {})
+    _check_numbers(options)
     for given in changes.values():
-        _check(given)
+        _check_location(given.get("location", {}))
     folder = dataset_folder("nnUNet_preprocessed", options.dataset)
 
     from nnunet_locctx.nnunet.plans.planning import plan_configurations
@@ -225,19 +226,24 @@ def _recommended(options: argparse.Namespace, folder: Path, given: dict[str, Any
     }
 
 
-def _check(changes: Mapping[str, Any]) -> None:
-    """Refuses values that no plans allow, before torch is loaded."""
+def _check_numbers(options: argparse.Namespace) -> None:
+    """Refuses numbers that no plans allow, before torch is loaded."""
+    batch = () if options.batch is None else (options.batch,)
+    for name, numbers in (
+        ("patch_size", options.patch),
+        ("batch_size", batch),
+        ("features", options.features),
+    ):
+        for number in numbers or ():
+            check_integer(name, number, 1)
+    for length in options.spacing or ():
+        check_positive("spacing", length)
+
+
+def _check_location(location: Mapping[str, Any]) -> None:
+    """Refuses a location that no block takes, before torch is loaded."""
     from nnunet_locctx.nnunet.options import LocationOptions
 
-    features = changes.get("architecture", {}).get("features_per_stage") or ()
-    whole = {"patch_size": changes.get("patch_size", ()), "features": features}
-    whole["batch_size"] = [changes.get("batch_size", 1)]
-    for name, numbers in whole.items():
-        for number in numbers:
-            check_integer(name, number, 1)
-    for length in changes.get("spacing", ()):
-        check_positive("spacing", length)
-    location = dict(changes.get("location", {}))
     if location.get("source", "auto") == "auto":  # then the base or `locctx sources` say what these belong to
         location = {key: location[key] for key in location.keys() - {"source", "absolute", "cross_section"}}
     LocationOptions.from_configuration({"location": location})

@@ -196,7 +196,7 @@ class TestCommand:
             (["--labels", "spleen"], "unknown label 'spleen'; there are liver, kidney, both"),
             (["--labels", "7"], "unknown label '7'"),
             (["-o", "/nowhere/boxes.json"], "there is no folder /nowhere"),
-            (["--labelled", "/nowhere", "/nowhere"], "/nowhere is not a folder"),
+            (["--labelled", "/nowhere", "/nowhere"], "--labelled: there is no folder /nowhere"),
         ],
     )
     def test_wrong_input(
