@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     options = build_parser().parse_args(arguments)
     try:
+        if getattr(options, "processes", 1) < 1:
+            raise ValueError(f"--processes must be at least 1, got {options.processes}")
         status = extras.run(options)
         if sys.stdout is not None:
             sys.stdout.flush()  # a full disk shows here, not when Python ends

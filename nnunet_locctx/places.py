@@ -1,4 +1,4 @@
-"""Where location can enter a U-Net; without torch, for the help of `locctx plan`."""
+"""Where location can enter a U-Net, and how it is encoded; without torch, for `locctx plan`."""
 
 PLACES = {
     "input": "before the first convolution (CoordConv: within it)",
@@ -13,3 +13,5 @@ PLACES = {
     "logits": "on the logits of every resolution",
 }
 """Place of a block -> where that is."""
+
+ENCODINGS = ("identity", "frequency", "hash")

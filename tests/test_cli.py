@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_locctx import __version__
 from nnunet_locctx.cli import main
@@ -90,6 +91,9 @@ def test_colours_where_a_terminal_has_them(
     [
         ("evalute", "unknown 'evalute' (did you mean evaluate?)"),
         ("fit bodypart -d 1", "unknown 'bodypart' (did you mean body-part?)"),
+        ("plan --sorce voxel", "unknown option --sorce (did you mean --source?)"),
+        ("trainers --moon", "unknown option --moon"),
+        ("plan -d 1 --encoding freqency", "unknown 'freqency' (did you mean frequency?)"),
         ("convert amos a -d 1", "unknown 'amos' (did you mean amos22?)"),
     ],
 )
@@ -133,6 +137,73 @@ def test_quick_commands_load_neither_torch_nor_nnunet() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+WRONG = {
+    "plan -d 7 --name a --source moon": "unknown location.source 'moon'",
+    "plan -d 7 --name a --source voxel --absolute": "an option of the source 'scanner'",
+    "plan -d 7 --name a --axes R X": "there is no axis 'X'",
+    "plan -d 7 --name a --place roof": "unknown place 'roof'",
+    "plan -d 7 --name a --jitter 2": "location.jitter must be a number from 0 to 1",
+    "plan -d 7 --name a --patch 16 16 0": "patch_size must be an integer >= 1, got 0",
+    "plan -d 7 --name a --batch -1": "batch_size must be an integer >= 1, got -1",
+    "plan -d 7 --name a --features 4 0": "features must be an integer >= 1, got 0",
+    "plan -d 7 --name a --spacing 1 1 0": "spacing must be a positive number, got 0",
+    "plan -d 7 --name a -c 3d_ful": "did you mean 3d_fullres?",
+    "plan -d 7 --name a -p nnUnetPlans": "nnUnetPlans",
+    "plan -d 7 --preset patch": "no preset or file 'patch'",
+    "sources -d 7 -c 3d_ful": "did you mean 3d_fullres?",
+    "sources -d 7 -np 0": "--processes must be at least 1, got 0",
+    "show scan.nii.gz --source moon": "unknown location source 'moon'",
+    "show scan.nii.gz --patch 4": "two or three sizes",
+    "show scan.nii.gz --label none.nii.gz": "no file none.nii.gz",
+    "show scan.nii.gz -o nowhere/scan.png": "there is no folder",
+    "show scan.nii.gz --model nowhere": "nowhere is not the folder of a trained model",
+    "show scan.nii.gz --model . --device gpu": "--device must be cpu, cuda (also cuda:1) or mps, got 'gpu'",
+    "fit ape -d 8": "no dataset 8",
+    "fit ape -d 7 --steps 0": "steps must be an integer >= 1, got 0",
+    "fit ape -d 7 --spacing 0": "spacing must be a positive number, got 0",
+    "fit ape -d 7 --option steps": "needs OPTION=VALUE, got 'steps'",
+    "robustness --model . -i . -l . -o out --amounts -1": "-1",
+    "robustness --model . -i . -l . -o out --name a --name b": "1 models need as many different names",
+    "robustness --model . -i nowhere -l . -o out": "--images: there is no folder nowhere",
+    "inspect nowhere -d 7": "PRED: there is no folder nowhere",
+    "inspect . -d 7 --images nowhere": "--images: there is no folder nowhere",
+    "landmarks --regressor none.pt --from scan.nii.gz --to scan.nii.gz --at 0 0 0": "no file none.pt",
+    "localize scan.nii.gz --regressor none.pt --labelled . . -o out.json": "no file none.pt",
+    "crop --regressor none.pt -i . --region none.npz -o out": "no file none.pt",
+    "study nothing.yaml": "nothing.yaml",
+    "evaluate nowhere nowhere -o out": "nowhere",
+    "postprocess largest-component nowhere -o out": "nowhere",
+    "convert btcv nowhere -d 3": "nowhere",
+}
+"""Command line -> words of what it is answered with."""
+
+
+def test_bad_options_are_refused_before_torch_is_loaded(tmp_path: Path) -> None:
+    folder = tmp_path / "Dataset007_Tiny"
+    folder.mkdir()
+    planned = plans({"3d_fullres": configuration(patch_size=[16] * 3)})
+    (folder / "nnUNetPlans.json").write_text(json.dumps(planned))
+    (tmp_path / "scan.nii.gz").touch()
+    code = (
+        "import json, sys; sys.modules['torch'] = None; from nnunet_locctx.cli import main\n"
+        "for line in json.load(sys.stdin): print(main(line.split()), flush=True); print('-', file=sys.stderr)"
+    )
+    variables = {name: str(tmp_path) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(list(WRONG)),
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **variables},
+        cwd=tmp_path,
+    )
+    assert done.stdout.split() == ["2"] * len(WRONG)
+    answers = dict(zip(WRONG, done.stderr.split("-\n"), strict=False))
+    wrong = {line: answers[line] for line, words in WRONG.items() if words not in answers[line]}
+    assert not wrong
 
 
 def test_demo_is_run_in_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -377,6 +448,35 @@ class TestPlan:
         assert main(["plan", "-d", "7", "--preset", str(preset), "--network", "hidden_size=96"]) == 0
         assert self.added(folder, "3d_fullres_mine")["network"] == {"num_heads": 6, "hidden_size": 96}
 
+    @pytest.mark.parametrize(
+        ("labels", "trainer"),
+        [
+            ({"background": 0, "left_lung": 1, "right_lung": 2}, "LocCtxTrainer_noMirroring"),
+            ({"background": 0, "lung": 1}, "LocCtxTrainer"),
+        ],
+    )
+    def test_from_training_to_inspection_without_mirroring_where_classes_are_sides(
+        self,
+        folder: Path,
+        labels: dict[str, int],
+        trainer: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: Captured,
+    ) -> None:
+        monkeypatch.setenv("nnUNet_extTrainer", str(trainers_folder()))
+        (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
+        (folder / "nnUNetPlans_3d").mkdir()
+        assert main(["plan", "-d", "7", "--name", "small", "--batch", "3"]) == 0
+        text = capsys.readouterr().out
+        assert text.partition("next:\n")[2] == (
+            f"  nnUNetv2_train 7 small 0 -p nnUNetPlans_locctx -tr {trainer}\n"
+            f"  nnUNetv2_predict -d 7 -c small -f 0 -p nnUNetPlans_locctx -tr {trainer} "
+            "-i $nnUNet_raw/Dataset007_Tiny/imagesTs -o predictions\n"
+            "  locctx inspect predictions -d 7\n"
+        )
+        assert ("left_lung, right_lung" in text) == (trainer != "LocCtxTrainer")
+        assert recursive_find_trainer_class_by_name(trainer).__name__ == trainer
+
     def test_preprocessed_data_needs_no_preprocessing(self, folder: Path, capsys: Captured) -> None:
         (folder / "nnUNetPlans_3d").mkdir()
         assert main(["plan", "-d", "7", "--name", "small", "--batch", "3"]) == 0
@@ -498,6 +598,9 @@ class TestShow:
             ("--model . --source voxel", "are read from the model"),
             ("--model .", "is not the folder of a trained model"),
             ("--source moon", "unknown location source 'moon'"),
+            ("--source body_part", "or the dataset that it was fitted on: -d"),
+            ("--regressor nothing.pt", "the source 'voxel' takes no --regressor"),
+            ("--source body --regressor nothing.pt", "no file nothing.pt"),
             ("--absolute", "absolute"),
             ("-o /nowhere/x.png", "there is no folder"),
             ("-o x.xyz", "must end in one of"),

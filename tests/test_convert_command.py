@@ -31,9 +31,10 @@ def test_first_and_second_call(folders: Path, capsys: pytest.CaptureFixture[str]
     assert lines[0] == f"wrote {target}: 5 training and 0 test cases"
     assert lines[1] == f"split: {folders / 'nnUNet_preprocessed' / 'Dataset220_KiTS23' / 'splits_final.json'}"
     reason = "excluded in the LocBAM paper (orientation or spacing)"
-    assert lines[-1] == f"left out: case_00051: {reason}; nothing unusual in its header"
+    assert lines[-3] == f"left out: case_00051: {reason}; nothing unusual in its header"
+    assert lines[-2:] == ["next:", "  locctx check -d 220"]
     assert main(call) == 0
-    assert capsys.readouterr().out.startswith(f"{target} is there and whole: 5 training")
+    assert capsys.readouterr().out.startswith(f"{target} exists and is whole: 5 training")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,9 @@ from nnunet_locctx.nnunet.data import fitting
 from nnunet_locctx.nnunet.data.fitted import REGRESSOR, CaseMeasurements
 from nnunet_locctx.nnunet.data.fitting import Anchors, FittedDataset, fit_source
 from nnunet_locctx.nnunet.data.raw_scans import training_cases
+from nnunet_locctx.resources import trainers_folder
 from nnunet_locctx.show.fitted import draw_fitted
+from tests.nnunet.small_plans import configuration, plans
 from tests.tiny_dataset import DATASET, enter, write, write_bodies, write_dataset, write_scan
 
 QUICK = [
@@ -104,6 +106,25 @@ def test_unusable_input(raw: Path, arguments: str, words: str, capsys: pytest.Ca
     assert main(["fit", *arguments.split(), "--quiet"]) == 2
     assert words in capsys.readouterr().err
     assert not preprocessed(raw)
+
+
+def test_a_configuration_is_added_and_reported_as_plan_does(
+    bodies: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_extTrainer", str(trainers_folder()))
+    folder = bodies.parents[1] / "preprocessed" / DATASET
+    (folder / "nnUNetPlans_3d").mkdir(parents=True)
+    planned = plans({"3d_fullres": configuration(patch_size=[16] * 3)})
+    (folder / "nnUNetPlans.json").write_text(json.dumps(planned))
+    assert (
+        main(["fit", "body", "-d", "5", "-c", "3d_fullres", "-np", "1", "--quiet", "--modality", "mr"]) == 0
+    )
+    text = capsys.readouterr().out
+    assert "location        {'source': 'body'}" in text
+    starts = ["nnUNetv2_train 5 3d_fullres_body 0 -p nnUNetPlans_locctx -tr LocCtxTrainer"]
+    starts += ["nnUNetv2_predict -d 5 -c 3d_fullres_body", "locctx inspect predictions -d 5"]
+    lines = text.partition("next:\n")[2].splitlines()
+    assert [line.strip().startswith(start) for line, start in zip(lines, starts, strict=True)] == [True] * 3
 
 
 def test_images_without_a_channel_are_refused(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:

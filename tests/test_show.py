@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunet_locctx.cli import main
 from nnunet_locctx.location import make_source
+from nnunet_locctx.location.body import find_body
+from nnunet_locctx.nnunet.data.class_places import SourcePlaces
 from nnunet_locctx.nnunet.data.reading import read_scan
 from nnunet_locctx.regression.body_part import fit_body_part
 from nnunet_locctx.show import Comparison, LocatedScan, compare_predictions, draw, locate_scan
 from nnunet_locctx.show.figure import plane_of_location
 from nnunet_locctx.show.scan import checked_patch, nearest_voxel
+from nnunet_locctx.show.sources import draw_sources
 from nnunet_locctx.viewing import AXIAL, CORONAL, SAGITTAL, Slice, grey_levels
 from tests.nnunet.small_models import make_model
 from tests.regression.body_part_scans import OPTIONS, small_scan, small_scans
@@ -370,6 +374,53 @@ class TestModels:
         for name in ("plans.json", "dataset.json"):
             (folder / name).write_text("{}")
         return folder
+
+
+@pytest.mark.parametrize(("channel", "modality"), [("CT", "ct"), ("T1", "mr")])
+def test_the_body_is_measured_without_a_regressor(tmp_path: Path, channel: str, modality: str) -> None:
+    scan = small_scan(9)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(scan.image.transpose(2, 1, 0)[:, ::-1, ::-1]))
+    image.SetSpacing((8.0, 8.0, 8.0))
+    file = tmp_path / "scan_0000.nii.gz"
+    sitk.WriteImage(image, str(file))
+    with pytest.raises(ValueError, match=r"a dataset\.json must name the channel"):
+        locate_scan([file], make_source("body"))
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"channel_names": {"0": channel}, "labels": {"background": 0}})
+    )
+    shown = locate_scan([file], make_source("body"))
+    whole = read_scan([file])
+    expected = find_body(whole.voxels[0], whole.frame, modality)
+    assert not expected.problem
+    places = shown.frame.millimetres([(0, 0, 0), (5, 7, 3)])
+    np.testing.assert_allclose(
+        shown.field.at([(0, 0, 0), (5, 7, 3)]),
+        make_source("body").field(whole.frame, expected).at(whole.frame.index_from_millimetres(places)),
+        atol=1e-6,
+    )
+    picture = tmp_path / "body.png"
+    assert main(["show", str(file), "--source", "body", "-o", str(picture)]) == 0
+    assert picture.is_file()
+
+
+def test_coordinates_of_sources_have_a_unit_and_panels_are_equally_wide_in_mm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = np.zeros((4, 2, 3))
+    places[:, 1] = 0.4, 0.1, np.nan
+    places[:, 0, 2] = np.nan
+    unit = np.array([150.0, 200.0, np.inf])
+    seen = SourcePlaces(make_source("voxel"), ["a_left", "a_right"], places, np.ones(3), unit, {})
+    drawn = Drawn(monkeypatch)
+    draw_sources({"voxel": seen}, tmp_path / "sources.png")
+    panels = drawn.figure.axes
+    assert [panel.get_xlabel() for panel in panels] == [
+        "left to right, 1 = 150 mm",
+        "posterior to anterior, 1 = 200 mm",
+        "inferior to superior",
+    ]
+    assert np.ptp(panels[0].get_xlim()) * 150 == pytest.approx(np.ptp(panels[1].get_xlim()) * 200)
+    assert panels[1].get_xlim()[0] < 0 < 0.1 < panels[1].get_xlim()[1]
 
 
 def test_fitted_source_shows_what_its_regressor_says(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ into planned U-Nets.
 from nnunet_locctx.blocks.anchors import AnchorBlock
 from nnunet_locctx.blocks.coordconv import CoordConv, CoordConvStem
 from nnunet_locctx.blocks.encoding import (
-    ENCODINGS,
     Encoding,
     FrequencyEncoding,
     GlobalEncoding,
@@ -35,7 +34,6 @@ from nnunet_locctx.places import PLACES
 __all__ = [
     "BLOCKS",
     "DEFAULTS",
-    "ENCODINGS",
     "PLACES",
     "AnchorBlock",
     "BlockDefault",

@@ -19,10 +19,9 @@ from nnunet_locctx.blocks.hash_encoding import HashEncoding
 from nnunet_locctx.blocks.resolution import SAMPLINGS, fade_out, in_full_precision, token_step
 from nnunet_locctx.blocks.unknown import UnknownFlags, as_mask, hide_unknown
 from nnunet_locctx.names import check_options
+from nnunet_locctx.places import ENCODINGS
 from nnunet_locctx.types import Features, Known, Location
 from nnunet_locctx.values import check_choice, check_integer, check_positive
-
-ENCODINGS = ("identity", "frequency", "hash")
 
 SPAN = 4.0
 """Range of coordinates that a location is expected to reach, with its continuation beyond the volume, shifts and scans

@@ -39,9 +39,7 @@ def add(commands: Any) -> None:
     where.add_argument(
         "folder", nargs="?", type=Path, metavar="FOLDER", help="the dataset's folder, with dataset.json"
     )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write everything found to this file as well"
-    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings to this file as well")
     parser.add_argument(
         "--cases", type=int, default=5, metavar="N", help="cases named per finding (default: 5)"
     )

@@ -65,13 +65,22 @@ class Parser(argparse.ArgumentParser):
                 action, f"unknown {value!r}{instead(value, map(str, action.choices))}"
             )
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuses an unknown option where its command is known."""
+        parsed, rest = super().parse_known_args(args, namespace)
+        for option in rest:
+            if option.startswith("--"):
+                meant = instead(option.partition("=")[0], self._option_string_actions)
+                self.error(f"unknown option {option}{meant if 'did you mean' in meant else ''}")
+        return parsed, rest
+
     def format_help(self) -> str:
         """With headings and options in style."""
         text = super().format_help()
         if hasattr(self, "color"):
             return text  # Python 3.14 does it itself
-        text = re.sub(r"(?m)^\S.*:$", lambda found: styled(found[0], BOLD), text)
-        return re.sub(r"(?<![\w-])--?[a-z][\w-]*", lambda found: styled(found[0], CYAN), text)
+        text = re.sub(r"(?m)^\S.*:$", lambda heading: styled(heading[0], BOLD), text)
+        return re.sub(r"(?<![\w-])--?[a-z][\w-]*", lambda option: styled(option[0], CYAN), text)
 
 
 def add_command(
@@ -149,6 +158,32 @@ def add_regressor(parser: argparse.ArgumentParser) -> None:
         "-d", "--dataset", metavar="ID", help="dataset on which a regressor was fitted (locctx fit ape)"
     )
     where.add_argument("--regressor", type=Path, metavar="FILE", help="file of a fitted regressor")
+
+
+def check_folder(option: str, folder: Path | None) -> None:
+    """Raises ValueError if a folder that an option names is not there."""
+    if folder is not None and not folder.is_dir():
+        raise ValueError(f"{option}: there is no folder {folder}")
+
+
+def check_model(folder: Path | None) -> None:
+    """Raises ValueError if a folder that an option names is no trained model's."""
+    if folder is not None and not (folder / "plans.json").is_file():
+        raise ValueError(
+            f"{folder} is not the folder of a trained model (TRAINER__PLANS__CONFIGURATION below nnUNet_results)"
+        )
+
+
+def check_file(file: Path | None) -> None:
+    """Raises ValueError if a file that an option names is not there."""
+    if file is not None and not file.is_file():
+        raise ValueError(f"no file {file}")
+
+
+def check_device(device: str | None) -> None:
+    """Raises ValueError if torch knows no such device; whether the machine has it is asked later."""
+    if device is not None and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
+        raise ValueError(f"--device must be cpu, cuda (also cuda:1) or mps, got {device!r}")
 
 
 def check_output(option: str, file: Path | None) -> None:

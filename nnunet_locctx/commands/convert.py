@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.commands.common import CLEAN, add_command, add_processes
+from nnunet_locctx.commands.common import CLEAN, add_command, add_processes, print_next
 
 RELEASES = ("synapse", "btcv", "amos22", "kits23", "acdc", "brats")
 
@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
         "convert a public dataset to nnU-Net's raw format, with its split",
         """Reads a public dataset in the folder layout in which it is published and writes it to nnUNet_raw, and its
         split to nnUNet_preprocessed. All files are read first: missing, superfluous and corrupt ones are listed, and
-        nothing is written. Started again after a stop it goes on; started again after the end it verifies what is there
+        nothing is written. Started again after a stop it goes on; started again after the end it verifies the dataset
         and does nothing. Layouts and splits: docs/how-to/datasets.md.""",
         """
         locctx convert btcv /data/Abdomen/RawData -d 7
@@ -51,7 +51,9 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--exclude", nargs="+", default=[], metavar="CASE", help="cases to leave out")
     parser.add_argument(
-        "--partial", action="store_true", help="convert what is there although cases are missing"
+        "--partial",
+        action="store_true",
+        help="convert the cases of the release that exist, although others are missing",
     )
     parser.add_argument("--no-test", action="store_true", help="leave out test scans without labels")
     parser.add_argument(
@@ -105,6 +107,7 @@ def run(options: argparse.Namespace) -> int:
         progress=not options.quiet,
     )
     print("\n".join(_lines(result)))
+    print_next([f"locctx check -d {options.dataset}"])
     return CLEAN
 
 
@@ -129,7 +132,7 @@ def _own_options(options: argparse.Namespace) -> dict[str, Any]:
 def _lines(result: Any) -> list[str]:
     cases = f"{len(result.training)} training and {len(result.testing)} test cases"
     if result.existed:
-        lines = [f"{result.folder} is there and whole: {cases}; nothing to do"]
+        lines = [f"{result.folder} exists and is whole: {cases}; nothing to do"]
     else:
         resumed = f" ({result.resumed} of them written before)" if result.resumed else ""
         lines = [f"wrote {result.folder}: {cases}{resumed}"]

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.commands.common import CLEAN, add_command
+from nnunet_locctx.commands.common import CLEAN, add_command, check_file, check_folder
 
 
 def add(commands: Any) -> None:
@@ -15,7 +15,7 @@ def add(commands: Any) -> None:
         run,
         "crop raw scans to the region of chosen labels",
         """Learns from labelled scans in which region of the body the chosen labels lie, in anatomical coordinates, and
-        crops all scans (images and labels) to the box around that region. The region is as narrow as the wanted recall
+        crops all scans (images and labels) to the box around that region. The region is as narrow as --recall
         allows; recall is measured in labelled scans that are left out in turn. Scans that do not show the region are
         reported and not written. Input files are never changed; OUT must be new or empty.""",
         """
@@ -71,6 +71,10 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--recall must be above 0 and at most 1, got {options.recall:g}")
     if options.dataset is None and options.regressor is None:
         raise ValueError("-i IMAGES needs --regressor FILE")
+    for file in (options.regressor, options.region):
+        check_file(file)
+    for option, given in (("-i", options.images), ("-l", options.segmentations)):
+        check_folder(option, given)
 
     from nnunet_locctx.anatomy import ScanGroup, crop_scans, format_report, read_region
     from nnunet_locctx.anatomy.scans import label_values, list_scans, list_training, load_anatomical

@@ -14,6 +14,8 @@ from nnunet_locctx.commands.common import (
     print_next,
     warn,
 )
+from nnunet_locctx.nnunet.data.paths import dataset_folder
+from nnunet_locctx.values import check_integer, check_positive
 
 if TYPE_CHECKING:
     from nnunet_locctx.nnunet.data.fitting import FittedDataset
@@ -92,19 +94,26 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
-    from nnunet_locctx.files import write_atomically
-    from nnunet_locctx.nnunet.data.fitting import Anchors, fit_source
-    from nnunet_locctx.nnunet.data.paths import dataset_folder
-
     if (options.lowest is None) != (options.highest is None):
         raise ValueError("--lowest and --highest go together")
     if options.plans and not options.configuration:
         raise ValueError("--plans needs a configuration: -c")
-    if options.processes < 1:
-        raise ValueError(f"--processes must be at least 1, got {options.processes}")
+    for name, lowest in (("channel", 0), ("seed", 0), ("steps", 1)):
+        if getattr(options, name) is not None:
+            check_integer(name, getattr(options, name), lowest)
+    if options.spacing is not None:
+        check_positive("spacing", options.spacing)
+    further = assignments(options.option, "--option")
+    dataset_folder("nnUNet_raw", options.dataset)
+    if options.from_json is not None and not options.from_json.is_dir():
+        raise ValueError(f"--from-json: {options.from_json} is not a folder")
     source = SOURCES[options.what]
     if options.configuration:
         _check_configuration(options)
+
+    from nnunet_locctx.files import write_atomically
+    from nnunet_locctx.nnunet.data.fitting import Anchors, fit_source
+
     # the box of a body has no seed: nothing in it is random
     names = ("steps", "spacing") if source == "body" else ("seed", "steps", "spacing")
     given = {name: getattr(options, name) for name in names}
@@ -119,7 +128,7 @@ def run(options: argparse.Namespace) -> int:
         processes=options.processes,
         progress=not options.quiet,
         **{name: value for name, value in given.items() if value is not None},
-        **assignments(options.option, "--option"),
+        **further,
     )
     from nnunet_locctx.show.fitted import draw_fitted, report_fitted
 
@@ -142,18 +151,16 @@ def run(options: argparse.Namespace) -> int:
             "means another thing, which can make a model worse than without location"
         )
     print(f"picture: {picture}")
-    dataset = int(dataset_folder("nnUNet_raw", options.dataset).name[7:10])
-    name, plans = f"3d_fullres_{source}", "nnUNetPlans_locctx"
-    lines = [f"locctx plan -d {dataset} --name {name} --source {source}"]
     if options.configuration:
-        name, plans = _add_configuration(options, source)
-        lines = []
-    print_next([*lines, f"nnUNetv2_train {dataset} {name} 0 -p {plans} -tr LocCtxTrainer"])
+        _add_configuration(options, source)
+    else:
+        dataset = int(dataset_folder("nnUNet_raw", options.dataset).name[7:10])
+        print_next([f"locctx plan -d {dataset} --name 3d_fullres_{source} --source {source}"])
     return CLEAN
 
 
 def _about_changes(fitted: "FittedDataset") -> list[str]:
-    """What there is to know about scans that are no longer what they were."""
+    """Sentences about scans that changed since they were measured, preprocessed or fitted on."""
     from nnunet_locctx.names import named
 
     lines = []
@@ -175,7 +182,6 @@ def _about_changes(fitted: "FittedDataset") -> list[str]:
 
 def _check_configuration(options: argparse.Namespace) -> None:
     """Plans that do not fit are refused before the fit, not after it."""
-    from nnunet_locctx.nnunet.data.paths import dataset_folder
     from nnunet_locctx.nnunet.plans.planning import resolve
     from nnunet_locctx.nnunet.plans.plans_file import read_plans
 
@@ -183,17 +189,18 @@ def _check_configuration(options: argparse.Namespace) -> None:
     resolve(read_plans(folder / f"{options.plans or 'nnUNetPlans'}.json"), options.configuration)
 
 
-def _add_configuration(options: argparse.Namespace, source: str) -> tuple[str, str]:
-    """Adds CONFIGURATION_SOURCE; returns its name and that of the plans."""
-    from nnunet_locctx.nnunet.data.paths import dataset_folder
+def _add_configuration(options: argparse.Namespace, source: str) -> None:
+    """Adds CONFIGURATION_SOURCE and prints it as `locctx plan` does."""
+    from nnunet_locctx.commands.plan_report import print_configurations
     from nnunet_locctx.nnunet.plans.planning import plan_configuration
 
     name = f"{options.configuration}_{source}"
-    plans, _ = plan_configuration(
-        dataset_folder("nnUNet_preprocessed", options.dataset),
+    folder = dataset_folder("nnUNet_preprocessed", options.dataset)
+    plans, changed = plan_configuration(
+        folder,
         options.plans or "nnUNetPlans",
         options.configuration,
         name,
         location={"source": source},
     )
-    return name, str(plans["plans_name"])
+    print_configurations(folder, plans, {name: None}, changed)

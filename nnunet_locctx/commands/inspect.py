@@ -10,6 +10,7 @@ from nnunet_locctx.commands.common import (
     add_command,
     add_dataset_json,
     add_processes,
+    check_folder,
     dataset_json,
     print_next,
 )
@@ -51,7 +52,7 @@ def add(commands: Any) -> None:
         "--images",
         type=Path,
         metavar="FOLDER",
-        help="the scans, CASE_0000.ENDING, for the pictures (default: imagesTs or imagesTr of -d)",
+        help="the scans, CASE_0000.ENDING, for the pictures (default: imagesTs or, for other cases, imagesTr of -d)",
     )
     add_dataset_json(parser, "the one in or above the folders")
     add_processes(parser)
@@ -66,8 +67,9 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("which training labels? Give a dataset (-d) or a folder (--labels)")
     raw = None if options.dataset is None else dataset_folder("nnUNet_raw", options.dataset)
     labels = options.labels if raw is None or options.labels is not None else training_labels(raw)
-    if options.images is not None and not options.images.is_dir():
-        raise ValueError(f"--images: there is no folder {options.images}")
+    check_folder("PRED", options.predictions)
+    check_folder("--labels", options.labels)
+    check_folder("--images", options.images)
     output = options.output or options.predictions / "inspection"
 
     from nnunet_locctx.evaluation.inspection import inspect_predictions, to_table
@@ -82,11 +84,10 @@ def run(options: argparse.Namespace) -> int:
         processes=options.processes,
         progress=not options.quiet,
     )
-    folders = [options.images] if options.images is not None else []
-    if not folders and raw is not None:
-        first = f"{inspection.cases[0].case}_0000{inspection.file_ending}"
-        folders = [raw / name for name in ("imagesTs", "imagesTr") if (raw / name / first).is_file()]
-    images = folders[0] if folders else None
+    if options.images is not None:
+        images = [options.images]
+    else:
+        images = [] if raw is None else [raw / "imagesTs", raw / "imagesTr"]
     page = write_inspection(inspection, output, images=images, progress=not options.quiet)
     print(to_table(inspection))
     print(f"wrote {page}")

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.commands.common import CLEAN, add_command, add_regressor, check_output
+from nnunet_locctx.commands.common import CLEAN, add_command, add_regressor, check_file, check_output
 
 
 def add(commands: Any) -> None:
@@ -40,12 +40,14 @@ def add(commands: Any) -> None:
         metavar=("X", "Y", "Z"),
         help="voxel of the first scan; may be repeated",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found to this file as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the landmarks to this file as well")
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
     check_output("--json", options.json)
+    for file in (options.regressor, options.first, options.second):
+        check_file(file)
 
     import numpy as np
 
@@ -63,20 +65,20 @@ def run(options: argparse.Namespace) -> int:
         if not all(-0.5 <= value <= n - 0.5 for value, n in zip(at, size, strict=True)):
             raise ValueError(f"--at {at} is not in {options.first}, which has {size} voxels (x, y, z)")
     second, other = measure_scan(options.second, regressor)
-    for file, found in ((options.first, first), (options.second, second)):
-        if found.problem:
-            raise ValueError(f"{file} could not be measured: {found.problem}")
+    for file, measured in ((options.first, first), (options.second, second)):
+        if measured.problem:
+            raise ValueError(f"{file} could not be measured: {measured.problem}")
     places = frame.millimetres(index)
     landmarks = find_landmarks(first, second, places, other)
     voxels = other.index_from_millimetres(landmarks.millimetres)[:, ::-1]
     rows: list[dict[str, Any]] = [
         {
             "from": {"voxel_xyz": at, "millimetres_lps": _rounded(place)},
-            "to": {"voxel_xyz": _rounded(voxel), "millimetres_lps": _rounded(there)},
+            "to": {"voxel_xyz": _rounded(voxel), "millimetres_lps": _rounded(target)},
             "distance": round(float(distance), 2),
             "inside": bool(inside),
         }
-        for at, place, voxel, there, distance, inside in zip(
+        for at, place, voxel, target, distance, inside in zip(
             options.at,
             places,
             voxels,

@@ -5,7 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.commands.common import CLEAN, add_command, add_regressor, check_output
+from nnunet_locctx.commands.common import (
+    CLEAN,
+    add_command,
+    add_regressor,
+    check_file,
+    check_folder,
+    check_output,
+)
 
 
 def add(commands: Any) -> None:
@@ -49,6 +56,10 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
     check_output("-o", options.output)
+    for file in (options.regressor, *options.scans):
+        check_file(file)
+    for folder in options.labelled or ():
+        check_folder("--labelled", folder)
     if options.labelled is None and options.dataset is None:
         raise ValueError("labelled scans are needed: --labelled IMAGES LABELS or -d DATASET")
 
@@ -80,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise ValueError(
-            f"no labelled case {', '.join(unknown)}; there: {', '.join(list(known)[:10]) or 'none'}"
+            f"no labelled case {', '.join(unknown)}; labelled are {', '.join(list(known)[:10]) or 'none'}"
         )
     for scan in options.scans:
         check_whole(scan)
@@ -94,13 +105,13 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"none of the labelled scans could be measured: {'; '.join(unusable[:5])}")
     results = []
     for file in bar(options.scans, "scans"):
-        found, frame = measure_scan(file, regressor)
-        boxes = {} if found.problem else localize(labelled, found, frame, list(organs))
+        measured, frame = measure_scan(file, regressor)
+        boxes = {} if measured.problem else localize(labelled, measured, frame, list(organs))
         results.append(
             {
                 "scan": str(file),
                 "size_xyz": list(frame.shape[::-1]),
-                "problem": found.problem,
+                "problem": measured.problem,
                 "organs": {organ: _entry(box, frame) for organ, box in boxes.items()},
             }
         )

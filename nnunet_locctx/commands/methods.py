@@ -28,9 +28,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--all", action="store_true", help="also those with networks of their own")
     parser.add_argument(
         "--format",
+        choices=("table", "markdown", "json"),
         default="table",
-        metavar="FORMAT",
-        help="table (default), markdown or json (which list all)",
+        help="default: table; markdown and json list all",
     )
 
 

@@ -1,13 +1,15 @@
 """`locctx plan`: another configuration beside those nnU-Net planned."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nnunet_locctx.commands.common import CLEAN, add_command, assignments
 from nnunet_locctx.commands.sources import compare_sources
 from nnunet_locctx.nnunet.data.paths import dataset_folder
-from nnunet_locctx.places import PLACES
+from nnunet_locctx.places import ENCODINGS, PLACES
+from nnunet_locctx.values import check_integer, check_positive
 
 
 def add(commands: Any) -> None:
@@ -133,7 +135,10 @@ def add(commands: Any) -> None:
         help="training: probability that an axis of a patch's location is made unknown, and that all are",
     )
     where.add_argument(
-        "--encoding", metavar="NAME", help="how the block encodes location: identity or frequency"
+        "--encoding",
+        choices=ENCODINGS,
+        metavar="NAME",
+        help=f"how the block encodes location: {', '.join(ENCODINGS)} (hash: GPE alone)",
     )
     where.add_argument("--bands", type=int, metavar="N", help="frequency bands of the encoding")
     where.add_argument(
@@ -177,9 +182,11 @@ def run(options: argparse.Namespace) -> int:
         made_for[name], changes[name] = preset.made_for, _changes(options, dict(preset.changes))
     if options.preset is None:
         changes[options.name] = _changes(options, {})
+    _check_numbers(options)
+    for given in changes.values():
+        _check_location(given.get("location", {}))
     folder = dataset_folder("nnUNet_preprocessed", options.dataset)
 
-    from nnunet_locctx.commands.plan_report import print_configurations
     from nnunet_locctx.nnunet.plans.planning import plan_configurations
 
     for given in changes.values():
@@ -193,6 +200,8 @@ def run(options: argparse.Namespace) -> int:
         own_plans_name=options.plans_name,
         force=options.force,
     )
+    from nnunet_locctx.commands.plan_report import print_configurations
+
     print_configurations(folder, plans, {name: made_for.get(name) for name in changes}, changed)
     return CLEAN
 
@@ -215,6 +224,29 @@ def _recommended(options: argparse.Namespace, folder: Path, given: dict[str, Any
         **location_key(best),
         **{key: value for key, value in given["location"].items() if key != "source"},
     }
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    """Refuses numbers that no plans allow, before torch is loaded."""
+    batch = () if options.batch is None else (options.batch,)
+    for name, numbers in (
+        ("patch_size", options.patch),
+        ("batch_size", batch),
+        ("features", options.features),
+    ):
+        for number in numbers or ():
+            check_integer(name, number, 1)
+    for length in options.spacing or ():
+        check_positive("spacing", length)
+
+
+def _check_location(location: Mapping[str, Any]) -> None:
+    """Refuses a location that no block takes, before torch is loaded."""
+    from nnunet_locctx.nnunet.options import LocationOptions
+
+    if location.get("source", "auto") == "auto":  # then the base or `locctx sources` say what these belong to
+        location = {key: location[key] for key in location.keys() - {"source", "absolute", "cross_section"}}
+    LocationOptions.from_configuration({"location": location})
 
 
 def _jitter(text: str) -> float | str:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.commands.common import CLEAN, add_command
+from nnunet_locctx.commands.common import CLEAN, add_command, check_device, check_folder, check_model
 
 AMOUNTS = (0, 1, 5, 10, 25, 50, 100)
 
@@ -78,8 +78,10 @@ def add(commands: Any) -> None:
     )
     errors.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
     prediction = parser.add_argument_group("prediction")
-    prediction.add_argument("--fold", metavar="N", help="fold to use (default: the first there)")
-    prediction.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda if there)")
+    prediction.add_argument("--fold", metavar="N", help="fold to use (default: the first of the model)")
+    prediction.add_argument(
+        "--device", metavar="NAME", help="cpu, mps or cuda (default: cuda, without a GPU cpu)"
+    )
     prediction.add_argument(
         "--mirroring", action="store_true", help="average mirrored predictions, as nnUNetv2_predict does"
     )
@@ -88,9 +90,9 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
-    from nnunet_locctx.evaluation.robustness import Robustness, load_models
-    from nnunet_locctx.evaluation.robustness_report import write_report
     from nnunet_locctx.evaluation.wrong_location import Design
+
+    check_device(options.device)
 
     design = Design(
         amounts=tuple(options.amounts),
@@ -99,6 +101,16 @@ def run(options: argparse.Namespace) -> int:
         sign=options.sign,
         seed=options.seed,
     )
+    check_folder("--images", options.images)
+    check_folder("--labels", options.labels)
+    if options.name is not None and len(options.name) != len(options.model):
+        raise ValueError(f"{len(options.model)} models need as many different names, got {options.name}")
+    for folder in options.model:
+        check_model(folder)
+
+    from nnunet_locctx.evaluation.robustness import Robustness, load_models
+    from nnunet_locctx.evaluation.robustness_report import write_report
+
     models = load_models(
         options.model, options.name, fold=options.fold, device=options.device, mirroring=options.mirroring
     )

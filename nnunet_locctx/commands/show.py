@@ -5,7 +5,16 @@ import math
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.commands.common import CLEAN, add_command, add_dataset_json, dataset_json
+from nnunet_locctx.commands.common import (
+    CLEAN,
+    add_command,
+    add_dataset_json,
+    check_device,
+    check_file,
+    check_folder,
+    check_model,
+    dataset_json,
+)
 
 
 def add(commands: Any) -> None:
@@ -15,7 +24,7 @@ def add(commands: Any) -> None:
         "show",
         run,
         "draw a scan with its location, and what a model makes of it",
-        """Draws three slices of a scan the way the patient lies, with the location a network is told (three
+        """Draws three slices of a scan the way the patient lies, with the location that a network gets (three
         channels) and the patches it sees. Given a trained located model, also its prediction with the true location,
         with another one, and where the two differ.""",
         """
@@ -58,20 +67,20 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--source",
         metavar="NAME",
-        help="voxel, scanner, or with --regressor body_part or anatomical (default: voxel, or the model's)",
+        help="voxel, scanner, body, or after `locctx fit` body_part or anatomical (default: voxel, or the model's)",
     )
     parser.add_argument(
         "--regressor",
         type=Path,
         metavar="FILE",
-        help="what `locctx fit` stored (regressor.pt), for its source",
+        help="what `locctx fit` stored (regressor.pt), for its source (default: what was fitted on -d)",
     )
     parser.add_argument("--absolute", action="store_true", help="scanner: the scanner's own millimetres")
     model = parser.add_argument_group("with a model")
     model.add_argument(
         "--model", type=Path, metavar="FOLDER", help="trained model (TRAINER__PLANS__CONFIGURATION)"
     )
-    model.add_argument("--fold", metavar="N", help="fold to use (default: the first there)")
+    model.add_argument("--fold", metavar="N", help="fold to use (default: the first of the model)")
     model.add_argument(
         "--shift",
         type=float,
@@ -79,7 +88,7 @@ def add(commands: Any) -> None:
         metavar=("R", "A", "S"),
         help="compare with a shifted location instead of an unknown one",
     )
-    model.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda if there)")
+    model.add_argument("--device", metavar="NAME", help="cpu, mps or cuda (default: cuda, without a GPU cpu)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -97,8 +106,27 @@ def run(options: argparse.Namespace) -> int:
             "--model"
         )
     window = None if options.window is None else _window(*options.window)
+    if options.patch is not None and (len(options.patch) not in (2, 3) or min(options.patch) < 1):
+        raise ValueError(f"--patch needs two or three sizes of at least 1 voxel, got {options.patch}")
+    check_device(options.device)
 
     from nnunet_locctx.location import make_source
+
+    source = make_source(options.source or "voxel", **({"absolute": True} if options.absolute else {}))
+    if options.regressor is not None and not source.fitted:
+        raise ValueError(f"the source {source.name!r} takes no --regressor")
+    if source.needs_fit and options.regressor is None and options.dataset is None:
+        raise ValueError(
+            f"the source {source.name!r} needs --regressor (regressor.pt, made by `locctx fit`), or the dataset that "
+            "it was fitted on: -d"
+        )
+    for file in (*options.image, options.label, options.regressor):
+        check_file(file)
+    check_model(options.model)
+    check_folder("-o", output.resolve().parent)
+
+    from nnunet_locctx.nnunet.data.fitted import REGRESSOR, fitted_folder
+    from nnunet_locctx.nnunet.data.paths import dataset_folder
     from nnunet_locctx.show import check_output, compare_predictions, draw, locate_scan
     from nnunet_locctx.show.scan import checked_patch
 
@@ -115,17 +143,17 @@ def run(options: argparse.Namespace) -> int:
             progress=True,
         )
     else:
-        source = make_source(options.source or "voxel", **({"absolute": True} if options.absolute else {}))
-        if source.fitted != (options.regressor is not None):
-            raise ValueError(
-                f"the source {source.name!r} {'needs' if source.fitted else 'takes no'} --regressor"
-                + (" (regressor.pt, made by `locctx fit`)" if source.fitted else "")
+        regressor = options.regressor
+        if source.fitted and regressor is None and options.dataset is not None:
+            stored = (
+                fitted_folder(dataset_folder("nnUNet_raw", options.dataset).name, source.name) / REGRESSOR
             )
+            regressor = stored if source.needs_fit or stored.is_file() else None
         scan = locate_scan(
             options.image,
             source,
             label=options.label,
-            regressor=options.regressor,
+            regressor=regressor,
             dataset_json=dataset_json(options),
             progress=True,
         )

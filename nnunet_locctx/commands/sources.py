@@ -66,16 +66,13 @@ def run(options: argparse.Namespace) -> int:
     folder = dataset_folder("nnUNet_preprocessed", options.dataset)
     output = options.output or folder / PICTURE
     if output.suffix.lower() != ".png" or not output.resolve().parent.is_dir():
-        raise ValueError(f"--output must be a .png file in a folder that is there, got {output}")
-    if options.processes < 1:
-        raise ValueError(f"--processes must be at least 1, got {options.processes}")
-
-    from nnunet_locctx.nnunet.plans.sources import recommend
-    from nnunet_locctx.show.sources import draw_sources
-
+        raise ValueError(f"--output must be a .png file in a folder that exists, got {output}")
     candidates, helps = compare_sources(
         folder, options.plans, options.configuration, quick=options.quick, processes=options.processes
     )
+    from nnunet_locctx.nnunet.plans.sources import recommend
+    from nnunet_locctx.show.sources import draw_sources
+
     draw_sources({one.name: one.places for one in candidates}, output)
     print(f"picture: {output}")
     best = recommend(candidates)
@@ -117,6 +114,10 @@ def compare_sources(
         ValueError: No such plans or configuration, or nothing was preprocessed.
     """
     from nnunet_locctx.nnunet.plans.planning import read_plans, resolve
+
+    plans = read_plans(folder / f"{plans_name}.json")
+    configuration = resolve(plans, configuration_name)
+
     from nnunet_locctx.nnunet.plans.sources import (
         measure_sources,
         patch_places,
@@ -125,8 +126,6 @@ def compare_sources(
         report_sources,
     )
 
-    plans = read_plans(folder / f"{plans_name}.json")
-    configuration = resolve(plans, configuration_name)
     cases, candidates = measure_sources(folder, plans, configuration, **options)
     planned = {**configuration, **(planned or {})}
     print("\n".join([*report_sources(candidates), *report_recommendation(candidates, cases, planned)]))

@@ -21,7 +21,8 @@ LABEL_GAP = 0.055
 def draw_curves(points: pd.DataFrame) -> bytes:
     """A panel per kind of error, a line per model (colour) and axes (dash), labelled at its end.
 
-    The amounts stand at equal distances, as they span two orders of magnitude and begin at 0.
+    The amounts stand at equal distances, as they span two orders of magnitude and begin at 0. An unknown location has
+    no amount: its panel has the true location and the unknown one.
 
     Args:
         points: A row per point: ``model``, ``kind``, ``axes``, ``percent``, ``dice``.
@@ -42,21 +43,25 @@ def draw_curves(points: pd.DataFrame) -> bytes:
     panels = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
     for panel, kind in zip(panels, kinds, strict=True):
         ends = []
+        steps = amounts if kind != "unknown" else sorted({amounts[0], amounts[-1]})
         for number, model in enumerate(models):
             colour = COLOURS[number % len(COLOURS)]
             for axes, style in STYLES.items():
                 if (kind, model, axes) not in curves.index:
                     continue
-                values = curves.loc[(kind, model, axes), amounts].to_numpy()
+                values = curves.loc[(kind, model, axes), steps].to_numpy()
                 (known,) = np.nonzero(~np.isnan(values))
                 if not known.size:
                     continue
                 panel.plot(values, style, color=colour, marker="o", markersize=3.5, linewidth=1.6)
                 label = f"{model}, {AXES_WORDS[axes]}" if several else model
                 ends.append((label, colour, float(known[-1]), float(values[known[-1]])))
-        panel.set_xlim(-0.3, len(amounts) - 0.7)
-        panel.set_xticks(range(len(amounts)), [f"{amount:g}" for amount in amounts])
-        panel.set_xlabel("error of the location, % of the axis")
+        panel.set_xlim(-0.3, len(steps) - 0.7)
+        names = [f"{amount:g}" for amount in steps]
+        if kind == "unknown":
+            names = ["unknown" if amount else "true" for amount in steps]
+        panel.set_xticks(range(len(steps)), names)
+        panel.set_xlabel("location" if kind == "unknown" else "error of the location, % of the axis")
         panel.set_title(TITLES[kind], fontsize=10)
         panel.grid(axis="y", alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)

@@ -2,18 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 from scipy.ndimage import map_coordinates
 
 from nnunet_locctx.geometry import Array, Frame
 from nnunet_locctx.location.field import NEVER_ZERO, LocationField, add_ramps
 from nnunet_locctx.location.measurement import Measurement
 from nnunet_locctx.location.source import FittedSource, register
+
+if TYPE_CHECKING:
+    import torch
 
 SLAB = 4_000_000
 """Voxels whose location is computed at a time."""
@@ -91,6 +92,8 @@ class AnatomicalField(LocationField):
         return self.map.at(index @ self.affine_matrix[:, :3].T + self.affine_matrix[:, 3])
 
     def sample(self, origin: Array, steps: Array, out: npt.NDArray[np.float32]) -> None:
+        import torch
+
         inverse = np.linalg.inv(self.map.affine)[:3]
         matrix = inverse[:, :3] @ self.affine_matrix[:, :3]
         start = matrix @ origin + inverse[:, :3] @ self.affine_matrix[:, 3] + inverse[:, 3]
@@ -115,9 +118,16 @@ class AnatomicalField(LocationField):
         out[0] += NEVER_ZERO
 
     def _look_up(
-        self, values: torch.Tensor, index: npt.NDArray[np.float32], last: Array, out: npt.NDArray[np.float32]
+        self,
+        values: "torch.Tensor",
+        index: npt.NDArray[np.float32],
+        last: Array,
+        out: npt.NDArray[np.float32],
     ) -> None:
         """Interpolates the map (1, 3, a, b, c) linearly at (3, *s) indices, those outside moved to its border."""
+        import torch
+        import torch.nn.functional as F
+
         # grid_sample counts axes from the last, and -1..1 between the centres of the outer cells
         grid = torch.from_numpy(index * (2 / last).astype(np.float32).reshape(3, *[1] * (index.ndim - 1)) - 1)
         points = grid.flip(0).movedim(0, -1).reshape(1, 1, 1, -1, 3)

@@ -108,6 +108,7 @@ class BodySource(FittedSource):
     """
 
     name: ClassVar[str] = "body"
+    needs_fit: ClassVar[bool] = False
 
     @property
     def axes_of_the_scan(self) -> tuple[str, ...]:
@@ -118,6 +119,11 @@ def check_modality(modality: str) -> None:
     """Raises ValueError for an unknown modality."""
     if modality not in MODALITIES:
         raise ValueError(f"modality must be one of {', '.join(MODALITIES)}, got {modality!r}")
+
+
+def modality_of(channel: str) -> str:
+    """The modality of an image channel by its name in dataset.json, where nnU-Net knows CT by this name."""
+    return "ct" if channel.casefold() == "ct" else "mr"
 
 
 def find_body(image: npt.NDArray[np.floating], frame: Frame, modality: str) -> BodyBox:
@@ -148,7 +154,7 @@ def find_body(image: npt.NDArray[np.floating], frame: Frame, modality: str) -> B
         return BodyBox.unusable("no body was found: the scan has voxels that are not finite")
     if cells.min() == cells.max():
         return BodyBox.unusable(f"no body was found: every voxel has the value {cells.min():g}")
-    inside = ~_cut_away(image, factors)
+    inside = ~_cut_away(image, factors, modality)
     if _correlation(cells, inside) < NOISE:
         return BodyBox.unusable("no body was found: the scan shows nothing but noise")
     bright, stripped = _bright(cells, inside, modality)
@@ -184,13 +190,19 @@ def _block_means(image: npt.NDArray[np.floating], factors: npt.NDArray[np.int64]
     return np.asarray(sums / voxels, dtype=np.float32)
 
 
-def _cut_away(image: npt.NDArray[np.floating], factors: npt.NDArray[np.int64]) -> Mask:
-    """Cells of a background that was set to 0; none where zeros are but single voxels of noise."""
+def _cut_away(image: npt.NDArray[np.floating], factors: npt.NDArray[np.int64], modality: str) -> Mask:
+    """Cells of a background that was set to 0; none where zeros are but single voxels of noise.
+
+    In CT 0 is also water: there a background takes a corner of the scan, where no body is.
+    """
     zero = _blocks(image == 0, factors, np.logical_and)
     # single zeros do not survive, whatever their number
     background = ndimage.binary_opening(zero, np.ones((3, 3, 3), dtype=bool))
     if background.mean() < ZEROS:
         return np.zeros(zero.shape, dtype=bool)
+    if modality == "ct":
+        parts, _ = ndimage.label(zero)
+        background &= np.isin(parts, parts[np.ix_(*[(0, -1)] * 3)])
     return np.asarray(ndimage.binary_propagation(background, mask=zero))
 
 

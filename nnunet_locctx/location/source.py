@@ -19,11 +19,13 @@ class LocationSource(abc.ABC):
 
     Attributes:
         name: The value of the plans' ``location.source``.
-        fitted: Whether the location is measured in each scan by a model fitted beforehand.
+        fitted: Whether the location is measured in each scan.
+        needs_fit: Whether what measures it is a model fitted beforehand; else it is a rule, which needs no data.
     """
 
     name: ClassVar[str]
     fitted: ClassVar[bool] = False
+    needs_fit: ClassVar[bool] = False
 
     @property
     def axes_of_the_scan(self) -> tuple[str, ...]:
@@ -42,9 +44,10 @@ class LocationSource(abc.ABC):
 
 
 class FittedSource(LocationSource):
-    """A source whose location is measured in each scan by a model fitted beforehand."""
+    """A source whose location is measured in each scan, as a rule by a model fitted beforehand."""
 
     fitted: ClassVar[bool] = True
+    needs_fit: ClassVar[bool] = True
 
     def field(self, frame: Frame, measured: Measurement | None = None) -> LocationField:
         """The measured location; unknown where the measurement has a problem.

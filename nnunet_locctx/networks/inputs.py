@@ -6,7 +6,8 @@ from torch import Tensor
 from nnunet_locctx.blocks import resize_location
 from nnunet_locctx.blocks.resolution import nearest, published_location
 from nnunet_locctx.blocks.unknown import hide_unknown
-from nnunet_locctx.location import LOCATION_CHANNELS, extrapolate_padding
+from nnunet_locctx.location import LOCATION_CHANNELS
+from nnunet_locctx.location.padding import extrapolate_padding
 
 
 class LocationPyramid:

@@ -1,17 +1,18 @@
-"""The ``location`` key of a configuration in nnU-Net's plans."""
+"""The ``location`` key of a configuration in nnU-Net's plans; torch is loaded when a block is asked, not before."""
 
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nnunet_locctx.blocks import DEFAULTS, check_block, complete_options
-from nnunet_locctx.blocks.hash_encoding import hash_arithmetic
 from nnunet_locctx.location import AXES, SOURCES, LocationSource, make_source
 from nnunet_locctx.names import check_known, check_options
-from nnunet_locctx.networks.located_unet import Fitting
+from nnunet_locctx.places import PLACES
 from nnunet_locctx.values import check_flag, is_number
+
+if TYPE_CHECKING:
+    from nnunet_locctx.networks.located_unet import Fitting
 
 KEY = "location"
 
@@ -72,6 +73,8 @@ class LocationOptions:
             if not is_number(value) or not 0 <= value <= 1:
                 allowed = "a number from 0 to 1" + (f" or {AUTO!r}" if name == "jitter" else "")
                 raise ValueError(f"location.{name} must be {allowed}, got {value!r}")
+        if self.place is not None:
+            check_known([self.place], PLACES, "place")
         if not isinstance(self.block, Mapping):
             raise ValueError(f"location.block must be a table of options, got {self.block!r}")
 
@@ -102,6 +105,8 @@ class LocationOptions:
         options = cls(**raw)
         if block is None:
             return options
+        from nnunet_locctx.blocks import DEFAULTS, check_block
+
         default = DEFAULTS[block]
         options = dataclasses.replace(
             options,
@@ -129,7 +134,7 @@ class LocationOptions:
         # models from before axes could be left out do not name them
         return meaning if self.axes == AXES else {**meaning, "axes": list(self.axes)}
 
-    def signature(self, block: str, also: Sequence[Fitting] = ()) -> str:
+    def signature(self, block: str, also: "Sequence[Fitting]" = ()) -> str:
         """What a checkpoint's weights depend on, as JSON: source, place and block, not what is only used in
         training.
 
@@ -137,6 +142,9 @@ class LocationOptions:
             block: The trainer's block.
             also: Further blocks of its network.
         """
+
+        from nnunet_locctx.blocks import complete_options
+        from nnunet_locctx.blocks.hash_encoding import hash_arithmetic
 
         def weighed(name: str, place: str, options: Mapping[str, Any]) -> dict[str, Any]:
             complete = complete_options(name, place, options)
@@ -155,7 +163,7 @@ class LocationOptions:
             ]
         return json.dumps(weighs, sort_keys=True)
 
-    def default_signature(self, block: str, also: Sequence[Fitting] = ()) -> str:
+    def default_signature(self, block: str, also: "Sequence[Fitting]" = ()) -> str:
         """The same with all options of the blocks at their defaults."""
         plain = dataclasses.replace(self, block={})
         return plain.signature(block, [dataclasses.replace(fitting, options={}) for fitting in also])

@@ -27,7 +27,11 @@ MANY_POINTS = 4000
 """Of the thin lines of one panel, from which on they are pixels: a path of each would make the page heavy."""
 
 SERIES_WORDS = {"train_loss": "training loss", "val_loss": "validation loss", "pseudo_dice": "pseudo Dice, %"}
-KIND_WORDS = {"shift": "constant shift", "noise": "noise per slice (SD)", "unknown": "unknown"}
+KIND_WORDS = {
+    "shift": "constant shift",
+    "noise": "noise per slice (SD)",
+    "unknown": "unknown (line; dot: true)",
+}
 AXES_WORDS = {**wrong_location.AXES_WORDS, "all": "all axes"}
 FARTHEST = 50.0
 """Percent of the axis: with a location that is wrong by more the question is not how much is lost."""
@@ -261,6 +265,9 @@ def draw_location(study: Results, points: pd.DataFrame) -> Figure | None:
                 for name, curve in found[found["source"] == source].groupby("method", sort=False):
                     colour, marker, _ = look.get(curve["owner"].iloc[0], (BASELINE_COLOUR, "o", ""))
                     dice = 100 * curve.groupby("percent")["dice"].last()
+                    if kind == "unknown":  # it has no amount
+                        panel.axhline(dice.iloc[-1], color=colour, linewidth=1.2)
+                        dice = dice[dice.index == 0]
                     handles.setdefault(name, panel.plot(dice, color=colour, marker=marker, markersize=4)[0])
                 if math.isfinite(reference):
                     dashed = panel.axhline(reference, color=BASELINE_COLOUR, linestyle="--", linewidth=1.2)
@@ -278,7 +285,7 @@ def draw_location(study: Results, points: pd.DataFrame) -> Figure | None:
         "wrong_location",
         svg,
         f"Foreground Dice when the location is wrong by up to {points['percent'].max():g}% of the axis: shifted by a "
-        "constant (mean of both directions), or off by a Gaussian error per slice, on up to "
+        "constant (mean of both directions), or off by a Gaussian error per slice; or unknown (no amount); on up to "
         f"{count(points['cases'].max(), 'validation case')} of the first fold{study.mean_of_seeds}; a column per "
         f"source of the location. Dashed: {study.baseline} on the same cases, from the validation (with mirroring, if "
         "the trainer mirrors; the curves are without).",

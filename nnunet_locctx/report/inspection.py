@@ -1,6 +1,6 @@
 """The page of `locctx inspect`: doubtful cases, the most doubtful first, with slices through what was found."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,15 @@ METHOD = (
 
 
 def write_inspection(
-    inspection: Inspection, output: Path, *, images: Path | None = None, progress: bool = False
+    inspection: Inspection, output: Path, *, images: Sequence[Path] = (), progress: bool = False
 ) -> Path:
     """Writes ``index.html`` (one file, nothing to load), ``report.md``, ``findings.csv``, ``inspection.json``, figures.
 
     Args:
         inspection: What was found.
         output: Folder, made anew as a whole.
-        images: Folder of the scans, ``CASE_0000.ENDING``, to draw under the contours; None: there is none.
+        images: Folders of the scans, ``CASE_0000.ENDING``, to draw under the contours; a case takes the first that has
+            its scan.
         progress: Show a progress bar.
 
     Returns:
@@ -102,7 +103,7 @@ def _table(inspection: Inspection) -> Table:
 
 
 def _pictures(
-    case: InspectedCase, inspection: Inspection, images: Path | None, colours: dict[str, Colour]
+    case: InspectedCase, inspection: Inspection, images: Sequence[Path], colours: dict[str, Colour]
 ) -> Iterator[Block]:
     """A figure for each of the worst findings that can be seen, and what could not be drawn."""
     visible = [finding for finding in case.findings if finding.kind not in ("file", "location", "empty")]
@@ -110,8 +111,11 @@ def _pictures(
         return
     labels = read_scan([case.file], inspection.reader, segmentation=True)
     image = None
-    file = None if images is None else images / f"{case.case}_0000{inspection.file_ending}"
-    if file is not None and file.is_file():
+    name = f"{case.case}_0000{inspection.file_ending}"
+    file = next((folder / name for folder in images if (folder / name).is_file()), None)
+    if file is None and images:
+        yield Text(f"Drawn without the scan: {name} is not in {' or '.join(map(str, images))}.", True)
+    if file is not None:
         try:
             image = read_scan([file], inspection.reader)
             if image.frame.shape != labels.frame.shape:

@@ -14,10 +14,12 @@ from tqdm import tqdm
 from nnunet_locctx.evaluation.classes import value_names
 from nnunet_locctx.geometry import Array, Frame
 from nnunet_locctx.location import LocationField, LocationSource, Measurement
+from nnunet_locctx.location.body import modality_of
 from nnunet_locctx.nnunet.data.dataset_json import places_of_dataset_json, read_dataset_json
 from nnunet_locctx.nnunet.data.fitted import open_regressor
 from nnunet_locctx.nnunet.data.reading import read_scan
 from nnunet_locctx.nnunet.predicting.prediction import load_located_model
+from nnunet_locctx.regression.body import BodyFinder
 from nnunet_locctx.scan import Scan
 from nnunet_locctx.viewing import per_plane
 
@@ -117,13 +119,14 @@ def locate_scan(
         source: Source of the location.
         label: A segmentation of the scan.
         patch_size: Patch in voxels, array axis order (z, y, x of the file).
-        regressor: What `locctx fit` stored (regressor.pt), for a fitted source.
+        regressor: What `locctx fit` stored (regressor.pt), for a source that needs a fit. For ``body`` None: what
+            training uses, the rule for the modality that dataset.json names.
         dataset_json: Names of classes and channels; None: the file near the scan or its label, if there is one.
         progress: Show what is being done.
 
     Raises:
-        ValueError: A file is missing, unreadable or does not fit; the patch size is not three numbers above 0; a fitted
-            source without a regressor of its own, or a scan that it cannot measure.
+        ValueError: A file is missing, unreadable or does not fit; the patch size is not three numbers above 0; the
+            source needs a regressor or the modality and has none, takes no regressor, or cannot measure the scan.
     """
     from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
@@ -134,7 +137,7 @@ def locate_scan(
         whole = Scan(np.nan_to_num(whole.voxels), whole.frame, whole.properties)
         segmentation = None if label is None else _read_label(label, whole)
         steps.next("measuring")
-        measured = None if regressor is None else _measure(regressor, source, whole)
+        measured = _measure(source, regressor, whole, description.get("channel_names", {}))
         steps.next("cropping")
         box = crop_to_nonzero(whole.voxels)[2]
     image, frame = _crop(whole, box)
@@ -292,8 +295,27 @@ class _Steps:
         self._bar.set_description(name)
 
 
-def _measure(file: Path, source: LocationSource, scan: Scan) -> Measurement:
-    regressor = open_regressor(file, source.name)
+def _measure(
+    source: LocationSource, file: Path | None, scan: Scan, channels: Mapping[str, str]
+) -> Measurement | None:
+    """What the source measures in the scan; None: it measures nothing."""
+    if not source.fitted:
+        if file is not None:
+            raise ValueError(
+                f"the source {source.name!r} measures nothing and takes no regressor, got {file}"
+            )
+        return None
+    if file is not None:
+        regressor = open_regressor(file, source.name)
+    elif source.needs_fit:
+        raise ValueError(f"the source {source.name!r} needs a regressor (regressor.pt, made by `locctx fit`)")
+    elif not channels:
+        raise ValueError(
+            f"the source {source.name!r} looks at CT in another way than at other scans: a dataset.json must name the "
+            "channel, and none lies near the scan"
+        )
+    else:
+        regressor = BodyFinder(modality_of(next(iter(channels.values()))))
     if regressor.channel >= len(scan.voxels):
         raise ValueError(
             f"{file} looks at channel {regressor.channel}; {len(scan.voxels)} image files are given"

@@ -192,11 +192,11 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("more", "message"),
         [
-            (["--cases", "case_9"], "no labelled case case_9; there: case_1, case_2"),
+            (["--cases", "case_9"], "no labelled case case_9; labelled are case_1, case_2"),
             (["--labels", "spleen"], "unknown label 'spleen'; there are liver, kidney, both"),
             (["--labels", "7"], "unknown label '7'"),
             (["-o", "/nowhere/boxes.json"], "there is no folder /nowhere"),
-            (["--labelled", "/nowhere", "/nowhere"], "/nowhere is not a folder"),
+            (["--labelled", "/nowhere", "/nowhere"], "--labelled: there is no folder /nowhere"),
         ],
     )
     def test_wrong_input(

@@ -240,6 +240,27 @@ class TestCommand:
         assert "has the shape" in page  # of another scan than the prediction
         assert self.run(folders, "--images", str(tmp_path / "scans")) == 1  # its own folder is replaced
 
+    def test_each_case_has_its_scan_from_where_it_lies(
+        self, tmp_path: Path, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        raw = tmp_path / "raw" / "Dataset003_Patients"
+        for folder, case in (("imagesTr", "b"), ("imagesTs", "c")):
+            image = np.zeros((*SHAPE[:2], 3 if case == "b" else 4), np.float32)
+            write(raw / folder / f"{case}_0000.nii.gz", image, SPACING)
+        (raw / "labelsTr").symlink_to(folders[0])
+        describe(raw, CLASSES)
+        monkeypatch.setenv("nnUNet_raw", str(raw.parent))
+        call = ["inspect", str(folders[1]), "-d", "3", "-np", "1", "--quiet", "-o", str(tmp_path / "page")]
+        assert main(call) == 1
+        page = (tmp_path / "page" / "index.html").read_text()
+        # scans of wrong shapes, so that the page tells which of them was read
+        assert "imagesTr/b_0000.nii.gz has the shape" in page
+        assert "imagesTs/c_0000.nii.gz has the shape" in page
+        (raw / "imagesTr" / "b_0000.nii.gz").unlink()
+        assert main(call) == 1
+        page = (tmp_path / "page" / "index.html").read_text()
+        assert "Drawn without the scan: b_0000.nii.gz is not in" in page
+
     def test_nothing_found(self, folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
         for case in "bc":
             (folders[1] / f"{case}.nii.gz").unlink()

@@ -288,7 +288,7 @@ class TestCommand:
             ("--fold 3", "has no fold '3'; it has 0"),
             ("--amounts 5 -1", "percentages of 0 or more"),
             ("--name a --name b", "1 models need as many different names"),
-            ("--device moon", "torch knows no device 'moon'"),
+            ("--device moon", "--device must be cpu, cuda (also cuda:1) or mps, got 'moon'"),
             ("--seed -1", "seed must be 0 or more"),
             ("--model /nowhere", "/nowhere is not the folder of a trained model"),
             ("--model MODEL", "was given more than once"),

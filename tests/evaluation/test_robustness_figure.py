@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from nnunet_locctx.evaluation.robustness_figure import draw_curves, spread
 
@@ -36,3 +37,14 @@ def test_labels_stay_in_the_panel() -> None:
 def test_any_number_of_curves_is_drawn(models: int, amounts: tuple[float, ...], dice: float) -> None:
     picture = draw_curves(points(models, amounts, dice))
     assert picture.startswith(b"\x89PNG")
+
+
+def test_an_unknown_location_stands_at_no_amount(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    rows = points(1, (0.0, 10.0, 50.0), 0.5).replace({"kind": {"noise": "unknown"}})
+    draw_curves(rows)
+    shift, unknown = drawn[0].axes
+    assert [text.get_text() for text in shift.get_xticklabels()] == ["0", "10", "50"]
+    assert [text.get_text() for text in unknown.get_xticklabels()] == ["true", "unknown"]
+    assert len(unknown.lines[0].get_ydata()) == 2

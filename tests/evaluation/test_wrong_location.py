@@ -13,7 +13,8 @@ from nnunet_locctx.evaluation.wrong_location import (
     wrong_location,
 )
 from nnunet_locctx.geometry import Frame
-from nnunet_locctx.location import AffineField, extrapolate_padding, make_source
+from nnunet_locctx.location import AffineField, make_source
+from nnunet_locctx.location.padding import extrapolate_padding
 
 
 @pytest.fixture

@@ -154,6 +154,14 @@ def test_of_a_stripped_scan_everything_is_body() -> None:
         np.testing.assert_allclose(box.upper, [70.5, 95.5, 70.5], atol=1)
 
 
+@pytest.mark.parametrize("span", [(0, 900), (100, 500)])
+def test_water_of_exactly_0_hu_is_body(span: tuple[int, int]) -> None:
+    image, frame = patient(span=span)
+    expected = find_body(image, frame, "ct")
+    image[image > -300] = 0
+    assert distance(find_body(image, frame, "ct"), expected) == 0
+
+
 def test_zeros_around_air_do_not_make_a_stripped_scan() -> None:
     """A scanner sets what it cannot reach to 0: the air within is not body."""
     image, frame = patient(mr=True)

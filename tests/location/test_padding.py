@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunet_locctx.geometry import Frame
-from nnunet_locctx.location import extrapolate_padding, make_source
+from nnunet_locctx.location import make_source
+from nnunet_locctx.location.padding import extrapolate_padding
 from tests.geometry_cases import flips, permutations, rotation, small_angles, stored
 
 

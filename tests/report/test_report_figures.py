@@ -308,6 +308,25 @@ def test_wrong_locations_have_a_panel_per_source(tmp_path: Path, monkeypatch: py
     assert max(figure.axes[0].lines[0].get_xdata()) == 25
 
 
+def test_an_unknown_location_is_a_level_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Synthetic(presets=(SMALL,))
+    work = one.write(tmp_path)
+    content = robustness("LocBAM", one.case_names(0)[:2], 0.3)
+    content["points"] = [
+        {**point, "kind": "unknown", "dice": 0.85 if point["percent"] == 0 else 0.4}
+        for point in content["points"]
+        if point["kind"] == "shift"
+    ]
+    write_json(work / "runs" / f"LocBAM__{SMALL}" / "robustness" / "robustness.json", content)
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures, "to_svg", lambda figure: drawn.append(figure) or b"")
+    study = load_study(work)
+    assert draw_location(study, location_points(study)) is not None
+    level, true, _ = drawn[0].axes[0].lines
+    assert list(level.get_ydata()) == pytest.approx([40, 40])
+    assert (list(true.get_xdata()), list(true.get_ydata())) == ([0], pytest.approx([85]))
+
+
 def test_figures_follow_the_readers_theme(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "to_svg", style.to_svg)
     (figure,) = draw_training(load_study(folder / "work"))

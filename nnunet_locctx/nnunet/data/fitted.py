@@ -19,7 +19,7 @@ from typing import Any
 
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.geometry import Frame, corner_distance
-from nnunet_locctx.location import Measurement
+from nnunet_locctx.location import SOURCES, Measurement
 from nnunet_locctx.names import summarise
 from nnunet_locctx.nnunet.data.paths import nnunet_folder
 from nnunet_locctx.regression.registry import load_regressor
@@ -31,7 +31,7 @@ MEASUREMENTS = "measurements_"
 COMMANDS = {"body": "body", "body_part": "body-part", "anatomical": "ape"}
 """Location source -> what to give to `locctx fit`."""
 
-WITHOUT_FIT = ("body",)
+WITHOUT_FIT = tuple(name for name, source in SOURCES.items() if source.fitted and not source.needs_fit)
 """Sources whose scans are measured by a rule: training measures them itself where that was not done before."""
 
 DIGESTS = "locctx_files.json"
@@ -78,7 +78,7 @@ def open_regressor(file: Path, source: str) -> Regressor:
         ValueError: There is no such file, it is damaged, or its regressor is for another source.
     """
     if not file.is_file():
-        raise ValueError(f"no file {file}")
+        raise ValueError(f"no file {file}; `locctx fit {COMMANDS[source]}` makes one")
     try:
         regressor = load_regressor(file.read_bytes())
     except ValueError as error:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.location import BodyPartCurve, Measurement
+from nnunet_locctx.location.body import modality_of
 from nnunet_locctx.locks import one_at_a_time
 from nnunet_locctx.names import check_options, summarise
 from nnunet_locctx.nnunet.data.dataset_json import read_dataset_json
@@ -150,7 +151,7 @@ def fit_source(
             raise ValueError(
                 f"the dataset has the channels {', '.join(channels)}, channel {channel} is named"
             )
-        modality = "ct" if str(channels[str(channel)]).lower() == "ct" else "mr"
+        modality = modality_of(channels[str(channel)])
     check_options(options, [field.name for field in fields(OPTIONS[source])], source)
     for name in (anchors.lowest, anchors.highest) if anchors else ():
         if name not in description["labels"]:

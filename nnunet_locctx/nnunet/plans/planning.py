@@ -51,9 +51,10 @@ def resolve(plans: Plans, name: str) -> dict[str, Any]:
     Raises:
         ValueError: No such configuration, or inheritance goes in a circle.
     """
+    check_known([name], plans["configurations"], "configuration of the plans:")
+
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    check_known([name], plans["configurations"], "configuration of the plans:")
     try:
         configuration: dict[str, Any] = PlansManager(deepcopy(plans)).get_configuration(name).configuration
     except RuntimeError as error:
@@ -172,11 +173,13 @@ def check_location(location: Mapping[str, Any]) -> list[str]:
     Raises:
         ValueError: No block takes it; carries what each block says.
     """
-    from nnunet_locctx.blocks import BLOCKS
     from nnunet_locctx.nnunet.options import LocationOptions
 
     configuration = {"location": dict(location)}
-    LocationOptions.from_configuration(configuration)
+    LocationOptions.from_configuration(configuration)  # without torch, so that a mistake is told at once
+
+    from nnunet_locctx.blocks import BLOCKS
+
     taking: list[str] = []
     reasons: dict[str, list[str]] = {}
     for block in BLOCKS:
