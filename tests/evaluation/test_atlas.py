@@ -17,8 +17,8 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunet_locctx.cli import main
 from nnunet_locctx.evaluation.atlas import Atlas, AtlasMask, Grid, occupied_cells, read_atlas, write_atlas
 from nnunet_locctx.evaluation.atlas_fit import fit_atlas
-from nnunet_locctx.evaluation.dice import file_dice
 from nnunet_locctx.evaluation.postprocessing import apply_atlas
+from nnunet_locctx.evaluation.robustness import file_dice
 from nnunet_locctx.geometry import Frame
 from tests.evaluation.label_scans import STORAGES, box, describe, store, write
 from tests.geometry_cases import flips, permutations

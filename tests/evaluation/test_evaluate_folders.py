@@ -130,11 +130,11 @@ class TestResume:
         done: list[str] = []
         measure: Callable[..., Any] = folders._measure
 
-        def noted(job: Any) -> Any:
-            done.append(job.case)
+        def noted(files: Any, **options: Any) -> Any:
+            done.append(files[0].case)
             if len(done) == stop:
                 raise KeyboardInterrupt
-            return measure(job)
+            return measure(files, **options)
 
         stop = 2
         monkeypatch.setattr(folders, "_measure", noted)

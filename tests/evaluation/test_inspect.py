@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from nnunet_locctx.cli import main
 from nnunet_locctx.evaluation.classes import Classes
 from nnunet_locctx.evaluation.doubt import Finding, judge
-from nnunet_locctx.evaluation.label_files import frame_of
 from nnunet_locctx.evaluation.label_summary import LabelSummary, summarise_labels, twins
 from nnunet_locctx.evaluation.training_ranges import Ranges, learn_ranges
+from nnunet_locctx.geometry import Frame
 from tests.evaluation.label_scans import STORAGES, describe, store, write
 
 SHAPE = (40, 24, 28)
@@ -54,7 +54,7 @@ def summary(
     labels: np.ndarray, spacing: tuple[float, float, float] = SPACING, *storage: object
 ) -> LabelSummary:
     array, properties = store(labels, spacing, *storage)  # type: ignore[arg-type]
-    return summarise_labels(array.astype(np.int32), frame_of(properties, array.shape), KNOWN)
+    return summarise_labels(array.astype(np.int32), Frame.as_read(properties, array.shape), KNOWN)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_a_single_class_is_judged_by_the_scan_it_lies_in(flat: bool) -> None:
     def one(seed: int, shift: int = 0) -> LabelSummary:
         labels = (patient(seed)[:, :, [8] if flat else slice(None)] == 5).astype(np.uint8)
         array, properties = store(np.roll(labels, shift, 0), SPACING)
-        return summarise_labels(array.astype(np.int32), frame_of(properties, array.shape), organ)
+        return summarise_labels(array.astype(np.int32), Frame.as_read(properties, array.shape), organ)
 
     ranges = learn_ranges({str(seed): one(seed) for seed in range(12)}, [])
     assert not judge("new", one(100), ranges, organ)[0]

@@ -82,9 +82,9 @@ def test_is_not_done_again(pred: Path, tmp_path: Path, monkeypatch: pytest.Monke
     changed: list[str] = []
     change = postprocessing._change
 
-    def noted(job: Any) -> Any:
-        changed.append(job.source.name)
-        return change(job)
+    def noted(source: Any, **options: Any) -> Any:
+        changed.append(source.file.name)
+        return change(source, **options)
 
     monkeypatch.setattr(postprocessing, "_change", noted)
     largest_component(pred, out, progress=False)
