@@ -667,7 +667,17 @@ def test_unusable_arguments(maker: Maker, tmp_path: Path) -> None:
 
 def test_report_is_json_and_names_few_cases(maker: Maker) -> None:
     findings = [Finding("warning", "header", f"c{number}", "odd") for number in range(7)]
-    cases = [CaseSummary("c0", "train", "LPS", 3.0, (1, 2, 3), (1, 1, 1), (1, 2, 3))]
+    cases = [
+        CaseSummary(
+            name="c0",
+            split="train",
+            orientation="LPS",
+            oblique=3.0,
+            shape=(1, 2, 3),
+            spacing=(1, 1, 1),
+            extent=(1, 2, 3),
+        )
+    ]
     report = DatasetReport("D", "SimpleITKIO", 1, 7, 0, {0: "background"}, cases, findings)
     text = format_report(report, cases_shown=2)
     assert "7 warnings" in text

@@ -1,4 +1,4 @@
-"""Where each class lies, in the coordinates of each source of location."""
+"""Draws where each class lies in the coordinates of each source of location."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +23,7 @@ def draw_sources(sources: Mapping[str, SourcePlaces], output: Path) -> None:
     A source tells classes apart along an axis where their dots form columns that do not overlap.
 
     Args:
-        sources: Name -> where it sees the classes; one or more, of the same classes.
+        sources: Name -> places of the classes; one source or more, of the same classes.
         output: The file.
     """
     classes = next(iter(sources.values())).classes
@@ -31,11 +31,11 @@ def draw_sources(sources: Mapping[str, SourcePlaces], output: Path) -> None:
     height = min(max(1.6, 0.16 * count), 12.0)
     figure = Figure(figsize=(13, (height + 0.7) * len(sources)), layout="constrained")
     rows = figure.subplots(len(sources), len(AXES), squeeze=False, sharey=True)
-    for axes, (source, found) in zip(rows, sources.items(), strict=True):
-        ratio = found.spread.ratio
+    for axes, (source, classes_in) in zip(rows, sources.items(), strict=True):
+        ratio = classes_in.spread.ratio
         for index, ax in enumerate(axes):
             for number, name in enumerate(classes):
-                values = found.places[:, number, index]
+                values = classes_in.places[:, number, index]
                 style = {"color": colours[name], "mec": "black", "mew": 0.2}
                 ax.plot(values, np.full(len(values), number), "o", markersize=3, **style)
             score = f"{ratio[index]:.3g}" if np.isfinite(ratio[index]) else "not known"

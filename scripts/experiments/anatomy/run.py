@@ -69,7 +69,9 @@ def fit_functions(steps: dict[str, int | None], seed: int) -> dict[str, tuple[An
     from nnunet_locctx.regression.anatomical import AnatomicalOptions, fit_anatomical
     from nnunet_locctx.regression.body_part import BodyPartOptions, fit_body_part
 
-    chosen = {name: {"seed": seed, **({"steps": count} if count else {})} for name, count in steps.items()}
+    chosen: dict[str, Record] = {
+        name: {"seed": seed, **({"steps": count} if count else {})} for name, count in steps.items()
+    }
     return {
         "body_part": (BodyPartOptions(**chosen["body_part"]), fit_body_part),
         "anatomical": (AnatomicalOptions(**chosen["anatomical"]), fit_anatomical),
