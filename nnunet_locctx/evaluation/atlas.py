@@ -11,7 +11,6 @@ it. Flips and permutations of the storage then change nothing.
 import functools
 import io
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,13 +141,6 @@ class Atlas:
     threshold: float = 0.0
     radius_mm: float = 0.0
     history: Mapping[str, Any] = field(default_factory=dict)
-
-    def mean(self, label: int) -> npt.NDArray[np.float64]:
-        """(R, A, S) share of the scans in which a cell holds the label."""
-        dense = np.zeros(math.prod(self.grid.shape))
-        cells, counts = self.cells[label]
-        dense[cells] = counts / len(self.cases)
-        return dense.reshape(self.grid.shape)
 
     def support(self, label: int) -> Indices:
         """(N, 3) cells where the label's share is above the threshold."""

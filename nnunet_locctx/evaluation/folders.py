@@ -281,7 +281,7 @@ def _names(
     predictions: Path,
     references: Path,
 ) -> list[str]:
-    """The cases to evaluate, sorted."""
+    """The cases to evaluate, sorted; refuses those that a folder lacks."""
     chosen = set(cases) if cases is not None else set(predicted) | (set() if predicted_only else set(true))
     if not chosen:
         raise ValueError("no case is to be evaluated")

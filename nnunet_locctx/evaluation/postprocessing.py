@@ -120,21 +120,17 @@ def apply_atlas(
     processes: int = 1,
     progress: bool = True,
 ) -> list[Path]:
-    """Makes predicted voxels background where the atlas says that their class does not occur.
+    """Makes predicted voxels background where their class does not occur by the atlas.
 
     Args:
         atlas: File that :func:`~nnunet_locctx.evaluation.atlas_fit.fit_atlas` wrote.
-        predictions: Folder of predictions, as nnU-Net writes them.
-        output: Folder of the results, another one.
-        dataset_json: See :func:`~nnunet_locctx.evaluation.folders.evaluate_folders`.
-        processes: Worker processes.
-        progress: Show a bar.
+        predictions, output, dataset_json, processes, progress: See :func:`largest_component`.
 
     Returns:
         The files.
 
     Raises:
-        ValueError: The atlas is not one, is of other labels, or files cannot be used; nothing is written.
+        ValueError: The file is no atlas or one of other labels, or files cannot be used; nothing is written.
     """
     description = read_description(dataset_json, (predictions,))
     mask = read_atlas(atlas)
@@ -164,11 +160,7 @@ def repair_sides(
     Args:
         labels: Folder of training labels that the sides are learned from, without the cases that are among the
             predictions.
-        predictions: Folder of predictions, as nnU-Net writes them.
-        output: Folder of the results, another one.
-        dataset_json: See :func:`~nnunet_locctx.evaluation.folders.evaluate_folders`.
-        processes: Worker processes.
-        progress: Show bars.
+        predictions, output, dataset_json, processes, progress: See :func:`largest_component`.
 
     Returns:
         The files.
