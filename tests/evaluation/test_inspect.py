@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +193,11 @@ def test_a_training_case_is_judged_by_the_others() -> None:
     assert not judge("case_4", cases["case_4"], ranges, KNOWN)[0]
 
 
+def unlink(files: Iterable[Path]) -> None:
+    for file in list(files):
+        file.unlink()
+
+
 class TestCommand:
     @pytest.fixture
     def folders(self, tmp_path: Path) -> tuple[Path, Path]:
@@ -216,10 +221,9 @@ class TestCommand:
         image = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
         write(tmp_path / "scans" / "c_0000.nii.gz", image, SPACING, *STORAGES[2])
         write(tmp_path / "scans" / "b_0000.nii.gz", image[1:], SPACING)
-        records = {
-            "a": {"source": "voxel", "known": ["R", "A"], "unknown": {"S": "longer than any in training"}}
-        }
-        records["b"] = {"source": "voxel", "known": ["R", "A"], "unknown": {"S": "the plans leave it out"}}
+        reasons = {"a": "longer than any in training", "b": "the plans leave it out"}
+        known = {"source": "voxel", "known": ["R", "A"]}
+        records = {case: {**known, "unknown": {"S": reason}} for case, reason in reasons.items()}
         (folders[1] / "location.json").write_text(json.dumps(records))
         assert self.run(folders, "--images", str(tmp_path / "scans")) == 1
         printed = capsys.readouterr().out
@@ -269,24 +273,13 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
+            (lambda true, predicted: unlink(predicted.iterdir()), "has no files that end in .nii.gz"),
+            (lambda true, predicted: unlink(sorted(true.iterdir())[3:]), "3 of 3 training labels"),
             (
-                lambda true, predicted: [file.unlink() for file in predicted.iterdir()],
-                "has no files that end in .nii.gz",
-            ),
-            (
-                lambda true, predicted: [file.unlink() for file in sorted(true.iterdir())[3:]],
-                "3 of 3 training labels",
-            ),
-            (
-                lambda true, predicted: (true / "train_05.nii.gz").write_bytes(b""),
+                lambda true, _: (true / "train_05.nii.gz").write_bytes(b""),
                 "the training labels cannot be used",
             ),
-            (
-                lambda true, predicted: (
-                    (predicted / "inspection").mkdir() or (predicted / "inspection" / "mine").touch()
-                ),
-                "mine",
-            ),
+            (lambda _, predicted: (predicted / "inspection" / "mine").mkdir(parents=True), "mine"),
         ],
     )
     def test_unusable_input(
