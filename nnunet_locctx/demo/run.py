@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from nnunet_locctx.evaluation.classes import Classes
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.locks import one_at_a_time
@@ -160,7 +162,7 @@ class Steps:
             try:
                 state = json.loads(file.read_text(encoding="utf-8"))
                 differing = [
-                    f"{key}: {state['settings'].get(key)!r} there, {value!r} now"
+                    f"{key}: was {state['settings'].get(key)!r}, is now {value!r}"
                     for key, value in self._state["settings"].items()
                     if state["settings"].get(key) != value
                 ]
@@ -363,15 +365,11 @@ def mean_dice(summary: Path, labels: Mapping[str, Any]) -> dict[str, float]:
 def format_results(results: dict[str, Any]) -> str:
     """The results as a table for the terminal: Dice per class, plain beside located."""
     plain, located = results["plain"], results["located"]
-    width = max(len(name) for name in [*plain["per_class"], "mean"])
-    lines = [
-        "",
-        f"Dice on {results['settings']['test_cases']} held-out scans",
-        f"{'':<{width}}  {'plain':>8}  {'located':>8}",
-    ]
-    for name, value in plain["per_class"].items():
-        lines.append(f"{name:<{width}}  {value:8.3f}  {located['per_class'][name]:8.3f}")
-    lines.append(f"{'mean':<{width}}  {plain['dice']:8.3f}  {located['dice']:8.3f}")
+    dice = pd.DataFrame(
+        {run: {**results[run]["per_class"], "mean": results[run]["dice"]} for run in ("plain", "located")}
+    )
+    lines = ["", f"Dice on {results['settings']['test_cases']} held-out scans"]
+    lines += dice.to_string(float_format="{:.3f}".format, col_space=8).splitlines()
     lines.append(
         f"trainers: {plain['trainer']}, {located['trainer']}; {results['seconds'] / 60:.1f} minutes in all"
     )

@@ -155,8 +155,8 @@ def check_label_files(
         ValueError: There are problems; the message has a line for each.
     """
     check_processes(processes)
-    found = map_in_workers(_problems, groups, processes, "checking" if progress else None)
-    refuse([line for lines in found for line in lines], failure)
+    problems = map_in_workers(_problems, groups, processes, "checking" if progress else None)
+    refuse([line for lines in problems for line in lines], failure)
 
 
 def check_processes(processes: int) -> None:
