@@ -21,6 +21,9 @@ ENDS = (("L", "R"), ("P", "A"), ("I", "S"))
 SOFT_TISSUE = (-160.0, 240.0)
 """Window of CT in HU: level 40, width 400."""
 
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Okabe and Ito's colours for lines, which people with a common colour blindness can distinguish."""
+
 VISIONS = np.array(
     [
         np.eye(3),

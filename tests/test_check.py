@@ -13,8 +13,6 @@ import SimpleITK as sitk
 
 from nnunet_locctx.check import DatasetReport, check_dataset, format_report
 from nnunet_locctx.check.report import CaseSummary, Finding
-from nnunet_locctx.check.scan import orientation
-from nnunet_locctx.geometry import Frame, corner_distance
 
 DIRECTIONS = {
     "LPS": np.eye(3),
@@ -72,6 +70,22 @@ class Maker:
     def label_file(self, name: str) -> Path:
         return self.folder / "labelsTr" / f"{name}{self.ending}"
 
+    def edit(self, name: str, change: Any, *files: str) -> None:
+        """Writes the changed image and label (or one of them) of a case."""
+        for part in files or ("image", "label"):
+            file = getattr(self, f"{part}_file")(name)
+            sitk.WriteImage(change(sitk.ReadImage(str(file))), str(file))
+
+    def edit_affine(self, name: str, change: Any, *files: str) -> None:
+        """Writes image and label (or one of them) with the changed affine as their sform alone."""
+        for part in files or ("image", "label"):
+            file = getattr(self, f"{part}_file")(name)
+            image: Any = nibabel.load(file)
+            stored = nibabel.Nifti1Image(np.asanyarray(image.dataobj), None, image.header)
+            stored.header.set_qform(None, code=0)
+            stored.header.set_sform(change(image.affine.copy()), code=1)
+            nibabel.save(stored, file)
+
     def check(self, **options: Any) -> DatasetReport:
         (self.folder / "dataset.json").write_text(json.dumps(self.content))
         return check_dataset(self.folder, progress=False, **options)
@@ -125,27 +139,16 @@ def test_mixed_orientations_are_a_note(maker: Maker) -> None:
     assert "RAS" in format_report(report)
 
 
-def test_oblique_angle() -> None:
-    angle = np.radians(10)
-    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
-    affine = np.eye(4)
-    affine[:3, :3] = turn[:, ::-1]
-    code, tilt = orientation(Frame.from_affine((4, 5, 6), affine, "LPS"))
-    assert code == "LPS"
-    assert tilt == pytest.approx(10)
-
-
-def _turned(file: Path, degrees: float) -> None:
+def _turned(degrees: float) -> Any:
     angle = np.radians(degrees)
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
-    sitk.WriteImage(_with(sitk.ReadImage(str(file)), direction=turn.ravel().tolist()), str(file))
+    return lambda image: _with(image, direction=turn.ravel().tolist())
 
 
 def test_oblique_scans_are_named_with_their_angle(maker: Maker) -> None:
     for name, degrees in (("straight", 0), ("little", 19), ("cardiac", 24.3), ("half", 45)):
         maker.case(name)
-        _turned(maker.image_file(name), degrees)
-        _turned(maker.label_file(name), degrees)
+        maker.edit(name, _turned(degrees))
     report = maker.check()
     findings = found(report, "oblique")
     assert [(finding.case, finding.detail) for finding in findings] == [
@@ -168,8 +171,7 @@ def test_four_axes_keep_their_place(tmp_path: Path, ending: str) -> None:
     maker.content["channel_names"] = {"0": "T1", "1": "T2"}
     for code in ("LPS", "RAS"):
         maker.case(code, code=code)
-        image = sitk.ReadImage(str(maker.image_file(code)))
-        sitk.WriteImage(sitk.JoinSeries([image, image * 2]), str(maker.image_file(code)))
+        maker.edit(code, lambda image: sitk.JoinSeries([image, image * 2]), "image")
     report = maker.check()
     assert found(report, "no geometry") == []
     assert report.orientations == {"LPS": 1, "RAS": 1}
@@ -179,83 +181,53 @@ def test_four_axes_keep_their_place(tmp_path: Path, ending: str) -> None:
     assert [finding.case for finding in found(report, "channels")] == ["LPS", "RAS"]
 
 
-def test_corner_distance_is_in_voxels() -> None:
-    affine = np.diag([2.0, 2.0, 4.0, 1.0])
-    moved = affine.copy()
-    moved[0, 3] = 3
-    assert corner_distance(
-        Frame.from_affine((4, 4, 4), affine, "LPS"), Frame.from_affine((4, 4, 4), moved, "LPS")
-    ) == pytest.approx(1.5)
-    mirrored = affine @ np.diag([-1.0, 1, 1, 1])
-    mirrored[0, 3] = 2 * 3
-    # the corners change places over the 3 voxels between them
-    assert corner_distance(
-        Frame.from_affine((4, 4, 4), affine, "LPS"), Frame.from_affine((4, 4, 4), mirrored, "LPS")
-    ) == pytest.approx(3)
+def _singular(affine: np.ndarray) -> np.ndarray:
+    affine[:3, 0] = affine[:3, 1]
+    return affine
 
 
-def test_singular_direction(maker: Maker) -> None:
+def _sheared(affine: np.ndarray) -> np.ndarray:
+    affine[0, 1] += 0.5
+    return affine
+
+
+@pytest.mark.parametrize(("change", "words"), [(_singular, "singular"), (_sheared, "not orthonormal")])
+def test_direction_that_the_reader_refuses(maker: Maker, change: Any, words: str) -> None:
     maker.case("good")
     maker.case("strange")
-    image = nibabel.load(maker.image_file("strange"))
-    affine = image.affine.copy()
-    affine[:3, 0] = affine[:3, 1]
-    _save_sform(image, affine, maker.image_file("strange"))
+    maker.edit_affine("strange", change, "image")
     report = maker.check()
     (finding,) = found(report, "unreadable")
-    assert finding.case == "strange"
-    assert finding.severity == "error"
-    assert "singular" in finding.message
+    assert (finding.case, finding.severity) == ("strange", "error")
+    assert words in finding.message
     assert not report.clean
 
 
-def test_singular_direction_that_the_reader_takes(maker: Maker) -> None:
-    maker.case("c")
-    image = nibabel.load(maker.image_file("c"))
-    affine = image.affine.copy()
-    affine[:3, 0] = affine[:3, 1]
-    _save_sform(image, affine, maker.image_file("c"))
-    report = maker.check()
-    assert report.reader == "NibabelIO"
-    (finding,) = found(report, "header")
-    assert "the image's header is unusable: the direction matrix is singular" in finding.message
-    assert report.cases == []
-
-
-def test_sheared_direction(maker: Maker) -> None:
-    maker.case("good")
-    maker.case("strange")
-    image = nibabel.load(maker.image_file("strange"))
-    affine = image.affine.copy()
-    affine[0, 1] += 0.5
-    _save_sform(image, affine, maker.image_file("strange"))
-    (finding,) = found(maker.check(), "unreadable")
-    assert "not orthonormal" in finding.message
-
-
-def test_sheared_direction_that_the_reader_takes(maker: Maker) -> None:
-    maker.case("bad")
-    maker.content["overwrite_image_reader_writer"] = "NibabelIO"
-    for file in (maker.image_file("bad"), maker.label_file("bad")):
-        image = nibabel.load(file)
-        affine = image.affine.copy()
-        affine[0, 1] = 0.5
-        _save_sform(image, affine, file)
-    report = maker.check()
-    assert report.reader == "NibabelIO"
-    assert any("not orthonormal" in finding.message for finding in found(report, "header"))
-
-
-def test_first_image_decides_the_reader(maker: Maker) -> None:
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_singular, "the image's header is unusable: the direction matrix is singular"),
+        (_sheared, "not orthonormal"),
+    ],
+)
+def test_direction_that_the_reader_takes(maker: Maker, change: Any, words: str) -> None:
     """As nnU-Net: if SimpleITK refuses the first scan, every scan is read with nibabel."""
-    maker.case("bad")
-    image = nibabel.load(maker.image_file("bad"))
-    affine = image.affine.copy()
-    affine[0, 1] = 0.5
-    _save_sform(image, affine, maker.image_file("bad"))
+    maker.case("c")
+    maker.edit_affine("c", change, "image")
     report = maker.check()
     assert report.reader == "NibabelIO"
     assert "SimpleITKIO cannot read" in found(report, "reader")[0].message
+    assert any(words in finding.message for finding in found(report, "header"))
+
+
+def test_the_named_reader_is_taken(maker: Maker) -> None:
+    maker.case("bad")
+    maker.content["overwrite_image_reader_writer"] = "NibabelIO"
+    maker.edit_affine("bad", _sheared)
+    report = maker.check()
+    assert report.reader == "NibabelIO"
+    assert found(report, "reader") == []
+    assert any("not orthonormal" in finding.message for finding in found(report, "header"))
 
 
 def test_unknown_reader_is_reported(maker: Maker) -> None:
@@ -375,8 +347,7 @@ def test_voxels_that_are_not_finite(tmp_path: Path, ending: str, severity: str) 
     maker = Maker(tmp_path / "Dataset007_Tiny", ending)
     maker.case("c")
     image = sitk.ReadImage(str(maker.image_file("c")))
-    image[0, 0, 0] = float("nan")
-    image[1, 0, 0] = float("inf")
+    image[0, 0, 0], image[1, 0, 0] = float("nan"), float("inf")
     sitk.WriteImage(image, str(maker.image_file("c")))
     (finding,) = found(maker.check(), "not finite")
     assert finding.severity == severity
@@ -384,50 +355,56 @@ def test_voxels_that_are_not_finite(tmp_path: Path, ending: str, severity: str) 
     assert "0.17%" in finding.message  # 2 of 9 * 11 * 12
 
 
-def test_constant_image(maker: Maker) -> None:
-    maker.case("c")
-    image = sitk.ReadImage(str(maker.image_file("c"))) * 0 + 7
-    sitk.WriteImage(image, str(maker.image_file("c")))
-    (finding,) = found(maker.check(), "empty")
-    assert "(7)" in finding.message
-
-
-def test_one_slice_among_volumes(maker: Maker) -> None:
-    maker.case("volume")
+@pytest.mark.parametrize("volumes", [0, 1])
+def test_one_slice(maker: Maker, volumes: int) -> None:
+    for number in range(volumes):
+        maker.case(f"volume_{number}")
     maker.case("slice")
-    for file in (maker.image_file("slice"), maker.label_file("slice")):
-        sitk.WriteImage(sitk.ReadImage(str(file))[:, :, 3:4], str(file))
+    maker.edit("slice", lambda scan: scan[:, :, 3:4])
     (finding,) = found(maker.check(), "one slice")
-    assert (finding.case, finding.severity) == ("slice", "warning")
+    assert (finding.case, finding.severity) == (("slice", "warning") if volumes else (None, "note"))
 
 
-def test_dataset_of_slices(maker: Maker) -> None:
-    maker.case("slice")
-    for file in (maker.image_file("slice"), maker.label_file("slice")):
-        sitk.WriteImage(sitk.ReadImage(str(file))[:, :, 3:4], str(file))
-    (finding,) = found(maker.check(), "one slice")
-    assert (finding.case, finding.severity) == (None, "note")
+def with_voxel(value: float) -> Any:
+    def change(label: sitk.Image) -> sitk.Image:
+        label = sitk.Cast(label, sitk.sitkFloat32)
+        label[0, 0, 0] = value
+        return label
+
+    return change
+
+
+MIRRORED = (-1, 0, 0, 0, 1, 0, 0, 0, 1)
 
 
 @pytest.mark.parametrize(
-    ("change", "severity", "words"),
+    ("file", "change", "kind", "severity", "words"),
     [
-        (lambda label: label[:-1, :, :], "error", "differ in size"),
-        (lambda label: _with(label, spacing=(2, 2, 4)), "error", "differ in voxel size"),
-        (lambda label: _with(label, origin=(-4, 5, 40)), "warning", "3.0 voxels apart"),
+        ("image", lambda image: image * 0 + 7, "empty", "error", "(7)"),
+        ("label", lambda label: label * 0, "no foreground", "note", "no foreground"),
+        ("label", with_voxel(3), "label value", "error", "does not list: 3"),
+        ("label", with_voxel(1.5), "label value", "error", "such as 1.5"),
+        ("label", with_voxel(-1), "label value", "error", "such as -1"),
+        ("label", lambda label: label[:-1, :, :], "mismatch", "error", "differ in size"),
+        ("label", lambda label: _with(label, spacing=(2, 2, 4)), "mismatch", "error", "differ in voxel size"),
+        ("label", lambda label: _with(label, origin=(-4, 5, 40)), "mismatch", "warning", "3.0 voxels apart"),
         (
-            lambda label: _with(label, direction=(-1, 0, 0, 0, 1, 0, 0, 0, 1)),
+            "label",
+            lambda label: _with(label, direction=MIRRORED),
+            "mismatch",
             "warning",
             "orientations LPS and RPS",
         ),
     ],
 )
-def test_label_elsewhere(maker: Maker, change: Any, severity: str, words: str) -> None:
+def test_one_changed_file(maker: Maker, file: str, change: Any, kind: str, severity: str, words: str) -> None:
     maker.case("c")
-    sitk.WriteImage(change(sitk.ReadImage(str(maker.label_file("c")))), str(maker.label_file("c")))
-    (finding,) = found(maker.check(), "mismatch")
+    maker.edit("c", change, file)
+    report = maker.check()
+    (finding,) = found(report, kind)
     assert finding.severity == severity
     assert words in finding.message
+    assert report.clean is (severity == "note")
 
 
 def test_channels_that_do_not_fit(maker: Maker) -> None:
@@ -455,18 +432,6 @@ def test_wrong_number_of_channels(maker: Maker) -> None:
     assert finding.message == "1 image channels found, dataset.json lists 2"
 
 
-@pytest.mark.parametrize(
-    ("value", "words"), [(3, "does not list: 3"), (1.5, "such as 1.5"), (-1, "such as -1")]
-)
-def test_label_values(maker: Maker, value: float, words: str) -> None:
-    maker.case("c")
-    label = sitk.Cast(sitk.ReadImage(str(maker.label_file("c"))), sitk.sitkFloat32)
-    label[0, 0, 0] = value
-    sitk.WriteImage(label, str(maker.label_file("c")))
-    (finding,) = found(maker.check(), "label value")
-    assert words in finding.message
-
-
 def test_region_and_ignore_labels_are_known(maker: Maker) -> None:
     maker.content["labels"] = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
     maker.content["regions_class_order"] = [1, 2]
@@ -488,14 +453,6 @@ def test_class_without_a_voxel_is_a_note(maker: Maker) -> None:
     (finding,) = report.findings
     assert (finding.severity, finding.kind) == ("note", "absent label")
     assert finding.message == "labels that occur in no training case: 2 (cyst)"
-    assert report.clean
-
-
-def test_label_without_foreground_is_a_note(maker: Maker) -> None:
-    maker.case("c")
-    sitk.WriteImage(sitk.ReadImage(str(maker.label_file("c"))) * 0, str(maker.label_file("c")))
-    report = maker.check()
-    assert [finding.severity for finding in found(report, "no foreground")] == ["note"]
     assert report.clean
 
 
@@ -587,8 +544,7 @@ def test_wrong_direction_shows_in_the_labels(maker: Maker) -> None:
     """A header that claims the mirrored side cannot be seen in one scan, but among others."""
     for number in range(6):
         maker.case(f"c{number}")
-    for file in (maker.image_file("c4"), maker.label_file("c4")):
-        sitk.WriteImage(_with(sitk.ReadImage(str(file)), direction=(-1, 0, 0, 0, 1, 0, 0, 0, 1)), str(file))
+    maker.edit("c4", lambda scan: _with(scan, direction=MIRRORED))
     (finding,) = found(maker.check(), "position")
     assert finding.case == "c4"
     assert "left-right" in finding.message
@@ -667,7 +623,17 @@ def test_unusable_arguments(maker: Maker, tmp_path: Path) -> None:
 
 def test_report_is_json_and_names_few_cases(maker: Maker) -> None:
     findings = [Finding("warning", "header", f"c{number}", "odd") for number in range(7)]
-    cases = [CaseSummary("c0", "train", "LPS", 3.0, (1, 2, 3), (1, 1, 1), (1, 2, 3))]
+    cases = [
+        CaseSummary(
+            name="c0",
+            split="train",
+            orientation="LPS",
+            oblique=3.0,
+            shape=(1, 2, 3),
+            spacing=(1, 1, 1),
+            extent=(1, 2, 3),
+        )
+    ]
     report = DatasetReport("D", "SimpleITKIO", 1, 7, 0, {0: "background"}, cases, findings)
     text = format_report(report, cases_shown=2)
     assert "7 warnings" in text
@@ -680,10 +646,3 @@ def _with(image: sitk.Image, **changes: Any) -> sitk.Image:
     for name, value in changes.items():
         getattr(image, f"Set{name.capitalize()}")(value)
     return image
-
-
-def _save_sform(image: Any, affine: np.ndarray, file: Path) -> None:
-    stored = nibabel.Nifti1Image(np.asanyarray(image.dataobj), None, image.header)
-    stored.header.set_qform(None, code=0)
-    stored.header.set_sform(affine, code=1)
-    nibabel.save(stored, file)

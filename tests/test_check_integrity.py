@@ -14,7 +14,7 @@ import pytest
 import SimpleITK as sitk
 import tifffile
 
-from tests.test_check import Maker, found, maker
+from tests.test_check import Maker, found, maker, with_voxel
 
 __all__ = ["maker"]
 
@@ -81,15 +81,13 @@ def rescale(file: Path, factor: float) -> None:
 def four_axes(maker: Maker) -> None:
     maker.content["channel_names"] = {"0": "T1", "1": "T2"}
     for name in ("c0", "c1"):
-        image = sitk.ReadImage(str(maker.image_file(name)))
-        sitk.WriteImage(sitk.JoinSeries([image, image * 2]), str(maker.image_file(name)))
+        maker.edit(name, lambda image: sitk.JoinSeries([image, image * 2]), "image")
 
 
 def vectors(maker: Maker) -> None:
     maker.content["channel_names"] = {"0": "T1", "1": "T2"}
     for name in ("c0", "c1"):
-        image = sitk.ReadImage(str(maker.image_file(name)))
-        sitk.WriteImage(sitk.Compose(image, image * 2), str(maker.image_file(name)))
+        maker.edit(name, lambda image: sitk.Compose(image, image * 2), "image")
 
 
 def ghost(maker: Maker) -> None:
@@ -104,9 +102,7 @@ def counted_ghost(maker: Maker) -> None:
 
 
 def foreign_value(maker: Maker) -> None:
-    label = sitk.ReadImage(str(maker.label_file("c1")))
-    label[0, 0, 0] = 7
-    sitk.WriteImage(label, str(maker.label_file("c1")))
+    maker.edit("c1", with_voxel(7), "label")
 
 
 def one_channel_too_many(maker: Maker) -> None:
@@ -114,8 +110,7 @@ def one_channel_too_many(maker: Maker) -> None:
 
 
 def cut_label(maker: Maker) -> None:
-    label = sitk.ReadImage(str(maker.label_file("c1")))
-    sitk.WriteImage(label[:, :, :-1], str(maker.label_file("c1")))
+    maker.edit("c1", lambda label: label[:, :, :-1], "label")
 
 
 def not_a_number(maker: Maker) -> None:

@@ -1,6 +1,7 @@
 """Names against sides: mirrored datasets, mirrored cases, exchanged names."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,10 @@ LABELS = {0: "background", 1: "left_kidney", 2: "right_kidney", 3: "left_lung", 
 def case(name: str, sides: dict[int, float], orientation: str = "LPS") -> CaseSummary:
     """A case whose labels lie at these fractions along R."""
     places = {value: (place, 0.0, 0.0) for value, place in sides.items()}
-    return CaseSummary(name, "train", orientation, 0.0, (9, 9, 9), (1, 1, 1), (9, 9, 9), places)
+    grid: Any = {"shape": (9, 9, 9), "spacing": (1, 1, 1), "extent": (9, 9, 9)}
+    return CaseSummary(
+        name=name, split="train", orientation=orientation, oblique=0.0, positions=places, **grid
+    )
 
 
 def cases(*signs: int, exchanged: bool = False, orientation: str = "LPS") -> list[CaseSummary]:

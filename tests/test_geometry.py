@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunet_locctx import geometry
-from nnunet_locctx.geometry import Frame
+from nnunet_locctx.geometry import Frame, corner_distance
 from tests.geometry_cases import (
     centres,
     flips,
@@ -25,6 +25,17 @@ from tests.geometry_cases import (
 
 def test_the_docstring_example() -> None:
     assert doctest.testmod(geometry) == (0, 4)
+
+
+def test_corner_distance_is_in_voxels() -> None:
+    affine = np.diag([2.0, 2.0, 4.0, 1.0])
+    moved, mirrored = affine.copy(), affine @ np.diag([-1.0, 1, 1, 1])
+    moved[0, 3], mirrored[0, 3] = 3, 2 * 3
+    frame, other, twin = (Frame.from_affine((4, 4, 4), one, "LPS") for one in (affine, moved, mirrored))
+    assert corner_distance(frame, other) == pytest.approx(1.5)
+    assert corner_distance(frame, twin) == pytest.approx(
+        3
+    )  # the corners change places over the voxels between
 
 
 def test_patient_axes_of_an_identity_direction() -> None:

@@ -1,4 +1,4 @@
-"""Crops scans to the region of the body in which chosen labels lie, and says what was kept."""
+"""Crops scans to the region of the body in which chosen labels lie, and reports the share that was kept."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import SimpleITK as sitk
 from tqdm import tqdm
 
@@ -27,7 +28,7 @@ from nnunet_locctx.regression.regressor import Regressor
 
 REPORT = "crop.json"
 REGION = "region.npz"
-"""Files of the folder of crops: what was kept, and the region, for new scans."""
+"""Files of the folder of crops: the report, and the region, for new scans."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class ScanCrop:
         cropped: Voxels after, None if it was not written.
         recall_left_out: Share of the labels' voxels that a region made from the other scans would have kept; None
             without labels.
-        recall: Share that was kept.
-        problem: Why it was not written.
+        recall: Share of the labels' voxels that was kept.
+        problem: The reason why no crop was written.
     """
 
     case: str
@@ -83,7 +84,7 @@ class ScanCrop:
 
     @property
     def written(self) -> bool:
-        """Whether there is a crop."""
+        """Whether a crop was written."""
         return self.cropped is not None
 
     @property
@@ -113,7 +114,7 @@ class CropReport:
         labels: Values of each label to be kept.
         target: Recall aimed at.
         width: The region's, mm.
-        recall: Of each label, mean over the scans that have it, each with a region made from the others.
+        recall: Label -> recall, mean over the scans that have it, each with a region made from the others.
         crops: One per case.
     """
 
@@ -159,7 +160,8 @@ def crop_scans(
     The region is made from the scans that have a segmentation, wide enough for the recall, see
     :func:`~nnunet_locctx.anatomy.region.fit_region`. Scans that do not show it or cannot be measured are
     reported and not written. Everything is read and checked before the first file is written. The crops are written to
-    a hidden folder beside `folder`, which takes its place at the end: a run that was stopped leaves nothing there.
+    a hidden folder beside `folder`, which takes its place at the end: a run that was stopped leaves no part of a
+    folder.
 
     Args:
         groups: The scans; folders of one name per group.
@@ -167,7 +169,7 @@ def crop_scans(
         labels: Values of each label to be kept.
         folder: New or empty folder to write to.
         recall: Share of each label's voxels that must be kept, see :func:`~nnunet_locctx.anatomy.region.fit_region`.
-        region: One made before, by which all scans are cropped; `labels` and `recall` are then its own.
+        region: An existing region, by which all scans are cropped; it has its own `labels` and `recall`.
         dataset: Content of dataset.json, written with the new number of training cases.
         progress: Show progress bars on stderr.
 
@@ -179,9 +181,7 @@ def crop_scans(
     if folder.is_mount():
         raise ValueError(f"{folder} is a mount point; crops take the place of a folder, such as one in it")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(
-            f"{folder} is there already and not an empty folder; crops go to a folder of their own"
-        )
+        raise ValueError(f"{folder} exists and is not an empty folder; crops go to a folder of their own")
     cases = [(group, scan) for group in groups for scan in group.scans]
     if region is not None:
         labels = region.labels
@@ -296,17 +296,14 @@ def crop_file(file: Path, target: Path, first: Voxel, stop: Voxel) -> None:
 
 
 def format_report(report: CropReport) -> str:
-    """As text: a line per case, then the labels, then the whole."""
-    rows = [("case", "size", "cropped", "smaller", "recall left out", "recall")]
+    """The report as text: a line for each case, then the labels, then all cases together."""
+    rows = []
     for crop in report.crops:
         smaller = "-" if crop.reduction is None else f"{crop.reduction:.1f} x"
         recalls = _share(crop.recall_left_out), _share(crop.recall)
         rows.append((crop.case, _size(crop.size), _size(crop.cropped), smaller, *recalls))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for case, *cells in rows:
-        aligned = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-        lines.append("  ".join([case.ljust(widths[0]), *aligned]))
+    columns = ["case", "size", "cropped", "smaller", "recall left out", "recall"]
+    lines = pd.DataFrame(rows, columns=columns).to_string(index=False).splitlines()
     lines.append("")
     for crop in report.crops:
         if crop.problem:

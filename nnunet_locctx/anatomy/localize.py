@@ -137,7 +137,7 @@ def localize(
         scans: The labelled scans.
         scan_map: The new scan's.
         frame: The new scan's.
-        organs: Which; those that no labelled scan has are left out.
+        organs: The organs; those that no labelled scan has are left out.
 
     Raises:
         ValueError: The new scan could not be measured.
@@ -146,10 +146,10 @@ def localize(
     boxes = {}
     for organ in organs:
         usable = [scan for scan in scans if organ in scan.organs and not scan.map.problem]
-        whole = [scan for scan in usable if not scan.organs[organ].cut]
+        complete = [scan for scan in usable if not scan.organs[organ].cut]
         if not usable:
             continue
-        faces = np.stack([_faces(scan, organ, finder, frame) for scan in whole or usable])  # (scans, 2, 3)
+        faces = np.stack([_faces(scan, organ, finder, frame) for scan in complete or usable])  # (scans, 2, 3)
         middle = np.median(faces, axis=0)
         apart = np.median(np.abs(faces - middle), axis=0) * frame.spacing
         boxes[organ] = OrganBox(
@@ -158,7 +158,7 @@ def localize(
             outside=_outside(middle, frame),
             spread=float(apart.mean()) if len(faces) > 1 else None,
             scans=len(faces),
-            cut=not whole,
+            cut=not complete,
         )
     return boxes
 

@@ -34,8 +34,8 @@ class Places:
 
     Attributes:
         millimetres: (N, 3) mm LPS.
-        distances: (N,) mm: distance between the coordinates looked for and those found, in mm by the map's slopes. 0
-            where the scan has the coordinates.
+        distances: (N,) mm: distance between the coordinates of the place and the requested ones, in mm by the map's
+            slopes. 0 where the scan has the coordinates.
     """
 
     millimetres: Array

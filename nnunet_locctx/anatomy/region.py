@@ -20,7 +20,7 @@ SAMPLE = 500
 """Blocks of each label in each labelled scan that the region is made from."""
 
 BLOCK_MM = 6.0
-"""Scans are looked at in blocks of whole voxels, about this long along each axis; boxes consist of such blocks."""
+"""Length along each axis of the blocks of whole voxels that a scan is divided into; boxes consist of such blocks."""
 
 Voxel: TypeAlias = tuple[int, int, int]
 
@@ -78,7 +78,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Example:
-    """What a labelled scan says about where labels lie.
+    """The places of the labels in a labelled scan.
 
     Attributes:
         name: The case's.
@@ -132,18 +132,16 @@ class Example:
         )
 
 
-@dataclass(frozen=True)
-class Profile:
-    """How close a scan comes to a region: the least distance in mm in every layer of blocks along each axis."""
+Profile: TypeAlias = tuple[Array, Array, Array]
+"""The least distance of a scan from a region in mm, in every layer of blocks along each axis."""
 
-    layers: tuple[Array, Array, Array]
 
-    def box(self, width: float) -> Box | None:
-        """The box around all blocks within a distance of the region; None without any."""
-        near = [np.flatnonzero(layer <= width) for layer in self.layers]
-        if any(len(layers) == 0 for layers in near):
-            return None
-        return Box(np.array([n[0] for n in near]), np.array([n[-1] + 1 for n in near]))
+def box_within(profile: Profile, width: float) -> Box | None:
+    """The box around all blocks within a distance of the region; None without any."""
+    near = [np.flatnonzero(layers <= width) for layers in profile]
+    if any(len(layers) == 0 for layers in near):
+        return None
+    return Box(np.array([n[0] for n in near]), np.array([n[-1] + 1 for n in near]))
 
 
 @dataclass(frozen=True)
@@ -167,17 +165,16 @@ class Region:
 
     def box(self, scan_map: AnatomicalMap, blocks: Blocks) -> Box | None:
         """The box around the region in a scan; None if the scan does not show it."""
-        return profile(self.places @ self.to_millimetres.T, self.to_millimetres, scan_map, blocks).box(
-            self.width
-        )
+        places = self.places @ self.to_millimetres.T
+        return box_within(profile(places, self.to_millimetres, scan_map, blocks), self.width)
 
 
 def profile(places: Array, to_millimetres: Array, scan_map: AnatomicalMap, blocks: Blocks) -> Profile:
-    """How close a scan comes to places (N, 3), given as coordinates in mm."""
+    """The distance of a scan from places (N, 3), which are coordinates in mm."""
     coordinates = blocks.coordinates(scan_map) @ to_millimetres.T
     distances = cKDTree(places).query(coordinates)[0].reshape(blocks.shape)
     first, second, third = (distances.min(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3))
-    return Profile((first, second, third))
+    return first, second, third
 
 
 def fit_region(examples: Sequence[Example], labels: Sequence[str], recall: float) -> Region:
@@ -213,33 +210,36 @@ def fit_region(examples: Sequence[Example], labels: Sequence[str], recall: float
         profiles.append(profile(others @ to_millimetres.T, to_millimetres, example.map, example.blocks))
 
     def recalls(width: float) -> dict[str, float]:
-        boxes = [(example, each.box(width)) for example, each in zip(examples, profiles, strict=True)]
-        showing = {label: [pair for pair in boxes if label in pair[0].labels] for label in labels}
+        boxes = [(example, box_within(p, width)) for example, p in zip(examples, profiles, strict=True)]
         return {
-            label: float(np.mean([example.recall(box, label) for example, box in pairs]))
-            for label, pairs in showing.items()
+            label: float(
+                np.mean([example.recall(box, label) for example, box in boxes if label in example.labels])
+            )
+            for label in labels
         }
 
     # recall grows with the width, and reaches 1 at the latest where the box is the whole scan
-    too_narrow, wide_enough = -1, int(np.ceil(max(layer.max() for p in profiles for layer in p.layers)))
+    too_narrow, wide_enough = -1, int(np.ceil(max(layers.max() for p in profiles for layers in p)))
     while wide_enough - too_narrow > 1:
         width = (too_narrow + wide_enough) // 2
         if min(recalls(width).values()) >= recall:
             wide_enough = width
         else:
             too_narrow = width
-    left_out = {example.name: each.box(wide_enough) for example, each in zip(examples, profiles, strict=True)}
+    left_out = {
+        example.name: box_within(p, wide_enough) for example, p in zip(examples, profiles, strict=True)
+    }
     return Region(np.concatenate(places), to_millimetres, float(wide_enough), recalls(wide_enough), left_out)
 
 
 @dataclass(frozen=True)
 class StoredRegion:
-    """A region and what it was made for.
+    """A region with its purpose.
 
     Attributes:
         region: The region; its boxes in single labelled scans are not kept.
         labels: Values of each label.
-        target: Recall aimed at.
+        target: The recall that it was fitted for.
         regressor: :func:`fingerprint` of the regressor whose coordinates it is in.
     """
 
@@ -276,7 +276,7 @@ def read_region(file: Path, regressor: Regressor) -> StoredRegion:
     """Reads a region that ``locctx crop`` has written.
 
     Raises:
-        ValueError: There is no such file, it is no region, or one in the coordinates of another regressor.
+        ValueError: There is no such file, it is no region, or the region is in the coordinates of another regressor.
     """
     if not file.is_file():
         raise ValueError(f"no file {file}")

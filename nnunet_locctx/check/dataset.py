@@ -1,16 +1,12 @@
 """Checks a whole raw dataset: every file by itself, a case's files against each other, cases against the dataset."""
 
-import contextlib
-import dataclasses
 import functools
-import io
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from nnunet_locctx.check.files import Case, RawDataset, list_dataset
 from nnunet_locctx.check.report import CaseSummary, DatasetReport, Finding
@@ -29,12 +25,14 @@ from nnunet_locctx.datasets.grids import (
     DEVIATIONS,
     FEWEST_CASES,
     PATIENT_AXES,
-    Grid,
+    PATIENT_AXIS,
     robust,
     unusual_grids,
 )
-from nnunet_locctx.geometry import OBLIQUE, corner_distance
-from nnunet_locctx.nnunet.data.reading import BrokenFileError, read_quietly, readers_for
+from nnunet_locctx.geometry import OBLIQUE, Array, corner_distance
+from nnunet_locctx.image_files import BrokenFileError, check_whole
+from nnunet_locctx.names import named
+from nnunet_locctx.nnunet.data.reading import choose_reader, readers_for
 from nnunet_locctx.nnunet.data.workers import map_in_workers
 
 POSITION_DISTANCE = 0.2
@@ -44,7 +42,7 @@ POSITION_DEVIATIONS = 6.0
 """... if that is also this many (robust) standard deviations."""
 
 VOLUME_FACTOR = 3.0
-"""The label that varies least in volume tells of a wrong voxel size if it is this many times larger or smaller."""
+"""If the label that varies least in volume is this many times larger or smaller, the voxel size may be wrong."""
 
 OBLIQUE_MESSAGE = (
     f"array axes more than {OBLIQUE:g} degrees from the patient's: fractions are of the box along the patient's axes "
@@ -54,13 +52,11 @@ OBLIQUE_MESSAGE = (
 
 @dataclass
 class CheckedCase:
-    """What one case gave: findings, its label values, and its geometry if it could be read."""
+    """The result of one case: findings, its label values, and its geometry if it can be read."""
 
     findings: list[Finding] = field(default_factory=list)
     labels: frozenset[int] = frozenset()
     summary: CaseSummary | None = None
-    one_slice: bool = False
-    has_geometry: bool = True
 
 
 def check_dataset(folder: Path | str, *, processes: int = 1, progress: bool = True) -> DatasetReport:
@@ -81,9 +77,7 @@ def check_dataset(folder: Path | str, *, processes: int = 1, progress: bool = Tr
     with libraries_silenced():
         reader = _choose_reader(dataset, findings)
     check = functools.partial(check_case, reader=reader, channels=dataset.channels, labels=dataset.labels)
-    answers = map_in_workers(check, dataset.cases, processes)
-    bar = functools.partial(tqdm, desc="reading scans", unit="case", disable=not progress, leave=False)
-    checked = list(bar(answers, total=len(dataset.cases)))
+    checked = list(map_in_workers(check, dataset.cases, processes, "reading scans" if progress else None))
     for case in checked:
         findings += case.findings
     summaries = [case.summary for case in checked if case.summary is not None]
@@ -106,18 +100,19 @@ def check_case(case: Case, reader: str, channels: int, labels: dict[int, str]) -
     scans = [check_file(file, reader, segmentation=False) for file in case.images]
     label = check_file(case.label, reader, segmentation=True) if case.label is not None else None
     for channel, scan in enumerate(scans):
-        where = f"channel {channel:04d}: " if len(scans) > 1 else ""
-        result.findings += _problems(case, scan, where)
+        prefix = f"channel {channel:04d}: " if len(scans) > 1 else ""
+        result.findings += [
+            replace(problem, case=case.name, message=prefix + problem.message) for problem in scan.problems
+        ]
     if all(scan.readable for scan in scans):
         result.findings += _channel_findings(case, scans, channels)
-    frames = [scan.frame for scan in scans if scan.frame is not None]
     if label is not None:
-        result.findings += _problems(case, label)
+        result.findings += [replace(problem, case=case.name) for problem in label.problems]
         result.findings += _label_findings(case, label, labels)
         result.labels = frozenset(label.labels)
-    if not frames:
+    image = next((scan.frame for scan in scans if scan.frame is not None), None)
+    if image is None:
         return result
-    image = frames[0]
     for scan in scans[1:]:
         result.findings += _compare(case, scans[0], scan, f"channel {scan.file.name}")
     if label is not None:
@@ -125,37 +120,26 @@ def check_case(case: Case, reader: str, channels: int, labels: dict[int, str]) -
     code, tilt = orientation(image) if image.has_geometry else ("none", 0.0)
     if tilt > OBLIQUE:
         result.findings.append(Finding("note", "oblique", case.name, OBLIQUE_MESSAGE, f"{tilt:.1f} degrees"))
-    axes = list(image.array_axes)
     positions, volumes = {}, {}
     if label is not None and label.frame is not None and label.frame.shape == image.shape:
         for value, index in label.labels.items():
             if value != 0:
-                r, a, s = image.fraction(index)
-                positions[value] = (float(r), float(a), float(s))
+                positions[value] = _three(image.fraction(index))
                 if value not in label.cut:
                     volumes[value] = label.voxels[value] * float(np.prod(image.spacing)) / 1000
-    result.one_slice = min(image.shape) == 1
-    result.has_geometry = image.has_geometry
     result.summary = CaseSummary(
         name=case.name,
         split=case.split,
         orientation=code,
         oblique=tilt,
         shape=(image.shape[2], image.shape[1], image.shape[0]),
-        spacing=_three(image.spacing[axes]),
+        spacing=_three(image.spacing[list(image.array_axes)]),
         extent=_three(image.extent),
         positions=positions,
         volumes=volumes,
         stored=scans[0].stored if image.has_geometry else "",
     )
     return result
-
-
-def _problems(case: Case, scan: CheckedFile, where: str = "") -> list[Finding]:
-    return [
-        Finding(severity, kind, case.name, where + text, detail)
-        for severity, kind, text, detail in scan.problems
-    ]
 
 
 def _channel_findings(case: Case, scans: list[CheckedFile], channels: int) -> list[Finding]:
@@ -176,46 +160,33 @@ def _channel_findings(case: Case, scans: list[CheckedFile], channels: int) -> li
     return []
 
 
-def _three(values: Iterable[float]) -> tuple[float, float, float]:
-    first, second, third = (float(value) for value in values)
+def _three(values: Array) -> tuple[float, float, float]:
+    first, second, third = map(float, values)
     return first, second, third
 
 
 def _choose_reader(dataset: RawDataset, findings: list[Finding]) -> str:
-    """The reader nnU-Net will use: the one that dataset.json names, else the first that reads the first image."""
-    from nnunetv2.imageio.reader_writer_registry import (
-        recursive_find_reader_writer_by_name,
-    )
-
+    """The reader that nnU-Net will use; adds a finding if it is not the expected one."""
+    candidates = readers_for(dataset.ending)
+    example = first = next((case.images[0] for case in dataset.cases if case.images), Path("none"))
+    try:
+        check_whole(first)
+    except BrokenFileError:
+        example = Path("none")  # a damaged file says nothing about the readers
+    content = {"file_ending": dataset.ending, "overwrite_image_reader_writer": dataset.reader or "None"}
+    reader = choose_reader(content, example)
     if dataset.reader not in (None, "None"):
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                recursive_find_reader_writer_by_name(dataset.reader)
-        except RuntimeError:
+        if reader != dataset.reader:
             message = f"nnU-Net knows no reader {dataset.reader!r} (overwrite_image_reader_writer)"
             findings.append(Finding("warning", "reader", None, message))
-        else:
-            return str(dataset.reader)
-    candidates = readers_for(dataset.ending)
-    first = next((case.images[0] for case in dataset.cases if case.images), None)
-    if first is None:
-        return candidates[0]
-    for candidate in candidates:
-        try:
-            read_quietly([first], candidate)
-        except BrokenFileError:  # of no reader's making
-            break
-        except Exception:  # the next reader may manage, as in nnU-Net
-            continue
-        if candidate != candidates[0]:
-            message = (
-                f"{candidates[0]} cannot read {first.name}, so nnU-Net will read every case with {candidate}"
-            )
-            findings.append(Finding("note", "reader", None, message))
-        return candidate
-    # meant for this reader; the check of the case says what is wrong with its voxel size
-    tiff = "Tiff3DIO" in candidates and tiff_spacing_file(first, segmentation=False).is_file()
-    return "Tiff3DIO" if tiff else candidates[0]
+    elif reader != candidates[0]:
+        message = f"{candidates[0]} cannot read {first.name}, so nnU-Net will read every case with {reader}"
+        findings.append(Finding("note", "reader", None, message))
+    elif "Tiff3DIO" in candidates and tiff_spacing_file(first, segmentation=False).is_file():
+        return (
+            "Tiff3DIO"  # such a TIFF is meant for it; the check of the case names the fault of its voxel size
+        )
+    return reader
 
 
 def _label_findings(case: Case, label: CheckedFile, labels: dict[int, str]) -> list[Finding]:
@@ -263,19 +234,14 @@ def _dataset_findings(
     if not any(case.split == "train" for case in dataset.cases):
         findings.append(Finding("error", "count", None, "there is no training case"))
     findings += _absent_labels(checked, dataset)
-    readable = [(case, case.summary.name) for case in checked if case.summary is not None]
-    flat = [name for case, name in readable if case.one_slice]
-    if flat and len(flat) == len(cases):
-        findings.append(Finding("note", "one slice", None, "every scan has one slice: a 2D dataset"))
-    else:
+    flat = [case.name for case in cases if min(case.shape) == 1]
+    message = "every scan has one slice: a 2D dataset"
+    if len(flat) < len(cases):
         message = "the scan has one slice only along an axis"
-        findings += [Finding("warning", "one slice", name, message) for name in flat]
-    bare = [name for case, name in readable if not case.has_geometry]
+    findings += _of_some_or_all("one slice", flat, cases, message)
+    bare = [case.name for case in cases if case.orientation == "none"]
     message = "the file format carries no position in the patient: location follows the array axes"
-    if bare and len(bare) == len(cases):
-        findings.append(Finding("note", "no geometry", None, message))
-    else:
-        findings += [Finding("warning", "no geometry", name, message) for name in bare]
+    findings += _of_some_or_all("no geometry", bare, cases, message)
     if len({case.orientation for case in cases} - {"none"}) > 1:
         message = (
             "scans are stored in several orientations: their coordinates agree all the same, but the network sees "
@@ -287,8 +253,17 @@ def _dataset_findings(
     return findings
 
 
+def _of_some_or_all(
+    kind: str, names: Sequence[str], cases: Sequence[CaseSummary], message: str
+) -> list[Finding]:
+    """A note about the dataset if the message is true of all cases, else a warning about each named case."""
+    if names and len(names) == len(cases):
+        return [Finding("note", kind, None, message)]
+    return [Finding("warning", kind, name, message) for name in names]
+
+
 def _absent_labels(checked: list[CheckedCase], dataset: RawDataset) -> list[Finding]:
-    """A class without a voxel is trained on, and its Dice is nan: worth a note if labels could be read at all."""
+    """A note about classes without a voxel, which are trained on and get the Dice nan; none if no label was read."""
     present = frozenset().union(*(case.labels for case in checked))
     absent = [
         f"{value} ({name})"
@@ -310,40 +285,37 @@ def outliers(cases: list[CaseSummary], labels: dict[int, str]) -> list[Finding]:
         labels: Label value -> name.
     """
     displaced = list(_displaced(cases, labels))
-    doubtful = {finding.case for finding in displaced}
-    seen = {case.name for case in cases if case.positions}
+    in_place = {case.name for case in cases if case.positions} - {finding.case for finding in displaced}
     findings = []
-    for item in unusual_grids([_grid(case) for case in cases]):
+    for item in unusual_grids([_as_stored(case) for case in cases]):
         severity, message = "warning", item.message
-        if item.kind == "direction" and item.case in seen - doubtful:
-            # the header tells the truth about this scan if its organs lie where they lie elsewhere
+        if item.kind == "direction" and item.case in in_place:
+            # the header is right about this scan if its organs lie where they lie elsewhere
             severity, message = "note", f"{message} Its labels lie where they do in other cases."
         findings.append(Finding(severity, item.kind, item.case, message))
     return findings + displaced + list(_volumes(cases, labels))
 
 
-def _grid(case: CaseSummary) -> Grid:
-    fields = {field.name: getattr(case, field.name) for field in dataclasses.fields(Grid)}
+def _as_stored(case: CaseSummary) -> CaseSummary:
+    """The case with the axes of the file itself, which a reader may have turned: they show a broken header."""
     if not case.stored or case.stored == case.orientation:
-        return Grid(**fields)
-    # the reader turned the scan: the order of the file's own axes is what a broken header gives away
-    axes = {letter: index for index, pair in enumerate(("RL", "AP", "SI")) for letter in pair}
-    along = {axes[letter]: number for letter, number in zip(case.orientation, case.shape, strict=True)}
-    shape = tuple(along[axes[letter]] for letter in case.stored)
-    return Grid(**{**fields, "orientation": case.stored, "shape": shape})
+        return case
+    along = {PATIENT_AXIS[letter]: n for letter, n in zip(case.orientation, case.shape, strict=True)}
+    x, y, z = (along[PATIENT_AXIS[letter]] for letter in case.stored)
+    return replace(case, orientation=case.stored, shape=(x, y, z))
 
 
 def _displaced(cases: list[CaseSummary], labels: dict[int, str]) -> Iterator[Finding]:
     """Labels far from where they lie in all other cases: the usual sign of a wrong direction matrix."""
     far: dict[tuple[str, int], list[str]] = {}
     for value, name in labels.items():
-        having = [case for case in cases if value in case.positions]
-        if len(having) < FEWEST_CASES:
+        labelled = [case for case in cases if value in case.positions]
+        if len(labelled) < FEWEST_CASES:
             continue
-        positions = np.array([case.positions[value] for case in having])
+        positions = np.array([case.positions[value] for case in labelled])
         median, deviation = robust(positions)
         limit = np.maximum(POSITION_DISTANCE, POSITION_DEVIATIONS * deviation)
-        for case, position in zip(having, positions, strict=True):
+        for case, position in zip(labelled, positions, strict=True):
             for axis in map(int, np.flatnonzero(np.abs(position - median) > limit)):
                 text = f"{name} at {position[axis]:+.2f} (elsewhere {median[axis]:+.2f})"
                 far.setdefault((case.name, axis), []).append(text)
@@ -353,7 +325,7 @@ def _displaced(cases: list[CaseSummary], labels: dict[int, str]) -> Iterator[Fin
             "position",
             case_name,
             f"labels lie far from where they are in other cases, {PATIENT_AXES[axis]} as a fraction of the volume: "
-            f"{', '.join(texts[:3])}{f' and {len(texts) - 3} more' if len(texts) > 3 else ''}. "
+            f"{named(texts, 3)}. "
             "Is the direction right, or does the scan show more or less of the body?",
         )
 

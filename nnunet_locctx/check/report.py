@@ -1,12 +1,13 @@
-"""What a check found, as data and as text."""
+"""The findings of a check, as data and as text."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
-from nnunet_locctx.datasets.grids import PATIENT_AXES
+from nnunet_locctx.datasets.grids import PATIENT_AXES, Grid
+from nnunet_locctx.names import named
 
 SEVERITIES = ("error", "warning", "note")
 """``error``: training would stop or learn from wrong data; ``warning``: probably wrong; ``note``: worth knowing."""
@@ -14,14 +15,14 @@ SEVERITIES = ("error", "warning", "note")
 
 @dataclass(frozen=True)
 class Finding:
-    """Something worth telling about a dataset.
+    """A fault or a peculiarity of a dataset.
 
     Attributes:
         severity: One of :data:`SEVERITIES`.
-        kind: What it is about, one or two words.
-        case: The case it was found in, None if it concerns the dataset.
-        message: What was seen and what it means; the same for every case that has it.
-        detail: What differs from case to case, such as an angle.
+        kind: The subject, in one or two words.
+        case: The case that has it, None if it concerns the dataset.
+        message: The observation and its meaning; the same for every case that has it.
+        detail: A value that differs from case to case, such as an angle.
     """
 
     severity: str
@@ -31,28 +32,20 @@ class Finding:
     detail: str = ""
 
 
-@dataclass(frozen=True)
-class CaseSummary:
-    """Geometry of one readable case.
+@dataclass(frozen=True, kw_only=True)
+class CaseSummary(Grid):
+    """Geometry of one readable case, beside its :class:`~nnunet_locctx.datasets.grids.Grid`.
 
     Attributes:
-        orientation: Where the file's x, y and z axes grow to, such as ``"LPS"``; ``"none"`` without geometry.
+        split: ``"train"`` or ``"test"``.
         oblique: Largest angle in degrees between a file axis and its patient axis.
-        shape: Voxels along the file's x, y, z.
-        spacing: Voxel size in mm along the patient axes (left-right, posterior-anterior, inferior-superior).
-        extent: Length of the volume in mm along the patient axes.
         positions: Label value -> mean position of its voxels as a fraction of the volume (R, A, S), -0.5..0.5.
         volumes: Label value -> volume in ml, of the labels that do not reach an outer face.
         stored: Orientation code of the file itself where it is known; a reader may turn scans while reading.
     """
 
-    name: str
     split: str
-    orientation: str
     oblique: float
-    shape: tuple[int, int, int]
-    spacing: tuple[float, float, float]
-    extent: tuple[float, float, float]
     positions: dict[int, tuple[float, float, float]] = field(default_factory=dict)
     volumes: dict[int, float] = field(default_factory=dict)
     stored: str = ""
@@ -114,17 +107,15 @@ def _orientation_table(report: DatasetReport) -> list[str]:
 
 
 def _extent_table(report: DatasetReport) -> list[str]:
-    lines = [f"{'':<20}{'voxel size in mm':>26}{'extent in mm':>30}"]
-    lines.append(
-        f"{'patient axis':<20}" + f"{'min':>8}{'median':>9}{'max':>9}" + f"{'min':>12}{'median':>9}{'max':>9}"
-    )
-    spacing = np.array([case.spacing for case in report.cases])
-    extent = np.array([case.extent for case in report.cases])
-    for axis, name in enumerate(PATIENT_AXES):
-        sizes, lengths = spacing[:, axis], extent[:, axis]
-        row = f"{name:<20}{sizes.min():>8.3g}{np.median(sizes):>9.3g}{sizes.max():>9.3g}"
-        lines.append(f"{row}{lengths.min():>12.1f}{np.median(lengths):>9.1f}{lengths.max():>9.1f}")
-    return lines
+    tables = {}
+    for title, values, digits in (
+        ("voxel size in mm", [case.spacing for case in report.cases], ".3g"),
+        ("extent in mm", [case.extent for case in report.cases], ".1f"),
+    ):
+        numbers = pd.DataFrame(values, columns=PATIENT_AXES).agg(["min", "median", "max"]).T
+        tables[title] = numbers.map(lambda number, digits=digits: f"{number:{digits}}")
+    table = pd.concat(tables, axis=1).rename_axis(columns=["", "patient axis"]).to_string(col_space=9)
+    return [line.rstrip() for line in table.splitlines()]
 
 
 def _findings(report: DatasetReport, cases_shown: int) -> list[str]:
@@ -143,8 +134,7 @@ def _findings(report: DatasetReport, cases_shown: int) -> list[str]:
                 continue
             lines.append(f"  {severity}: {kind}: {message}")
             if cases:
-                more = f" and {len(cases) - cases_shown} more" if len(cases) > cases_shown else ""
-                lines.append(f"      in {', '.join(cases[:cases_shown])}{more}")
+                lines.append(f"      in {named(cases, cases_shown)}")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""One file of a dataset: what its header says and whether its voxels are usable."""
+"""Checks one file of a dataset: its header, and whether its voxels are usable."""
 
 import contextlib
 import json
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nnunet_locctx.check.report import Finding
 from nnunet_locctx.geometry import PATIENT_FROM_LPS, Frame, corner_distance
 from nnunet_locctx.nnunet.data.reading import (
     BrokenFileError,
@@ -38,8 +39,8 @@ class CheckedFile:
         file: Where it is.
         frame: Position of the stored array (axis order z, y, x), None if the file or its geometry is unusable.
         spacing: nnU-Net's voxel size in mm, z, y, x, with which it resamples; () if the file is unusable.
-        problems: (severity, kind, message, detail) of everything found; see Finding.
-        readable: Whether nnU-Net's reader could read it, and takes its axes for what they are.
+        problems: The findings, without the case.
+        readable: Whether nnU-Net's reader can read the file and understands its axes as they are.
         labels: Label values with their mean index (z, y, x), for segmentations.
         voxels: Label values with their number of voxels.
         cut: Label values that reach an outer face of the volume.
@@ -51,7 +52,7 @@ class CheckedFile:
     file: Path
     frame: Frame | None = None
     spacing: tuple[float, ...] = ()
-    problems: list[tuple[str, str, str, str]] = field(default_factory=list)
+    problems: list[Finding] = field(default_factory=list)
     readable: bool = True
     labels: dict[int, npt.NDArray[np.float64]] = field(default_factory=dict)
     voxels: dict[int, int] = field(default_factory=dict)
@@ -62,11 +63,11 @@ class CheckedFile:
 
     def report(self, severity: str, kind: str, message: str, detail: str = "") -> None:
         """Adds a problem."""
-        self.problems.append((severity, kind, message, detail))
+        self.problems.append(Finding(severity, kind, None, message, detail))
 
     def has(self, kind: str) -> bool:
         """Whether a problem of that kind was found."""
-        return any(problem[1] == kind for problem in self.problems)
+        return any(problem.kind == kind for problem in self.problems)
 
 
 def check_file(file: Path, reader: str, *, segmentation: bool) -> CheckedFile:

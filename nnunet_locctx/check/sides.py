@@ -1,4 +1,4 @@
-"""Classes named for a side of the body, against the side they lie on."""
+"""Compares the classes that are named for a side of the body with the side that they lie on."""
 
 import itertools
 import re
@@ -6,15 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from nnunet_locctx.check.report import CaseSummary, Finding
 from nnunet_locctx.evaluation.classes import find_pairs
+from nnunet_locctx.names import named
 
 FARTHER = 0.01
-"""Share of the scan's width that two twins lie apart, at least; nearer ones do not tell the sides."""
+"""Least distance of two twins as a share of the scan's width; nearer ones do not show the sides."""
 
 
 def side_findings(cases: Sequence[CaseSummary], labels: Mapping[int, str]) -> list[Finding]:
     """Compares twins, a left and a right class, with the side that one lies on as seen from the other.
 
-    A mirrored header shows in all twins of a case; names that were exchanged in one pair of twins.
+    A mirrored header concerns all twins of a case; exchanged names concern one pair of twins.
 
     Args:
         cases: Those that could be read. Without a geometry there are no sides.
@@ -29,9 +30,9 @@ def side_findings(cases: Sequence[CaseSummary], labels: Mapping[int, str]) -> li
         places = {pair: [case.positions.get(values[name]) for name in pair] for pair in pairs}
         # the first coordinate grows to the patient's right
         apart = {pair: one[0] - other[0] for pair, (one, other) in places.items() if one and other}
-        told = {pair: distance > 0 for pair, distance in apart.items() if abs(distance) >= FARTHER}
-        if told:
-            mirrored[case.name] = told
+        on_the_right = {pair: distance > 0 for pair, distance in apart.items() if abs(distance) >= FARTHER}
+        if on_the_right:
+            mirrored[case.name] = on_the_right
     return list(_findings(mirrored))
 
 
@@ -39,34 +40,29 @@ def _findings(mirrored: Mapping[str, Mapping[tuple[str, str], bool]]) -> Iterato
     """Case -> (left, right) class -> whether the left one lies to the right."""
     wrong = [case for case, twins in mirrored.items() if 2 * sum(twins.values()) > len(twins)]
     pairs = list(dict.fromkeys(pair for twins in mirrored.values() for pair in twins))
-    if wrong and 2 * len(wrong) > len(mirrored):
+    unlike, here, elsewhere = wrong, "right", "left"
+    if 2 * len(wrong) > len(mirrored):
         message = (
             f"{_common([left for left, _ in pairs])} lie on the patient's right in {len(wrong)} of {len(mirrored)} "
             "cases: header or names are mirrored"
         )
         yield Finding("warning", "sides", None, message)
-        unlike = [case for case in mirrored if case not in wrong]
-    else:
-        unlike = wrong
-    most = "right" if unlike != wrong else "left"
+        unlike, here, elsewhere = [case for case in mirrored if case not in wrong], "left", "right"
     for case in unlike:
-        here = "left" if most == "right" else "right"
         message = (
             f"{_common([left for left, _ in mirrored[case]])} lie on the patient's {here}, and in most other cases on "
-            f"the {most}: the header or the label of this case is mirrored"
+            f"the {elsewhere}: the header or the label of this case is mirrored"
         )
         yield Finding("warning", "sides", case, message)
     for left, right in pairs:
-        having = [case for case, twins in mirrored.items() if (left, right) in twins]
-        odd = [case for case in having if mirrored[case][left, right] != (case in wrong)]
-        if odd and 2 * len(odd) > len(having):
-            yield Finding(
-                "warning",
-                "sides",
-                None,
-                f"{left} and {right} lie on each other's side, unlike other twins, in {len(odd)} of {len(having)} "
-                "cases: their names are exchanged",
+        labelled = [case for case, twins in mirrored.items() if (left, right) in twins]
+        odd = [case for case in labelled if mirrored[case][left, right] != (case in wrong)]
+        if odd and 2 * len(odd) > len(labelled):
+            message = (
+                f"{left} and {right} lie on each other's side, unlike other twins, in {len(odd)} of {len(labelled)} "
+                "cases: their names are exchanged"
             )
+            yield Finding("warning", "sides", None, message)
 
 
 def _common(names: Sequence[str]) -> str:
@@ -77,11 +73,11 @@ def _common(names: Sequence[str]) -> str:
             return f"{start}*"
         if re.search(r"left|[_ .]l$|sin", end, re.IGNORECASE):
             return f"*{end}"
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return named(names, 3)
 
 
 def _shared(names: Sequence[str]) -> str:
-    """What all names begin with."""
+    """The letters that all names begin with."""
     columns = zip(*names, strict=False)
     return "".join(
         letters[0] for letters in itertools.takewhile(lambda column: len(set(column)) == 1, columns)

@@ -24,7 +24,7 @@ from nnunet_locctx.datasets.acdc import Acdc
 from nnunet_locctx.datasets.amos22 import Amos22
 from nnunet_locctx.datasets.brats import Brats
 from nnunet_locctx.datasets.btcv import Btcv, Synapse
-from nnunet_locctx.datasets.grids import Grid, unusual_grids
+from nnunet_locctx.datasets.grids import unusual_grids
 from nnunet_locctx.datasets.job import (
     FOLDERS,
     PROGRESS,
@@ -187,11 +187,8 @@ def _make(case: SourceCase, release: Release, working: Path, link: bool) -> None
 def _result(job: Job, listing: Listing) -> Converted:
     """The result before anything is written; compares all headers, those of the cases left out too."""
     left_out = {case.name: reason for case, reason in listing.left_out}
-    grids: list[Grid] = []
-    for case in [*listing.cases, *(case for case, _ in listing.left_out)]:
-        grid = read_grid(case)
-        if grid is not None:
-            grids.append(grid)
+    cases = [*listing.cases, *(case for case, _ in listing.left_out)]
+    grids = [grid for case in cases if (grid := read_grid(case)) is not None]
     unusual: dict[str, list[str]] = {}
     for item in unusual_grids(grids):
         unusual.setdefault(item.case, []).append(item.message)
@@ -218,7 +215,7 @@ def _existing(job: Job, source: Path) -> Converted:
     if differing:
         raise ValueError(
             f"{job.target} exists and was converted with other settings: "
-            + "; ".join(f"{key} {record.get(key)} there, {job.settings()[key]} now" for key in differing)
+            + "; ".join(f"{key} was {record.get(key)}, is now {job.settings()[key]}" for key in differing)
             + ". Choose another number, or remove it."
         )
     names = [*record["files"], "dataset.json", SPLITS]

@@ -76,7 +76,7 @@ class Unusual:
     Attributes:
         case: Name of the case.
         kind: ``voxel size``, ``extent``, ``axes``, ``slices`` or ``direction``.
-        message: What was seen, what the others have, and what it may mean.
+        message: The observation, the values of the other cases, and a possible meaning.
     """
 
     case: str
@@ -138,12 +138,9 @@ def _far_off(grids: Sequence[Grid], flagged: set[tuple[str, int]], kind: str, fa
                 if ordinary or key in flagged:
                     continue
                 flagged.add(key)
-                seen, usual = math.exp(lengths[case, axis]), math.exp(median[axis])
-                unusual.append(
-                    Unusual(
-                        key[0], kind, f"{kind} {name} {seen:.4g} mm, the dataset's median is {usual:.4g} mm"
-                    )
-                )
+                length, usual = math.exp(lengths[case, axis]), math.exp(median[axis])
+                message = f"{kind} {name} {length:.4g} mm, the dataset's median is {usual:.4g} mm"
+                unusual.append(Unusual(key[0], kind, message))
     return unusual
 
 
@@ -260,7 +257,4 @@ def counts(grid: Grid) -> tuple[int, int, int]:
 
 def sizes(grid: Grid) -> str:
     """Voxel sizes for people."""
-    return (
-        " x ".join(f"{size:.3g}" for size in grid.spacing)
-        + " mm (left-right, posterior-anterior, inferior-superior)"
-    )
+    return f"{' x '.join(f'{size:.3g}' for size in grid.spacing)} mm ({', '.join(PATIENT_AXES)})"

@@ -1,4 +1,4 @@
-"""One conversion: where it goes and with which options, what it gives, and the record that it leaves."""
+"""One conversion: its target and options, its result, and its record."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class Converted:
         folder: The dataset.
         training: Names of the training cases.
         testing: Names of the test cases.
-        existed: Nothing was done because the dataset was there, whole.
-        resumed: Cases that an earlier, stopped conversion had written.
+        existed: Whether the complete dataset existed before, so that nothing was done.
+        resumed: Number of cases that an earlier, stopped conversion had written.
         splits: splits_final.json in nnUNet_preprocessed.
-        notes: For the user.
-        left_out: Case -> why it was not converted.
-        unusual: Case -> what is unlike the other cases in its header (converted or left out).
+        notes: Sentences for the user.
+        left_out: Case -> the reason why it was not converted.
+        unusual: Case, converted or left out -> what its header has unlike the other cases.
     """
 
     folder: Path

@@ -9,6 +9,7 @@ helps on a real dataset is another question.
 """
 
 import json
+import math
 import platform
 import re
 import shutil
@@ -18,7 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.evaluation.dice import DiceScores, mean_dice
+import pandas as pd
+
+from nnunet_locctx.evaluation.classes import Classes
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.locks import one_at_a_time
 from nnunet_locctx.nnunet.commands import NNUNet
@@ -159,7 +162,7 @@ class Steps:
             try:
                 state = json.loads(file.read_text(encoding="utf-8"))
                 differing = [
-                    f"{key}: {state['settings'].get(key)!r} there, {value!r} now"
+                    f"{key}: was {state['settings'].get(key)!r}, is now {value!r}"
                     for key, value in self._state["settings"].items()
                     if state["settings"].get(key) != value
                 ]
@@ -289,15 +292,14 @@ class _Demo:
             predictions={run: self._predictions(run) for run in self.settings.trainers},
         )
 
-    def scores(self, run: str) -> DiceScores:
-        labels = json.loads((self.raw / "dataset.json").read_text(encoding="utf-8"))["labels"]
-        return mean_dice(self._predictions(run) / "summary.json", labels)
-
     def results(self, seconds: dict[str, float]) -> dict[str, Any]:
+        labels = json.loads((self.raw / "dataset.json").read_text(encoding="utf-8"))["labels"]
         results: dict[str, Any] = {}
         for run, trainer in self.settings.trainers.items():
-            scores = self.scores(run)
-            results[run] = {"dice": scores.dice, "per_class": scores.per_class, "trainer": trainer}
+            per_class = mean_dice(self._predictions(run) / "summary.json", labels)
+            known = [value for value in per_class.values() if not math.isnan(value)]
+            dice = sum(known) / len(known) if known else math.nan
+            results[run] = {"dice": dice, "per_class": per_class, "trainer": trainer}
         results["settings"] = asdict(self.settings)
         results["environment"] = self.nnunet.variables
         results["commands"] = self._commands()
@@ -340,18 +342,34 @@ class _Progress:
         return f"{time.monotonic() - self.start:6.0f} s  {text}"
 
 
+def mean_dice(summary: Path, labels: Mapping[str, Any]) -> dict[str, float]:
+    """Class name -> mean Dice over the cases (a fraction), NaN where the class is in no reference and no prediction.
+
+    Args:
+        summary: The ``summary.json`` of ``nnUNetv2_evaluate_folder``.
+        labels: The ``labels`` of the dataset's ``dataset.json``.
+
+    Raises:
+        ValueError: The summary lacks a class of `labels`.
+    """
+    means = json.loads(summary.read_text(encoding="utf-8"))["mean"]
+    per_class = {}
+    for name, label in Classes.from_labels(labels).labels.items():
+        if str(label) not in means:  # nnU-Net's key of a region is the text of a tuple
+            raise ValueError(f"{summary} has no class {label} ({name}); it has {', '.join(means)}")
+        value = means[str(label)]["Dice"]
+        per_class[name] = math.nan if value is None else float(value)
+    return per_class
+
+
 def format_results(results: dict[str, Any]) -> str:
     """The results as a table for the terminal: Dice per class, plain beside located."""
     plain, located = results["plain"], results["located"]
-    width = max(len(name) for name in [*plain["per_class"], "mean"])
-    lines = [
-        "",
-        f"Dice on {results['settings']['test_cases']} held-out scans",
-        f"{'':<{width}}  {'plain':>8}  {'located':>8}",
-    ]
-    for name, value in plain["per_class"].items():
-        lines.append(f"{name:<{width}}  {value:8.3f}  {located['per_class'][name]:8.3f}")
-    lines.append(f"{'mean':<{width}}  {plain['dice']:8.3f}  {located['dice']:8.3f}")
+    dice = pd.DataFrame(
+        {run: {**results[run]["per_class"], "mean": results[run]["dice"]} for run in ("plain", "located")}
+    )
+    lines = ["", f"Dice on {results['settings']['test_cases']} held-out scans"]
+    lines += dice.to_string(float_format="{:.3f}".format, col_space=8).splitlines()
     lines.append(
         f"trainers: {plain['trainer']}, {located['trainer']}; {results['seconds'] / 60:.1f} minutes in all"
     )

@@ -1,5 +1,1 @@
-"""Measures of a segmentation."""
-
-from nnunet_locctx.evaluation.dice import DiceScores, mean_dice
-
-__all__ = ["DiceScores", "mean_dice"]
+"""Measures of segmentations, postprocessing, and robustness against a wrong location."""

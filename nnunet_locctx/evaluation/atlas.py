@@ -11,7 +11,6 @@ it. Flips and permutations of the storage then change nothing.
 import functools
 import io
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from nnunet_locctx.geometry import Array, Frame
 
 FORMAT = 1
 TIE = 1e-6
-"""Cells: what lies half way between two goes to the greater one, whatever the last bits of its place say."""
+"""Cells: a place half way between two cells belongs to the greater one, whatever its last bits are."""
 
 SLACK = 1e-4
 """Millimetres: distances are sums of rounded cell sizes, kept in single precision."""
@@ -107,7 +106,7 @@ def occupied_cells(
     from scipy.ndimage import affine_transform
 
     ordered, patient = patient_order(segmentation, frame)
-    # cell -> voxel is affine: four cells tell it
+    # cell -> voxel is affine and follows from four cells
     origin, *ends = patient.index_from_fraction(grid.fraction(np.vstack([np.zeros(3), np.eye(3)])))
     matrix = (np.array(ends) - origin).T
     sampled = affine_transform(
@@ -115,9 +114,9 @@ def occupied_cells(
     )
     cells = {}
     for label in labels:
-        held = sampled == label
-        held[tuple(grid.cells(patient, np.argwhere(ordered == label)).T)] = True
-        cells[label] = np.flatnonzero(held).astype(np.int64)
+        occupied = sampled == label
+        occupied[tuple(grid.cells(patient, np.argwhere(ordered == label)).T)] = True
+        cells[label] = np.flatnonzero(occupied).astype(np.int64)
     return cells
 
 
@@ -131,8 +130,8 @@ class Atlas:
         cells: Label -> (cells, counts): flat indices of the cells where it occurs, and in how many scans.
         labels: The ``labels`` of the ``dataset.json``.
         threshold: Cells count whose share of the scans is above this.
-        radius_mm: By how far the cells are dilated, mm on the grid.
-        history: How it was made, as JSON can hold it.
+        radius_mm: Radius of the dilation, mm on the grid.
+        history: How the atlas was made, as JSON can hold it.
     """
 
     grid: Grid
@@ -143,13 +142,6 @@ class Atlas:
     radius_mm: float = 0.0
     history: Mapping[str, Any] = field(default_factory=dict)
 
-    def mean(self, label: int) -> npt.NDArray[np.float64]:
-        """(R, A, S) share of the scans in which a cell holds the label."""
-        dense = np.zeros(math.prod(self.grid.shape))
-        cells, counts = self.cells[label]
-        dense[cells] = counts / len(self.cases)
-        return dense.reshape(self.grid.shape)
-
     def support(self, label: int) -> Indices:
         """(N, 3) cells where the label's share is above the threshold."""
         cells, counts = self.cells[label]
@@ -158,11 +150,11 @@ class Atlas:
 
 
 class AtlasMask:
-    """An atlas with its distances worked out: by how much a label must be dilated to reach a cell.
+    """An atlas with its distances: the radius by which a label must be dilated to reach a cell.
 
     Args:
         atlas: The atlas.
-        reach_mm: Distances up to this are needed; None: the atlas's radius.
+        reach_mm: The largest distance that is computed; None: the atlas's radius.
     """
 
     def __init__(self, atlas: Atlas, reach_mm: float | None = None) -> None:
@@ -211,10 +203,10 @@ class AtlasMask:
 
 
 def mask_of_file(file: Path, reach_mm: float | None = None) -> AtlasMask:
-    """The atlas of a file as a mask; kept for the next call, as a worker masks many scans with it.
+    """The atlas of a file as a mask. It is kept for the next call, as a worker masks many scans with it.
 
     Raises:
-        ValueError: It cannot be read, or holds something else.
+        ValueError: The file cannot be read, or holds something else.
     """
     stamp = file.stat()
     return _mask_of_file(file, stamp.st_mtime_ns, stamp.st_size, reach_mm)
@@ -252,7 +244,7 @@ def read_atlas(file: Path) -> Atlas:
     """The atlas of a file.
 
     Raises:
-        ValueError: It cannot be read, or holds something else.
+        ValueError: The file cannot be read, or holds something else.
     """
     try:
         with np.load(file, allow_pickle=False) as stored:

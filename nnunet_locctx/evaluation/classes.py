@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nnunet_locctx.evaluation.dice import foreground
 from nnunet_locctx.names import check_known
 
 LEFT = {"left", "l", "lt", "lft", "sin", "sinister", "sinistra"}
@@ -35,7 +34,11 @@ class Classes:
             ValueError: There is no class, or a label is no whole number above 0.
         """
         try:
-            by_name = foreground(labels)
+            by_name = {
+                name: tuple(map(int, label)) if isinstance(label, list | tuple) else int(label)
+                for name, label in labels.items()
+                if name not in ("background", "ignore")
+            }
             ignore = labels.get("ignore")
             classes = cls(by_name, None if ignore is None else int(ignore))
         except (TypeError, ValueError, AttributeError) as error:
@@ -62,6 +65,15 @@ class Classes:
     def in_references(self) -> frozenset[int]:
         """Every label value of a reference: :attr:`known` and the ignore label."""
         return self.known if self.ignore is None else self.known | {self.ignore}
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The (left, right) classes that :func:`find_pairs` recognises and that share no label value."""
+        return [
+            (left, right)
+            for left, right in find_pairs(list(self.labels))
+            if not set(self.values[left]) & set(self.values[right])
+        ]
 
     def as_json(self) -> dict[str, int | list[int]]:
         """Class name -> label, or list of labels."""
@@ -96,10 +108,10 @@ def find_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
     for name in names:
         words = _words(name)
         for side, known in (("left", LEFT), ("right", RIGHT)):
-            at = [number for number, word in enumerate(words) if word in known]
+            places = [number for number, word in enumerate(words) if word in known]
             # "left" alone names no organ, and two words for a side are not understood
-            if len(at) == 1 and len(words) > 1:
-                rest = (*words[: at[0]], "", *words[at[0] + 1 :])
+            if len(places) == 1 and len(words) > 1:
+                rest = (*words[: places[0]], "", *words[places[0] + 1 :])
                 sides[side].setdefault(rest, []).append(name)
     pairs = [
         (left[0], sides["right"][rest][0])
@@ -115,7 +127,7 @@ def find_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def check_pairs(pairs: Sequence[Sequence[str]], classes: Classes) -> list[tuple[str, str]]:
-    """Pairs of classes that were given.
+    """The pairs of classes that a caller names, as (left, right).
 
     Raises:
         ValueError: A pair is not two different classes, a class is in two pairs, or the two share a label.
@@ -126,9 +138,9 @@ def check_pairs(pairs: Sequence[Sequence[str]], classes: Classes) -> list[tuple[
         if len(pair) != 2 or pair[0] == pair[1]:
             raise ValueError(f"a pair is two different classes (left, right), got {list(pair)}")
         check_known(pair, classes.labels, "class")
-        again = used.intersection(pair)
-        if again:
-            raise ValueError(f"class {min(again)!r} is in more than one pair")
+        repeated = used.intersection(pair)
+        if repeated:
+            raise ValueError(f"class {min(repeated)!r} is in more than one pair")
         shared = set(classes.values[pair[0]]) & set(classes.values[pair[1]])
         if shared:
             raise ValueError(
@@ -153,7 +165,10 @@ def _left_letter(name: str) -> str:
 
 
 def _left_tooth(name: str, names: Sequence[str]) -> str:
-    """The twin of a right tooth; empty if the name is none, or names and other names do not speak of teeth."""
+    """The twin of a right tooth; empty if the name is no tooth's.
+
+    A number is a tooth's if the name has a word for teeth, or if every class is called by such a number.
+    """
     match = re.search(r"(?<!\d)([1458])([1-8])$", name)
     if match is None or not (
         re.search(r"tooth|teeth|fdi|incisor|canine|premolar|molar", name, re.IGNORECASE)

@@ -1,4 +1,4 @@
-"""What is doubtful about a segmentation, judged by what training labels have; no truth is needed."""
+"""What is doubtful about a segmentation, judged by the ranges of the training labels; no truth is needed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ import numpy.typing as npt
 
 from nnunet_locctx.evaluation.classes import Classes
 from nnunet_locctx.evaluation.label_summary import LabelSummary, to_index, twins
-from nnunet_locctx.evaluation.training_ranges import Deviations, Ranges, Usual
+from nnunet_locctx.evaluation.training_ranges import Ranges
 
 MOST = 10.0
-"""No class counts for more than this, however far beyond the limit it is; missing and unseen classes count for it."""
+"""Largest doubt of a class, however far beyond the limit it is; a missing or unseen class counts for as much."""
 
 MIRRORED = 0.9
 """A case is called mirrored along an axis if more than this share of the offsets between its classes is reversed."""
@@ -28,12 +28,12 @@ class Finding:
 
     Attributes:
         kind: ``mirrored``, ``sides``, ``position``, ``pieces``, ``volume``, ``missing``, ``unseen`` (a class that no
-            training case has), ``empty``, ``location`` or ``file`` (it cannot be judged).
-        classes: What it is about.
-        value: What was measured; None where nothing is.
-        unit: Of the value and its limits: ``mm``, ``ml`` or ``fraction``.
-        low, high: Limits that training gives; None: there is none.
-        times: How many times the limit's distance from the usual value it is; :data:`MOST` of what has no value.
+            training case has), ``empty``, ``location`` or ``file`` (the file cannot be judged).
+        classes: The classes concerned.
+        value: The measured value; None where nothing is measured.
+        unit: Unit of the value and its limits: ``mm``, ``ml`` or ``fraction``.
+        low, high: Limits by the training labels; None: there is none.
+        times: The deviation from the usual value, relative to that of the limit; :data:`MOST` without a value.
         sentence: All of this in words.
         place: Where to look, mm along the patient's axes; None: at the classes.
     """
@@ -52,13 +52,13 @@ class Finding:
 def judge(case: str, summary: LabelSummary, ranges: Ranges, classes: Classes) -> tuple[list[Finding], float]:
     """The findings, the most doubtful first, and the doubt.
 
-    The doubt is at most 1 where nothing is beyond its limit: the largest deviation as a fraction of its limit. Beyond,
-    each class adds by how many times its worst deviation exceeds the limit, at most :data:`MOST` times.
+    Where nothing exceeds its limit, the doubt is the largest deviation as a fraction of its limit, so at most 1. Beyond
+    that, each class adds by how many times its worst deviation exceeds the limit, at most :data:`MOST` times.
 
     Args:
-        case: Its name; a training case is judged by the others.
-        summary: Its segmentation.
-        ranges: What training has.
+        case: Name of the case; a training case is judged by the others.
+        summary: The numbers of its segmentation.
+        ranges: The ranges of the training labels.
         classes: The classes.
     """
     judged = _Judged(case, summary, ranges, classes)
@@ -67,16 +67,16 @@ def judge(case: str, summary: LabelSummary, ranges: Ranges, classes: Classes) ->
 
 
 class _Judged:
-    """A case beside what is usual; see :func:`judge`."""
+    """A case beside the training cases; see :func:`judge`."""
 
     def __init__(self, case: str, summary: LabelSummary, ranges: Ranges, classes: Classes) -> None:
         self.summary, self.limits = summary, ranges.limits
         self.names, self.pairs = list(classes.labels), twins(classes)
-        self.usual: Usual = ranges.without.get(case, ranges.usual)
+        self.usual = ranges.without.get(case, ranges.usual)
         others = np.stack([present for name, present in ranges.present.items() if name != case])
         self.others, self.share = len(others), others.mean(axis=0)
         self.fewest, self.most = int(others.sum(axis=1).min()), int(others.sum(axis=1).max())
-        self.deviations: Deviations = self.usual.deviations(summary)
+        self.deviations = self.usual.deviations(summary)
         self.times = {
             kind: np.nan_to_num(values / self.limits[kind]) for kind, values in self.deviations.scaled.items()
         }
@@ -86,15 +86,13 @@ class _Judged:
         self.mirrored = [int(axis) for axis in np.flatnonzero(turned > MIRRORED)]
 
     def _missing(self) -> npt.NDArray[np.bool_]:
-        """(C,) classes of every training case that are not here, though the scan shows where they usually lie."""
+        """(C,) classes of every training case that this one lacks, though the scan shows where they usually lie."""
         frame = self.summary.frame
         index = to_index(self.deviations.expected, frame)
         margin = self.usual.position_scatter.mean(axis=1, keepdims=True) / frame.spacing - 0.5
-        shown = ((index >= margin) & (index <= np.array(frame.shape) - 1 - margin)).all(
-            axis=1
-        )  # never of NaN
-        absent: npt.NDArray[np.bool_] = (self.share == 1) & ~self.summary.present & shown
-        return absent
+        # a place that is NaN is never shown
+        shown = ((index >= margin) & (index <= np.array(frame.shape) - 1 - margin)).all(axis=1)
+        return np.asarray((self.share == 1) & ~self.summary.present & shown)
 
     @property
     def doubt(self) -> float:
@@ -107,7 +105,7 @@ class _Judged:
         return float((worst - 1).clip(min=0).sum() + min(1.0, worst.max()))
 
     def findings(self) -> Iterator[Finding]:
-        """All but what follows from another one."""
+        """All findings but those that follow from another one."""
         if not self.summary.present.any():
             if self.fewest > 0:
                 classes = f"{self.fewest} to {self.most}" if self.fewest < self.most else f"{self.most}"
@@ -121,11 +119,9 @@ class _Judged:
             )
             yield Finding("mirrored", (), sentence, share, "fraction", high=MIRRORED)
         for number in map(int, np.flatnonzero(self.missing)):
-            name, place = self.names[number], self.deviations.expected[number]
+            name, (r, a, s) = self.names[number], map(float, self.deviations.expected[number])
             sentence = f"{name} is missing; all {self.others} training cases have it"
-            yield Finding(
-                "missing", (name,), sentence, place=(float(place[0]), float(place[1]), float(place[2]))
-            )
+            yield Finding("missing", (name,), sentence, place=(r, a, s))
         for number in map(int, np.flatnonzero(self.unseen)):
             name, volume = self.names[number], float(self.summary.volumes[number])
             sentence = f"{name} measures {_ml([volume])}; no training case has it"
@@ -134,22 +130,18 @@ class _Judged:
         for number in confused if not self.mirrored else ():
             yield self._sides(number)
         swapped = {one for number in confused for one in self.pairs[number]}
-        for kind, describe in (
-            ("position", self._position),
-            ("pieces", self._pieces),
-            ("volume", self._volume),
-        ):
+        judges = {"position": self._position, "pieces": self._pieces, "volume": self._volume}
+        for kind, describe in judges.items():
             for number in map(int, np.flatnonzero(self.times[kind] > 1)):
                 if number not in swapped and not (kind == "position" and self.mirrored):
                     yield describe(number)
 
     def _sides(self, pair: int) -> Finding:
         left, right = (self.names[number] for number in self.pairs[pair])
-        value = float(self.usual.wrong_side(self.summary)[pair])
-        reach = self.limits["sides"] * self.usual.side_scatter[pair]
-        high = max(0.0, float(np.exp(self.usual.side[pair] + reach) - self.usual.side_unit[pair]))
-        sentence = f"{left} and {right} lie on each other's side with {_percent(value)} of their voxels ({_upto(high)})"
-        times = float(self.times["sides"][pair])
+        value, times = float(self.usual.wrong_side(self.summary)[pair]), float(self.times["sides"][pair])
+        high = max(0.0, self.usual.side.at(pair, self.limits["sides"]))
+        share = f"{_percent(value)} of their voxels ({_at_most(high)})"
+        sentence = f"{left} and {right} lie on each other's side with {share}"
         return Finding("sides", (left, right), sentence, value, "fraction", None, high, times)
 
     def _position(self, number: int) -> Finding:
@@ -163,31 +155,27 @@ class _Judged:
 
     def _pieces(self, number: int) -> Finding:
         name, value = self.names[number], float(self.summary.strays[number])
-        reach = self.limits["pieces"] * self.usual.stray_scatter[number]
-        high = max(0.0, float(np.exp(self.usual.stray[number] + reach) - self.usual.stray_unit[number]))
+        times = float(self.times["pieces"][number])
+        high = max(0.0, self.usual.stray.at(number, self.limits["pieces"]))
         sentence = (
-            f"{name} has several pieces, {_percent(value)} of it is outside of the largest ({_upto(high)})"
+            f"{name} has several pieces, {_percent(value)} of it is outside of the largest ({_at_most(high)})"
         )
-        return Finding(
-            "pieces", (name,), sentence, value, "fraction", None, high, float(self.times["pieces"][number])
-        )
+        return Finding("pieces", (name,), sentence, value, "fraction", None, high, times)
 
     def _volume(self, number: int) -> Finding:
         name, value = self.names[number], float(self.summary.volumes[number])
-        reach = self.limits["volume"] * self.usual.volume_scatter[number]
-        low, high = (float(np.exp(self.usual.volume[number] + sign * reach)) for sign in (-1, 1))
+        times, limit = float(self.times["volume"][number]), self.limits["volume"]
+        low, high = (self.usual.volume.at(number, sign * limit) for sign in (-1, 1))
         large = "large" if value > high else "small"
         sentence = f"{name} is too {large}: {_ml([value])} (training: {_ml([low, high])})"
-        return Finding(
-            "volume", (name,), sentence, value, "ml", low, high, float(self.times["volume"][number])
-        )
+        return Finding("volume", (name,), sentence, value, "ml", low, high, times)
 
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.2g} %" if fraction < 0.1 else f"{100 * fraction:.0f} %"
 
 
-def _upto(fraction: float) -> str:
+def _at_most(fraction: float) -> str:
     return f"training: up to {_percent(fraction)}" if fraction >= 5e-5 else "training: none"
 
 

@@ -1,9 +1,10 @@
 """Evaluates a folder of predictions (`locctx evaluate`), and what that writes: JSON, CSV and Markdown."""
 
+import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nnunet_locctx.evaluation.classes import Classes, check_pairs, find_pairs
+from nnunet_locctx.evaluation.classes import Classes, check_pairs
 from nnunet_locctx.evaluation.label_files import (
     LabelFile,
     check_label_files,
+    check_processes,
     fingerprint,
-    list_label_files,
     read_description,
     read_labels,
     refuse,
@@ -51,20 +52,9 @@ SMALL_ML = 0.1
 """Where no class is larger, the table has mm3."""
 
 MOST_VOXELS = 5.0
-"""A tolerance of more tells nearly nothing: it is larger than the errors of any segmentation worth the name."""
+"""A tolerance of more voxels says nearly nothing: it is larger than the errors of any usable segmentation."""
 
 PRESENCE = ("both", "missing", "spurious", "absent")
-
-
-@dataclass(frozen=True)
-class _Job:
-    case: str
-    prediction: Path
-    reference: Path
-    reader: str
-    classes: Classes
-    pairs: tuple[tuple[str, str], ...]
-    settings: Settings
 
 
 def evaluate_folders(
@@ -93,56 +83,64 @@ def evaluate_folders(
         output: Folder of the results; made if needed.
         dataset_json: The dataset's description (labels, file ending) or its file; None: the one that lies with the
             predictions, in a folder above them, or with the references.
-        tolerance_mm: Of the NSD.
-        off_region_mm: Distance from which predicted voxels are off their class's region.
-        pairs: (left, right) classes, for the swap rate; None: as their names say.
+        tolerance_mm: Tolerance of the NSD.
+        off_region_mm: Predicted voxels farther than this from their class are off its region.
+        pairs: (left, right) classes, for the swap rate; None: the pairs that the names of the classes show.
         paper: Add the measures of a paper (:data:`~nnunet_locctx.evaluation.measures.PAPERS`); True: ``"locbam"``.
-        cases: Which to evaluate; None: all.
-        predicted_only: References without prediction are left out instead of refused.
+        cases: The cases to evaluate; None: all.
+        predicted_only: Leave out references without a prediction instead of refusing them.
         processes: Worker processes.
         progress: Show a bar.
 
     Returns:
-        What ``evaluation.json`` holds.
+        The content of ``evaluation.json``.
 
     Raises:
-        ValueError: Something is not usable; files are named all at once, and nothing is written.
+        ValueError: An argument or a file is not usable; all such files are named, and nothing is written.
     """
     settings = Settings(
         float(tolerance_mm), float(off_region_mm), "locbam" if paper is True else paper or None
     )
-    if processes < 1:
-        raise ValueError(f"the number of processes must be at least 1, got {processes}")
+    check_processes(processes)
     description = read_description(dataset_json, (predictions, references))
-    classes = Classes.from_labels(description.labels)
-    chosen = find_pairs(list(classes.labels)) if pairs is None else check_pairs(pairs, classes)
-    # sides that share labels (a region of both) cannot be swapped
-    sides = [pair for pair in chosen if not set(classes.values[pair[0]]) & set(classes.values[pair[1]])]
-    predicted, true = (
-        list_label_files(folder, description.file_ending) for folder in (predictions, references)
-    )
+    classes = description.classes
+    sides = classes.pairs if pairs is None else check_pairs(pairs, classes)
+    predicted, true = description.list_files(predictions), description.list_files(references)
     names = _names(predicted, true, cases, predicted_only, predictions, references)
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file; the results need a folder")
     records = Records(output / RECORDS)
     reader = choose_reader(description.content, true[names[0]])
-    jobs = {
-        name: _Job(name, predicted[name], true[name], reader, classes, tuple(sides), settings)
+    keys = {
+        name: {
+            "version": VERSION,
+            "whole": True,  # earlier versions also measured files that were cut off
+            "case": name,
+            "prediction": fingerprint(predicted[name]),
+            "reference": fingerprint(true[name]),
+            "reader": reader,
+            "classes": classes.as_json(),
+            "ignore": classes.ignore,
+            "pairs": sides,
+            **asdict(settings),
+        }
         for name in names
     }
-    what = {name: _what(job) for name, job in jobs.items()}
-    open_ones = [name for name in names if what[name] not in records]
-    files = [
-        LabelFile(name, predicted[name], reader, classes.known, true[name], classes.in_references)
-        for name in open_ones
+    due = [
+        (
+            LabelFile(name, predicted[name], reader, classes.known),
+            LabelFile(name, true[name], reader, classes.in_references),
+        )
+        for name in names
+        if keys[name] not in records
     ]
-    refuse(check_label_files(files, processes, progress=progress), "the files cannot be compared")
+    check_label_files(due, processes, "the files cannot be compared", progress=progress)
     output.mkdir(parents=True, exist_ok=True)
-    answers = map_in_workers(_measure, [jobs[name] for name in open_ones], processes)
-    records.add_all(
-        [what[name] for name in open_ones], answers, total=len(names), title="evaluating", progress=progress
-    )
-    rows = [{"case": name, **row} for name in names for row in records.get(what[name])]
+    measure = functools.partial(_measure, classes=classes, pairs=sides, settings=settings)
+    measured = map_in_workers(measure, due, processes, "evaluating" if progress else None)
+    for (prediction, _), result in zip(due, measured, strict=True):
+        records.add(keys[prediction.case], result)
+    rows = [{"case": name, **row} for name in names for row in records.get(keys[name])]
     content = {
         "version": VERSION,
         "definitions": definitions(settings),
@@ -159,27 +157,33 @@ def evaluate_folders(
         "pairs": [list(pair) for pair in sides],
         "cases": rows,
         **summarise_cases(rows, list(classes.labels), settings),
-        "warnings": _unsuitable(jobs[names[0]]),
+        "warnings": _unsuitable(names[0], true[names[0]], reader, settings),
     }
-    write_evaluation(content, output)
+    texts = {
+        JSON: json.dumps(content, indent=1, allow_nan=False) + "\n",
+        CSV: to_csv(content),
+        MARKDOWN: to_markdown(content),
+    }
+    for name, text in texts.items():
+        write_atomically(output / name, text.encode())
     return content
 
 
 def summarise_cases(
     rows: Sequence[Mapping[str, Any]], classes: Sequence[str], settings: Settings
 ) -> dict[str, Any]:
-    """Means over the cases, then over the classes; values that are None are left out.
+    """Means over the cases, then over the classes. Values that are None do not count.
 
     Args:
         rows: The cases' rows, those of the background (if a paper counts it) among them.
         classes: The foreground classes.
-        settings: What was measured.
+        settings: The settings of the measurement.
 
     Returns:
-        ``mean`` (per class), ``foreground`` (mean of the foreground classes' means), ``presence`` (per class, cases
-        of each kind) and, with the measures of a paper, ``paper``: the mean over the classes of a case, background
-        included where the paper does, then over the cases (``locbam``); or over the cases of a class, then over the
-        classes (``gpe``).
+        ``mean`` (per class), ``foreground`` (mean of the foreground classes' means), ``presence`` (per class, number
+        of cases of each kind) and, with the measures of a paper, ``paper``: the mean over the classes of a case, with
+        the background where the paper counts it, then over the cases (``locbam``); or over the cases of a class, then
+        over the classes (``gpe``).
     """
     measures = list(settings.measures)
     frame = _frame(rows, measures)
@@ -196,30 +200,14 @@ def summarise_cases(
     return summary
 
 
-def write_evaluation(content: Mapping[str, Any], output: Path) -> list[Path]:
-    """Writes the three files into the folder.
-
-    Returns:
-        The files.
-    """
-    texts = {
-        JSON: json.dumps(content, indent=1, allow_nan=False) + "\n",
-        CSV: to_csv(content),
-        MARKDOWN: to_markdown(content),
-    }
-    for name, text in texts.items():
-        write_atomically(output / name, text.encode())
-    return [output / name for name in texts]
-
-
 def read_evaluation(file: Path) -> dict[str, Any]:
-    """What ``evaluation.json`` holds.
+    """The content of an ``evaluation.json``.
 
     Args:
         file: The file, or its folder.
 
     Raises:
-        ValueError: It cannot be read, or holds something else.
+        ValueError: The file cannot be read, or holds something else.
     """
     file = file / JSON if file.is_dir() else file
     try:
@@ -229,8 +217,8 @@ def read_evaluation(file: Path) -> dict[str, Any]:
     missing = [key for key in KEYS if not isinstance(content, dict) or key not in content]
     if missing:
         raise ValueError(f"{file} is no evaluation by `locctx evaluate`: it lacks {', '.join(missing)}")
-    if content["version"] != 1:
-        raise ValueError(f"{file} has version {content['version']}, this package reads version 1")
+    if content["version"] != VERSION:
+        raise ValueError(f"{file} has version {content['version']}, this package reads version {VERSION}")
     return dict(content)
 
 
@@ -248,33 +236,26 @@ def to_table(content: Mapping[str, Any]) -> str:
     if max((means["reference_ml"] or 0.0 for means in content["mean"].values()), default=0.0) < SMALL_ML:
         factors |= {name: 1000.0 for name in columns if name.endswith("_ml")}
         columns = {name: re.sub("ml$", "mm3", head) for name, head in columns.items()}
-    heads = ["class", *columns.values(), "missing", "spurious"]
-
-    def shown(means: Mapping[str, float | None]) -> list[str]:
-        return [_number(means[name], factors.get(name, 1.0)) for name in columns]
-
-    lines = []
+    kinds = ("missing", "spurious")
+    lines = [["class", *columns.values(), *kinds]]
     for name in [*content["classes"], *(["background"] if "background" in content["mean"] else [])]:
         counts = content["presence"].get(name, {})
-        missed = [str(counts.get(kind, "-")) for kind in ("missing", "spurious")]
-        lines.append([_cell(name), *shown(content["mean"][name]), *missed])
-    totals = [
-        str(sum(counts[kind] for counts in content["presence"].values())) for kind in ("missing", "spurious")
+        means = [_number(content["mean"][name][measure], factors.get(measure, 1.0)) for measure in columns]
+        lines.append([name.replace("|", "\\|"), *means, *(str(counts.get(kind, "-")) for kind in kinds)])
+    totals = [str(sum(counts[kind] for counts in content["presence"].values())) for kind in kinds]
+    means = [_number(content["foreground"][measure], factors.get(measure, 1.0)) for measure in columns]
+    lines.append(["foreground", *means, *totals])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    aligned = [
+        [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))]
+        for first, *cells in lines
     ]
-    lines.append(["foreground", *shown(content["foreground"]), *totals])
-    widths = [max(len(line[at]) for line in [heads, *lines]) for at in range(len(heads))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-
-    def joined(cells: Sequence[str]) -> str:
-        first = cells[0].ljust(widths[0])
-        rest = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
-        return f"| {' | '.join([first, *rest])} |"
-
-    return "\n".join(map(joined, [heads, rule, *lines])) + "\n"
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in aligned)
 
 
 def to_markdown(content: Mapping[str, Any]) -> str:
-    """The table, what it is of, and the definitions."""
+    """The table with its origin, and the definitions of the measures."""
     count = len({row["case"] for row in content["cases"]})
     intro = (
         f"{content['settings']['predictions']} against {content['settings']['references']}, {count} "
@@ -300,7 +281,7 @@ def _names(
     predictions: Path,
     references: Path,
 ) -> list[str]:
-    """The cases to evaluate, sorted."""
+    """The cases to evaluate, sorted; refuses those that a folder lacks."""
     chosen = set(cases) if cases is not None else set(predicted) | (set() if predicted_only else set(true))
     if not chosen:
         raise ValueError("no case is to be evaluated")
@@ -310,51 +291,36 @@ def _names(
     return sorted(chosen)
 
 
-def _what(job: _Job) -> dict[str, Any]:
-    """What a result is of, as :class:`Records` takes it."""
-    return json.loads(
-        json.dumps(
-            {
-                "version": VERSION,
-                "whole": True,  # earlier versions also measured files that were cut off
-                "case": job.case,
-                "prediction": fingerprint(job.prediction),
-                "reference": fingerprint(job.reference),
-                "reader": job.reader,
-                "classes": job.classes.as_json(),
-                "ignore": job.classes.ignore,
-                "pairs": job.pairs,
-                **asdict(job.settings),
-            }
-        )
-    )
+def _measure(
+    files: tuple[LabelFile, LabelFile],
+    classes: Classes,
+    pairs: Sequence[tuple[str, str]],
+    settings: Settings,
+) -> list[dict[str, Any]]:
+    prediction, reference = (read_labels(one.file, one.reader) for one in files)
+    spacing = [float(size) for size in reference.properties["spacing"]]
+    return measure_case(reference.labels, prediction.labels, spacing, classes, pairs, settings)
 
 
-def _measure(job: _Job) -> list[dict[str, Any]]:
-    reference, properties = read_labels(job.reference, job.reader)
-    prediction, _ = read_labels(job.prediction, job.reader)
-    spacing = [float(size) for size in properties["spacing"]]
-    return measure_case(reference, prediction, spacing, job.classes, job.pairs, job.settings)
-
-
-def _unsuitable(job: _Job) -> list[str]:
-    """What the settings cannot tell at the voxel size and extent of a case."""
-    labels, properties = read_labels(job.reference, job.reader)
-    sizes = [float(size) for size, n in zip(properties["spacing"], labels.shape, strict=True) if n > 1]
+def _unsuitable(case: str, file: Path, reader: str, settings: Settings) -> list[str]:
+    """Warnings of settings that do not suit the voxel size and extent of a case; `file` is its reference."""
+    scan = read_labels(file, reader)
+    shape = scan.frame.shape
+    sizes = [float(size) for size, n in zip(scan.properties["spacing"], shape, strict=True) if n > 1]
     if not sizes:
         return []
-    voxel = f"{' x '.join(f'{size:.3g}' for size in sizes)} mm, {job.case}"
-    tolerance, away = job.settings.tolerance_mm, job.settings.off_region_mm
-    largest, extent = max(sizes), max(np.multiply(sizes, [n for n in labels.shape if n > 1]))
+    voxel = f"{' x '.join(f'{size:.3g}' for size in sizes)} mm, {case}"
+    tolerance, distance = settings.tolerance_mm, settings.off_region_mm
+    largest, extent = max(sizes), max(np.multiply(sizes, [n for n in shape if n > 1]))
     sentences = []
     if tolerance > MOST_VOXELS * largest:
         sentences.append(
             f"the NSD's tolerance of {tolerance:g} mm is {tolerance / largest:.2g} voxels ({voxel}), within which "
             f"nearly every surface lies; --tolerance-mm {2 * largest:.2g} is two"
         )
-    if away > extent / 2:
+    if distance > extent / 2:
         sentences.append(
-            f"a voxel is off its class's region from {away:g} mm, and the scan is {extent:.3g} mm long ({voxel}); "
+            f"a voxel is off its class's region from {distance:g} mm, and the scan is {extent:.3g} mm long ({voxel}); "
             f"--off-region-mm {extent / 10:.2g} is a tenth"
         )
     return sentences
@@ -376,7 +342,3 @@ def _number(value: float | None, factor: float = 1.0) -> str:
         return "-"
     value *= factor
     return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")

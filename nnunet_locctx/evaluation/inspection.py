@@ -1,4 +1,4 @@
-"""A folder of predictions looked through without a truth: what to look at first, and why (`locctx inspect`)."""
+"""Judges a folder of predictions without a truth: what to look at first, and why (`locctx inspect`)."""
 
 import functools
 import json
@@ -11,16 +11,11 @@ import pandas as pd
 
 from nnunet_locctx.evaluation.classes import Classes
 from nnunet_locctx.evaluation.doubt import MOST, Finding, judge
-from nnunet_locctx.evaluation.label_files import (
-    LabelFile,
-    list_label_files,
-    read_checked,
-    read_description,
-    refuse,
-)
+from nnunet_locctx.evaluation.label_files import LabelFile, check_processes, read_description, refuse
 from nnunet_locctx.evaluation.label_summary import LabelSummary, summarise_labels, twins
 from nnunet_locctx.evaluation.training_ranges import learn_ranges
 from nnunet_locctx.location.locator import LEFT_OUT
+from nnunet_locctx.names import named
 from nnunet_locctx.nnunet.data.reading import choose_reader
 from nnunet_locctx.nnunet.data.workers import map_in_workers
 
@@ -30,10 +25,10 @@ class InspectedCase:
     """A predicted case.
 
     Attributes:
-        case: Its name.
+        case: Name of the case.
         file: Its segmentation.
-        doubt: See :func:`~nnunet_locctx.evaluation.doubt.judge`; a file that cannot be judged has the largest.
-        findings: The most doubtful first.
+        doubt: See :func:`~nnunet_locctx.evaluation.doubt.judge`; a file that cannot be judged has the largest doubt.
+        findings: The findings, the most doubtful first.
     """
 
     case: str
@@ -47,12 +42,12 @@ class Inspection:
     """All predicted cases, the most doubtful first.
 
     Attributes:
-        predictions: Their folder.
-        labels: That of the training labels.
-        training: Number of these.
+        predictions: Folder of the predictions.
+        labels: Folder of the training labels.
+        training: Number of training labels.
         classes: The classes.
         channel: Name of the first image channel.
-        file_ending: Of all files.
+        file_ending: Ending of all files.
         reader: Class name of nnU-Net's reader.
         cases: The cases.
     """
@@ -80,7 +75,7 @@ def inspect_predictions(
     processes: int = 1,
     progress: bool = True,
 ) -> Inspection:
-    """Judges every predicted segmentation by what the training labels have.
+    """Judges every predicted segmentation by the training labels.
 
     A predicted case that is among the training cases is judged by the others, so the predictions of a validation or of
     a whole cross-validation can be inspected too. A prediction that cannot be read or judged is a finding.
@@ -95,35 +90,29 @@ def inspect_predictions(
     Raises:
         ValueError: There are no predictions, or training labels cannot be used or are too few.
     """
-    if processes < 1:
-        raise ValueError(f"the number of processes must be at least 1, got {processes}")
+    check_processes(processes)
     description = read_description(dataset_json, (predictions, labels))
-    classes = Classes.from_labels(description.labels)
-    predicted = list_label_files(predictions, description.file_ending)
-    training = list_label_files(labels, description.file_ending)
+    classes = description.classes
+    predicted, training = description.list_files(predictions), description.list_files(labels)
     reader = choose_reader(description.content, next(iter(training.values())))
     summarise = functools.partial(_summarise, classes=classes)
 
-    def summaries(files: Mapping[str, Path], allowed: frozenset[int], shown: str) -> list[_Answer]:
+    def summaries(files: Mapping[str, Path], allowed: frozenset[int], title: str) -> dict[str, _Answer]:
         jobs = [LabelFile(case, file, reader, allowed) for case, file in files.items()]
-        return list(map_in_workers(summarise, jobs, processes, shown if progress else None))
+        answers = map_in_workers(summarise, jobs, processes, title if progress else None)
+        return dict(zip(files, answers, strict=True))
 
     learned = summaries(training, classes.in_references, "training labels")
-    refuse([line for _, lines in learned for line in lines], "the training labels cannot be used")
-    known = {case: one for case, (one, _) in zip(training, learned, strict=True) if one is not None}
-    with_geometry = sum(one.frame.has_geometry for one in known.values())
-    if 0 < with_geometry < len(known):
-        bare = next(case for case, one in known.items() if not one.frame.has_geometry)
-        raise ValueError(
-            f"{len(known) - with_geometry} of {len(known)} training labels have no geometry, such as {bare}"
-        )
+    refuse([line for _, lines in learned.values() for line in lines], "the training labels cannot be used")
+    known = {case: summary for case, (summary, _) in learned.items() if summary is not None}
+    bare = [case for case, summary in known.items() if not summary.frame.has_geometry]
+    if 0 < len(bare) < len(known):
+        raise ValueError(f"{len(bare)} of {len(known)} training labels have no geometry, such as {bare[0]}")
     ranges = learn_ranges(known, twins(classes))
     unknown = _unknown_locations(predictions)
     cases = []
-    for case, (summary, problems) in zip(
-        predicted, summaries(predicted, classes.known, "predictions"), strict=True
-    ):
-        if summary is not None and with_geometry and not summary.frame.has_geometry:
+    for case, (summary, problems) in summaries(predicted, classes.known, "predictions").items():
+        if summary is not None and not bare and not summary.frame.has_geometry:
             problems = [f"case {case}: {predicted[case]} has no geometry, the training labels have one"]
         if problems or summary is None:
             findings, doubt = [Finding("file", (), line) for line in problems], MOST * len(classes.labels)
@@ -132,27 +121,25 @@ def inspect_predictions(
         if case in unknown:
             findings, doubt = [*findings, Finding("location", (), unknown[case], times=1.0)], doubt + 1
         cases.append(InspectedCase(case, predicted[case], doubt, tuple(findings)))
-    cases.sort(key=lambda one: (-one.doubt, one.case))
+    cases.sort(key=lambda inspected: (-inspected.doubt, inspected.case))
     channels = description.content.get("channel_names", {})
     channel = str(next(iter(channels.values()), "")) if isinstance(channels, Mapping) else ""
-    return Inspection(
-        predictions, labels, len(known), classes, channel, description.file_ending, reader, tuple(cases)
-    )
+    ending = description.content["file_ending"]
+    return Inspection(predictions, labels, len(known), classes, channel, ending, reader, tuple(cases))
 
 
 _Answer = tuple[LabelSummary | None, list[str]]
 
 
 def _summarise(job: LabelFile, classes: Classes) -> _Answer:
-    problems: list[str] = []
-    labels, frame = read_checked(job.file, job.reader, job.allowed, job.case, problems)
-    if labels is None or frame is None:
+    scan, problems = job.read()
+    if scan is None or problems:
         return None, problems
-    return summarise_labels(labels, frame, classes), problems
+    return summarise_labels(scan.labels, scan.frame, classes), problems
 
 
 def _unknown_locations(predictions: Path) -> dict[str, str]:
-    """Case -> a sentence, for the cases whose location was unknown to the model, if it wrote so."""
+    """Case -> a sentence, for each case whose location was unknown to the model by its own record."""
     from nnunet_locctx.nnunet.predicting.location_file import LOCATION_FILE, describe, read_records
 
     if not (predictions / LOCATION_FILE).is_file():
@@ -170,31 +157,20 @@ def _unknown_locations(predictions: Path) -> dict[str, str]:
 
 
 def to_frame(inspection: Inspection) -> pd.DataFrame:
-    """A row a finding, and one for each case without."""
-    columns = [
-        "rank",
-        "case",
-        "doubt",
-        "kind",
-        "classes",
-        "value",
-        "unit",
-        "low",
-        "high",
-        "times",
-        "sentence",
-    ]
+    """One row for each finding, and one for each case without findings."""
+    details = ("kind", "classes", "value", "unit", "low", "high", "times", "sentence")
     rows: list[dict[str, Any]] = []
     for rank, case in enumerate(inspection.cases, 1):
-        for finding in case.findings or [None]:
-            details = {} if finding is None else asdict(finding)
-            details["classes"] = " ".join(details.get("classes", ()))
-            rows.append({**details, "rank": rank, "case": case.case, "doubt": round(case.doubt, 4)})
-    return pd.DataFrame(rows, columns=columns)
+        shared = {"rank": rank, "case": case.case, "doubt": round(case.doubt, 4)}
+        for finding in case.findings:
+            rows.append({**shared, **asdict(finding), "classes": " ".join(finding.classes)})
+        if not case.findings:
+            rows.append({**shared, "classes": ""})
+    return pd.DataFrame(rows, columns=["rank", "case", "doubt", *details])
 
 
 def to_json(inspection: Inspection) -> str:
-    """Everything, for programs."""
+    """The inspection as JSON."""
     content = {
         "version": 1,
         "predictions": str(inspection.predictions.resolve()),
@@ -206,12 +182,12 @@ def to_json(inspection: Inspection) -> str:
 
 
 def to_table(inspection: Inspection, most: int = 20, most_findings: int = 6) -> str:
-    """The cases' findings for a terminal, the most doubtful case first, a line a finding.
+    """The findings for a terminal, one on each line, the most doubtful case first.
 
     Args:
-        inspection: What was found.
-        most: Cases that are shown.
-        most_findings: Findings of a case that are shown; the rest is counted.
+        inspection: The inspection.
+        most: Largest number of cases that are shown.
+        most_findings: Largest number of findings of a case that are shown; the rest is counted.
     """
     doubtful = inspection.doubtful
     width = max([4, *(len(case.case) for case in doubtful[:most])])
@@ -226,6 +202,5 @@ def to_table(inspection: Inspection, most: int = 20, most_findings: int = 6) -> 
         lines.append(f"and {len(doubtful) - most} more cases with findings")
     clean = [case.case for case in inspection.cases if not case.findings]
     if clean:
-        names = ", ".join(clean[:10]) + (f" and {len(clean) - 10} more" if len(clean) > 10 else "")
-        lines.append(f"nothing found in {len(clean)} of {len(inspection.cases)} cases: {names}")
+        lines.append(f"nothing found in {len(clean)} of {len(inspection.cases)} cases: {named(clean)}")
     return "\n".join(lines)

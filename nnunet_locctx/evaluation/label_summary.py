@@ -1,4 +1,4 @@
-"""What a segmentation holds, in numbers: where each class lies, how large it is, in how many pieces, on which side."""
+"""A segmentation in numbers: where each class lies, how large it is, in how many pieces, on which side."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from nnunet_locctx.evaluation.classes import Classes, find_pairs
+from nnunet_locctx.evaluation.classes import Classes
 from nnunet_locctx.geometry import PATIENT_FROM_LPS, Array, Frame
 
 SAMPLES = 20000
-"""Voxels of a class that tell how far it reaches, and on which side of the mid-plane it lies."""
+"""Voxels of a class from which its reach and its side of the mid-plane are computed."""
 
 ENDS = (0.05, 0.95)
-"""Quantiles of a class's voxels along an axis: how far it reaches, few stray voxels left out."""
+"""Quantiles of a class's voxels along an axis: how far the class reaches without its few stray voxels."""
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,15 @@ class LabelSummary:
     """Numbers of one segmentation, C classes and P pairs of twins in the order of :func:`summarise_labels`.
 
     Attributes:
-        frame: Of the file.
-        centres: (C, 3) centroids in mm along the patient's axes (R, A, S); NaN for a class that is not there.
-        reach: (C, 2, 3) :data:`ENDS` of the class along R, A and S, likewise.
-        volumes: (C,) ml; 0 for a class that is not there.
+        frame: Frame of the file.
+        centres: (C, 3) centroids in mm along the patient's axes (R, A, S); NaN for an absent class.
+        reach: (C, 2, 3) :data:`ENDS` of the class along R, A and S in mm; NaN for an absent class.
+        volumes: (C,) ml; 0 for an absent class.
         strays: (C,) fraction of the volume outside of the largest piece; voxels that touch at a corner are one piece,
-            as for nnU-Net's postprocessing. NaN for a class that is not there.
+            as for nnU-Net's postprocessing. NaN for an absent class.
         cut: (C, 3) whether the class reaches an outer face of the scan that is perpendicular to R, A or S.
         across: (P, 3) fraction of the pair's voxels on the twin's side of the mid-plane, if the left class lies before
-            the right one along R, A or S; NaN unless both are there. The mid-plane is perpendicular to that axis and
+            the right one along R, A or S; NaN unless both are present. The mid-plane is perpendicular to that axis and
             passes through the median of the pairs' common centroids, which do not depend on the side that voxels are
             given to.
     """
@@ -45,28 +45,14 @@ class LabelSummary:
 
     @property
     def present(self) -> npt.NDArray[np.bool_]:
-        """(C,) which classes are there."""
+        """(C,) which classes are present."""
         return self.volumes > 0
-
-    @property
-    def voxel_ml(self) -> float:
-        """Volume of a voxel."""
-        return _voxel_ml(self.frame)
 
 
 def twins(classes: Classes) -> list[tuple[int, int]]:
     """(left, right) numbers of the classes that are two sides of one structure and share no label."""
     names = list(classes.labels)
-    return [
-        (names.index(left), names.index(right))
-        for left, right in find_pairs(names)
-        if not set(classes.values[left]) & set(classes.values[right])
-    ]
-
-
-def to_patient(index: npt.ArrayLike, frame: Frame) -> Array:
-    """(..., 3) index -> mm along the patient's axes (R, A, S), in the scanner's origin."""
-    return np.asarray(frame.millimetres(index) @ PATIENT_FROM_LPS)
+    return [(names.index(left), names.index(right)) for left, right in classes.pairs]
 
 
 def to_index(place: npt.ArrayLike, frame: Frame) -> Array:
@@ -74,7 +60,7 @@ def to_index(place: npt.ArrayLike, frame: Frame) -> Array:
     return frame.index_from_millimetres(np.asarray(place) @ PATIENT_FROM_LPS)
 
 
-def class_mask(
+def _class_mask(
     labels: npt.NDArray[np.int32], values: Sequence[int], boxes: Sequence[tuple[slice, ...] | None]
 ) -> tuple[npt.NDArray[np.bool_], Array]:
     """The mask of a class within its bounding box, and the box's first index.
@@ -84,11 +70,11 @@ def class_mask(
         values: Label values of the class.
         boxes: Of the label values 1, 2, ..., as ``scipy.ndimage.find_objects`` gives them.
     """
-    own = [box for value in values if value <= len(boxes) and (box := boxes[value - 1]) is not None]
-    if not own:
+    parts = [box for value in values if value <= len(boxes) and (box := boxes[value - 1]) is not None]
+    if not parts:
         return np.zeros((0, 0, 0), bool), np.zeros(3)
-    lower = [min(box[axis].start for box in own) for axis in range(3)]
-    upper = [max(box[axis].stop for box in own) for axis in range(3)]
+    lower = [min(box[axis].start for box in parts) for axis in range(3)]
+    upper = [max(box[axis].stop for box in parts) for axis in range(3)]
     part = labels[tuple(map(slice, lower, upper))]
     return np.isin(part, values), np.array(lower, dtype=np.float64)
 
@@ -104,8 +90,8 @@ def summarise_labels(labels: npt.NDArray[np.int32], frame: Frame, classes: Class
 
     Args:
         labels: (i, j, k) label values, all of them known.
-        frame: The file's.
-        classes: The classes; regions are judged as a whole.
+        frame: Frame of the file.
+        classes: The classes; each region is judged as a whole.
     """
     boxes = ndimage.find_objects(labels.clip(min=0))
     count = len(classes.labels)
@@ -113,36 +99,35 @@ def summarise_labels(labels: npt.NDArray[np.int32], frame: Frame, classes: Class
     centres, reach = np.full((count, 3), np.nan), np.full((count, 2, 3), np.nan)
     samples: dict[int, Array] = {}
     for number, values in enumerate(classes.values.values()):
-        mask, lower = class_mask(labels, values, boxes)
+        mask, lower = _class_mask(labels, values, boxes)
         if not mask.size:
             continue
         sizes = pieces(mask)[1]
         voxels[number] = sizes.sum()
         strays[number] = 1 - sizes.max() / sizes.sum()
         shape = np.array(frame.shape)
-        at_face = (lower == 0) | (lower + mask.shape == shape)
-        cut[number] = (at_face & (shape > 1))[
-            list(frame.array_axes)
-        ]  # an image of one slice cuts nothing off
+        # an image of one slice cuts nothing off
+        at_face = ((lower == 0) | (lower + mask.shape == shape)) & (shape > 1)
+        cut[number] = at_face[list(frame.array_axes)]
         inside = np.flatnonzero(mask)
         inside = inside[:: -(-len(inside) // SAMPLES)]
         index = np.stack(np.unravel_index(inside, mask.shape), -1) + lower
-        samples[number] = to_patient(index, frame)
+        samples[number] = np.asarray(frame.millimetres(index) @ PATIENT_FROM_LPS)
         centres[number] = samples[number].mean(axis=0)
         reach[number] = np.quantile(samples[number], ENDS, axis=0)
     across = _across(twins(classes), samples, voxels)
-    return LabelSummary(frame, centres, reach, voxels * _voxel_ml(frame), strays, cut, across)
+    return LabelSummary(frame, centres, reach, voxels * voxel_ml(frame), strays, cut, across)
 
 
 def _across(pairs: Sequence[tuple[int, int]], samples: Mapping[int, Array], voxels: Array) -> Array:
+    """(P, 3) see :class:`LabelSummary`; `samples` are positions (N, 3) of the classes that are present."""
     across = np.full((len(pairs), 3), np.nan)
     complete = [(number, pair) for number, pair in enumerate(pairs) if voxels[list(pair)].all()]
     if not complete:
         return across
-    centres = [[samples[one].mean(axis=0) for one in pair] for _, pair in complete]
     common = [
-        np.average(both, axis=0, weights=voxels[list(pair)])
-        for both, (_, pair) in zip(centres, complete, strict=True)
+        np.average([samples[one].mean(axis=0) for one in pair], axis=0, weights=voxels[list(pair)])
+        for _, pair in complete
     ]
     middle = np.median(common, axis=0)
     for number, (left, right) in complete:
@@ -151,5 +136,6 @@ def _across(pairs: Sequence[tuple[int, int]], samples: Mapping[int, Array], voxe
     return across
 
 
-def _voxel_ml(frame: Frame) -> float:
+def voxel_ml(frame: Frame) -> float:
+    """Volume of a voxel in ml."""
     return float(np.abs(np.linalg.det(frame.affine_lps[:3, :3]))) / 1000

@@ -1,10 +1,11 @@
 """Changes a folder of predictions into another one: largest components, atlas masks, sides (`locctx postprocess`).
 
 The files of the new folder keep name, grid and header of the old ones, and ``dataset.json`` goes with them.
-``postprocessing.jsonl`` says how many voxels of each label each case lost; what it names and what is unchanged is not
-done again.
+``postprocessing.jsonl`` records how many voxels of each label each case lost. A case that it names is not done again
+unless a file has changed.
 """
 
+import functools
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,18 +16,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from nnunet_locctx.evaluation.atlas import Atlas, mask_of_file, read_atlas
-from nnunet_locctx.evaluation.classes import Classes
+from nnunet_locctx.evaluation.atlas import mask_of_file, read_atlas
 from nnunet_locctx.evaluation.label_files import (
     Description,
     LabelFile,
     check_label_files,
     fingerprint,
-    frame_of,
-    list_label_files,
     read_description,
     read_labels,
-    refuse,
 )
 from nnunet_locctx.evaluation.records import Records
 from nnunet_locctx.evaluation.sides import learn_sides, paired_labels
@@ -44,7 +41,7 @@ class Change(Protocol):
     """Changes one segmentation; can be pickled."""
 
     def __call__(self, segmentation: npt.NDArray[np.int32], frame: Frame) -> npt.NDArray[np.int32]:
-        """(z, y, x) label values -> the same, changed; the input is left alone."""
+        """(z, y, x) label values -> the same, changed; the input stays as it is."""
         ...
 
 
@@ -53,7 +50,7 @@ class LargestComponent:
     """nnU-Net's removal of all but the largest component, class after class.
 
     Attributes:
-        classes: The label values of each class; those of a region are one component.
+        classes: The label values of each class; the values of a region form one component.
     """
 
     classes: tuple[tuple[int, ...], ...]
@@ -87,8 +84,9 @@ def largest_component(
     processes: int = 1,
     progress: bool = True,
 ) -> list[Path]:
-    """Keeps the largest component of each class, with nnU-Net's own function (voxels that touch at a corner belong
-    together; of components of one size all stay). Removed voxels become background.
+    """Keeps the largest component of each class, by nnU-Net's own function. Removed voxels become background.
+
+    Voxels that touch at a corner belong together. Components of one size all stay.
 
     Args:
         predictions: Folder of predictions, as nnU-Net writes them.
@@ -105,12 +103,12 @@ def largest_component(
         ValueError: A class is unknown, or files cannot be used; nothing is written.
     """
     description = read_description(dataset_json, (predictions,))
-    known = Classes.from_labels(description.labels)
-    names = list(known.labels) if classes is None else list(classes)
-    check_known(names, known.labels, "class")
-    change = LargestComponent(tuple(known.values[name] for name in names))
-    what = {"operation": "largest_component", "classes": [list(values) for values in change.classes]}
-    return _change_folder(predictions, output, description, change, what, processes, progress)
+    values = description.classes.values
+    names = list(values) if classes is None else list(classes)
+    check_known(names, values, "class")
+    change = LargestComponent(tuple(values[name] for name in names))
+    key = {"operation": "largest_component", "classes": [list(one) for one in change.classes]}
+    return _change_folder(predictions, output, description, change, key, processes, progress)
 
 
 def apply_atlas(
@@ -122,29 +120,29 @@ def apply_atlas(
     processes: int = 1,
     progress: bool = True,
 ) -> list[Path]:
-    """Makes predicted voxels background where the atlas says that their class does not occur.
+    """Makes predicted voxels background where their class does not occur by the atlas.
 
     Args:
         atlas: File that :func:`~nnunet_locctx.evaluation.atlas_fit.fit_atlas` wrote.
-        predictions: Folder of predictions, as nnU-Net writes them.
-        output: Folder of the results, another one.
-        dataset_json: See :func:`~nnunet_locctx.evaluation.folders.evaluate_folders`.
-        processes: Worker processes.
-        progress: Show a bar.
+        predictions, output, dataset_json, processes, progress: See :func:`largest_component`.
 
     Returns:
         The files.
 
     Raises:
-        ValueError: The atlas is not one, is of other labels, or files cannot be used; nothing is written.
+        ValueError: The file is no atlas or one of other labels, or files cannot be used; nothing is written.
     """
     description = read_description(dataset_json, (predictions,))
-    known = read_atlas(atlas)
-    _check_labels(known, Classes.from_labels(description.labels), atlas)
-    what = {"operation": "atlas", "atlas": fingerprint(atlas), "radius_mm": known.radius_mm}
-    return _change_folder(
-        predictions, output, description, MaskByAtlas(atlas.resolve()), what, processes, progress
-    )
+    mask = read_atlas(atlas)
+    values = description.classes.known - {0}
+    if set(mask.cells) != values:
+        raise ValueError(
+            f"the atlas {atlas} is of the labels {sorted(mask.cells)}, the predictions' dataset.json has "
+            f"{sorted(values)}"
+        )
+    key = {"operation": "atlas", "atlas": fingerprint(atlas), "radius_mm": mask.radius_mm}
+    change = MaskByAtlas(atlas.resolve())
+    return _change_folder(predictions, output, description, change, key, processes, progress)
 
 
 def repair_sides(
@@ -160,13 +158,9 @@ def repair_sides(
     (:mod:`~nnunet_locctx.evaluation.sides`).
 
     Args:
-        labels: Folder of training labels that the sides are learned from; cases that are among the predictions are
-            left out.
-        predictions: Folder of predictions, as nnU-Net writes them.
-        output: Folder of the results, another one.
-        dataset_json: See :func:`~nnunet_locctx.evaluation.folders.evaluate_folders`.
-        processes: Worker processes.
-        progress: Show bars.
+        labels: Folder of training labels that the sides are learned from, without the cases that are among the
+            predictions.
+        predictions, output, dataset_json, processes, progress: See :func:`largest_component`.
 
     Returns:
         The files.
@@ -175,39 +169,17 @@ def repair_sides(
         ValueError: No classes are twins, no training label is left, or files cannot be used; nothing is written.
     """
     description = read_description(dataset_json, (predictions, labels))
-    classes = Classes.from_labels(description.labels)
-    pairs = paired_labels(classes)
-    predicted = list_label_files(predictions, description.file_ending)
-    training = {
-        case: file
-        for case, file in list_label_files(labels, description.file_ending).items()
-        if case not in predicted
-    }
+    classes, pairs = description.classes, paired_labels(description.classes)
+    predicted = description.list_files(predictions)
+    training = {case: file for case, file in description.list_files(labels).items() if case not in predicted}
     if not training:
         raise ValueError(f"all cases of {labels} are among the predictions: no other case tells the sides")
     reader = choose_reader(description.content, next(iter(training.values())))
-    files = [LabelFile(case, file, reader, classes.in_references) for case, file in training.items()]
-    refuse(check_label_files(files, processes, progress=progress), "the training labels cannot be used")
-    change = learn_sides(training, pairs, reader, processes, progress=progress)
-    what = {"operation": "sides", "normal": list(change.normal), "limits": list(map(list, change.limits))}
-    return _change_folder(predictions, output, description, change, what, processes, progress)
-
-
-def _check_labels(atlas: Atlas, classes: Classes, file: Path) -> None:
-    values = classes.known - {0}
-    if set(atlas.cells) != values:
-        raise ValueError(
-            f"the atlas {file} is of the labels {sorted(atlas.cells)}, the predictions' dataset.json has "
-            f"{sorted(values)}"
-        )
-
-
-@dataclass(frozen=True)
-class _Job:
-    source: Path
-    target: Path
-    reader: str
-    change: Change
+    files = [(LabelFile(case, file, reader, classes.in_references),) for case, file in training.items()]
+    check_label_files(files, processes, "the training labels cannot be used", progress=progress)
+    change = learn_sides(list(training.values()), pairs, reader, processes, progress=progress)
+    key = {"operation": "sides", "normal": list(change.normal), "limits": list(map(list, change.limits))}
+    return _change_folder(predictions, output, description, change, key, processes, progress)
 
 
 def _change_folder(
@@ -215,33 +187,35 @@ def _change_folder(
     output: Path,
     description: Description,
     change: Change,
-    what: Mapping[str, Any],
+    operation: Mapping[str, Any],
     processes: int,
     progress: bool,
 ) -> list[Path]:
-    if processes < 1:
-        raise ValueError(f"the number of processes must be at least 1, got {processes}")
-    sources = list_label_files(predictions, description.file_ending)
+    """Changes every file; `operation` is what the records name the change by."""
+    sources = description.list_files(predictions)
     if output.exists() and (not output.is_dir() or output.resolve() == predictions.resolve()):
         raise ValueError(f"{output} must be another folder than the predictions'")
     reader = choose_reader(description.content, next(iter(sources.values())))
     records = Records(output / RECORDS)
-    whats = {
+    targets = {case: output / file.name for case, file in sources.items()}
+    keys = {
         # earlier versions also changed files that were cut off, and wrote such
-        case: {**what, "whole": True, "case": case, "prediction": fingerprint(file)}
+        case: {**operation, "whole": True, "case": case, "prediction": fingerprint(file)}
         for case, file in sources.items()
     }
-    targets = {case: output / file.name for case, file in sources.items()}
-    due = [case for case in sources if not _is_done(records, whats[case], targets[case])]
-    allowed = Classes.from_labels(description.labels).known
-    files = [LabelFile(case, sources[case], reader, allowed) for case in due]
-    refuse(check_label_files(files, processes, progress=progress), "the predictions cannot be used")
+
+    def is_done(case: str) -> bool:
+        written = targets[case].is_file() and keys[case] in records
+        return written and fingerprint(targets[case]) == records.get(keys[case])["output"]
+
+    known = description.classes.known
+    due = [LabelFile(case, file, reader, known) for case, file in sources.items() if not is_done(case)]
+    check_label_files([(one,) for one in due], processes, "the predictions cannot be used", progress=progress)
     output.mkdir(parents=True, exist_ok=True)
-    jobs = [_Job(sources[case], targets[case], reader, change) for case in due]
-    answers = map_in_workers(_change, jobs, processes)
-    records.add_all(
-        [whats[case] for case in due], answers, total=len(sources), title="postprocessing", progress=progress
-    )
+    work = functools.partial(_change, folder=output, change=change)
+    results = map_in_workers(work, due, processes, "postprocessing" if progress else None)
+    for one, result in zip(due, results, strict=True):
+        records.add(keys[one.case], result)
     text = json.dumps(dict(description.content), indent=1) + "\n"
     write_atomically(output / "dataset.json", text.encode())
     plans = predictions / "plans.json"
@@ -251,23 +225,20 @@ def _change_folder(
     return list(targets.values())
 
 
-def _is_done(records: Records, what: Mapping[str, Any], target: Path) -> bool:
-    return what in records and target.is_file() and fingerprint(target) == records.get(what)["output"]
-
-
-def _change(job: _Job) -> dict[str, Any]:
-    """Writes one file; returns its fingerprint and the voxels that each label lost."""
+def _change(source: LabelFile, folder: Path, change: Change) -> dict[str, Any]:
+    """Writes one file; returns its fingerprint and the number of voxels that each label lost."""
     from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 
-    segmentation, properties = read_labels(job.source, job.reader)
-    changed = job.change(segmentation, frame_of(properties, segmentation.shape))
-    writer = recursive_find_reader_writer_by_name(job.reader)()
+    scan, target = read_labels(source.file, source.reader), folder / source.file.name
+    segmentation = scan.labels
+    changed = change(segmentation, scan.frame)
+    writer = recursive_find_reader_writer_by_name(source.reader)()
     write_image(
-        job.target,
+        target,
         changed,
-        lambda draft: writer.write_seg(changed, str(draft), properties),
-        lambda draft: read_labels(draft, job.reader)[0],
+        lambda draft: writer.write_seg(changed, str(draft), scan.properties),
+        lambda draft: read_labels(draft, source.reader).labels,
     )
     labels, counts = np.unique(segmentation[segmentation != changed], return_counts=True)
     removed = {str(label): int(count) for label, count in zip(labels, counts, strict=True)}
-    return {"output": fingerprint(job.target), "removed_voxels": removed}
+    return {"output": fingerprint(target), "removed_voxels": removed}

@@ -1,24 +1,25 @@
-"""What becomes of a trained model's Dice when its location is wrong (`locctx robustness`).
+"""The Dice of a trained model when its location is wrong (`locctx robustness`).
 
 Every scan is preprocessed once and predicted with each of the errors of
-:mod:`~nnunet_locctx.evaluation.wrong_location`. The error is put on the location channels of the preprocessed scan,
-before nnU-Net pads it for the sliding window; image and padding are left alone. Predictions are brought back to the
+:mod:`~nnunet_locctx.evaluation.wrong_location`. The error is added to the location channels of the preprocessed scan,
+before nnU-Net pads it for the sliding window; image and padding stay as they are. Predictions are brought back to the
 scan's own grid and compared with its label by nnU-Net's own export and evaluator.
 """
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from nnunet_locctx.evaluation.dice import file_dice, foreground
+from nnunet_locctx.evaluation.classes import Classes
 from nnunet_locctx.evaluation.records import Records
 from nnunet_locctx.evaluation.wrong_location import Change, Design, axis_lengths, wrong_location
 from nnunet_locctx.image_files import check_whole
+from nnunet_locctx.names import named
 from nnunet_locctx.nnunet.predicting.prediction import LocatedModel, PreparedScan, load_located_model
 
 RECORDS = "robustness.jsonl"
@@ -37,14 +38,6 @@ class Case:
     name: str
     images: tuple[Path, ...]
     label: Path
-
-
-@dataclass(frozen=True)
-class NamedModel:
-    """A model and what it is called in tables and pictures."""
-
-    name: str
-    model: LocatedModel
 
 
 def list_cases(images: Path, labels: Path, file_ending: str, channels: int) -> list[Case]:
@@ -79,8 +72,7 @@ def list_cases(images: Path, labels: Path, file_ending: str, channels: int) -> l
         cases.append(Case(name, tuple(Path(file) for file in channel_files), labels / f"{name}{file_ending}"))
     missing = [case.label.name for case in cases if not case.label.is_file()]
     if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise ValueError(f"{labels} lacks labels: {', '.join(missing[:5])}{more}")
+        raise ValueError(f"{labels} lacks labels: {named(missing, 5)}")
     return cases
 
 
@@ -91,13 +83,14 @@ def load_models(
     fold: str | None = None,
     device: str | None = None,
     mirroring: bool = False,
-) -> list[NamedModel]:
-    """Loads the models to compare.
+) -> dict[str, LocatedModel]:
+    """Loads the models to compare, by name.
 
     Args:
         folders: Trained models' folders (TRAINER__PLANS__CONFIGURATION), of one dataset.
-        names: What to call them; None: trainer, folder, or folder within its parent, whichever tells them apart.
-        fold: The fold of each; None: the first that is there.
+        names: The models' names in tables and pictures; None: trainer, folder, or folder within its parent, whichever
+            differs between them.
+        fold: The fold of each; None: the first that exists.
         device: Torch device; None: the GPU if there is one.
         mirroring: Average predictions of mirrored patches.
 
@@ -105,40 +98,42 @@ def load_models(
         ValueError: A model cannot be used (:func:`~nnunet_locctx.nnunet.predicting.prediction.load_located_model`),
             the models do not segment the same classes of the same files, or the names are not one for each.
     """
-
     if not folders:
-        raise ValueError("no model was given")
+        raise ValueError("no model is named")
     paths = [folder.resolve() for folder in folders]
-    twice = sorted({str(path) for path in paths if paths.count(path) > 1})
-    if twice:
-        raise ValueError(f"the model {twice[0]} was given more than once")
-    called = _default_names(paths) if names is None else list(names)
-    if len(called) != len(folders) or len(set(called)) != len(called) or not all(called):
-        raise ValueError(f"{len(folders)} models need as many different names, got {called}")
-    models = [
+    repeated = sorted({str(path) for path in paths if paths.count(path) > 1})
+    if repeated:
+        raise ValueError(f"the model {repeated[0]} was given more than once")
+    chosen = _default_names(paths) if names is None else list(names)
+    if len(chosen) != len(folders) or len(set(chosen)) != len(chosen) or not all(chosen):
+        raise ValueError(f"{len(folders)} models need as many different names, got {chosen}")
+    first, *others = models = [
         load_located_model(folder, fold, device=device, mirroring=mirroring, progress=False)
         for folder in folders
     ]
-    first = models[0]
-    for model in models[1:]:
-        for what, one, other in (
-            ("classes", foreground(first.dataset_json["labels"]), foreground(model.dataset_json["labels"])),
-            ("file ending", first.dataset_json["file_ending"], model.dataset_json["file_ending"]),
-            ("number of channels", first.channels, model.channels),
+    for model in others:
+        for subject, one, other in zip(
+            ("classes", "file ending", "number of channels"), _data_of(first), _data_of(model), strict=True
         ):
             if one != other:
                 raise ValueError(
                     f"models to compare must be of one dataset, but {first.folder} and {model.folder} differ in their "
-                    f"{what}: {one} and {other}"
+                    f"{subject}: {one} and {other}"
                 )
-    return [NamedModel(name, model) for name, model in zip(called, models, strict=True)]
+    return dict(zip(chosen, models, strict=True))
+
+
+def _data_of(model: LocatedModel) -> tuple[object, str, int]:
+    """Classes, file ending and number of channels."""
+    content = model.dataset_json
+    return Classes.from_labels(content["labels"]).labels, content["file_ending"], model.channels
 
 
 class Robustness:
-    """The Dice of several models under several errors, and how far it got.
+    """The Dice of several models under several errors of their location.
 
     Args:
-        models: The models.
+        models: The models by name.
         images: Folder of scans.
         labels: Folder of their labels.
         design: The errors.
@@ -149,66 +144,62 @@ class Robustness:
     """
 
     def __init__(
-        self, models: Sequence[NamedModel], images: Path, labels: Path, design: Design, output: Path
+        self, models: Mapping[str, LocatedModel], images: Path, labels: Path, design: Design, output: Path
     ) -> None:
-        first = models[0].model
-        self.models, self.design, self.output = list(models), design, output
+        first = next(iter(models.values()))
+        self.models, self.design, self.output = dict(models), design, output
         self.labels: dict[str, Any] = first.dataset_json["labels"]
         self.cases = list_cases(images, labels, first.dataset_json["file_ending"], first.channels)
         if output.exists() and not output.is_dir():
             raise ValueError(f"{output} is a file; the results need a folder")
         self.records = Records(output / RECORDS)
-        self._fingerprints = {one.name: one.model.fingerprint() for one in models}
-        self._of = {"images": str(images.resolve()), "labels": str(labels.resolve())}
+        self._fingerprints = {name: model.fingerprint() for name, model in models.items()}
+        self._folders = {"images": str(images.resolve()), "labels": str(labels.resolve())}
 
     def run(self, *, progress: bool = True) -> None:
-        """Predicts what is not known from before.
+        """Predicts what no earlier run has predicted.
 
         Raises:
             ValueError: A scan has no usable geometry or intensities, or a label does not fit its image.
         """
         changes = self.design.changes()
         self.output.mkdir(parents=True, exist_ok=True)
-        open_ones = {
-            (one.name, case.name): [
-                change for change in changes if self._what(one, case, change) not in self.records
-            ]
-            for one in self.models
+        due = {
+            (name, case): [change for change in changes if self._key(name, case, change) not in self.records]
+            for name in self.models
             for case in self.cases
         }
-        total = len(open_ones) * len(changes)
-        left = sum(map(len, open_ones.values()))
+        left = sum(map(len, due.values()))
+        total = len(due) * len(changes)
         with tqdm(total=total, initial=total - left, unit="prediction", disable=not progress) as bar:
-            for one in self.models:
-                for case in self.cases:
-                    open_changes = open_ones[one.name, case.name]
-                    if open_changes:
-                        bar.set_description(f"{one.name}, {case.name}")
-                        self._predict(one, case, open_changes, bar)
+            for (name, case), due_changes in due.items():
+                if due_changes:
+                    bar.set_description(f"{name}, {case.name}")
+                    self._predict(name, case, due_changes, bar)
 
-    def dice(self, one: NamedModel, case: Case, change: Change) -> dict[str, float]:
+    def dice(self, model: str, case: Case, change: Change) -> dict[str, float]:
         """Class name -> Dice of one prediction; NaN if the class is in neither label nor prediction.
 
         Raises:
             KeyError: It has not been predicted.
         """
-        stored = self.records.get(self._what(one, case, change))
+        stored = self.records.get(self._key(model, case, change))
         return {name: math.nan if value is None else value for name, value in stored.items()}
 
-    def _what(self, one: NamedModel, case: Case, change: Change) -> dict[str, Any]:
-        what: dict[str, Any] = {
-            "model": self._fingerprints[one.name],
-            "mirroring": bool(one.model.predictor.use_mirroring),
-            **self._of,
+    def _key(self, model: str, case: Case, change: Change) -> dict[str, Any]:
+        key: dict[str, Any] = {
+            "model": self._fingerprints[model],
+            "mirroring": bool(self.models[model].predictor.use_mirroring),
+            **self._folders,
             "case": case.name,
             "change": change.kind,
             "axes": change.axes,
             "percent": change.percent,
         }
-        return {**what, "seed": self.design.seed} if change.kind == "noise" else what
+        return {**key, "seed": self.design.seed} if change.kind == "noise" else key
 
-    def _predict(self, one: NamedModel, case: Case, changes: Sequence[Change], bar: Any) -> None:
-        model = one.model
+    def _predict(self, name: str, case: Case, changes: Sequence[Change], bar: Any) -> None:
+        model = self.models[name]
         reader = model.predictor.plans_manager.image_reader_writer_class()
         scan = model.prepare(case.images)
         _check_label(case, reader, scan, model)
@@ -224,10 +215,32 @@ class Robustness:
                 model.export(model.logits(scan.data), scan, predicted)
                 dice = file_dice(case.label, predicted, self.labels, reader)
                 self.records.add(
-                    self._what(one, case, change),
-                    {name: None if math.isnan(value) else value for name, value in dice.items()},
+                    self._key(name, case, change),
+                    {label: None if math.isnan(value) else value for label, value in dice.items()},
                 )
                 bar.update()
+
+
+def file_dice(reference: Path, prediction: Path, labels: Mapping[str, Any], reader: Any) -> dict[str, float]:
+    """Class name -> Dice of one predicted file by nnU-Net's own evaluator (a fraction; NaN if in neither file).
+
+    Args:
+        reference: The true segmentation.
+        prediction: The predicted one, on the same grid.
+        labels: The ``labels`` of the dataset's ``dataset.json``.
+        reader: nnU-Net's reader of the files.
+
+    Raises:
+        BrokenFileError: A file is not whole.
+    """
+    from nnunetv2.evaluation.evaluate_predictions import compute_metrics
+
+    for file in (reference, prediction):
+        check_whole(file)
+    classes = Classes.from_labels(labels)
+    values = list(classes.labels.values())
+    metrics = compute_metrics(str(reference), str(prediction), reader, values, classes.ignore)["metrics"]
+    return {name: float(metrics[label]["Dice"]) for name, label in classes.labels.items()}
 
 
 def _check_label(case: Case, reader: Any, scan: PreparedScan, model: LocatedModel) -> None:

@@ -1,5 +1,6 @@
-"""Table and figures of a robustness run, as Markdown, CSV and JSON."""
+"""Table, numbers and curves of a robustness run, as Markdown, CSV, JSON and PNG."""
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from nnunet_locctx.evaluation.robustness import Robustness
-from nnunet_locctx.evaluation.robustness_figure import draw_curves
 from nnunet_locctx.evaluation.wrong_location import AXES_WORDS
 from nnunet_locctx.files import write_atomically
+from nnunet_locctx.viewing import COLOURS
 
 CURVE = ["model", "kind", "axes", "percent"]
 """What tells the points of the curves apart: names of the index of :func:`collect`'s frames."""
@@ -22,6 +23,9 @@ KIND_WORDS = {
     "unknown": "Location unknown (NaN)",
 }
 SIGN_WORDS = {"both": "mean of both directions", "plus": "towards +", "minus": "towards -"}
+
+STYLES = {"axial": "-", "all": "--", "R": ":", "A": "-."}
+TITLES = {"shift": "constant shift", "noise": "noise per slice (standard deviation)", "unknown": "unknown"}
 
 
 def write_report(run: Robustness) -> list[Path]:
@@ -58,12 +62,12 @@ def collect(run: Robustness) -> tuple[pd.DataFrame, pd.DataFrame]:
     """
     keys, values = [], []
     for kind, axes in run.design.curves():
-        for one in run.models:
+        for model in run.models:
             for amount in run.design.amounts:
                 for case in run.cases:
                     for change in run.design.point(kind, axes, amount):
-                        keys.append((one.name, kind, axes, amount, case.name))
-                        values.append(run.dice(one, case, change))
+                        keys.append((model, kind, axes, amount, case.name))
+                        values.append(run.dice(model, case, change))
     by_class = pd.DataFrame(values, index=pd.MultiIndex.from_tuples(keys, names=[*CURVE, "case"]))
     by_case = by_class.mean(axis=1).groupby(level=[*CURVE, "case"], sort=False).mean()
     points = by_case.groupby(level=CURVE, sort=False).agg(dice="mean", deviation="std", cases="count")
@@ -72,38 +76,35 @@ def collect(run: Robustness) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def describe(run: Robustness) -> dict[str, Any]:
-    """What was done, for the reports."""
+    """The models, cases and settings, for the reports."""
+    first = next(iter(run.models.values()))
     return {
         "models": [
             {
-                "name": one.name,
-                "folder": str(one.model.folder),
-                "fold": one.model.fold,
-                "checkpoint": one.model.checkpoint,
-                "source": one.model.source.name,
+                "name": name,
+                "folder": str(model.folder),
+                "fold": model.fold,
+                "checkpoint": model.checkpoint,
+                "source": model.source.name,
             }
-            for one in run.models
+            for name, model in run.models.items()
         ],
         "cases": [case.name for case in run.cases],
-        "mirroring": bool(run.models[0].model.predictor.use_mirroring),
+        "mirroring": bool(first.predictor.use_mirroring),
         "sign": run.design.sign,
         "seed": run.design.seed,
     }
 
 
 def to_markdown(points: pd.DataFrame, settings: Mapping[str, Any]) -> str:
-    """One table per kind of error, a line per model and axes."""
+    """One table for each kind of error, with a line for each model and axes."""
     count = len(settings["cases"])
     intro = (
         f"Foreground Dice on the original grid, mean over the classes and then over {count} "
         f"case{'s' if count != 1 else ''}. Amounts are percent of the axis: of the coordinate's range, for the source "
         "`scanner` of the scan's extent."
     )
-    lines = [
-        "# Dice under a wrong location",
-        "",
-        intro,
-    ]
+    lines = ["# Dice under a wrong location", "", intro]
     for kind in points.index.unique("kind"):
         table = points["dice"].xs(kind, level="kind").unstack("percent", sort=False)
         amounts = [f"{amount:g} %" for amount in table.columns]
@@ -132,7 +133,7 @@ def to_markdown(points: pd.DataFrame, settings: Mapping[str, Any]) -> str:
 
 
 def to_csv(points: pd.DataFrame, per_class: pd.DataFrame) -> str:
-    """One line per point; no value where a number is not defined."""
+    """One line for each point; a number that is not defined is left empty."""
     table = pd.concat([points, per_class], axis=1)
     names = ["model", "change", "axes", "percent"]
     return str(table.to_csv(index_label=names, float_format="%.6g", lineterminator="\n"))
@@ -151,3 +152,54 @@ def to_json(points: pd.DataFrame, per_class: pd.DataFrame, settings: Mapping[str
 
 def _or_null(value: float) -> float | None:
     return None if pd.isna(value) else float(value)
+
+
+def draw_curves(points: pd.DataFrame) -> bytes:
+    """A panel for each kind of error, with a line for each model (colour) and axes (dash).
+
+    The amounts stand at equal distances, as they span two orders of magnitude and begin at 0. An unknown location has
+    no amount: its panel has the true location and the unknown one.
+
+    Args:
+        points: A row per point: ``model``, ``kind``, ``axes``, ``percent``, ``dice``.
+
+    Returns:
+        A PNG.
+    """
+    from matplotlib.figure import Figure
+
+    kinds, models = points["kind"].unique(), points["model"].unique()
+    several = points["axes"].nunique() > 1
+    amounts = sorted(points["percent"].unique())
+    curves = points.set_index(["kind", "model", "axes", "percent"])["dice"].unstack("percent")
+    longest = max(map(len, models)) + (24 if several else 0)
+    figure = Figure(figsize=(4.2 * len(kinds) + 0.7 + 0.065 * longest, 4.2), layout="constrained")
+    panels = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
+    lines: dict[str, Any] = {}
+    for panel, kind in zip(panels, kinds, strict=True):
+        steps = amounts if kind != "unknown" else sorted({amounts[0], amounts[-1]})
+        for number, model in enumerate(models):
+            for axes, style in STYLES.items():
+                if (kind, model, axes) in curves.index:
+                    dice = curves.loc[(kind, model, axes), steps].to_numpy()
+                    look = {"color": COLOURS[number % len(COLOURS)], "marker": "o", "markersize": 3.5}
+                    (line,) = panel.plot(dice, style, linewidth=1.6, **look)
+                    lines.setdefault(f"{model}, {AXES_WORDS[axes]}" if several else model, line)
+        panel.set_xlim(-0.3, len(steps) - 0.7)
+        names = [f"{amount:g}" for amount in steps]
+        if kind == "unknown":
+            names = ["unknown" if amount else "true" for amount in steps]
+        panel.set_xticks(range(len(steps)), names)
+        panel.set_xlabel("location" if kind == "unknown" else "error of the location, % of the axis")
+        panel.set_title(TITLES[kind], fontsize=10)
+        panel.grid(axis="y", alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(labelleft=True)
+    # some air above and below, but nothing that Dice cannot be
+    low, high = panels[0].get_ylim()
+    panels[0].set_ylim(max(-0.02, low), min(1.02, high))
+    panels[0].set_ylabel("foreground Dice")
+    figure.legend(list(lines.values()), list(lines), loc="outside right upper", fontsize=8, frameon=False)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=130)
+    return picture.getvalue()

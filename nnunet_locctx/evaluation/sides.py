@@ -1,33 +1,31 @@
 """Left and right repaired: how far each class reaches over the mid-plane is learned, what lies beyond is the twin's.
 
-The direction from left to right is the mean, over training cases and pairs, of the vector between the two centroids;
-the mid-plane of a case is perpendicular to it, through the centroid of all its paired voxels. Which side they were
-predicted as does not move that point.
+The direction from left to right is the mean, over training cases and pairs, of the vector between the two centroids.
+The mid-plane of a case is perpendicular to it and passes through the centroid of all paired voxels, which does not
+depend on the side that they were predicted as.
 """
 
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
-from nnunet_locctx.evaluation.classes import Classes, find_pairs
-from nnunet_locctx.evaluation.label_files import frame_of, read_labels
+from nnunet_locctx.evaluation.classes import Classes
+from nnunet_locctx.evaluation.label_files import read_labels
 from nnunet_locctx.geometry import Array, Frame
 from nnunet_locctx.nnunet.data.workers import map_in_workers
 
 SAMPLES = 1000
-"""Voxels of a class that one case tells the limits with."""
+"""Voxels of a class that each case contributes to the limits."""
 
 REACH = 0.999
 """Share of a class's training voxels that lie within its limit."""
 
 MIXED = 0.1
-"""A pair tells no sides if more than this share of one class's training voxels is nearer to the twin's usual place."""
+"""A pair has no sides if more than this share of one class's training voxels is nearer to the twin's usual place."""
 
 Samples = Mapping[int, Array]
 """Label -> (N, 3) positions, as :func:`places` gives them."""
@@ -41,8 +39,8 @@ class Sides:
         normal: Unit vector from left to right, in LPS.
         paired: Labels whose voxels' centroid is a point of the mid-plane.
         limits: (left label, right label, limit of left, limit of right), of the pairs that training shows on their
-            sides: mm from the case's mid-plane, positive to the right. What is called left and lies beyond the first is
-            right, what is called right and lies below the second is left.
+            sides: mm from the case's mid-plane, positive to the right. Voxels that are called left and lie beyond the
+            first limit are right; voxels that are called right and lie below the second limit are left.
     """
 
     normal: tuple[float, float, float]
@@ -50,7 +48,7 @@ class Sides:
     limits: tuple[tuple[int, int, float, float], ...]
 
     def __call__(self, segmentation: npt.NDArray[np.int32], frame: Frame) -> npt.NDArray[np.int32]:
-        """(z, y, x) label values -> the same with those voxels the twin's; the input is left alone."""
+        """(z, y, x) label values -> the same with those voxels the twin's; the input stays as it is."""
         changed = segmentation.copy()
         voxels = np.argwhere(np.isin(segmentation, self.paired))
         if not len(voxels):
@@ -77,18 +75,18 @@ def paired_labels(classes: Classes) -> list[tuple[int, int]]:
     Raises:
         ValueError: There are none.
     """
-    pairs = [[classes.values[name] for name in pair] for pair in find_pairs(list(classes.values))]
-    single = [(left[0], right[0]) for left, right in pairs if len(left) == len(right) == 1]
-    if not single:
+    named = [[classes.values[name] for name in pair] for pair in classes.pairs]
+    pairs = [(left[0], right[0]) for left, right in named if len(left) == len(right) == 1]
+    if not pairs:
         raise ValueError(
             "no two classes are named as the left and the right of one structure (kidney_left and kidney_right); got "
             f"{', '.join(classes.values)}"
         )
-    return single
+    return pairs
 
 
 def learn_sides(
-    files: Mapping[str, Path],
+    files: Sequence[Path],
     pairs: Sequence[tuple[int, int]],
     reader: str,
     processes: int,
@@ -98,7 +96,7 @@ def learn_sides(
     """Learns direction and limits.
 
     Args:
-        files: Case -> training label.
+        files: Training labels.
         pairs: (left, right) label values.
         reader: Class name of nnU-Net's reader.
         processes: Worker processes.
@@ -109,19 +107,16 @@ def learn_sides(
     """
     paired = tuple(label for pair in pairs for label in pair)
     sample = functools.partial(_sample, reader=reader, labels=paired)
-    answers = map_in_workers(sample, list(files.values()), processes)
-    cases: list[Samples] = list(
-        tqdm(answers, total=len(files), desc="learning the sides", unit="case", disable=not progress)
-    )
-    apart = [
+    cases = list(map_in_workers(sample, files, processes, "learning the sides" if progress else None))
+    offsets = [
         case[right].mean(axis=0) - case[left].mean(axis=0)
         for case in cases
         for left, right in pairs
         if left in case and right in case
     ]
-    if not apart:
+    if not offsets:
         raise ValueError(f"none of {len(files)} training labels has both a left class and its right twin")
-    normal = np.mean(apart, axis=0)
+    normal = np.mean(offsets, axis=0)
     normal /= np.linalg.norm(normal)
     limits = []
     for left, right in pairs:
@@ -138,16 +133,15 @@ def learn_sides(
 
 
 def _sample(file: Path, reader: str, labels: Sequence[int]) -> Samples:
-    segmentation, properties = read_labels(file, reader)
-    frame: Frame = frame_of(properties, segmentation.shape)
-    if not frame.has_geometry:
+    scan = read_labels(file, reader)
+    if not scan.frame.has_geometry:
         raise ValueError(f"{file} has no geometry: its left and right are not known")
+    segmentation = scan.labels
     voxels = np.argwhere(np.isin(segmentation, labels))
     if not len(voxels):
         return {}
-    held: npt.NDArray[Any] = segmentation[tuple(voxels.T)]
-    positions = places(voxels, frame)
+    values, positions = segmentation[tuple(voxels.T)], places(voxels, scan.frame)
     return {
-        int(label): positions[held == label][:: int(np.ceil((held == label).sum() / SAMPLES))]
-        for label in np.unique(held)
+        int(label): positions[values == label][:: int(np.ceil((values == label).sum() / SAMPLES))]
+        for label in np.unique(values)
     }

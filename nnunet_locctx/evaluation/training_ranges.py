@@ -1,18 +1,18 @@
-"""What training labels have: where the classes lie, how large they are, in how many pieces, on which sides.
+"""Ranges of the training labels: where the classes lie, how large they are, in how many pieces, on which sides.
 
-A class's place, from where to where it reaches, is told by the other classes of the same case: each of them, and the
-scan's centre, tells it by the offset that training has (the median), and the weighted median of what they tell is
-taken, each with the reciprocal of its offset's scatter as its weight. Neither the position of the scan's frame nor what
-it shows of the body matters then (fields of view differ more than patients do), close neighbours count most, and no
-single displaced or missing class decides. Of a class that stands alone the scan's centre tells the place, as badly as
-it did in training. A class is displaced along an axis by as much as both its ends are, in one direction: one that is
-incomplete, or has grown, is not.
+The place of a class (both of its ends) is predicted from the other classes of the same case. Each of them, and the
+scan's centre, predicts it by the median offset that training has. The weighted median of the predictions is taken; the
+weight is the reciprocal of the offset's scatter. So neither the position of the scan's frame matters nor the part of
+the body that it shows (fields of view differ more than patients do), close neighbours count most, and no single
+displaced or missing class decides. The place of a class that stands alone is predicted from the scan's centre, as badly
+as in training. A class is displaced along an axis by as much as both of its ends are, in one direction: a class that is
+incomplete, or has grown, is not displaced.
 
-How much is too much is calibrated on the training cases: each is judged by what the others have (in at most
-:data:`GROUPS` groups). Deviations are in units of the class's own robust scatter, and the case's largest is what
-counts, because every class may raise an alarm. Their median and robust spread (of the values or their logarithms) give
-the upper limit of a prediction interval: a further case like those of training goes beyond it with the probability
-:data:`ALARMS` per kind of deviation; training cases that are unlike the others do not widen it.
+The limits are calibrated on the training cases: each is judged by the others (in at most :data:`GROUPS` groups).
+Deviations are in units of the class's own robust scatter, and only the case's largest deviation counts, because every
+class may raise an alarm. The median and the robust spread of these (of the values or their logarithms) give the upper
+limit of a prediction interval: a further case like those of training exceeds it with the probability :data:`ALARMS` per
+kind of deviation. Training cases that are unlike the others do not widen it.
 """
 
 import math
@@ -23,46 +23,75 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from nnunet_locctx.evaluation.label_summary import LabelSummary
+from nnunet_locctx.evaluation.label_summary import LabelSummary, voxel_ml
 from nnunet_locctx.geometry import PATIENT_FROM_LPS, Array
 
 FEWEST = 3
-"""Cases that a class, or an offset, must have been seen in to tell what is usual."""
+"""Least number of cases with a class, or an offset, from which its usual range is computed."""
 
 GROUPS = 20
-"""Of training cases, each judged by the others; with fewer cases each is a group."""
+"""Groups of training cases, each judged by the others; with fewer cases each case is a group."""
 
 ALARMS = 0.005
 """Probability that a case like those of training goes beyond the limit of one kind of deviation."""
 
 PRIOR = 5.0
-"""Cases that the scatter usual among the classes counts for, beside a class's own: of few cases it is uncertain."""
+"""Weight, in cases, of the scatter usual among the classes beside a class's own, which few cases leave uncertain."""
 
 TELLING = 3.0
-"""An offset that is this many times its scatter tells a direction."""
+"""An offset has a direction if it is this many times its scatter."""
 
 ONE_SIDED = 0.25
-"""A pair tells its sides along an axis if training has a smaller share of its voxels on the twin's side."""
+"""A pair has sides along an axis if training has a smaller share of its voxels on the twin's side."""
 
 KINDS = ("position", "volume", "pieces", "sides")
-"""Of deviations; ``sides`` has a number a pair, the others a number a class."""
+"""Kinds of deviations; ``sides`` has a number for each pair, the others have a number for each class."""
 
 
 @dataclass(frozen=True)
 class Deviations:
-    """How far a case is from what is usual.
+    """How far a case is from the training cases.
 
     Attributes:
-        scaled: Kind -> (C,) or (P,) deviations in units of the scatter; NaN where nothing can be told.
+        scaled: Kind -> (C,) or (P,) deviations in units of the scatter; NaN where they are not known.
         offset: (C, 3) mm from the usual place along R, A, S.
-        expected: (C, 3) middle of the usual place in mm, also of absent classes; NaN where nothing tells it.
-        reversed: (3,) fraction of the telling offsets that point to the other side; NaN where none tells.
+        expected: (C, 3) middle of the usual place in mm, also of absent classes; NaN where it is not known.
+        reversed: (3,) fraction of the offsets with a direction that point the other way; NaN where none has one.
     """
 
     scaled: Mapping[str, Array]
     offset: Array
     expected: Array
     reversed: Array
+
+
+@dataclass(frozen=True)
+class LogScale:
+    """The usual size of numbers that are 0 or more: N medians and robust scatters of their logarithms.
+
+    Attributes:
+        middle, scatter: (N,) of the logarithms of the numbers with :attr:`unit` added.
+        unit: (N,) differences below this mean little.
+    """
+
+    middle: Array
+    scatter: Array
+    unit: Array
+
+    @classmethod
+    def of(cls, values: Array, unit: Array, least: float | Array) -> "LogScale":
+        """The scale of (cases, N) numbers; `least` is the smallest scatter."""
+        middle, scatter = _robust(np.log(values + unit))
+        return cls(middle, _shared(scatter, _counts(values), least), unit)
+
+    def deviations(self, values: Array) -> Array:
+        """(N,) deviations of numbers from the middle, in units of the scatter."""
+        return np.asarray((np.log(values + self.unit) - self.middle) / self.scatter)
+
+    def at(self, number: int, deviation: float) -> float:
+        """The number that deviates by so much."""
+        logarithm = self.middle[number] + deviation * self.scatter[number]
+        return float(np.exp(logarithm) - self.unit[number])
 
 
 @dataclass(frozen=True)
@@ -73,36 +102,28 @@ class Usual:
         offsets, offset_scatter: (C, C + 1, 2, 3) mm, from the centroid of another class, or (last) the scan's centre,
             to both ends of a class.
         position_scatter: (C, 3) root mean square of the displacements in mm.
-        volume, volume_scatter: (C,) of the logarithms of ml, of classes within the scan.
-        stray, stray_scatter: (C,) of the logarithms of the fraction, :attr:`stray_unit` added.
-        stray_unit: (C,) fraction below which differences mean little: the mean of the training cases, and a voxel.
-        side_axis: Number of the axis (R, A, S) that tells the sides.
+        volume: ml of the classes, where the scan does not cut them off.
+        stray: Fraction outside of the largest piece; its unit is the mean of the training cases and a voxel.
+        side_axis: Number of the axis (R, A, S) along which the sides differ.
         side_sign: (P,) 1 if the left class lies before the right one along it, -1 if behind it, 0 if that differs.
-        side, side_scatter, side_unit: (P,) likewise of the fraction on the twin's side.
+        side: Fraction of each pair on the twin's side; its unit likewise.
     """
 
     offsets: Array
     offset_scatter: Array
     position_scatter: Array
-    volume: Array
-    volume_scatter: Array
-    stray: Array
-    stray_scatter: Array
-    stray_unit: Array
+    volume: LogScale
+    stray: LogScale
     side_axis: int
     side_sign: npt.NDArray[np.int64]
-    side: Array
-    side_scatter: Array
-    side_unit: Array
+    side: LogScale
 
     @classmethod
     def of(cls, cases: Sequence[LabelSummary], pairs: Sequence[tuple[int, int]]) -> "Usual":
-        """Learned from cases; `pairs` are the numbers of the twins."""
+        """Learns from cases; `pairs` are the numbers of the twins."""
         half_voxel = float(np.median([case.frame.spacing.mean() for case in cases])) / 2
-        anchors, reach = (
-            np.stack([_anchors(case) for case in cases]),
-            np.stack([case.reach for case in cases]),
-        )
+        anchors = np.stack([_anchors(case) for case in cases])
+        reach = np.stack([case.reach for case in cases])
         count = reach.shape[1]
         offsets, offset_scatter = np.full((2, count, count + 1, 2, 3), np.nan)
         for number in range(count):
@@ -115,20 +136,18 @@ class Usual:
         mean_square = np.nansum(moved**2, axis=0) / np.where(counts < FEWEST, np.nan, counts)
         position_scatter = _shared(np.sqrt(mean_square), counts, half_voxel)
 
-        whole = np.stack(
+        uncut = np.stack(
             [np.where(case.present & ~case.cut.any(axis=1), case.volumes, np.nan) for case in cases]
         )
-        volume, volume_scatter = _robust(np.log(whole))
-        voxels = np.exp(volume) / np.median([case.voxel_ml for case in cases])
-        half_voxel_more = 1.5 / np.cbrt(6 / np.pi * voxels)  # in diameter: what it makes of the volume
-        volume_scatter = _shared(volume_scatter, _counts(whole), half_voxel_more)
+        voxel_volumes = [voxel_ml(case.frame) for case in cases]
+        voxels = np.exp(_robust(np.log(uncut))[0]) / np.median(voxel_volumes)
+        half_voxel_more = 1.5 / np.cbrt(6 / np.pi * voxels)  # relative volume of half a voxel in diameter
+        volume = LogScale.of(uncut, np.zeros(count), half_voxel_more)
 
         strays = np.stack([case.strays for case in cases])
-        everything = np.stack([case.volumes / case.voxel_ml for case in cases])
-        voxel = 1 / np.maximum(1, np.median(everything, axis=0))
-        stray_unit = voxel + _mean(strays)
-        stray, stray_scatter = _robust(np.log(strays + stray_unit))
-        stray_scatter = _shared(stray_scatter, _counts(strays), np.log(2))
+        sizes = [case.volumes / ml for case, ml in zip(cases, voxel_volumes, strict=True)]
+        voxel = 1 / np.maximum(1, np.median(sizes, axis=0))
+        stray = LogScale.of(strays, voxel + _mean(strays), np.log(2))
 
         across = np.stack([case.across for case in cases])
         middle = _robust(across)[0]
@@ -136,61 +155,41 @@ class Usual:
         axis = int(away.sum(axis=0).argmax())
         sign = np.where(middle[:, axis] < 0.5, 1, -1)
         wrong = _wrong(across, axis, sign)
-        telling = np.nan_to_num(_robust(wrong)[0], nan=1.0) < ONE_SIDED
-        sign = np.where(telling, sign, 0)
-        side_unit = np.array([1 / np.sum(1 / voxel[list(pair)]) for pair in pairs]) + _mean(wrong[:, telling])
-        side, side_scatter = _robust(np.log(wrong + side_unit))
-        side_scatter = _shared(side_scatter, _counts(wrong), np.log(2))
-        return cls(
-            offsets,
-            offset_scatter,
-            position_scatter,
-            volume,
-            volume_scatter,
-            stray,
-            stray_scatter,
-            stray_unit,
-            axis,
-            sign,
-            side,
-            side_scatter,
-            side_unit,
-        )
+        one_sided = np.nan_to_num(_robust(wrong)[0], nan=1.0) < ONE_SIDED
+        sign = np.where(one_sided, sign, 0)
+        unit = np.array([1 / np.sum(1 / voxel[list(pair)]) for pair in pairs]) + _mean(wrong[:, one_sided])
+        side = LogScale.of(wrong, unit, np.log(2))
+        return cls(offsets, offset_scatter, position_scatter, volume, stray, axis, sign, side)
 
     def deviations(self, case: LabelSummary) -> Deviations:
-        """Of a case."""
+        """The deviations of a case."""
         offset, expected = _displacement(case, self.offsets, self.offset_scatter)
         position = np.sqrt(np.mean((offset / self.position_scatter) ** 2, axis=1))
-        with np.errstate(divide="ignore"):
-            volume = (
-                np.log(np.where(case.present, case.volumes, np.nan)) - self.volume
-            ) / self.volume_scatter
-        volume = np.where(
-            case.cut.any(axis=1), volume.clip(min=0), np.abs(volume)
-        )  # what is cut off may be smaller
-        stray = (np.log(case.strays + self.stray_unit) - self.stray) / self.stray_scatter
-        side = (np.log(self.wrong_side(case) + self.side_unit) - self.side) / self.side_scatter
+        volume = self.volume.deviations(np.where(case.present, case.volumes, np.nan))
+        # a class that the scan cuts off may be smaller
+        volume = np.where(case.cut.any(axis=1), volume.clip(min=0), np.abs(volume))
+        stray, side = self.stray.deviations(case.strays), self.side.deviations(self.wrong_side(case))
         between = case.centres[:, None] - case.centres[None]
         usual, scatter = self.offsets[:, :-1].mean(axis=2), self.offset_scatter[:, :-1].mean(axis=2)
-        telling = (np.abs(usual) > TELLING * scatter) & np.isfinite(between)
-        turned = telling & (between * usual < 0)
-        count = telling.sum(axis=(0, 1))
+        directed = (np.abs(usual) > TELLING * scatter) & np.isfinite(between)
+        turned = directed & (between * usual < 0)
+        count = directed.sum(axis=(0, 1))
         scaled = {"position": position, "volume": volume, "pieces": stray, "sides": side}
         share = np.where(count > 0, turned.sum(axis=(0, 1)) / np.maximum(count, 1), np.nan)
         return Deviations(scaled, offset, expected, share)
 
     def wrong_side(self, case: LabelSummary) -> Array:
-        """(P,) fraction of the pair's voxels on the twin's side; NaN where training does not tell the sides."""
+        """(P,) fraction of the pair's voxels on the twin's side; NaN where the pair has no sides in training."""
         return np.where(self.side_sign == 0, np.nan, _wrong(case.across, self.side_axis, self.side_sign))
 
 
 @dataclass(frozen=True)
 class Ranges:
-    """What training has, and how far from it a case may be.
+    """The ranges of the training cases, and how far from them a case may be.
 
     Attributes:
-        usual: Of all training cases.
-        without: Training case -> what is usual among the others.
+        usual: The medians and scatters of all training cases.
+        without: Training case -> the medians and scatters of the others.
         limits: Kind -> largest deviation in units of the scatter.
         present: Training case -> (C,) which classes it has.
     """
@@ -205,7 +204,7 @@ def learn_ranges(cases: Mapping[str, LabelSummary], pairs: Sequence[tuple[int, i
     """Learns from training cases.
 
     Args:
-        cases: Their segmentations' numbers.
+        cases: Case -> the numbers of its segmentation.
         pairs: Numbers of the twins.
 
     Raises:
@@ -214,7 +213,7 @@ def learn_ranges(cases: Mapping[str, LabelSummary], pairs: Sequence[tuple[int, i
     names = [name for name, case in cases.items() if case.present.any()]
     if len(names) <= FEWEST:
         raise ValueError(
-            f"{len(names)} of {len(cases)} training labels hold a class; it takes {FEWEST + 1} to tell what is usual"
+            f"{len(names)} of {len(cases)} training labels hold a class; at least {FEWEST + 1} are needed"
         )
     without: dict[str, Usual] = {}
     largest: dict[str, list[float]] = {kind: [] for kind in KINDS}
@@ -236,8 +235,8 @@ def learn_ranges(cases: Mapping[str, LabelSummary], pairs: Sequence[tuple[int, i
 def _limit(kind: str, largest: Sequence[float]) -> float:
     """Upper limit of the prediction interval of a further case, at least 1.
 
-    Fractions are deviations of logarithms already. Of the others both the values and their logarithms may be near to
-    normal, of few and of many classes; the larger limit is taken.
+    Deviations of fractions are those of logarithms already. Of the other kinds, either the values or their logarithms
+    may be near to normal, depending on the number of classes; the larger limit is taken.
     """
     limits = [_interval(np.asarray(largest))]
     if kind in ("position", "volume"):
@@ -286,7 +285,7 @@ def _robust(values: Array) -> tuple[Array, Array]:
 
 
 def _shared(scatter: Array, counts: Array, least: float | Array) -> Array:
-    """Each class's scatter, drawn to what is usual among the classes as far as it is uncertain; at least `least`."""
+    """Each class's scatter, drawn towards that of the classes together the fewer its cases; at least `least`."""
     known = np.isfinite(scatter)
     if not known.any():
         return scatter
@@ -300,6 +299,6 @@ def _counts(values: Array) -> Array:
 
 
 def _mean(values: Array) -> float:
-    """Without NaN; 0 of nothing."""
+    """The mean of the values that are not NaN; 0 without any."""
     known = values[np.isfinite(values)]
     return float(known.mean()) if known.size else 0.0

@@ -1,14 +1,14 @@
 """Locations that are wrong by a known amount, or unknown.
 
-Two errors are made, each of an amount given in percent of the axis:
+There are two errors, each with an amount in percent of the axis:
 
 * **shift**: one constant is added to the whole scan, as if the field of view had been misjudged;
 * **noise**: every slice is off by a number of its own, drawn from a Gaussian whose standard deviation is the amount.
   Slice scores err in this way: all voxels of a slice share one error, neighbouring slices do not.
 
-A third change, **unknown**, takes the coordinate away (NaN). It has no amount: a curve shows it at every one above 0.
+A third change, **unknown**, removes the coordinate (NaN). It has no amount: a curve shows it at every amount above 0.
 
-All concern one channel (``R``, ``A``, or ``axial``: the coordinate along the body, S), or each of the three
+Each change concerns one channel (``R``, ``A``, or ``axial``: the coordinate along the body, S), or all three
 (``all``). With noise, channel R is off by one number per slice across R, A by one per slice across A, S by one per
 slice across S; the slices are those of the preprocessed array's axis closest to the patient's. The *axis* is 1.0 for
 sources whose coordinates run from -0.5 to 0.5 (``voxel``, ``body_part``, ``anatomical``); for ``scanner`` it is the
@@ -20,7 +20,6 @@ and to all axes; here it is added once.
 
 import math
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +47,7 @@ SIGNS = {"both": (1.0, -1.0), "plus": (1.0,), "minus": (-1.0,)}
 
 @dataclass(frozen=True)
 class Change:
-    """One way to be wrong.
+    """One change of the location.
 
     Attributes:
         kind: ``shift``, ``noise``, ``unknown`` or ``none``.
@@ -66,15 +65,15 @@ UNCHANGED = Change("none", "none", 0.0)
 
 @dataclass(frozen=True)
 class Design:
-    """What is tried.
+    """The changes that are tried.
 
     Attributes:
         amounts: Percent of the axis, increasing.
         axes: Keys of :data:`AXES`.
-        kinds: Of :data:`KINDS`.
-        sign: Key of :data:`SIGNS`: directions of a shift; with ``both`` the mean of the two is reported, as the answer
+        kinds: Some of :data:`KINDS`.
+        sign: Key of :data:`SIGNS`: directions of a shift; with ``both`` the mean of the two is reported, as the Dice
             depends on the direction.
-        seed: Of the noise.
+        seed: Seed of the noise.
     """
 
     amounts: tuple[float, ...] = AMOUNTS
@@ -84,9 +83,16 @@ class Design:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, allowed in (("axes", tuple(AXES)), ("kinds", KINDS)):
-            _check_choice(name, getattr(self, name), allowed)
-        _check_choice("sign", (self.sign,), tuple(SIGNS))
+        for name, chosen, allowed in (
+            ("axes", self.axes, AXES),
+            ("kinds", self.kinds, KINDS),
+            ("sign", (self.sign,), SIGNS),
+        ):
+            unknown = [value for value in chosen if value not in allowed]
+            if unknown or not chosen:
+                raise ValueError(
+                    f"{name} must be of {', '.join(allowed)}; got {', '.join(unknown) or 'none'}"
+                )
         if not self.amounts or not all(math.isfinite(amount) and amount >= 0 for amount in self.amounts):
             raise ValueError(f"amounts must be percentages of 0 or more, got {list(self.amounts)}")
         if self.seed < 0:
@@ -136,10 +142,10 @@ def wrong_location(
     Args:
         location: (3, *shape), the true one (R, A, S); not changed.
         frame: The preprocessed array's.
-        lengths: (3,) what 100 percent is (:func:`axis_lengths`).
+        lengths: (3,) lengths of 100 percent (:func:`axis_lengths`).
         change: The error.
         case: Name of the case.
-        seed: Of the noise.
+        seed: Seed of the noise.
 
     Returns:
         (3, *shape) float32.
@@ -162,9 +168,3 @@ def wrong_location(
     # a voxel that is 0 in all channels would pass for nnU-Net's padding
     wrong[0][wrong[0] == 0] = NEVER_ZERO
     return wrong
-
-
-def _check_choice(name: str, given: Sequence[str], allowed: Sequence[str]) -> None:
-    unknown = [value for value in given if value not in allowed]
-    if unknown or not given:
-        raise ValueError(f"{name} must be of {', '.join(allowed)}; got {', '.join(unknown) or 'none'}")

@@ -12,8 +12,8 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 
-from nnunet_locctx.evaluation.robustness_figure import COLOURS
 from nnunet_locctx.report.results import Results
+from nnunet_locctx.viewing import COLOURS
 
 WIDTH = 7.6
 """Inches of a figure as wide as the page."""

@@ -1,4 +1,4 @@
-"""Draws a located scan: large slices the way the patient lies, what a model makes of them, the location as a strip."""
+"""Draws a located scan: large slices as radiologists see them, a model's predictions, the location as a strip."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ ENDS = ("left to right", "posterior to anterior", "inferior to superior")
 
 
 def check_output(output: Path) -> None:
-    """Refuses files that could not be written in the end.
+    """Refuses files that cannot be written.
 
     Raises:
         ValueError: There is no such folder, or matplotlib does not know the file's ending.
@@ -48,13 +48,13 @@ def draw(
     window: tuple[float, float] | None = None,
     progress: bool = False,
 ) -> None:
-    """Writes the picture: a column a plane; a row for the scan with its label and one for each prediction.
+    """Writes the picture: a column for each plane; a row for the scan with its label and one for each prediction.
 
     Args:
-        scan: What to draw.
+        scan: The scan.
         output: File to write; its ending decides the format (png, pdf, svg ...).
         at: Place that the slices pass through, as fractions (R, A, S) of the volume; None: the place of interest.
-        window: Values that are black and white, in units of the scan; None: as the channel's name suggests.
+        window: Values that are black and white, in units of the scan; None: those that suit the channel's name.
         progress: Show a progress bar.
 
     Raises:
@@ -67,15 +67,16 @@ def draw(
     pieces_of_grid = [Slice(scan.grid, view, nearest_voxel(scan.grid, place)) for view in views]
     rows = [_Row("scan" if scan.label is None else "scan and label", pieces, scan.label)]
     if scan.comparison is not None:
-        both = scan.comparison
-        rows.append(_Row("prediction,\ntrue location", pieces_of_grid, both.located))
-        rows.append(_Row(f"prediction,\n{both.replacement}", pieces_of_grid, both.replaced, both.changed))
+        located, replaced = scan.comparison.located, scan.comparison.replaced
+        title = f"prediction,\n{scan.comparison.replacement}"
+        rows.append(_Row("prediction,\ntrue location", pieces_of_grid, located))
+        rows.append(_Row(title, pieces_of_grid, replaced, scan.comparison.changed))
     levels = window or grey_levels(scan.image, scan.channel)
     names = list(dict.fromkeys(scan.names.values()))
     colours = class_colours(names, find_pairs(names))
 
     sheet = _Sheet.of(pieces, len(rows))
-    seen: set[str] = set()
+    visible: set[str] = set()
     cells = [(row, column) for row in range(len(rows)) for column in range(len(views))]
     for row, column in tqdm(
         cells, desc="drawing", unit="slice", disable=None if progress else True, leave=False
@@ -83,7 +84,7 @@ def draw(
         panel, piece = sheet.panel(row, column), pieces[column]
         grey = {"cmap": "gray", "vmin": levels[0], "vmax": levels[1], "interpolation": "bilinear"}
         piece.paint(panel, piece.of(scan.image), **grey)
-        seen |= rows[row].paint(panel, column, scan.names, colours)
+        visible |= rows[row].paint(panel, column, scan.names, colours)
         if row == 0 and scan.patch_size is not None:
             _patches(panel, pieces_of_grid[column], place, scan.patch_size)
         piece.frame_panel(panel)
@@ -92,7 +93,7 @@ def draw(
         if column == 0:
             panel.set_ylabel(rows[row].title, fontsize=9, labelpad=16 if piece.letters else 6)
     _draw_location(sheet, scan, pieces_of_grid)
-    _legend(sheet, scan, {name: colours[name] for name in names if name in seen})
+    _legend(sheet, scan, {name: colours[name] for name in names if name in visible})
     top = 1 + 0.42 / sheet.figure.get_figheight()
     sheet.figure.text(0, top, _heading(scan, levels), fontsize=9, va="bottom")
     sheet.figure.savefig(output, dpi=130, bbox_inches="tight", pad_inches=0.15)
@@ -100,7 +101,7 @@ def draw(
 
 @dataclass(frozen=True)
 class _Sheet:
-    """Rows of slices, all of a row equally high, and below them a strip; what is written around grows outwards.
+    """Rows of slices of equal height, and below them a strip; titles and legend lie outside.
 
     Attributes:
         figure: The figure.
@@ -141,10 +142,10 @@ class _Row:
     """Slices with one segmentation.
 
     Attributes:
-        title: What it is.
-        pieces: The slices, a view each, in the segmentation's frame.
+        title: Title of the row.
+        pieces: The slices, one for each view, in the segmentation's frame.
         labels: The segmentation, or None.
-        changed: What is hatched, or None.
+        changed: Voxels that are hatched, or None.
     """
 
     title: str
@@ -207,28 +208,26 @@ def _draw_map(panel: Any, piece: Slice, values: npt.NDArray[np.float32]) -> None
 
 
 def _patches(panel: Any, piece: Slice, place: npt.ArrayLike, patch_size: tuple[int, int, int]) -> None:
-    """One patch around the place shown, and faintly the grid of patches side by side."""
+    """Draws one patch around the place shown, and faintly the grid of patches side by side."""
     from matplotlib.patches import Rectangle
 
     shape = np.array(piece.frame.shape, dtype=np.float64)
     size = np.array(patch_size, dtype=np.float64)
     counts = np.ceil(shape / size).astype(int)
-    grid = (shape - counts * size) / 2
-    for i in range(counts[piece.row]):
-        for j in range(counts[piece.column]):
-            lower = grid.copy()
-            lower[piece.row] += i * size[piece.row]
-            lower[piece.column] += j * size[piece.column]
-            left, top, width, height = piece.rectangle(lower, size)
-            panel.add_patch(
-                Rectangle((left, top), width, height, fill=False, lw=0.5, ec="white", alpha=0.5, ls=":")
-            )
+    corner = (shape - counts * size) / 2
+
+    def outline(lower: npt.NDArray[np.float64], **style: Any) -> None:
+        left, top, width, height = piece.rectangle(lower, size)
+        panel.add_patch(Rectangle((left, top), width, height, fill=False, ec="white", **style))
+
+    for i, j in np.ndindex(counts[piece.row], counts[piece.column]):
+        steps = np.zeros(3)
+        steps[piece.row], steps[piece.column] = i, j
+        outline(corner + steps * size, lw=0.5, alpha=0.5, ls=":")
     # as nnU-Net's window, a patch stays within the volume where it can
     slack = np.where(size < shape, 0, (shape - size) / 2)
     middle = np.array(nearest_voxel(piece.frame, place))
-    lower = np.clip(middle - size // 2, slack, shape - size - slack)
-    left, top, width, height = piece.rectangle(lower, size)
-    panel.add_patch(Rectangle((left, top), width, height, fill=False, lw=1.4, ec="white"))
+    outline(np.clip(middle - size // 2, slack, shape - size - slack), lw=1.4)
 
 
 def _legend(sheet: _Sheet, scan: LocatedScan, colours: Mapping[str, Colour]) -> None:
@@ -271,7 +270,7 @@ def _heading(scan: LocatedScan, levels: tuple[float, float]) -> str:
         f"location: source {scan.source.name}" + _units(scan),
     ]
     if not frame.has_geometry:
-        lines[0] += ", as stored (the file says nothing of the patient)"
+        lines[0] += ", as stored (the file does not give the patient's axes)"
     if scan.patch_size is not None:
         share = float(np.prod(np.minimum(1.0, np.array(scan.patch_size) / np.array(scan.grid.shape))))
         sizes = " x ".join(map(str, scan.patch_size))

@@ -1,4 +1,4 @@
-"""What a fitted location source found in the training scans: figures for reading, a picture for looking."""
+"""The results of a fitted location source in the training scans: figures to read, and a picture."""
 
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ NAMED_SCANS = 40
 def report_fitted(fitted: FittedDataset) -> dict[str, Any]:
     """Figures per scan and, as lines to print, over all scans."""
     cases = {
-        name: {"problem": found.problem} if found.problem else _figures(found)
-        for name, found in fitted.measured.items()
+        name: {"problem": measurement.problem} if measurement.problem else _figures(measurement)
+        for name, measurement in fitted.measured.items()
     }
     usable = [figures for figures in cases.values() if "problem" not in figures]
     summary = [f"{len(usable)} of {len(cases)} scans measured"]
@@ -44,19 +44,19 @@ def report_fitted(fitted: FittedDataset) -> dict[str, Any]:
     return {"source": fitted.source, "summary": summary, "cases": cases}
 
 
-def _figures(found: Any) -> dict[str, Any]:
-    if isinstance(found, BodyPartCurve):
+def _figures(measurement: Any) -> dict[str, Any]:
+    if isinstance(measurement, BodyPartCurve):
         return {
-            "lowest_score": round(float(found.scores[0]), 2),
-            "highest_score": round(float(found.scores[-1]), 2),
-            "slope_points_per_mm": round(float(found.slope), 5),
-            "length_mm": round(float(np.ptp(found.positions)), 1),
-            "body": found.cross_section is not None,
+            "lowest_score": round(float(measurement.scores[0]), 2),
+            "highest_score": round(float(measurement.scores[-1]), 2),
+            "slope_points_per_mm": round(float(measurement.slope), 5),
+            "length_mm": round(float(np.ptp(measurement.positions)), 1),
+            "body": measurement.cross_section is not None,
         }
-    if isinstance(found, BodyBox):
-        return {"box_mm": np.round(found.upper - found.lower, 2).tolist()}
-    ends = np.percentile(found.values.reshape(3, -1), (1, 99), axis=1).T
-    return {"range": np.round(ends, 3).tolist(), "cells": list(found.values.shape[1:])}
+    if isinstance(measurement, BodyBox):
+        return {"box_mm": np.round(measurement.upper - measurement.lower, 2).tolist()}
+    ends = np.percentile(measurement.values.reshape(3, -1), (1, 99), axis=1).T
+    return {"range": np.round(ends, 3).tolist(), "cells": list(measurement.values.shape[1:])}
 
 
 def draw_fitted(fitted: FittedDataset, output: Path) -> None:
@@ -65,16 +65,18 @@ def draw_fitted(fitted: FittedDataset, output: Path) -> None:
     Raises:
         ValueError: No scan could be measured.
     """
-    usable = {name: found for name, found in fitted.measured.items() if not found.problem}
-    curves = {name: found for name, found in usable.items() if isinstance(found, BodyPartCurve)}
-    maps = {name: found for name, found in usable.items() if isinstance(found, AnatomicalMap)}
+    usable = {name: one for name, one in fitted.measured.items() if not one.problem}
     if not usable:
         raise ValueError("no scan could be measured, so there is nothing to draw")
-    boxes = {name: found for name, found in usable.items() if isinstance(found, BodyBox)}
+    boxes = {name: one for name, one in usable.items() if isinstance(one, BodyBox)}
+    curves = {name: one for name, one in usable.items() if isinstance(one, BodyPartCurve)}
+    maps = {name: one for name, one in usable.items() if isinstance(one, AnatomicalMap)}
     if boxes:
         figure = _draw_boxes(boxes)
+    elif curves:
+        figure = _draw_curves(curves)
     else:
-        figure = _draw_maps(dict(list(maps.items())[:DRAWN_MAPS])) if maps else _draw_curves(curves)
+        figure = _draw_maps(dict(list(maps.items())[:DRAWN_MAPS]))
     with replacing(output) as draft:
         figure.savefig(draft, dpi=120)
 

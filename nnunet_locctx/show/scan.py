@@ -1,10 +1,10 @@
-"""A scan as it was taken, with the location that a network gets and what it makes of both."""
+"""A scan as it was taken, with the location that a network gets and the network's prediction from both."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, SupportsInt
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,7 @@ class Comparison:
     Attributes:
         located: Segmentation with the true location.
         replaced: Segmentation with another location.
-        replacement: What the other location was, in words.
+        replacement: The other location in words.
     """
 
     located: npt.NDArray[np.integer]
@@ -40,13 +40,13 @@ class Comparison:
 
     @property
     def changed(self) -> npt.NDArray[np.bool_]:
-        """Where the location decides the prediction."""
+        """The voxels whose prediction depends on the location."""
         return np.asarray(self.located != self.replaced)
 
 
 @dataclass(frozen=True)
 class LocatedScan:
-    """A scan, as it was taken, and what a network gets and makes of it.
+    """A scan, as it was taken, with a network's input and its predictions.
 
     Attributes:
         name: For the title.
@@ -75,8 +75,8 @@ class LocatedScan:
     comparison: Comparison | None = None
 
     def place_of_interest(self) -> Array:
-        """What to show, as fractions (R, A, S) of the volume: where a location changes most, amid the labels, or the
-        middle of the volume."""
+        """The place to show, as fractions (R, A, S) of the volume: where the location changes most voxels, else the
+        middle of the labels, else the middle of the volume."""
         if self.comparison is not None and self.comparison.changed.any():
             return self.grid.fraction([np.argmax(counts) for counts in per_plane(self.comparison.changed)])
         if self.label is not None and (self.label > 0).any():
@@ -99,7 +99,8 @@ def nearest_voxel(frame: Frame, fraction: npt.ArrayLike) -> tuple[int, int, int]
             f"the place {np.asarray(fraction).tolist()} lies outside the volume; fractions run from -0.5 to 0.5 along "
             "R, A and S"
         )
-    return _three(np.clip(index, 0, last))
+    i, j, k = (int(n) for n in np.clip(index, 0, last))
+    return i, j, k
 
 
 def locate_scan(
@@ -122,7 +123,7 @@ def locate_scan(
         regressor: What `locctx fit` stored (regressor.pt), for a source that needs a fit. For ``body`` None: what
             training uses, the rule for the modality that dataset.json names.
         dataset_json: Names of classes and channels; None: the file near the scan or its label, if there is one.
-        progress: Show what is being done.
+        progress: Show the steps.
 
     Raises:
         ValueError: A file is missing, unreadable or does not fit; the patch size is not three numbers above 0; the
@@ -133,14 +134,14 @@ def locate_scan(
     patch = None if patch_size is None else checked_patch(patch_size)
     with _Steps(3, "reading", progress) as steps:
         description = _description(dataset_json, [*images, *([label] if label else [])])
-        whole = read_scan(images)
-        whole = Scan(np.nan_to_num(whole.voxels), whole.frame, whole.properties)
-        segmentation = None if label is None else _read_label(label, whole)
+        scan = read_scan(images)
+        scan = Scan(np.nan_to_num(scan.voxels), scan.frame, scan.properties)
+        segmentation = None if label is None else _read_label(label, scan)
         steps.next("measuring")
-        measured = _measure(source, regressor, whole, description.get("channel_names", {}))
+        measured = _measure(source, regressor, scan, description.get("channel_names", {}))
         steps.next("cropping")
-        box = crop_to_nonzero(whole.voxels)[2]
-    image, frame = _crop(whole, box)
+        box = crop_to_nonzero(scan.voxels)[2]
+    image, frame = _crop(scan, box)
     return LocatedScan(
         name=images[0].name,
         image=image,
@@ -164,17 +165,17 @@ def compare_predictions(
     device: str | None = None,
     progress: bool = False,
 ) -> LocatedScan:
-    """Preprocesses a scan as the model's plans say and predicts it twice.
+    """Preprocesses a scan by the model's plans and predicts it twice.
 
     Args:
         images: One file per channel of the model's dataset.
         model: A trained model's folder (TRAINER__PLANS__CONFIGURATION).
         label: A segmentation of the scan.
-        fold: The fold to use; None: the first that is there.
+        fold: The fold to use; None: the first that exists.
         shift: Added to the location (R, A, S; units of the model's source) for the second prediction; None makes the
             location unknown.
         device: Torch device; None: the GPU if there is one.
-        progress: Show what is being done.
+        progress: Show the steps.
 
     Raises:
         ValueError: The folder is no trained model or not one with location, a file is missing, or the model needs the
@@ -190,8 +191,8 @@ def compare_predictions(
         prepared = loaded.prepare(images)
         steps.next("reading")
         plans = loaded.predictor.plans_manager
-        whole = read_scan(images, plans.plans["image_reader_writer"])
-        segmentation = None if label is None else _read_label(label, whole)
+        scan = read_scan(images, plans.plans["image_reader_writer"])
+        segmentation = None if label is None else _read_label(label, scan)
     located = loaded.labels(prepared.data)
     if shift is None:
         prepared.location[:] = np.nan
@@ -202,7 +203,7 @@ def compare_predictions(
             f"{name} {value:+g}" for name, value in zip("RAS", shift, strict=True)
         )
     box = prepared.properties["bbox_used_for_cropping"]
-    image, frame = _crop(whole, box, plans.transpose_forward)
+    image, frame = _crop(scan, box, plans.transpose_forward)
     return LocatedScan(
         name=images[0].name,
         image=image,
@@ -226,17 +227,18 @@ def checked_patch(patch_size: Sequence[int]) -> tuple[int, int, int]:
     sizes = [int(n) for n in patch_size]
     if len(sizes) not in (2, 3) or min(sizes) < 1:
         raise ValueError(f"a patch needs two or three sizes of at least 1 voxel, got {list(patch_size)}")
-    return _three([1] * (3 - len(sizes)) + sizes)
+    z, y, x = [1] * (3 - len(sizes)) + sizes
+    return z, y, x
 
 
-def _description(given: Path | None, files: Sequence[Path]) -> dict[str, Any]:
-    """The content of the dataset.json that is given or lies near the files; empty: there is none."""
+def _description(dataset_json: Path | None, files: Sequence[Path]) -> dict[str, Any]:
+    """The content of this dataset.json or, without one, of that near the files; empty if there is none."""
     near = places_of_dataset_json([file.parent for file in files])
-    file = given or next((place for place in near if place.is_file()), None)
+    file = dataset_json or next((place for place in near if place.is_file()), None)
     try:
         return {} if file is None else read_dataset_json(file, ("channel_names", "labels"))
     except ValueError as error:
-        if given is not None:
+        if dataset_json is not None:
             raise
         warnings.warn(f"classes are called by their numbers: {error}", stacklevel=3)
         return {}
@@ -264,7 +266,7 @@ def _read_label(file: Path, image: Scan, reader: str | None = None) -> Scan:
 def _crop(
     scan: Scan, box: Sequence[Sequence[int]], transpose: Sequence[int] = (0, 1, 2)
 ) -> tuple[npt.NDArray[Any], Frame]:
-    """The first channel within a box of nnU-Net's, which transposes before it crops, and where it lies."""
+    """The first channel within a box of nnU-Net's, which transposes before it crops, and the box's frame."""
     inner = scan.voxels[0].transpose(transpose)[tuple(slice(*edges) for edges in box)]
     properties = {
         **scan.properties,
@@ -275,7 +277,7 @@ def _crop(
 
 
 class _Steps:
-    """A progress bar of steps that take unlike long, on a terminal."""
+    """A progress bar of steps of different lengths, on a terminal."""
 
     def __init__(self, count: int, first: str, progress: bool) -> None:
         shape = "{desc}: {n_fmt}/{total_fmt} |{bar:20}| {elapsed}"
@@ -290,7 +292,7 @@ class _Steps:
         self._bar.close()
 
     def next(self, name: str) -> None:
-        """Says that the next step begins."""
+        """Begins the next step."""
         self._bar.update()
         self._bar.set_description(name)
 
@@ -324,8 +326,3 @@ def _measure(
     if measured.problem:
         raise ValueError(f"the scan cannot be measured: {measured.problem}")
     return measured
-
-
-def _three(numbers: Iterable[SupportsInt]) -> tuple[int, int, int]:
-    first, second, third = (int(number) for number in numbers)
-    return first, second, third

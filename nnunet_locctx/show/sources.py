@@ -1,4 +1,4 @@
-"""Where each class lies, in the coordinates of each source of location."""
+"""Draws where each class lies in the coordinates of each source of location."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +26,7 @@ def draw_sources(sources: Mapping[str, SourcePlaces], output: Path) -> None:
     are equally wide in mm.
 
     Args:
-        sources: Name -> where it sees the classes; one or more, of the same classes.
+        sources: Name -> places of the classes; one source or more, of the same classes.
         output: The file.
     """
     classes = next(iter(sources.values())).classes

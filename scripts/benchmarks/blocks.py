@@ -102,22 +102,6 @@ class Settings:
         return content
 
 
-class Results(Records):
-    """The records of all networks, parts and machines."""
-
-    def find(self, part: str, trainer: str, place: str = "") -> Record | None:
-        """The record of a network; `place` is the machine, of no matter for sizes."""
-        for record in self.records:
-            same = (record["part"], record["trainer"]) == (part, trainer)
-            if same and (part == "size" or record["place"] == place):
-                return record
-        return None
-
-    def places(self) -> list[str]:
-        """The machines that times were measured on."""
-        return list(dict.fromkeys(record["place"] for record in self.records if record["part"] != "size"))
-
-
 def place_of(machine: Record, device: str, threads: int) -> str:
     """Names the machine in records and on the page."""
     return (
@@ -137,20 +121,15 @@ def measure(job: Record) -> Record:
         from scripts.benchmarks.networks import answer
 
         return answer(job)
+    own = apart("networks.answer", job)
     if job["part"] == "time":
-        return start(job)
-    own = start(job)
-    plain = start({**job, "trainer": PLAIN, "patches": [own["patch"]]})
+        return own
+    plain = apart("networks.answer", {**job, "trainer": PLAIN, "patches": [own["patch"]]})
     return {"patch": own["patch"], "own": own, "plain": plain}
 
 
-def start(job: Record) -> Record:
-    """Measures in a new process."""
-    return apart("networks.answer", job)
-
-
 def run(
-    results: Results,
+    results: Records,
     jobs: Sequence[tuple[str, str]],
     settings: Settings,
     device: str,
@@ -170,7 +149,8 @@ def run(
             bar.set_postfix_str(f"{part} {name}")
             job = settings.job(part, device, threads)
             key = {**job, "torch": machine["versions"]["torch"]}
-            finished = results.find(part, name, place)
+            machine_of = {} if part == "size" else {"place": place}  # sizes are the same on every machine
+            finished = results.find(part=part, trainer=name, **machine_of)
             if not fresh and finished is not None and finished["key"] == key:
                 continue
             try:
@@ -180,19 +160,24 @@ def run(
                 continue
             record = {"trainer": name, "part": part, "place": place, "key": key, "machine": machine}
             record |= {"date": datetime.date.today().isoformat(), "measured": measured}
-            results.add(record, "part", "trainer", *(() if part == "size" else ("place",)))
+            results.add(record, "part", "trainer", *machine_of)
     return failed
 
 
 # ---------------------------------------------------------------------------------------------------------- report
 
 
-def size_table(results: Results, names: Sequence[str]) -> list[str]:
+def places(results: Records) -> list[str]:
+    """The machines that times were measured on."""
+    return list(dict.fromkeys(record["place"] for record in results.records if record["part"] != "size"))
+
+
+def size_table(results: Records, names: Sequence[str]) -> list[str]:
     """Parameters and multiply-adds."""
-    plain = results.find("size", PLAIN)
+    plain = results.find(part="size", trainer=PLAIN)
     rows = []
     for name in names:
-        record = results.find("size", name)
+        record = results.find(part="size", trainer=name)
         if record is None or plain is None:
             continue
         own, base = record["measured"], plain["measured"]
@@ -202,14 +187,13 @@ def size_table(results: Results, names: Sequence[str]) -> list[str]:
     return table(("network of", "parameters", "relative", "multiply-adds", "relative"), rows)
 
 
-def time_table(results: Results, names: Sequence[str], place: str) -> list[str]:
+def time_table(results: Records, names: Sequence[str], place: str) -> list[str]:
     """Seconds and bytes of both passes on one machine; ratios of the same round."""
     passes = ("patch", "forward: s", "relative", "with backward: s", "relative")
     rows = []
     for name in names:
-        cells = time_cells(results.find("time", name, place)) + memory_cells(
-            results.find("memory", name, place)
-        )
+        timed, watched = (results.find(part=part, trainer=name, place=place) for part in ("time", "memory"))
+        cells = time_cells(timed) + memory_cells(watched)
         if set(cells) != {"-"}:
             rows.append([title(name), *cells])
     return table(("network of", *passes, "peak memory: GiB", "relative"), rows)
@@ -248,7 +232,7 @@ def title(name: str) -> str:
     return "planned U-Net (plain nnU-Net)" if name == PLAIN else f"`{name}`"
 
 
-def report(results: Results, names: Sequence[str], settings: Settings, command: str, quick: bool) -> str:
+def report(results: Records, names: Sequence[str], settings: Settings, command: str, quick: bool) -> str:
     """The measured section of the page."""
     versions = {
         name: number for record in results.records for name, number in record["machine"]["versions"].items()
@@ -271,12 +255,12 @@ interpolation, norms and table look-ups are not counted.
     lines = [*wrapped(notes), "", *size_table(results, names)]
     if quick:
         lines.insert(0, "**Quick run: shows that the script works, says nothing about cost.**\n")
-    for place in results.places():
+    for place in places(results):
         lines += [*place_notes(results, place), "", *time_table(results, names, place)]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def place_notes(results: Results, place: str) -> list[str]:
+def place_notes(results: Records, place: str) -> list[str]:
     """What was measured on one machine, and how."""
     records = [run for run in results.records if run["place"] == place and run["part"] != "size"]
     timed = [record for record in records if record["part"] == "time"]
@@ -363,7 +347,7 @@ def main(arguments: list[str] | None = None) -> int:
         settings = dataclasses.replace(settings, rounds=options.rounds)
     if options.patch is not None:
         settings = dataclasses.replace(settings, patches=(tuple(options.patch),))
-    results = Results(folder / "blocks.json")
+    results = Records(folder / "blocks.json")
     names = trainer_names()
     chosen = [name for name in names if name == PLAIN or re.search(options.networks, name)]
     failed: list[str] = []

@@ -1,4 +1,4 @@
-"""What the scripts share: clocks, memory, the machine, records that outlive a stop, tables and pages.
+"""Parts that the scripts share: clocks, memory, the machine, records that outlive a stop, tables and pages.
 
 python -m scripts.benchmarks.harness MODULE.FUNCTION JOB ANSWER      # how a benchmark measures in a new process
 """
@@ -251,6 +251,11 @@ class Records:
     def records(self) -> list[Record]:
         """All of them, in the order in which they were added."""
         return [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.exists() else []
+
+    def find(self, **fields: Any) -> Record | None:
+        """The first record with these values of the fields; None if there is none."""
+        matching = (one for one in self.records if all(one.get(key) == fields[key] for key in fields))
+        return next(matching, None)
 
     def add(self, record: Record, *same: str) -> None:
         """Adds a record in the place of those with the same values of the fields `same`, if any are named."""

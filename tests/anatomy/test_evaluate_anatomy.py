@@ -81,26 +81,25 @@ def test_several_labelled_scans_give_the_box_of_localize(folder: Path) -> None:
     (row,) = [
         one
         for one in evaluate_anatomy.rows_of(new, others, [2], 1, 0)
-        if (one.organ, one.method) == ("kidney", "anatomical")
+        if (one["organ"], one["method"]) == ("kidney", "anatomical")
     ]
     labelled: list[LabelledScan] = [one.labelled for one in others]
     box = localize(labelled, new.labelled.map, new.frame, ["kidney"])["kidney"]
     truth = new.organs["kidney"].faces
     off = np.abs(np.stack([box.lower, box.upper]) - truth) * new.frame.spacing
-    assert row.face_mm == pytest.approx(off.mean())
-    assert row.labelled_scans == 2
+    assert row["face_mm"] == pytest.approx(off.mean())
+    assert row["labelled_scans"] == 2
 
 
 def test_measures_of_a_box_that_is_right_and_of_one_that_is_moved() -> None:
     frame = whole_frame(1)
     faces = np.array([[1.5, 2.5, 3.5], [9.5, 8.5, 7.5]])
     organ = evaluate_anatomy.Organ(np.array([1.0, 2.0, 3.0]), faces, np.array([[2.0, 3, 4], [9, 8, 7]]))
-    assert evaluate_anatomy._errors(organ.centroid, faces, organ, frame) == (0, 0, 1, 1)
+    right = {"landmark_mm": 0, "face_mm": 0, "overlap": 1, "recall": 1}
+    assert evaluate_anatomy._errors(organ.centroid, faces, organ, frame) == right
     moved = faces + np.array([4, 0, 0])  # half of it along one axis, voxels of 4 mm
-    landmark, face, overlap, recall = evaluate_anatomy._errors(
-        organ.centroid + np.array([3, 4, 0]), moved, organ, frame
-    )
-    assert (landmark, face, overlap, recall) == (5, pytest.approx(16 / 3), pytest.approx(1 / 3), 0.5)
+    errors = evaluate_anatomy._errors(organ.centroid + np.array([3, 4, 0]), moved, organ, frame)
+    assert list(errors.values()) == pytest.approx([5, 16 / 3, 1 / 3, 0.5])
 
 
 @pytest.mark.parametrize(
@@ -109,7 +108,7 @@ def test_measures_of_a_box_that_is_right_and_of_one_that_is_moved() -> None:
         (["--cases", "case_9"], "unknown labelled case 'case_9' (did you mean case_"),
         (["--labels", "spleen"], "unknown label 'spleen'; there are liver, kidney, node"),
         (["--cases", "case_1"], "at least 2 labelled scans that can be measured are needed, got 1"),
-        (["--labelled-scans", "0"], "--labelled-scans must be at least 1, got 0"),
+        (["--labelled-scans", "0"], "--labelled-scans must be an integer >= 1, got 0"),
         (["--labelled-scans", "7"], "no organ is shown whole by a scan and by as many others"),
         (["-o", "/nowhere/a.csv"], "there is no folder /nowhere"),
     ],

@@ -169,7 +169,7 @@ def test_goes_on_after_a_failure(tmp_path, calls, monkeypatch, fails, before, af
 
 def test_another_seed_needs_another_folder(tmp_path, calls):
     run_demo(tmp_path / "demo", settings=SMALL)
-    with pytest.raises(ValueError, match=r"begun with other settings \(seed: 0 there, 3 now"):
+    with pytest.raises(ValueError, match=r"begun with other settings \(seed: was 0, is now 3"):
         run_demo(tmp_path / "demo", settings=DemoSettings(**{**vars(SMALL), "seed": 3}))
 
 

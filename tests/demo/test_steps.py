@@ -35,7 +35,7 @@ def test_goes_on_where_it_stopped(tmp_path):
 def test_other_settings(tmp_path):
     Steps(tmp_path / "steps.json", {"seed": 0}).run("a", "a", lambda: None)
     with pytest.raises(
-        ValueError, match=r"begun with other settings \(seed: 0 there, 1 now\); choose another folder"
+        ValueError, match=r"begun with other settings \(seed: was 0, is now 1\); choose another folder"
     ):
         Steps(tmp_path / "steps.json", {"seed": 1})
 

@@ -17,8 +17,8 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunet_locctx.cli import main
 from nnunet_locctx.evaluation.atlas import Atlas, AtlasMask, Grid, occupied_cells, read_atlas, write_atlas
 from nnunet_locctx.evaluation.atlas_fit import fit_atlas
-from nnunet_locctx.evaluation.dice import file_dice
 from nnunet_locctx.evaluation.postprocessing import apply_atlas
+from nnunet_locctx.evaluation.robustness import file_dice
 from nnunet_locctx.geometry import Frame
 from tests.evaluation.label_scans import STORAGES, box, describe, store, write
 from tests.geometry_cases import flips, permutations
@@ -28,6 +28,14 @@ LPS = (10, 12, 14)
 
 def frame(properties: dict[str, Any], array: np.ndarray) -> Frame:
     return Frame.from_properties(properties, array.shape)
+
+
+def mean(atlas: Atlas) -> np.ndarray:
+    """(R, A, S) share of the scans in which a cell holds label 1."""
+    share = np.zeros(atlas.grid.shape)
+    cells, counts = atlas.cells[1]
+    share.flat[cells] = counts / len(atlas.cases)
+    return share
 
 
 def ramp(shape: tuple[int, int, int] = LPS) -> np.ndarray:
@@ -52,19 +60,32 @@ class TestGrid:
         for label, cells in found.items():
             assert cells.tolist() == np.flatnonzero(expected == label).tolist()
 
-    def test_half_as_many_cells_hold_two_voxels_each(self) -> None:
-        labels = box((8, 8, 8), (2, 2, 2), (4, 4, 6))
-        array, properties = store(labels)
-        found = occupied_cells(array, frame(properties, array), Grid((4, 4, 4), (2.0, 2.0, 2.0)), [1])[1]
-        cells = np.stack(np.unravel_index(found, (4, 4, 4)), axis=-1)
-        assert cells.tolist() == [[2, 2, 1], [2, 2, 2]]
-
-    def test_twice_as_many_cells(self) -> None:
-        labels = box((4, 4, 4), (1, 1, 1), (2, 2, 3))
-        array, properties = store(labels)
-        found = occupied_cells(array, frame(properties, array), Grid((8, 8, 8), (0.5, 0.5, 0.5)), [1])[1]
-        cells = np.stack(np.unravel_index(found, (8, 8, 8)), axis=-1)
-        assert cells.tolist() == [list(at) for at in itertools.product((4, 5), (4, 5), (2, 3, 4, 5))]
+    @pytest.mark.parametrize(
+        ("size", "lower", "upper", "edge", "expected"),
+        [
+            (
+                8,
+                (2, 2, 2),
+                (4, 4, 6),
+                4,
+                [(2, 2, 1), (2, 2, 2)],
+            ),  # half as many cells, which hold two voxels each
+            (
+                4,
+                (1, 1, 1),
+                (2, 2, 3),
+                8,
+                list(itertools.product((4, 5), (4, 5), (2, 3, 4, 5))),
+            ),  # twice as many
+        ],
+    )
+    def test_other_sizes(
+        self, size: int, lower: Any, upper: Any, edge: int, expected: list[tuple[int, ...]]
+    ) -> None:
+        array, properties = store(box((size,) * 3, lower, upper))
+        grid = Grid((edge,) * 3, (size / edge,) * 3)
+        found = occupied_cells(array, frame(properties, array), grid, [1])[1]
+        assert list(zip(*np.unravel_index(found, grid.shape), strict=True)) == expected
 
     @hypothesis.given(permutations, flips, st.sampled_from([(5, 6, 7), (10, 12, 14), (13, 7, 20)]))
     def test_storage_changes_nothing(
@@ -155,8 +176,7 @@ class TestMask:
 
     def test_mean_and_threshold(self) -> None:
         atlas = self.atlas()
-        assert atlas.mean(1)[10, 10, 10] == 0.5
-        assert atlas.mean(1).sum() == 0.5
+        assert mean(atlas)[10, 10, 10] == mean(atlas).sum() == 0.5
         assert len(atlas.support(1)) == 1
         assert len(self.atlas(threshold=0.5).support(1)) == 0
 
@@ -166,7 +186,7 @@ class TestMask:
         again = read_atlas(tmp_path / "deep" / "atlas.npz")
         assert (again.grid, again.cases, again.labels) == (atlas.grid, atlas.cases, atlas.labels)
         assert (again.radius_mm, again.threshold, again.history) == (2.0, 0.1, {"radii_mm": [1.0]})
-        assert np.array_equal(again.mean(1), atlas.mean(1))
+        assert np.array_equal(mean(again), mean(atlas))
         (tmp_path / "other.npz").write_bytes(b"no atlas")
         with pytest.raises(ValueError, match="is no atlas"):
             read_atlas(tmp_path / "other.npz")
@@ -210,7 +230,7 @@ class TestFit:
         assert atlas.grid.shape == SHAPE
         assert atlas.grid.spacing == pytest.approx((2, 2, 2))
         expected = np.mean([truth(number) == 1 for number in range(4)], axis=0)
-        np.testing.assert_allclose(atlas.mean(1), np.flip(expected, (0, 1)))
+        np.testing.assert_allclose(mean(atlas), np.flip(expected, (0, 1)))
 
     def test_tuning_is_what_masking_and_evaluating_gives(self, study: Path) -> None:
         radii = (0.0, 2.0, 4.0, 10.0, 20.0, 80.0)
@@ -268,7 +288,7 @@ class TestFit:
         assert (study / "atlas_fold_1.npz").is_file()
         write(study / "labels" / "d.nii.gz", truth(0), (2.0, 2.0, 2.0))
         write(study / "fold_1" / "validation" / "d.nii.gz", truth(0), (2.0, 2.0, 2.0))
-        assert fit(study).mean(1).max() == 1
+        assert mean(fit(study)).max() == 1
         assert not [path for path in study.iterdir() if path.name.startswith(".")]
 
     def test_goes_on(self, study: Path, monkeypatch: pytest.MonkeyPatch) -> None:

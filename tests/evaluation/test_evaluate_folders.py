@@ -130,11 +130,11 @@ class TestResume:
         done: list[str] = []
         measure: Callable[..., Any] = folders._measure
 
-        def noted(job: Any) -> Any:
-            done.append(job.case)
+        def noted(files: Any, **options: Any) -> Any:
+            done.append(files[0].case)
             if len(done) == stop:
                 raise KeyboardInterrupt
-            return measure(job)
+            return measure(files, **options)
 
         stop = 2
         monkeypatch.setattr(folders, "_measure", noted)
@@ -219,6 +219,7 @@ class TestBadInput:
         ("options", "message"),
         [
             ({"pairs": [("L kidney", "spleen")]}, "unknown class 'spleen'"),
+            ({"pairs": [["liver"]]}, "a pair is two different classes"),
             ({"paper": "other"}, "paper must be one of locbam, gpe"),
             ({"tolerance_mm": -1}, "tolerance_mm"),
             ({"cases": []}, "no case"),
@@ -292,10 +293,6 @@ class TestCommand:
         assert main([*line.split(), "-d", "7"]) == 0
         assert read_evaluation(data / "out")["settings"]["dataset_json"] == str(folder / "dataset.json")
 
-    def test_says_what_is_wrong(self, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(f"evaluate {data / 'pred'} {data / 'gt'} -o {data / 'out'} --pairs liver".split()) == 2
-        assert "a pair is two different classes" in capsys.readouterr().err
-
 
 def test_small_structures_and_what_does_not_suit_them(tmp_path: Path) -> None:
     true, found = anatomy()
@@ -315,15 +312,7 @@ def test_small_structures_and_what_does_not_suit_them(tmp_path: Path) -> None:
     assert "the scan is 1.8 mm long" in region
     assert region.endswith("--off-region-mm 0.18 is a tenth")
     assert tolerance in (tmp_path / "out" / "evaluation.md").read_text()
-    suited = evaluate_folders(
-        tmp_path / "pred",
-        tmp_path / "gt",
-        tmp_path / "suited",
-        tolerance_mm=0.2,
-        off_region_mm=0.2,
-        progress=False,
-    )
-    assert suited["warnings"] == []
+    assert evaluate(tmp_path, tolerance_mm=0.2, off_region_mm=0.2)["warnings"] == []
 
 
 def test_regions_and_png(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from nnunet_locctx.cli import main
 from nnunet_locctx.evaluation.classes import Classes
 from nnunet_locctx.evaluation.doubt import Finding, judge
-from nnunet_locctx.evaluation.label_files import frame_of
 from nnunet_locctx.evaluation.label_summary import LabelSummary, summarise_labels, twins
 from nnunet_locctx.evaluation.training_ranges import Ranges, learn_ranges
+from nnunet_locctx.geometry import Frame
 from tests.evaluation.label_scans import STORAGES, describe, store, write
 
 SHAPE = (40, 24, 28)
@@ -54,7 +54,7 @@ def summary(
     labels: np.ndarray, spacing: tuple[float, float, float] = SPACING, *storage: object
 ) -> LabelSummary:
     array, properties = store(labels, spacing, *storage)  # type: ignore[arg-type]
-    return summarise_labels(array.astype(np.int32), frame_of(properties, array.shape), KNOWN)
+    return summarise_labels(array.astype(np.int32), Frame.as_read(properties, array.shape), KNOWN)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_a_single_class_is_judged_by_the_scan_it_lies_in(flat: bool) -> None:
     def one(seed: int, shift: int = 0) -> LabelSummary:
         labels = (patient(seed)[:, :, [8] if flat else slice(None)] == 5).astype(np.uint8)
         array, properties = store(np.roll(labels, shift, 0), SPACING)
-        return summarise_labels(array.astype(np.int32), frame_of(properties, array.shape), organ)
+        return summarise_labels(array.astype(np.int32), Frame.as_read(properties, array.shape), organ)
 
     ranges = learn_ranges({str(seed): one(seed) for seed in range(12)}, [])
     assert not judge("new", one(100), ranges, organ)[0]
@@ -191,6 +191,11 @@ def test_a_training_case_is_judged_by_the_others() -> None:
     ranges = learn_ranges(cases, twins(KNOWN))
     assert "mirrored" in {one.kind for one in judge("case_3", cases["case_3"], ranges, KNOWN)[0]}
     assert not judge("case_4", cases["case_4"], ranges, KNOWN)[0]
+
+
+def unlink(files: Iterable[Path]) -> None:
+    for file in list(files):
+        file.unlink()
 
 
 class TestCommand:
@@ -216,10 +221,9 @@ class TestCommand:
         image = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
         write(tmp_path / "scans" / "c_0000.nii.gz", image, SPACING, *STORAGES[2])
         write(tmp_path / "scans" / "b_0000.nii.gz", image[1:], SPACING)
-        records = {
-            "a": {"source": "voxel", "known": ["R", "A"], "unknown": {"S": "longer than any in training"}}
-        }
-        records["b"] = {"source": "voxel", "known": ["R", "A"], "unknown": {"S": "the plans leave it out"}}
+        reasons = {"a": "longer than any in training", "b": "the plans leave it out"}
+        known = {"source": "voxel", "known": ["R", "A"]}
+        records = {case: {**known, "unknown": {"S": reason}} for case, reason in reasons.items()}
         (folders[1] / "location.json").write_text(json.dumps(records))
         assert self.run(folders, "--images", str(tmp_path / "scans")) == 1
         printed = capsys.readouterr().out
@@ -290,24 +294,13 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
+            (lambda true, predicted: unlink(predicted.iterdir()), "has no files that end in .nii.gz"),
+            (lambda true, predicted: unlink(sorted(true.iterdir())[3:]), "3 of 3 training labels"),
             (
-                lambda true, predicted: [file.unlink() for file in predicted.iterdir()],
-                "has no files that end in .nii.gz",
-            ),
-            (
-                lambda true, predicted: [file.unlink() for file in sorted(true.iterdir())[3:]],
-                "3 of 3 training labels",
-            ),
-            (
-                lambda true, predicted: (true / "train_05.nii.gz").write_bytes(b""),
+                lambda true, _: (true / "train_05.nii.gz").write_bytes(b""),
                 "the training labels cannot be used",
             ),
-            (
-                lambda true, predicted: (
-                    (predicted / "inspection").mkdir() or (predicted / "inspection" / "mine").touch()
-                ),
-                "mine",
-            ),
+            (lambda _, predicted: (predicted / "inspection" / "mine").mkdir(parents=True), "mine"),
         ],
     )
     def test_unusable_input(

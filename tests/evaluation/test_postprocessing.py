@@ -45,6 +45,10 @@ def read(file: Path) -> np.ndarray:
     return array
 
 
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "postprocessing.jsonl").read_text().splitlines()]
+
+
 def test_keeps_the_largest_and_the_geometry(pred: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     files = largest_component(pred, out, progress=False)
@@ -58,8 +62,7 @@ def test_keeps_the_largest_and_the_geometry(pred: Path, tmp_path: Path) -> None:
         assert after.dtype == np.uint8
     assert json.loads((out / "dataset.json").read_text()) == json.loads((pred / "dataset.json").read_text())
     assert (out / "plans.json").is_file()
-    records = [json.loads(line) for line in (out / "postprocessing.jsonl").read_text().splitlines()]
-    assert [record["result"]["removed_voxels"] for record in records] == [{"1": 8, "2": 1}] * 3
+    assert [record["result"]["removed_voxels"] for record in records(out)] == [{"1": 8, "2": 1}] * 3
     # the folder is one of predictions again
     content = evaluate_folders(out, pred, tmp_path / "evaluation", progress=False)
     assert content["mean"]["liver"]["dice"] == pytest.approx(2 * 64 / (64 + 72))
@@ -82,9 +85,9 @@ def test_is_not_done_again(pred: Path, tmp_path: Path, monkeypatch: pytest.Monke
     changed: list[str] = []
     change = postprocessing._change
 
-    def noted(job: Any) -> Any:
-        changed.append(job.source.name)
-        return change(job)
+    def noted(source: Any, **options: Any) -> Any:
+        changed.append(source.file.name)
+        return change(source, **options)
 
     monkeypatch.setattr(postprocessing, "_change", noted)
     largest_component(pred, out, progress=False)
@@ -113,8 +116,7 @@ def test_a_full_disk_is_said_and_nothing_broken_is_kept(
     assert f"{out / 'b.nii.gz'} was not written whole" in said
     assert "Traceback" not in said
     assert sorted(file.name for file in out.iterdir()) == ["a.nii.gz", "postprocessing.jsonl"]
-    cases = [json.loads(line)["case"] for line in (out / "postprocessing.jsonl").read_text().splitlines()]
-    assert cases == ["a"]
+    assert [record["case"] for record in records(out)] == ["a"]
     assert main(line) == 0
     largest_component(pred, tmp_path / "at once", progress=False)
     for case in "abc":
@@ -127,11 +129,11 @@ def test_what_an_earlier_version_recorded_is_done_again(pred: Path, tmp_path: Pa
     largest_component(pred, out, progress=False)
     whole = read(out / "a.nii.gz")
     (out / "a.nii.gz").write_bytes((out / "a.nii.gz").read_bytes()[:100])
-    records = [json.loads(line) for line in (out / "postprocessing.jsonl").read_text().splitlines()]
-    for record in records:
+    earlier = records(out)
+    for record in earlier:
         del record["whole"]
         record["result"]["output"] = fingerprint(out / f"{record['case']}.nii.gz")
-    (out / "postprocessing.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (out / "postprocessing.jsonl").write_text("".join(json.dumps(record) + "\n" for record in earlier))
     largest_component(pred, out, progress=False)
     assert np.array_equal(read(out / "a.nii.gz"), whole)
 

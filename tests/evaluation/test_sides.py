@@ -65,17 +65,8 @@ def read(file: Path) -> np.ndarray:
 
 def test_exchanged_parts_are_given_back(folders: tuple[Path, Path], tmp_path: Path) -> None:
     true, predicted = folders
-    line = [
-        "postprocess",
-        "sides",
-        str(predicted),
-        "--labels",
-        str(true),
-        "-o",
-        str(tmp_path / "out"),
-        "--quiet",
-    ]
-    assert main([*line, "-np", "1"]) == 0
+    line = f"postprocess sides {predicted} --labels {true} -o {tmp_path / 'out'} --quiet -np 1"
+    assert main(line.split()) == 0
     for case in "cd":
         truth, before, after = (
             read(folder / f"{case}.nii.gz") for folder in (true, predicted, tmp_path / "out")

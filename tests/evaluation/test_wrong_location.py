@@ -16,6 +16,10 @@ from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import AffineField, make_source
 from nnunet_locctx.location.padding import extrapolate_padding
 
+each_axis = pytest.mark.parametrize(
+    ("axes", "channels"), [("R", [0]), ("A", [1]), ("axial", [2]), ("all", [0, 1, 2])]
+)
+
 
 @pytest.fixture
 def frame() -> Frame:
@@ -29,7 +33,7 @@ def true_location(frame: Frame, source: str = "voxel") -> np.ndarray:
     return make_source(source).field(frame).box((0, 0, 0), frame.shape)
 
 
-@pytest.mark.parametrize(("axes", "channels"), [("R", [0]), ("A", [1]), ("axial", [2]), ("all", [0, 1, 2])])
+@each_axis
 @pytest.mark.parametrize("percent", [10.0, -25.0])
 def test_a_shift_is_added_once_and_to_its_channels(
     frame: Frame, axes: str, channels: list[int], percent: float
@@ -60,7 +64,7 @@ def test_percent_of_millimetres(frame: Frame) -> None:
         np.testing.assert_array_equal(axis_lengths(make_source(name), frame), 1)
 
 
-@pytest.mark.parametrize(("axes", "channels"), [("R", [0]), ("A", [1]), ("axial", [2]), ("all", [0, 1, 2])])
+@each_axis
 def test_noise_is_one_number_per_slice(frame: Frame, axes: str, channels: list[int]) -> None:
     true = true_location(frame)
     wrong = wrong_location(true, frame, (1, 1, 1), Change("noise", axes, 10.0), case="a")
@@ -100,7 +104,7 @@ def test_noise_belongs_to_case_seed_and_axis(frame: Frame) -> None:
     assert np.abs(error() - error(seed=1)).max() > 0.01
 
 
-@pytest.mark.parametrize(("axes", "channels"), [("R", [0]), ("A", [1]), ("axial", [2]), ("all", [0, 1, 2])])
+@each_axis
 def test_unknown_takes_its_channels_away(frame: Frame, axes: str, channels: list[int]) -> None:
     (change,) = Design(kinds=("unknown",), axes=(axes,), amounts=(5.0, 25.0)).changes()
     location = true_location(frame)

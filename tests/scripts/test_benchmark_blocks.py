@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from scripts.benchmarks import blocks, networks
 from scripts.benchmarks import harness as benchmark_tools
-from scripts.benchmarks.blocks import BEGIN, END, Results, Settings, report, run, time_table
+from scripts.benchmarks.blocks import BEGIN, END, Settings, places, report, run, time_table
+from scripts.benchmarks.harness import Records
 from scripts.experiments.balls import collect as collect_methods
 
 PLAIN = benchmark_tools.PLAIN
@@ -124,11 +125,11 @@ def timed(own: list[float], plain: list[float], patch: list[int] = PATCH) -> dic
     return {"patch": patch, "load": 0.5, **times}
 
 
-def fake_measure(told: dict[str, Any]) -> dict[str, Any]:
-    if told["part"] == "size":
-        factor = 1 if told["trainer"] == PLAIN else 2
-        return {"patch": told["patches"][0], "parameters": 10**6 * factor, "multiply_adds": 10**9 * factor}
-    if told["part"] == "memory":
+def fake_measure(asked: dict[str, Any]) -> dict[str, Any]:
+    if asked["part"] == "size":
+        factor = 1 if asked["trainer"] == PLAIN else 2
+        return {"patch": asked["patches"][0], "parameters": 10**6 * factor, "multiply_adds": 10**9 * factor}
+    if asked["part"] == "memory":
         return {"patch": PATCH, "own": {"step": 3 * 2**30}, "plain": {"step": 2 * 2**30}}
     return timed([3.0, 2.0], [2.0, 1.0])
 
@@ -139,19 +140,19 @@ class TestRecords:
         """What was measured; nothing really is."""
         calls: list[tuple[str, str]] = []
 
-        def measure(told: dict[str, Any]) -> dict[str, Any]:
-            calls.append((told["part"], told["trainer"]))
-            if told["trainer"] == "Broken":
+        def measure(asked: dict[str, Any]) -> dict[str, Any]:
+            calls.append((asked["part"], asked["trainer"]))
+            if asked["trainer"] == "Broken":
                 raise RuntimeError("log\nout of memory")
-            return fake_measure(told)
+            return fake_measure(asked)
 
         monkeypatch.setattr(blocks, "measure", measure)
         monkeypatch.setattr(blocks, "describe_machine", lambda _: MACHINE)
         return calls
 
     @pytest.fixture
-    def results(self, tmp_path: Path) -> Results:
-        return Results(tmp_path / "new" / "blocks.json")
+    def results(self, tmp_path: Path) -> Records:
+        return Records(tmp_path / "new" / "blocks.json")
 
     JOBS = (
         ("size", PLAIN),
@@ -160,55 +161,55 @@ class TestRecords:
         ("memory", "LocBAMTrainer"),
     )
 
-    def test_what_is_there_is_not_repeated(self, results: Results, calls: list[tuple[str, str]]) -> None:
+    def test_what_is_there_is_not_repeated(self, results: Records, calls: list[tuple[str, str]]) -> None:
         assert run(results, self.JOBS, Settings(), "cpu", 1) == []
         assert calls == list(self.JOBS)
         assert len(results.file.read_text().splitlines()) == 4
-        run(Results(results.file), self.JOBS, Settings(), "cpu", 1)
+        run(Records(results.file), self.JOBS, Settings(), "cpu", 1)
         assert len(calls) == 4
-        run(Results(results.file), self.JOBS, Settings(), "cpu", 1, fresh=True)
+        run(Records(results.file), self.JOBS, Settings(), "cpu", 1, fresh=True)
         assert len(calls) == 8
         assert len(results.file.read_text().splitlines()) == 4
 
-    def test_other_settings_are_measured_anew(self, results: Results, calls: list[tuple[str, str]]) -> None:
+    def test_other_settings_are_measured_anew(self, results: Records, calls: list[tuple[str, str]]) -> None:
         run(results, self.JOBS, Settings(), "cpu", 1)
         run(results, self.JOBS, Settings(rounds=7), "cpu", 1)
         assert calls[4:] == [("time", "LocBAMTrainer")]
-        record = results.find("time", "LocBAMTrainer", PLACE)
+        record = results.find(part="time", trainer="LocBAMTrainer", place=PLACE)
         assert record is not None
         assert record["key"]["rounds"] == 7
 
     def test_another_machine_has_lines_of_its_own(
-        self, results: Results, calls: list[tuple[str, str]]
+        self, results: Records, calls: list[tuple[str, str]]
     ) -> None:
         run(results, self.JOBS, Settings(), "cpu", 1)
         run(results, self.JOBS, Settings(), "cpu", 2)
         assert calls[4:] == [("time", "LocBAMTrainer"), ("memory", "LocBAMTrainer")]
-        assert results.places() == [PLACE, "Abacus, 2 thread(s)"]
+        assert places(results) == [PLACE, "Abacus, 2 thread(s)"]
 
-    def test_a_failure_does_not_stop_the_others(self, results: Results, calls: list[tuple[str, str]]) -> None:
+    def test_a_failure_does_not_stop_the_others(self, results: Records, calls: list[tuple[str, str]]) -> None:
         assert run(results, [("size", "Broken"), ("size", PLAIN)], Settings(), "cpu", 1) == [
             "size Broken: out of memory"
         ]
-        assert results.find("size", PLAIN) is not None
+        assert results.find(part="size", trainer=PLAIN) is not None
 
     def test_memory_of_the_plain_network_is_taken_at_the_same_patch(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         started = []
 
-        def start(told: dict[str, Any]) -> dict[str, Any]:
-            started.append((told["trainer"], told["patches"]))
-            return {"patch": told["patches"][-1], "forward": 1, "step": 2}
+        def apart(function: str, asked: dict[str, Any]) -> dict[str, Any]:
+            started.append((asked["trainer"], asked["patches"]))
+            return {"patch": asked["patches"][-1], "forward": 1, "step": 2}
 
-        monkeypatch.setattr(blocks, "start", start)
+        monkeypatch.setattr(blocks, "apart", apart)
         measured = blocks.measure(
             {"part": "memory", "trainer": "UNETRTrainer", "patches": [[8] * 3, [16] * 3]}
         )
         assert started == [("UNETRTrainer", [[8] * 3, [16] * 3]), (PLAIN, [[16] * 3])]
         assert measured["patch"] == [16] * 3
 
-    def test_page(self, results: Results, calls: list[tuple[str, str]], tmp_path: Path) -> None:
+    def test_page(self, results: Records, calls: list[tuple[str, str]], tmp_path: Path) -> None:
         run(results, self.JOBS, Settings(), "cpu", 1)
         page = report(
             results, [PLAIN, "LocBAMTrainer", "PriorHeadTrainer"], Settings(), "command", quick=True
@@ -232,7 +233,7 @@ class TestRecords:
         assert text.endswith(f"{END}\nafter\n")
         assert "old" not in text
 
-    def test_without_records_there_is_no_table(self, results: Results) -> None:
+    def test_without_records_there_is_no_table(self, results: Records) -> None:
         assert time_table(results, [PLAIN], PLACE) == []
         assert "|---" not in report(results, [PLAIN], Settings(), "command", quick=False)
 

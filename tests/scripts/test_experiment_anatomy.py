@@ -13,7 +13,6 @@ from nnunet_locctx.phantoms.whole_body import whole_body_case
 from nnunet_locctx.regression.body_part import BodyPartOptions, BodyPartRegressor
 from nnunet_locctx.regression.body_part.network import SliceRegressor
 from scripts.experiments.anatomy import location as anatomy_location
-from scripts.experiments.anatomy import report as anatomy_report
 from scripts.experiments.anatomy import run as experiment_anatomy
 from scripts.experiments.anatomy.location import (
     OVERLAP,
@@ -248,13 +247,13 @@ class TestDocuments:
         }
 
     def test_section_and_picture(self, record: dict[str, Any], tmp_path: Path) -> None:
-        text = anatomy_report.section(record)
+        text = experiment_anatomy.section(record)
         zero = "0.0 (0.0)"
         assert f"| `body_part` | {zero} | {zero} | {zero} | {zero} | {zero} | 0 |" in text
         assert "| `body_part` | slices of 8 mm | - | - | - | - | 0 of 1 |" in text
         assert "`body_part` in 1.5 minutes (1,234 parameters)" in text
         assert "| `body_part` | 1 of 1 | 1 | 1.000 (1.000) | 100% |" in text
-        anatomy_report.draw(record, tmp_path / "figures" / "location_error.png")
+        experiment_anatomy.draw(record, tmp_path / "figures" / "location_error.png")
         assert [path.name for path in (tmp_path / "figures").iterdir()] == ["location_error.png"]
 
     def test_written_between_the_marks(self, record: dict[str, Any], tmp_path: Path) -> None:
@@ -262,7 +261,7 @@ class TestDocuments:
         for folder in (docs, work):
             folder.mkdir()
         page = docs / "results.md"
-        page.write_text(f"before\n\n{anatomy_report.BEGIN}\n\nold\n\n{anatomy_report.END}\nafter\n")
+        page.write_text(f"before\n\n{experiment_anatomy.BEGIN}\n\nold\n\n{experiment_anatomy.END}\nafter\n")
         with pytest.raises(ValueError, match="nothing has been measured"):
             experiment_anatomy.write_documents(work, docs)
         (work / "location.json").write_text(json.dumps(record))

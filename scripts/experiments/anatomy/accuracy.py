@@ -1,4 +1,4 @@
-"""How well landmarks and organ boxes are found in scans of one's own, from a few labelled ones, by a fitted regressor.
+"""How well a fitted regressor finds landmarks and organ boxes in any scans, from a few labelled ones.
 
     python -m scripts.experiments.anatomy.accuracy -d 3 --labels liver spleen pancreas -o accuracy.csv
 
@@ -10,7 +10,7 @@ anatomical coordinates stands what needs no regressor: the same fraction of the 
 import argparse
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +33,23 @@ from nnunet_locctx.geometry import Array, Frame
 from nnunet_locctx.names import check_known
 from nnunet_locctx.nnunet.data.paths import dataset_folder
 from nnunet_locctx.regression.regressor import Regressor
-from scripts.benchmarks.harness import described_parser, table
+from nnunet_locctx.values import check_integer
+from scripts.benchmarks.harness import Record, described_parser, table
 
 MOST_VOXELS = 5000
 """Of an organ, drawn to see which share of it lies in a box."""
 
 METHODS = ("anatomical", "fraction of the scan")
+
+MEASURES = {
+    "landmark_mm": ("landmark, mm (median)", "median", 1),
+    "face_mm": ("box faces, mm (median)", "median", 1),
+    "overlap": ("box overlap (mean)", "mean", 2),
+    "recall": ("organ in the box (mean)", "mean", 2),
+}
+"""Column -> heading, statistic over the cases, digits. The columns: distance of the centroid from the true one; mean
+distance of the box's faces from the true ones; intersection of the boxes over their union; share of the organ in the
+box."""
 
 
 @dataclass(frozen=True)
@@ -63,33 +74,6 @@ class Scan:
     labelled: LabelledScan
     frame: Frame
     organs: Mapping[str, Organ]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One organ of one scan, found from some others.
-
-    Attributes:
-        case: The scan that was searched.
-        organ: Its name.
-        method: One of :data:`METHODS`.
-        labelled_scans: From how many.
-        draw: Number of the draw of these.
-        landmark_mm: Distance of the centroid found from the true one.
-        face_mm: Mean distance of the box's faces from the true ones.
-        overlap: Intersection of the boxes over their union.
-        recall: Share of the organ that lies in the box.
-    """
-
-    case: str
-    organ: str
-    method: str
-    labelled_scans: int
-    draw: int
-    landmark_mm: float
-    face_mm: float
-    overlap: float
-    recall: float
 
 
 def read_scan(files: ScanFiles, regressor: Regressor, values: Mapping[str, Sequence[int]]) -> Scan | None:
@@ -133,8 +117,9 @@ def carried_over(known: Scan, new: Scan) -> dict[str, dict[str, tuple[Array, Arr
     return dict(zip(METHODS, (anatomical, fraction), strict=True))
 
 
-def rows_of(new: Scan, known: Sequence[Scan], counts: Sequence[int], draws: int, seed: int) -> list[Row]:
-    """All rows of one scan.
+def rows_of(new: Scan, known: Sequence[Scan], counts: Sequence[int], draws: int, seed: int) -> list[Record]:
+    """All rows of one scan: its name as ``case``, ``organ``, ``method``, the number of ``labelled_scans``, the number
+    of the ``draw`` of these, and the :data:`MEASURES`.
 
     Of several labelled scans the middle is taken, coordinate by coordinate, as `locctx localize` does.
 
@@ -146,7 +131,7 @@ def rows_of(new: Scan, known: Sequence[Scan], counts: Sequence[int], draws: int,
         seed: Of the draws.
     """
     carried = [carried_over(scan, new) for scan in known]
-    case, rows = new.labelled.name, []
+    rows: list[Record] = []
     for (organ, truth), method in itertools.product(new.organs.items(), METHODS):
         places = [by_method[method][organ] for by_method in carried if organ in by_method[method]]
         for count in counts:
@@ -155,48 +140,38 @@ def rows_of(new: Scan, known: Sequence[Scan], counts: Sequence[int], draws: int,
                 chosen = random.choice(len(places), count, replace=False)
                 place = np.median([places[n][0] for n in chosen], axis=0)
                 faces = np.median([places[n][1] for n in chosen], axis=0)
-                row = Row(case, organ, method, count, draw, *_errors(place, faces, truth, new.frame))
-                rows.append(row)
+                row = {"case": new.labelled.name, "organ": organ, "method": method, "labelled_scans": count}
+                rows.append({**row, "draw": draw, **_errors(place, faces, truth, new.frame)})
     return rows
 
 
-def _errors(place: Array, faces: Array, truth: Organ, frame: Frame) -> tuple[float, float, float, float]:
+def _errors(place: Array, faces: Array, truth: Organ, frame: Frame) -> dict[str, float]:
     common = np.prod(
         np.maximum(0, np.minimum(faces[1], truth.faces[1]) - np.maximum(faces[0], truth.faces[0]))
     )
     either = np.prod(faces[1] - faces[0]) + np.prod(truth.faces[1] - truth.faces[0]) - common
     inside = ((truth.voxels >= faces[0]) & (truth.voxels <= faces[1])).all(axis=1)
-    return (
-        float(np.linalg.norm(place - truth.centroid)),
-        float((np.abs(faces - truth.faces) * frame.spacing).mean()),
-        float(common / either),
-        float(inside.mean()),
-    )
+    return {
+        "landmark_mm": float(np.linalg.norm(place - truth.centroid)),
+        "face_mm": float((np.abs(faces - truth.faces) * frame.spacing).mean()),
+        "overlap": float(common / either),
+        "recall": float(inside.mean()),
+    }
 
 
 def summary(frame: pd.DataFrame) -> str:
     """A Markdown table: medians and means over cases, of each case the mean over its draws."""
     keys = ["organ", "labelled_scans", "method"]
-    cases = frame.groupby([*keys, "case"], sort=False).mean(numeric_only=True)
-    organs = list(frame["organ"].unique())
-    rows = []
-    for (organ, count, method), group in cases.groupby(keys, sort=False):
-        middle, mean = group.median(), group.mean()
-        measured = (
-            f"{middle.landmark_mm:.1f}",
-            f"{middle.face_mm:.1f}",
-            f"{mean.overlap:.2f}",
-            f"{mean.recall:.2f}",
-        )
-        rows.append([organ, count, method, len(group), *measured])
-    rows.sort(key=lambda row: (organs.index(row[0]), row[1], METHODS.index(row[2])))
-    measures = (
-        "landmark, mm (median)",
-        "box faces, mm (median)",
-        "box overlap (mean)",
-        "organ in the box (mean)",
+    frame = frame.assign(
+        **{key: pd.Categorical(frame[key], frame[key].unique()) for key in ("organ", "method")}
     )
-    return "\n".join(table(("organ", "labelled scans", "method", "cases", *measures), rows))
+    cases = frame.groupby([*keys, "case"], observed=True)[list(MEASURES)].mean()
+    groups = cases.groupby(keys, observed=True)
+    shown = pd.DataFrame({"cases": groups.size()})
+    for measure, (heading, statistic, digits) in MEASURES.items():
+        shown[heading] = groups[measure].agg(statistic).map(f"{{:.{digits}f}}".format)
+    heads = ("organ", "labelled scans", "method", *shown.columns)
+    return "\n".join(table(heads, shown.reset_index().to_numpy().tolist()))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -225,19 +200,16 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def evaluate(options: argparse.Namespace) -> list[Row]:
+def evaluate(options: argparse.Namespace) -> list[Record]:
     """All rows.
 
     Raises:
         ValueError: Something named is missing, or fewer than two scans can be used.
     """
     check_output("-o", options.output)
-    for name, value in (
-        ("--draws", options.draws),
-        *(("--labelled-scans", n) for n in options.labelled_scans),
-    ):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_integer("--draws", options.draws, 1)
+    for count in options.labelled_scans:
+        check_integer("--labelled-scans", count, 1)
     if options.labelled is None and options.dataset is None:
         raise ValueError("labelled scans are needed: --labelled IMAGES LABELS or -d DATASET")
     regressor = load_anatomical(options.regressor, options.dataset)
@@ -258,7 +230,7 @@ def evaluate(options: argparse.Namespace) -> list[Row]:
             scans.append(scan)
     if len(scans) < 2:
         raise ValueError(f"at least 2 labelled scans that can be measured are needed, got {len(scans)}")
-    rows: list[Row] = []
+    rows: list[Record] = []
     for scan in tqdm(scans, desc="searching", unit="scan"):
         others = [known for known in scans if known is not scan]
         rows += rows_of(scan, others, sorted(set(options.labelled_scans)), options.draws, options.seed)
@@ -275,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = evaluate(options)
     except ValueError as error:
         parser.error(str(error))
-    frame = pd.DataFrame([asdict(row) for row in rows])
+    frame = pd.DataFrame(rows)
     write_atomically(options.output, frame.to_csv(index=False).encode())
     print(summary(frame))
     print(f"wrote {options.output}")

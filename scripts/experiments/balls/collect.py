@@ -27,7 +27,7 @@ METHODS = Path(__file__).with_name("methods.json")
 
 def collect(blocks: Path = BLOCKS, methods: Path = METHODS, file: Path = MEASURED_FILE) -> None:
     """Writes the file anew."""
-    costs = benchmark_blocks.Results(blocks)
+    costs = Records(blocks)
     place = timed_on(costs)
     runs = [run for run in Records(methods).records if run["iterations"] == ITERATIONS]
     figures: dict[str, Figures] = {}
@@ -49,9 +49,9 @@ def collect(blocks: Path = BLOCKS, methods: Path = METHODS, file: Path = MEASURE
 # ------------------------------------------------------------------------------------------------------------ cost
 
 
-def sizes(costs: benchmark_blocks.Results, name: str) -> Record:
+def sizes(costs: Records, name: str) -> Record:
     """Parameters and multiply-adds, absolute and relative."""
-    own, plain = costs.find("size", name), costs.find("size", PLAIN)
+    own, plain = (costs.find(part="size", trainer=one) for one in (name, PLAIN))
     if own is None or plain is None:
         return {}
     absolute = {key: own["measured"][key] for key in ("parameters", "multiply_adds")}
@@ -59,7 +59,7 @@ def sizes(costs: benchmark_blocks.Results, name: str) -> Record:
     return {**absolute, **relative}
 
 
-def timed_on(costs: benchmark_blocks.Results) -> str | None:
+def timed_on(costs: Records) -> str | None:
     """The machine whose times are shown: a GPU where there is one."""
     places = {
         record["place"]: record["key"]["device"] for record in costs.records if record["part"] == "time"
@@ -67,12 +67,12 @@ def timed_on(costs: benchmark_blocks.Results) -> str | None:
     return min(places, key=lambda place: places[place] != "cuda", default=None)
 
 
-def times(costs: benchmark_blocks.Results, name: str, place: str | None) -> Record:
+def times(costs: Records, name: str, place: str | None) -> Record:
     """Time and memory of a training step, relative."""
     if place is None:
         return {}
     ratios: Record = {}
-    timed, watched = costs.find("time", name, place), costs.find("memory", name, place)
+    timed, watched = (costs.find(part=part, trainer=name, place=place) for part in ("time", "memory"))
     if timed is not None:
         ratios["step_ratio"] = round(statistics.median(benchmark_blocks.ratios(timed, "step")), 3)
     if watched is not None:
@@ -80,9 +80,9 @@ def times(costs: benchmark_blocks.Results, name: str, place: str | None) -> Reco
     return ratios
 
 
-def size_note(costs: benchmark_blocks.Results) -> list[str]:
+def size_note(costs: Records) -> list[str]:
     """What the ratios of parameters and multiply-adds are to."""
-    plain = costs.find("size", PLAIN)
+    plain = costs.find(part="size", trainer=PLAIN)
     if plain is None:
         return []
     measured, key = plain["measured"], plain["key"]
@@ -93,7 +93,7 @@ def size_note(costs: benchmark_blocks.Results) -> list[str]:
     return [note]
 
 
-def time_note(costs: benchmark_blocks.Results, place: str | None) -> list[str]:
+def time_note(costs: Records, place: str | None) -> list[str]:
     """What the times are of."""
     records = [run for run in costs.records if run["part"] == "time" and run["place"] == place]
     if not records:

@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = [] if options.report else [(row, seed) for seed in options.seeds for row in chosen]
     for row, seed in tqdm(runs, desc="runs"):
         identity = table.identity(row, seed, options.iterations)
-        if any(all(run.get(key) == identity[key] for key in identity) for run in store.records):
+        if store.find(**identity) is not None:
             continue
         result = {**identity, **table.run(row, seed, options.iterations)}
         store.add(result)

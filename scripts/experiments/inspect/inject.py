@@ -9,8 +9,8 @@ time:
 * piece: a ball of 10 to 30 % of a class's volume lies elsewhere in the scan, on background;
 * missing: a class becomes background.
 
-A mistake is found if a finding names (one of) its classes, or says that the case is mirrored. Untouched cases count as
-false alarms if anything is found.
+A mistake is found if a finding names (one of) its classes, or says that the case is mirrored. An untouched case with a
+finding is a false alarm.
 
     python -m scripts.experiments.inspect.inject DATASET_FOLDER ... --held-out 3 --repeats 2
     python -m scripts.experiments.inspect.inject DATASET_FOLDER --predictions RESULTS/DATASET
@@ -19,19 +19,16 @@ With `--predictions`, folders of validation predictions (with nnU-Net's summary.
 doubt's rank correlation (Spearman) with the cases' mean Dice is reported.
 """
 
-import argparse
 import json
 import platform
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import pandas as pd
 from tqdm import tqdm
 
 from nnunet_locctx.evaluation.classes import Classes
@@ -41,6 +38,7 @@ from nnunet_locctx.evaluation.training_ranges import Ranges, learn_ranges
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.nnunet.data.reading import read_scan
+from scripts.benchmarks.harness import Record, command_line, described_parser
 
 SHIFTS = (0.10, 0.15, 0.20)
 Labels = npt.NDArray[np.int32]
@@ -113,17 +111,23 @@ def mistakes(
 
 
 def is_found(findings: list[Finding], wrong: frozenset[str]) -> bool:
-    """Whether a finding says it."""
+    """Whether a finding names one of the wrong classes or calls the case mirrored."""
     return any(one.kind == "mirrored" or wrong & set(one.classes) for one in findings)
 
 
-def inject(folder: Path, held_out: int, repeats: int, seed: int) -> dict[str, object]:
-    """Counts of a dataset: kind -> [found, injected], and of untouched cases that were doubted."""
+def read_labels(folder: Path) -> tuple[Classes, dict[str, Path]]:
+    """The classes of a raw dataset, and case -> training label."""
     classes = Classes.from_labels(json.loads((folder / "dataset.json").read_text())["labels"])
     files = sorted((folder / "labelsTr").glob("*.nii.gz"))
-    scans = {file.name.removesuffix(".nii.gz"): read_scan([file], segmentation=True) for file in tqdm(files)}
+    return classes, {file.name.removesuffix(".nii.gz"): file for file in files}
+
+
+def inject(folder: Path, held_out: int, repeats: int, seed: int) -> Record:
+    """Counts of a dataset: kind -> [found, injected], and of untouched cases that were doubted."""
+    classes, files = read_labels(folder)
+    scans = {name: read_scan([file], segmentation=True) for name, file in tqdm(files.items())}
     summaries = {name: summarise_labels(scan.labels, scan.frame, classes) for name, scan in scans.items()}
-    found: Counter[str] = Counter()
+    detected: Counter[str] = Counter()
     injected: Counter[str] = Counter()
     examples: list[str] = []
     alarms: dict[str, list[str]] = {}
@@ -139,61 +143,56 @@ def inject(folder: Path, held_out: int, repeats: int, seed: int) -> dict[str, ob
             for kind, wrong, labels in mistakes(scan.labels, scan.frame, classes, ranges, repeats, random):
                 findings, _ = judge(name, summarise_labels(labels, scan.frame, classes), ranges, classes)
                 injected[kind] += 1
-                found[kind] += is_found(findings, wrong)
+                detected[kind] += is_found(findings, wrong)
                 if not is_found(findings, wrong):
                     examples.append(f"{name}, {kind}: {', '.join(sorted(wrong)[:2])}")
     return {
         "cases": len(names),
         "held_out": held_out,
-        "found": {kind: [found[kind], injected[kind]] for kind in sorted(injected)},
+        "found": {kind: [detected[kind], injected[kind]] for kind in sorted(injected)},
         "doubted": {name: sentences for name, sentences in sorted(alarms.items()) if sentences},
         "missed": examples,
     }
 
 
-def correlate(folder: Path, results: Path) -> dict[str, object]:
+def correlate(folder: Path, results: Path) -> Record:
     """Doubt of network predictions beside their Dice."""
-    classes = Classes.from_labels(json.loads((folder / "dataset.json").read_text())["labels"])
+    classes, files = read_labels(folder)
 
     def summary(file: Path) -> LabelSummary:
         scan = read_scan([file], segmentation=True)
         return summarise_labels(scan.labels, scan.frame, classes)
 
-    files = {
-        file.name.removesuffix(".nii.gz"): file for file in sorted((folder / "labelsTr").glob("*.nii.gz"))
-    }
     ranges = learn_ranges({name: summary(file) for name, file in files.items()}, twins(classes))
-    rows: list[dict[str, Any]] = []
+    rows = []
     for report in sorted(results.glob("*/fold_*/validation/summary.json")):
         for case in json.loads(report.read_text())["metric_per_case"]:
-            name = Path(case["prediction_file"]).name
-            mean = float(
-                np.nanmean(
-                    [np.nan if one["Dice"] is None else one["Dice"] for one in case["metrics"].values()]
-                )
-            )
-            findings, doubt = judge(
-                name.removesuffix(".nii.gz"), summary(report.parent / name), ranges, classes
-            )
-            model = report.parents[2].name
-            rows.append(
-                {"model": model, "case": name, "dice": mean, "doubt": doubt, "findings": len(findings)}
-            )
-    overall = stats.spearmanr([row["dice"] for row in rows], [row["doubt"] for row in rows])
-    within: dict[str, Any] = {}
-    for model in dict.fromkeys(row["model"] for row in rows):
-        own = [row for row in rows if row["model"] == model]
-        rho = stats.spearmanr([row["dice"] for row in own], [row["doubt"] for row in own]).statistic
-        means = {key: float(np.mean([row[key] for row in own])) for key in ("dice", "doubt", "findings")}
-        within[model] = {"cases": len(own), "spearman": float(rho), **means}
-    return {"cases": len(rows), "spearman": float(overall.statistic), "models": within, "rows": rows}
+            file = report.parent / Path(case["prediction_file"]).name
+            findings, doubt = judge(file.name.removesuffix(".nii.gz"), summary(file), ranges, classes)
+            dice = np.array(
+                [one["Dice"] for one in case["metrics"].values()], dtype=float
+            )  # None becomes NaN
+            row = {"model": report.parents[2].name, "case": file.name, "dice": float(np.nanmean(dice))}
+            rows.append({**row, "doubt": doubt, "findings": len(findings)})
+    frame = pd.DataFrame(rows)
+
+    def spearman(table: pd.DataFrame) -> float:
+        return float(table["dice"].corr(table["doubt"], method="spearman"))
+
+    models = {
+        model: {
+            "cases": len(own),
+            "spearman": spearman(own),
+            **own[["dice", "doubt", "findings"]].mean().to_dict(),
+        }
+        for model, own in frame.groupby("model", sort=False)
+    }
+    return {"cases": len(rows), "spearman": spearman(frame), "models": models, "rows": rows}
 
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("datasets", type=Path, nargs="+")
     parser.add_argument("--predictions", type=Path)
     parser.add_argument("--held-out", type=int, default=3)
@@ -202,18 +201,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     options = parser.parse_args()
     begun = time.process_time()
-    run: Callable[[Path], dict[str, object]] = (
-        (lambda folder: correlate(folder, options.predictions))
-        if options.predictions
-        else (lambda folder: inject(folder, options.held_out, options.repeats, options.seed))
-    )
+    if options.predictions:
+        name, records = (
+            "predictions.json",
+            {d.name: correlate(d, options.predictions) for d in options.datasets},
+        )
+    else:
+        settings = options.held_out, options.repeats, options.seed
+        name, records = "injected.json", {d.name: inject(d, *settings) for d in options.datasets}
     content = {
-        "command": "python -m scripts.experiments.inspect.inject " + " ".join(sys.argv[1:]),
+        "command": command_line("scripts.experiments.inspect.inject", None),
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
-        **{folder.name: run(folder) for folder in options.datasets},
+        **records,
         "cpu_seconds": round(time.process_time() - begun),
     }
-    name = "predictions.json" if options.predictions else "injected.json"
     write_atomically(options.out / name, (json.dumps(content, indent=1) + "\n").encode())
     print(json.dumps(content, indent=1))
 

@@ -18,11 +18,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from nnunet_locctx.check.scan import orientation
 from nnunet_locctx.datasets.release import crossval_folds
 from nnunet_locctx.evaluation.classes import find_pairs
 from nnunet_locctx.files import write_atomically
@@ -42,13 +42,7 @@ SPINE = tuple(f"vertebrae_{name}" for name in ("S1", "L5", "L4", "L3", "L2", "L1
 
 
 class PlaceError(RuntimeError):
-    """Something does not lie where it must; the message says what was seen."""
-
-
-def orientation(file: Path) -> str:
-    """The directions in which the file's axes grow, such as ``"RAS"``."""
-    image: Any = nibabel.load(file)
-    return "".join(nibabel.aff2axcodes(image.affine))
+    """A structure does not lie where it must; the message names its place."""
 
 
 def centroid(scan: Scan, label: int) -> npt.NDArray[np.float64]:
@@ -82,9 +76,11 @@ def check_sides(centres: Mapping[str, Centre]) -> list[tuple[str, str]]:
     """
     pairs = list(find_pairs(list(centres)))
     for left, right in pairs:
-        at = centres[left]["fraction"][0], centres[right]["fraction"][0]
-        if not at[0] < at[1]:
-            raise PlaceError(f"{left} has R = {at[0]}, {right} has R = {at[1]}; left must be the smaller one")
+        r_left, r_right = centres[left]["fraction"][0], centres[right]["fraction"][0]
+        if not r_left < r_right:
+            raise PlaceError(
+                f"{left} has R = {r_left}, {right} has R = {r_right}; left must be the smaller one"
+            )
     return pairs
 
 
@@ -102,7 +98,7 @@ def check_spine(centres: Mapping[str, Centre]) -> list[str]:
 
 
 class Atlas:
-    """How often each label lies at each place of the volume: what location alone says.
+    """How often each label lies at each place of the volume, from which location alone segments.
 
     Args:
         scans: Segmentations to count.
@@ -118,12 +114,12 @@ class Atlas:
         for scan in scans:
             index = np.rint(scan.frame.index_from_fraction(cells)).astype(int)
             index = np.clip(index, 0, np.array(scan.frame.shape) - 1)
-            seen = scan.labels[tuple(np.moveaxis(index, -1, 0))]
+            labels = scan.labels[tuple(np.moveaxis(index, -1, 0))]
             for label in range(classes):
-                self.counts[..., label] += seen == label
+                self.counts[..., label] += labels == label
 
     def segment(self, scan: Scan) -> npt.NDArray[np.int64]:
-        """The most frequent label at the place of each voxel, (z, y, x); the scan's content is not looked at."""
+        """The most frequent label at the place of each voxel, (z, y, x); the scan's content does not matter."""
         index = np.stack(np.meshgrid(*map(np.arange, scan.frame.shape), indexing="ij"), axis=-1)
         cell = np.floor((scan.frame.fraction(index) + 0.5) * self.edge).astype(int)
         cell = np.clip(cell, 0, self.edge - 1)
@@ -169,7 +165,7 @@ def hippocampus(folder: Path) -> Record:
         scored.append([*parts, statistics.fmean(parts), *confusion(truth, guess)])
     return {
         "cases": len(scans),
-        "orientations": sorted({orientation(file) for file in files.values()}),
+        "orientations": sorted({orientation(scan.frame)[0] for scan in scans.values()}),
         "mean": dict(zip(PARTS, np.round(centres.mean(0), 3).tolist(), strict=True)),
         "sd": dict(zip(PARTS, np.round(centres.std(0, ddof=1), 3).tolist(), strict=True)),
         "anterior_lies_ahead": int((centres[:, 0, 1] > centres[:, 1, 1]).sum()),
@@ -199,11 +195,10 @@ def validation(predictions: Path, labels: Path) -> Record:
 def totalseg(folder: Path) -> Record:
     """Orientation and coordinates of the CT's structures."""
     labels = json.loads((folder / "dataset.json").read_text())["labels"]
-    file = next(folder.glob("labelsTr/*.nii.gz"))
-    scan = Scan.read(file)
+    scan = Scan.read(next(folder.glob("labelsTr/*.nii.gz")))
     centres = positions(scan, labels)
     return {
-        "orientation": orientation(file),
+        "orientation": orientation(scan.frame)[0],
         "size_xyz": list(scan.frame.shape[::-1]),
         "spacing_xyz": np.round(scan.frame.spacing[::-1], 6).tolist(),
         "extent_ras": np.round(scan.frame.extent, 1).tolist(),
