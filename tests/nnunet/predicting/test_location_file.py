@@ -30,8 +30,10 @@ from tests.nnunet.small_plans import configuration, plans
         ({"S": "too long"}, "location of scan (voxel): R, A known; S unknown: too long"),
         (
             {"R": "left out", "A": "too wide", "S": "left out"},
-            "location of scan (voxel): R, S unknown: left out; A unknown: too wide; "
-            "a plain model does better where nothing is known",
+            (
+                "location of scan (voxel): R, S unknown: left out; A unknown: too wide; "
+                "a plain model does better where nothing is known"
+            ),
         ),
     ],
 )
