@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from nnunet_locctx.study.jobs import Job
-from nnunet_locctx.study.methods import ITERATIONS_PER_EPOCH
+from nnunet_locctx.study.methods import ITERATIONS_PER_EPOCH, Run
 from nnunet_locctx.study.model import Study
 from nnunet_locctx.study.preparing import expected_plans
-from nnunet_locctx.study.runs import Run
 
 MINUTES, EPOCHS, PATCH, BATCH = 9 * 60.0, 1000, (128, 128, 128), 2
 ASSUMPTION = (

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_locctx.study.checks import check_study
-from nnunet_locctx.study.model import Study, read_study
-from nnunet_locctx.study.reading import find_study
+from nnunet_locctx.study.cases import check_study
+from nnunet_locctx.study.model import Study, find_study, read_study
 from nnunet_locctx.study.steps import environment
 from tests.study.small_study import CASES, DATASET, SPLITS, write_dataset, write_study
 
@@ -104,7 +103,7 @@ def test_changed_options_make_another_model(folder):
     ("changes", "message"),
     [
         ({"presetz": []}, r"unknown key 'presetz' \(did you mean presets\?\)"),
-        ({"methods": None}, "study.yaml: methods: is needed and is not there"),
+        ({"methods": None}, "study.yaml: methods: is missing"),
         ({"dataset": 77}, "no dataset 77 in .*Dataset012_Small"),
         ({"name": "a b"}, "name: .* match pattern .*, got 'a b'"),
         ({"baseline": "Plane"}, r"baseline: unknown method 'Plane' \(did you mean Plain\?\)"),
@@ -122,7 +121,7 @@ def test_changed_options_make_another_model(folder):
         ({"evaluation": {"paper": "bpr"}}, "evaluation: paper: must be 'locbam' or 'gpe', got 'bpr'"),
         ({"evaluation": 5}, "evaluation: .* got 5"),
         ({"methods": {"Plain": 5}}, r"methods: Plain: must be a table"),
-        ({"methods": {"Plain": {"trainer": 5}}}, "needs a trainer .*, got 5 and 5"),
+        ({"methods": {"Plain": {"trainer": 5}}}, "Plain: trainer: must be a valid string, got 5"),
         ({"methods": {**METHODS, "L": {"trainer": "GPETrainer", "options": 5}}}, "L: options: .*, got 5"),
         ({"methods": {**METHODS, "L": {"trainer": "GPETrainer", "presets": ["fra"]}}}, r"did you mean far\?"),
         ({"seed": -1}, "seeds: 0: must be greater than or equal to 0, got -1"),
@@ -194,7 +193,7 @@ def test_mistakes(folder, changes, message):
 def test_what_stands_twice_is_refused(folder):
     file = write_study(folder)
     file.write_text(file.read_text().replace("  CoordConv:", "  Plain:"))
-    with pytest.raises(ValueError, match="Plain is there twice"):
+    with pytest.raises(ValueError, match="Plain is given twice"):
         read(file)
 
 

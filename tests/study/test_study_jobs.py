@@ -15,11 +15,11 @@ from nnunet_locctx.nnunet.training import timing
 from nnunet_locctx.study.cases import digests_of_cases
 from nnunet_locctx.study.expected import expected_minutes, report_expected
 from nnunet_locctx.study.jobs import Job, Jobs
-from nnunet_locctx.study.machines import claim_gpus
 from nnunet_locctx.study.model import read_study
 from nnunet_locctx.study.preparing import expected_plans, plan, preprocess
 from nnunet_locctx.study.record import describe
-from nnunet_locctx.study.runs import digest
+from nnunet_locctx.study.settings import digest
+from nnunet_locctx.study.steps import claim_gpus
 from tests.study.small_study import CASES, DATASET, SPLITS, write_dataset, write_study
 
 
@@ -340,17 +340,17 @@ def test_whole_data_is_not_preprocessed_again(folder):
 
 def test_gpus_are_shared_out(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    with claim_gpus(["0", "1", "2"], 2, print) as first, claim_gpus(["0", "1", "2"], 1, print) as second:
+    with claim_gpus(["0", "1", "2"], 2) as first, claim_gpus(["0", "1", "2"], 1) as second:
         assert (list(first), list(second)) == (["0", "1"], ["2"])
-    with pytest.raises(ValueError, match=r"needs 2 GPUs, visible are 1 \(0\)"), claim_gpus(["0"], 2, print):
+    with pytest.raises(ValueError, match=r"needs 2 GPUs, visible are 1 \(0\)"), claim_gpus(["0"], 2):
         pass
 
 
 CLAIMER = """
 import subprocess, sys, tempfile, time
 tempfile.tempdir = sys.argv[1]
-from nnunet_locctx.study.machines import claim_gpus
-with claim_gpus(["0"], 1, print) as held:
+from nnunet_locctx.study.steps import claim_gpus
+with claim_gpus(["0"], 1) as held:
     worker = subprocess.Popen(["sleep", "600"], pass_fds=tuple(held.values()), start_new_session=True)
     print(worker.pid, flush=True)
     time.sleep(600)
@@ -358,7 +358,7 @@ with claim_gpus(["0"], 1, print) as held:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fdinfo").exists(), reason="looks at /proc")
-def test_a_gpu_is_claimed_by_whoever_works_on_it(tmp_path, monkeypatch):
+def test_a_gpu_is_claimed_by_whoever_works_on_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     with subprocess.Popen(
         [sys.executable, "-c", CLAIMER, str(tmp_path)], stdout=subprocess.PIPE, text=True
@@ -367,10 +367,9 @@ def test_a_gpu_is_claimed_by_whoever_works_on_it(tmp_path, monkeypatch):
         claimer.kill()
     claims = tmp_path / f"locctx-gpus-{os.getuid()}"
     assert list(holders(claims / "0")) == [worker]
-    shown = []
-    with claim_gpus(["0"], 1, shown.append) as held:
+    with claim_gpus(["0"], 1) as held:
         assert list(held) == ["0"]
-    assert shown == [f"ended what a killed process had left at work: [{worker}]"]
+    assert capsys.readouterr().out == f"ended what a killed process had left at work: [{worker}]\n"
 
 
 def test_claims_that_others_have_prepared(tmp_path, monkeypatch):
@@ -379,20 +378,20 @@ def test_claims_that_others_have_prepared(tmp_path, monkeypatch):
     victim.write_text("precious")
     (tmp_path / "theirs").mkdir()
     claims.symlink_to(tmp_path / "theirs")
-    with pytest.raises(ValueError, match="is no folder of yours"), claim_gpus(["0"], 1, print):
+    with pytest.raises(ValueError, match="is no folder of yours"), claim_gpus(["0"], 1):
         pass
     assert list((tmp_path / "theirs").iterdir()) == []
     claims.unlink()
     claims.mkdir()
     monkeypatch.setattr("os.getuid", lambda: int(claims.name.rsplit("-")[-1]) + 1)
     claims.rename(tmp_path / f"locctx-gpus-{os.getuid()}")
-    with pytest.raises(ValueError, match="is no folder of yours"), claim_gpus(["0"], 1, print):
+    with pytest.raises(ValueError, match="is no folder of yours"), claim_gpus(["0"], 1):
         pass
     monkeypatch.undo()
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     claims.mkdir(mode=0o777)
     (claims / "0").symlink_to(victim)
-    with pytest.raises(OSError, match="symbolic link"), claim_gpus(["0"], 1, print):
+    with pytest.raises(OSError, match="symbolic link"), claim_gpus(["0"], 1):
         pass
     assert victim.read_text() == "precious"
     assert claims.stat().st_mode & 0o077 == 0

@@ -11,9 +11,9 @@ import pytest
 
 from nnunet_locctx.cli import main
 from nnunet_locctx.locks import lock
-from nnunet_locctx.study.machines import Where
 from nnunet_locctx.study.model import read_study
 from nnunet_locctx.study.runner import Runner
+from nnunet_locctx.study.scheduling import Where
 from tests.study.small_study import DATASET, calls, order, write_dataset, write_environment, write_study
 
 HERE = Where(cores=1)
@@ -258,18 +258,10 @@ def test_only_some_jobs(folder):
         chosen("trian")
 
 
-def test_without_snakemake(folder, monkeypatch):
+def test_without_a_gpu(folder, monkeypatch):
     from nnunet_locctx.study import scheduling
 
-    monkeypatch.setattr(scheduling.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'nnunet-locctx\[study\]'"):
-        Runner(read_study(write_study(folder))).run(HERE)
-
-
-def test_without_a_gpu(folder, monkeypatch):
-    from nnunet_locctx.study import machines
-
-    monkeypatch.setattr(machines, "visible_gpus", lambda: [])
+    monkeypatch.setattr(scheduling, "visible_gpus", lambda: [])
     with pytest.raises(ValueError, match=r"needs 1 GPUs for a training \(device: cuda\), this machine has 0"):
         Runner(read_study(write_study(folder, device="cuda"))).run(HERE)
     assert not (folder / "work").exists()

@@ -7,10 +7,9 @@ import sys
 import pytest
 
 from nnunet_locctx.study.jobs import Jobs
-from nnunet_locctx.study.machines import SLURM_PROFILE, Where
 from nnunet_locctx.study.model import read_study
 from nnunet_locctx.study.runner import Runner
-from nnunet_locctx.study.scheduling import snakemake_command
+from nnunet_locctx.study.scheduling import SLURM_PROFILE, Where, snakemake_command
 from tests.study.small_study import calls, order, write_dataset, write_environment, write_study
 
 # Runs what it is given, one job after the other, and keeps the request and the state.
