@@ -2,7 +2,6 @@
 
 import base64
 import math
-import os
 import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nnunet_locctx.files import drafting
+from nnunet_locctx.files import replacing
 
 PAGE, TWIN, FIGURES = "index.html", "report.md", "figures"
 TEMPLATES = Path(__file__).parent
@@ -174,20 +173,11 @@ def write_document(document: Document, target: Path, further: Mapping[str, bytes
     files |= {f"{table.key}.csv": table.to_csv().encode() for table in document.tables()}
     files |= {figure.file: figure.svg for figure in document.figures()}
     target.parent.mkdir(parents=True, exist_ok=True)
-    old = target.with_name(f".{os.getpid()}.old.{target.name}")
-    with drafting(target) as draft:
+    with replacing(target) as draft:
         for name, data in {**files, **further}.items():
             (draft / name).parent.mkdir(parents=True, exist_ok=True)
             (draft / name).write_bytes(data)
-        try:
-            if target.exists():
-                target.rename(old)
-            draft.rename(target)
-        finally:
-            if target.exists():
-                shutil.rmtree(old, ignore_errors=True)
-            elif old.exists():
-                old.rename(target)
+        shutil.rmtree(target, ignore_errors=True)
 
 
 def check_target(target: Path, further: Collection[str] = ()) -> None:
@@ -223,14 +213,9 @@ def render(document: Document, template: str) -> str:
     Args:
         document: The report.
         template: A file in this folder.
-
-    Raises:
-        ValueError: Jinja2 is not installed.
     """
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    except ImportError as error:
-        raise ValueError("the report's page needs Jinja2: pip install 'nnunet-locctx[study]'") from error
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=".html" in template,

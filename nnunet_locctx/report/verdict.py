@@ -146,9 +146,9 @@ def _more_training(study: Results, rows: pd.DataFrame) -> Iterator[str]:
 def _other_methods(study: Results, rows: pd.DataFrame) -> Iterator[str]:
     sources = study.methods["source"].dropna()
     located = rows[rows["method"].isin(sources.index) & rows["gain"].notna()]
-    for preset, found in located.groupby("preset", sort=False):
-        if (found["gain"] <= 0).all():
-            used = ", ".join(dict.fromkeys(sources[found["method"]]))
+    for preset, group in located.groupby("preset", sort=False):
+        if (group["gain"] <= 0).all():
+            used = ", ".join(dict.fromkeys(sources[group["method"]]))
             number_of = study.settings["dataset"].get("id", study.dataset)
             yield (
                 f"Another source: at {preset} no method gains with {used}; locctx sources -d {number_of} says which "

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from nnunet_locctx.report.document import MINUS, NOTHING, number
-from nnunet_locctx.report.results import VALIDATION, load_study
+from nnunet_locctx.report.results import VALIDATION, read_results
 from nnunet_locctx.report.sections import build_document
 from nnunet_locctx.report.statistics import compare
 from nnunet_locctx.report.tables import (
@@ -49,7 +49,7 @@ def dice_by_case(work: Path, run: str) -> dict[str, list[float]]:
 
 
 def test_means_gain_and_test_are_those_computed_by_hand(work: Path) -> None:
-    study = load_study(work)
+    study = read_results(work)
     comparisons = {(row.method, row.preset): row for row in compare(study).itertuples()}
     base, located = dice_by_case(work, f"Baseline__{SMALL}"), dice_by_case(work, f"LocBAM__{SMALL}")
     row = comparisons["LocBAM", SMALL]
@@ -72,7 +72,7 @@ def test_a_method_with_a_baseline_of_its_own_is_compared_with_that(tmp_path: Pat
     methods = json.loads((work / "study.json").read_text())["methods"]
     own = [{**one, **({"against": "CoordConv"} if one["name"] == "LocBAM" else {})} for one in methods]
     edit_json(work / "study.json", methods=own)
-    study = load_study(work)
+    study = read_results(work)
     compared = compare(study)
     rows = compared[compared["preset"] == SMALL].set_index("method")
     dice, gain = rows["dice"], rows["gain"]
@@ -87,7 +87,7 @@ def test_a_method_with_a_baseline_of_its_own_is_compared_with_that(tmp_path: Pat
 
 
 def test_comparison_table_shows_and_stores_them(work: Path) -> None:
-    study = load_study(work)
+    study = read_results(work)
     rows = compare(study)
     table = comparison_table(study, rows, "comparison", "all")
     assert [line[:3] for line in table.rows][:3] == [
@@ -111,7 +111,7 @@ def test_a_gain_below_zero_has_a_real_minus() -> None:
 
 
 def test_class_table_gives_each_class_its_mean(work: Path) -> None:
-    study = load_study(work)
+    study = read_results(work)
     table = class_table(study, compare(study), SMALL, "classes", "all")
     liver = [float(str(row["dice"])) for row in rows_of(work, f"LocBAM__{SMALL}") if row["class"] == "liver"]
     base = [float(str(row["dice"])) for row in rows_of(work, f"Baseline__{SMALL}") if row["class"] == "liver"]
@@ -126,7 +126,7 @@ def test_a_class_that_a_run_lacks_is_a_dash(tmp_path: Path) -> None:
     content = json.loads(file.read_text())
     del content["classes"]["liver"]
     write_json(file, {**content, "cases": [row for row in content["cases"] if row["class"] != "liver"]})
-    study = load_study(work)
+    study = read_results(work)
     table = class_table(study, compare(study), SMALL, "classes", "all")
     assert table.columns[-1] == "liver"
     assert [row[-1] == NOTHING for row in table.rows] == [False, False, True]
@@ -149,7 +149,7 @@ def test_a_missing_value_is_left_out_of_its_class(tmp_path: Path) -> None:
         )
     ]
     write_json(file, {**content, "classes": {"spleen": 1, "liver": 2}, "cases": rows})
-    study = load_study(work)
+    study = read_results(work)
     # class means 0.5 and 0.8, by hand
     assert compare(study)["dice"].to_list() == pytest.approx([0.65])
     table = class_table(study, compare(study), SMALL, "classes", "all")
@@ -167,7 +167,7 @@ def test_lost_distances_are_counted_not_hidden(tmp_path: Path) -> None:
     content["cases"][0].update(dice=0.0, hd95_mm=None)  # not predicted
     content["cases"][1].update(reference_ml=0.0, dice=None, hd95_mm=None)  # not in the case
     write_json(file, content)
-    study = load_study(work)
+    study = read_results(work)
     table = error_table(study, compare(study), "errors", "all")
     assert table.rows[0][3] == "1 of 29"
     assert "paper Dice, %" not in table.columns
@@ -181,7 +181,7 @@ def test_missing_runs_folds_and_broken_files_are_named(tmp_path: Path) -> None:
     (lost.parent / "fold_0" / "training.json").write_text("{}")
     failure = {"job": "train x", "run": f"LocBAM__{SMALL}", "fold": 1, "exit_status": 137}
     write_json(work / "failures" / "train.json", {**failure, "log": "logs/x", "message": "killed"})
-    study = load_study(work)
+    study = read_results(work)
     assert list(study.missing[["what", "fold"]].itertuples(index=False, name=None)) == [
         ("training", "0"),
         ("training", "1"),
@@ -204,7 +204,7 @@ def dice_by_case_of_fold(work: Path, method: str) -> list[float]:
 def test_cases_that_only_the_method_has_are_left_out_of_the_gain(tmp_path: Path) -> None:
     work = Synthetic().write(tmp_path)
     evaluation_file(work, "Baseline", SMALL, 1).unlink()
-    study = load_study(work)
+    study = read_results(work)
     rows = compare(study)
     table = comparison_table(study, rows, "comparison", "all")
     named = [f"{method} at {SMALL} (6 of 12)" for method in ("CoordConv", "LocBAM")]
@@ -218,7 +218,7 @@ def test_postprocessed_cases_are_paired_by_fold(tmp_path: Path) -> None:
     source = json.loads(evaluation_file(work, "Baseline", SMALL).read_text())
     folder = work / "runs" / run / "postprocessing" / "largest_component" / "evaluation"
     write_json(folder / "evaluation.json", {**source, "cases": rows})
-    study = load_study(work)
+    study = read_results(work)
     before, after = (
         study.scores_of(run, part)[["fold", "case"]] for part in (VALIDATION, "largest_component")
     )
@@ -230,7 +230,7 @@ def test_postprocessed_cases_are_paired_by_fold(tmp_path: Path) -> None:
 
 
 def test_training_table_averages_the_folds(work: Path) -> None:
-    table = training_table(load_study(work))
+    table = training_table(read_results(work))
     assert table is not None
     assert table.rows[0][2:6] == ["2", "12", "31.000", "12.0 min"]
 
@@ -245,7 +245,7 @@ def test_training_table_averages_the_folds(work: Path) -> None:
     ids=["one method", "two cases", "one class"],
 )
 def test_small_studies_have_a_report(tmp_path: Path, one: Synthetic) -> None:
-    document = build_document(load_study(one.write(tmp_path)))
+    document = build_document(read_results(one.write(tmp_path)))
     keys = [section.key for section in document.sections]
     assert {"verdict", "validation", "training", "fairness", "settings", "computed", "repeat"} <= set(keys)
     for table in document.tables():
@@ -256,7 +256,7 @@ def test_a_study_that_has_just_begun_has_a_report(tmp_path: Path) -> None:
     work = Synthetic().write(tmp_path)
     for file in (work / "runs").rglob("*.json"):
         file.unlink()
-    document = build_document(load_study(work))
+    document = build_document(read_results(work))
     (missing,) = [table for table in document.tables() if table.key == "missing"]
     assert len(missing.rows) == 6 * 2 * 2  # runs, folds, training and evaluation
 
@@ -264,11 +264,11 @@ def test_a_study_that_has_just_begun_has_a_report(tmp_path: Path) -> None:
 def test_only_what_was_asked_for_is_missing(tmp_path: Path) -> None:
     one = Synthetic(presets=(SMALL,), folds=1)
     work = one.write(tmp_path)
-    assert load_study(work).missing.empty
+    assert read_results(work).missing.empty
     (tmp_path / "raw" / one.dataset / "labelsTs").mkdir(parents=True)
     asked = {"postprocessing": ["atlas"], "robustness": {"presets": [SMALL]}, "test_cases": ["t"]}
     edit_json(work / "study.json", **asked)
-    found = [(entry.run.split("__")[0], entry.what) for entry in load_study(work).missing.itertuples()]
+    found = [(entry.run.split("__")[0], entry.what) for entry in read_results(work).missing.itertuples()]
     each = ["evaluation of the test cases", "evaluation after atlas"]
     # the baseline has no location to shift
     expected = [("Baseline", what) for what in each]
@@ -282,7 +282,7 @@ def test_values_that_are_all_null(tmp_path: Path) -> None:
         content = json.loads(file.read_text())
         rows = [{"case": row["case"], "class": row["class"], "dice": None} for row in content["cases"]]
         write_json(file, {**content, "cases": rows})
-    document = build_document(load_study(work))
+    document = build_document(read_results(work))
     (table,) = [table for table in document.tables() if table.key == "comparison"]
     assert table.rows[2][3:] == [NOTHING, "n = 0", NOTHING, NOTHING, NOTHING, "not tested: n = 0"]
 
@@ -298,9 +298,9 @@ def test_unusable_studies_are_refused(tmp_path: Path, change: dict[str, object],
     else:
         edit_json(work / "study.json", **change)
     with pytest.raises(ValueError, match=told):
-        load_study(work)
+        read_results(work)
 
 
 def test_no_study_at_all(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no study's work folder"):
-        load_study(tmp_path)
+        read_results(tmp_path)

@@ -169,7 +169,8 @@ def test_killed_twice_and_taken_up(folder):
         def look(line):
             if "started  train" in line and kill not in hit:
                 hit.append(kill)
-                time.sleep(1)
+                while "train " not in (folder / "calls.txt").read_text():
+                    time.sleep(0.2)
                 kill(snakemake_of(folder), signal.SIGKILL)
 
         return look
