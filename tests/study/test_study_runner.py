@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import sys
 import time
 
 import pytest
@@ -14,16 +13,10 @@ from nnunet_locctx.locks import lock
 from nnunet_locctx.study.model import read_study
 from nnunet_locctx.study.runner import Runner
 from nnunet_locctx.study.scheduling import Where
-from tests.study.small_study import DATASET, calls, order, write_dataset, write_environment, write_study
+from tests.study.small_study import DATASET, calls, order, write_study
 
 HERE = Where(cores=1)
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    write_dataset(tmp_path)
-    monkeypatch.setattr(sys, "executable", str(write_environment(tmp_path)))
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("environment")
 
 
 def run(file, only=(), show=None):
@@ -163,13 +156,13 @@ def test_another_seed_trains_that_seed_alone(folder, capsys):
 def test_killed_twice_and_taken_up(folder):
     file = write_study(folder)
     order(folder, **{"train ": 5})
-    hit = []
+    hit, noted = [], folder / "calls.txt"
 
     def killing(kill):
         def look(line):
             if "started  train" in line and kill not in hit:
                 hit.append(kill)
-                while "train " not in (folder / "calls.txt").read_text():
+                while not noted.exists() or "train " not in noted.read_text():
                     time.sleep(0.2)
                 kill(snakemake_of(folder), signal.SIGKILL)
 
