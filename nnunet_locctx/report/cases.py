@@ -68,9 +68,9 @@ class PresetCases:
         leader: The method whose worst case comes first.
         dice: The cases' means over the classes: a row per case (fold, case), a column per method.
         slices: Case -> its slices, the leader's worst first.
-        why: Case -> why it stands in the figure; not all do.
-        left_out: How many validation cases are not shown.
-        problems: What could not be read.
+        why: Case -> why it is in the figure; not all are.
+        left_out: Number of validation cases that are not shown.
+        problems: Files that could not be read, and why.
     """
 
     preset: str

@@ -1,4 +1,4 @@
-"""What a report consists of, how numbers are written in it, and how it becomes a folder."""
+"""The parts of a report, how numbers are written in it, and how it becomes a folder."""
 
 import base64
 import math
@@ -19,7 +19,7 @@ TEMPLATES = Path(__file__).parent
 MARKUP = str.maketrans({sign: f"\\{sign}" for sign in "\\`*_[]<>|#"})
 
 NOTHING = "\N{EN DASH}"
-"""Stands where there is no number."""
+"""Replaces a number that is not defined."""
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -113,7 +113,7 @@ class Browser:
     """Cases to look through, slice by slice.
 
     Attributes:
-        figures: What stands for it where there are no scripts: in the Markdown twin.
+        figures: They replace it where no script runs, as in the Markdown twin.
         content: For the page's script: scans, predictions and their order, as JSON can hold it.
         caption: What is seen.
     """
@@ -137,7 +137,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A report: its title, what it is about in a sentence, its sections, and the names that tables are filtered by."""
+    """A report: its title, a sentence on its subject, its sections, and the names by which tables are filtered."""
 
     title: str
     subtitle: str
@@ -161,12 +161,12 @@ class Document:
 
 
 def write_document(document: Document, target: Path, further: Mapping[str, bytes]) -> None:
-    """Makes the folder aside and puts it in its place: a reader sees the old report or the new one.
+    """Writes a draft of the folder, which then replaces it: a reader sees the old report or the new one.
 
     Args:
         document: The report.
         target: Its folder, which is replaced as a whole.
-        further: More files of the folder.
+        further: Further files of the folder.
     """
     files = {PAGE: render(document, "page.html.jinja").encode()}
     files[TWIN] = render(document, "report.md.jinja").encode()
@@ -181,14 +181,14 @@ def write_document(document: Document, target: Path, further: Mapping[str, bytes
 
 
 def check_target(target: Path, further: Collection[str] = ()) -> None:
-    """Refuses to take the place of somebody's folder.
+    """Refuses to replace a folder that is no report.
 
     Args:
         target: The report's folder.
         further: Files that this kind of report has beside the usual ones.
 
     Raises:
-        ValueError: It is a file, or holds what no report has.
+        ValueError: It is a file, or it holds files that no report has.
     """
     if not target.exists():
         return

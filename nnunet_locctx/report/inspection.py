@@ -1,4 +1,4 @@
-"""The page of `locctx inspect`: doubtful cases, the most doubtful first, with slices through what was found."""
+"""The page of `locctx inspect`: doubtful cases, the most doubtful first, with slices through the findings."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +40,7 @@ MOST_CASES, MOST_PICTURES = 20, 3
 
 LONGEST_LEGEND = 12
 CONTOUR, FAINT = 1.6, 0.35
-"""Width of what was found, and how visible the other classes are."""
+"""Width of a finding's contour, and how visible the other classes are."""
 
 METHOD = (
     "Every number is compared with the training labels, each of which was judged by the others to learn how far from "
@@ -57,9 +57,9 @@ def write_inspection(
     """Writes ``index.html`` (one file, nothing to load), ``report.md``, ``findings.csv``, ``inspection.json``, figures.
 
     Args:
-        inspection: What was found.
-        output: Folder, made anew as a whole.
-        images: Folder of the scans, ``CASE_0000.ENDING``, to draw under the contours; None: there is none.
+        inspection: The findings.
+        output: The folder, which is replaced as a whole.
+        images: Folder of the scans, ``CASE_0000.ENDING``, to draw under the contours; None: no scans.
         progress: Show a progress bar.
 
     Returns:
@@ -104,7 +104,7 @@ def _table(inspection: Inspection) -> Table:
 def _pictures(
     case: InspectedCase, inspection: Inspection, images: Path | None, colours: dict[str, Colour]
 ) -> Iterator[Block]:
-    """A figure for each of the worst findings that can be seen, and what could not be drawn."""
+    """A figure for each of the worst findings that can be seen, and texts on files that could not be drawn."""
     visible = [finding for finding in case.findings if finding.kind not in ("file", "location", "empty")]
     if not visible:
         return
@@ -136,7 +136,7 @@ def _pictures(
 def _draw(
     finding: Finding, labels: Scan, image: Scan | None, inspection: Inspection, colours: dict[str, Colour]
 ) -> bytes:
-    """Slices through what was found: its classes outlined, the others faint."""
+    """Slices through a finding: its classes are outlined, the others faint."""
     frame, values = labels.frame, inspection.classes.values
     names = [name for name in finding.classes or values if np.isin(labels.labels, values[name]).any()]
     views = (widest_view(frame),) if 1 in frame.shape else VIEWS

@@ -1,4 +1,4 @@
-"""What a study's jobs have left in its work folder so far, as data frames."""
+"""The results that a study's jobs have written so far, as data frames."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -15,7 +15,7 @@ METRICS = [*MEASURES, *PAPER_MEASURES]
 """Columns of evaluation.json, with their units; Dice, NSD and swap rate are fractions."""
 
 SERIES = ["train_loss", "val_loss", "pseudo_dice"]
-"""What a training records in each epoch."""
+"""Series that a training records, with a value for each epoch."""
 
 VALIDATION, TEST = "validation", "test"
 POSTPROCESSINGS = ("sides", "largest_component", "atlas")

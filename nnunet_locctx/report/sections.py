@@ -1,4 +1,4 @@
-"""The report: its sections in their order."""
+"""Writes the report: its sections in their order."""
 
 import json
 import shlex
@@ -46,12 +46,11 @@ def write_report(work: Path, output: Path | None = None, *, progress: bool = Fal
 
     There is a CSV file per table, and ``cases.csv`` with every measure of every case and class.
 
-    The folder is made aside and then takes its place: a reader sees the old report or the new one. The same study gives
-    the same bytes.
+    A reader sees the old report or the new one, never a part. The same study gives the same bytes.
 
     Args:
         work: The study's work folder, finished or not.
-        output: Folder of the report, made anew; None: ``report`` in the work folder.
+        output: Folder of the report, which is replaced; None: ``report`` in the work folder.
         progress: Show a progress bar.
 
     Returns:
@@ -112,7 +111,7 @@ def build_document(study: Results, *, progress: bool = False) -> Document:
 
 
 def summary(study: Results, rows: pd.DataFrame) -> list[Block]:
-    """What was compared, what came out, what is missing."""
+    """What was compared, the results in words, and what is missing."""
     validated = study.scores.loc[study.scores["part"] == VALIDATION, "case"].nunique()
     text = (
         f"{count(len(study.methods), 'method')} at {count(len(study.presets), 'preset')}, "
@@ -185,7 +184,7 @@ def cases(study: Results, rows: pd.DataFrame) -> list[Block | None]:
 
 
 def settings(study: Results) -> list[Block]:
-    """What was set, and on what it ran."""
+    """The study's settings, and on what it ran."""
     chosen = study.settings
     facts = [
         f"dataset: {study.dataset}",

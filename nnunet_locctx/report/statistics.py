@@ -68,7 +68,7 @@ def by_case(scores: pd.DataFrame, metric: str = "dice", *, background: bool = Fa
     Args:
         scores: Rows of :attr:`Results.scores`, of one run.
         metric: Its column.
-        background: With the background as the last class.
+        background: Whether the background is the last class.
     """
     if not background:
         scores = scores[scores["class"] != BACKGROUND]

@@ -64,7 +64,7 @@ def read_splits(file: Path) -> Splits:
     """Reads a file of nnU-Net's form, a list of ``{"train": [...], "val": [...]}``.
 
     Raises:
-        ValueError: No such file, or not of that form.
+        ValueError: There is no such file, or it does not have that form.
     """
     if not file.is_file():
         raise ValueError(f"there is no file of splits {file}")
@@ -76,10 +76,10 @@ def read_splits(file: Path) -> Splits:
 
 
 def find_splits(study: Study) -> Splits | None:
-    """The splits in force, from the study's file, else beside the preprocessed or the raw data; None: nnU-Net's own.
+    """The splits that hold: the study's file, else the file beside the preprocessed or raw data; None: nnU-Net's own.
 
     Raises:
-        ValueError: A file is not of the form.
+        ValueError: A file does not have the form.
     """
     if study.splits is not None:
         return read_splits(study.splits)
@@ -90,7 +90,7 @@ def find_splits(study: Study) -> Splits | None:
 
 
 def write_splits(study: Study) -> Splits:
-    """Puts the splits where nnU-Net looks for them, before trainings could each make their own; returns them."""
+    """Writes the splits where nnU-Net looks for them, before trainings could each make their own; returns them."""
     stored = study.preprocessed / SPLITS
     if stored.is_file():
         return read_splits(stored)
@@ -158,7 +158,7 @@ def _check_runs(study: Study) -> None:
 
 
 def _check_work(study: Study) -> None:
-    """Refuses a work folder that holds something else: what the steps make there takes the place of what was there."""
+    """Refuses a work folder that holds something else, which the results of the steps would replace."""
     work, file = study.work, study.file.name
     if not work.exists():
         return
@@ -174,7 +174,7 @@ def _check_work(study: Study) -> None:
                 "another folder"
             )
         return
-    # what is there before a study has written study.json
+    # a start that was killed leaves its locks before it writes study.json
     others = sorted({path.name for path in work.iterdir() if not path.name.startswith(".")} - {"locks"})
     if others:
         raise ValueError(

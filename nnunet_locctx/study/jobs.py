@@ -1,4 +1,4 @@
-"""The jobs of a study: what each makes in the work folder, what its result depends on, and what it is called.
+"""The jobs of a study: what each makes in the work folder, what its result depends on, and its name.
 
 The Snakefile has a rule for each kind; a job of a rule is named by the rule's wildcards. All that Snakemake may delete
 lies in the work folder: models, plans and preprocessed data, in nnU-Net's folders, are no outputs of rules.
@@ -62,7 +62,7 @@ class Job:
 
 
 class Jobs:
-    """What there is to do for a study.
+    """The jobs of a study.
 
     Args:
         study: The study.
@@ -74,7 +74,7 @@ class Jobs:
 
     @classmethod
     def load(cls, file: Path = Path(STUDY)) -> "Jobs":
-        """Those of the study that a ``study.json`` holds."""
+        """The jobs of the study that a ``study.json`` holds."""
         return cls(load_study(file), json.loads(file.read_text(encoding="utf-8"))["scans"])
 
     @functools.cached_property
@@ -104,11 +104,11 @@ class Jobs:
                 yield Job("robustness", {"run": run.slug})
 
     def chosen(self, only: Sequence[str]) -> list[Job]:
-        """The jobs that belong to what was asked for, without those they wait for.
+        """The jobs that belong to the names, without those they wait for.
 
         Args:
-            only: Kinds, seeds (``seed1``), and runs, methods or presets; a job must be of one of each of the three
-                that is named. Empty: all.
+            only: Kinds; seeds (``seed1``); runs, methods or presets. Of each of these three that is named, a job must
+                belong to one name. Empty: all jobs.
 
         Raises:
             ValueError: Unknown names.
@@ -133,7 +133,7 @@ class Jobs:
         ]
 
     def waits_for(self, job: Job) -> list[Job]:
-        """The jobs before it: it is done again when one of them is, but for the plan.
+        """The jobs before a job: it is done again when one of them is, except for the plan.
 
         A plan with one more configuration leaves the others as they were: what matters is in :meth:`depends_on`.
         """
@@ -151,7 +151,7 @@ class Jobs:
         return [Job("train", {"run": run.slug, "fold": fold}) for fold in folds]
 
     def depends_on(self, job: Job) -> str:
-        """What the result depends on besides the jobs whose results it uses, as JSON."""
+        """What the job's result depends on besides the results of other jobs, as JSON."""
         study, training, test = self.study, self.scans.get("Tr"), self.scans.get("Ts")
         run = study.runs.get(job.names.get("run", ""))
         evaluation = study.evaluation.model_dump()
@@ -184,7 +184,7 @@ class Jobs:
         return json.dumps(content, sort_keys=True)
 
     def gone(self) -> list[Job]:
-        """Jobs that were done, and whose plans, or models, are no longer in nnU-Net's folders."""
+        """Jobs that were done, but whose plans or models are no longer in nnU-Net's folders."""
         study = self.study
         plans = (study.preprocessed / f"{study.plans}.json", study.preprocessed / SPLITS)
         needed: list[tuple[Job, tuple[Path, ...]]] = [(Job("plan", {}), plans)]
@@ -199,7 +199,7 @@ class Jobs:
         ]
 
     def title(self, job: Job) -> str:
-        """For the terminal."""
+        """A job's name in a line for people."""
         run = self.study.runs.get(job.names.get("run", ""))
         if run is None:
             return " ".join([job.kind, *job.names.values()])

@@ -154,7 +154,7 @@ def _read_method(name: Any, entry: _Entry, study: Mapping[str, Any]) -> Iterator
 
 @dataclass(frozen=True)
 class Trainer:
-    """A trainer of a given length; `located`: whether it uses a location, the others as in :class:`Method`."""
+    """A trainer of some length; `located`: whether it uses a location; the others are those of :class:`Method`."""
 
     name: str
     located: bool
@@ -163,14 +163,14 @@ class Trainer:
 
 
 def resolve_trainer(name: str, epochs: int) -> Trainer:
-    """The trainer of that name that trains for so many epochs.
+    """The trainer of a name that trains for a number of epochs.
 
     Args:
         name: Without the epochs' suffix: one of this package, of nnU-Net, or of a folder of ``nnUNet_extTrainer``.
-        epochs: Of 250 iterations.
+        epochs: Their number; each has 250 iterations.
 
     Raises:
-        ValueError: No such trainer, or it has no variant of that length; names those there are.
+        ValueError: There is no such trainer, or none of that length; names those that exist.
     """
     from nnunet_locctx.nnunet.training.trainer import LocatedTrainer
     from nnunet_locctx.nnunet.training.trainers import TRAINERS, find_trainer

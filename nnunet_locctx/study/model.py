@@ -1,4 +1,4 @@
-"""A study: what its file (YAML) asks for, checked before anything is written, and the runs that follow from it.
+"""A study: what its file (YAML) asks for, checked before anything is written, and its runs.
 
 :class:`Study` is the one model of it. The work folder's ``study.json`` holds it as JSON, resolved (paths absolute,
 presets with their content, one method for each source), and every step reads it back from there.
@@ -70,7 +70,7 @@ class Study(Table):
         test: Whether there is a test set to predict.
     """
 
-    # in this order: a key is checked with those above it
+    # the order matters: a key is checked with those above it
     file: Path
     name: Annotated[str, Strict(), Field(pattern=r"^[A-Za-z0-9](?:_?[A-Za-z0-9-])*_?$")]
     title: Annotated[Text | None, Field(validate_default=True)] = None
@@ -302,7 +302,7 @@ def load_study(file: Path) -> Study:
     """The study that a ``study.json`` holds.
 
     Raises:
-        ValueError: It holds none, or one of another version of this package.
+        ValueError: It holds no study, or a study of another version of this package.
     """
     try:
         return Study.model_validate(json.loads(file.read_text(encoding="utf-8"))["study"])

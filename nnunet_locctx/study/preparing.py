@@ -1,4 +1,4 @@
-"""The steps before a training, in the step's own process: plans, splits, and preprocessed data."""
+"""What the steps before a training do: plans, splits, and preprocessed data."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ PLANNERS = {
 """Plans that can be made if they are missing, and nnU-Net's planner for each."""
 
 ENDINGS = (".b2nd", ".npz", ".npy")
-"""Of nnU-Net's preprocessed images."""
+"""Endings of nnU-Net's preprocessed images."""
 
 Command: TypeAlias = Callable[..., None]
 """Runs a command, given by its words, to its end, with the locks of the step."""
@@ -104,7 +104,7 @@ def preprocess(study: Study, data: str, scans: Mapping[str, str], command: Comma
         study: The study.
         data: Name of the data (:func:`~nnunet_locctx.study.methods.data_name`).
         scans: Training case -> fingerprint of its raw files.
-        command: Runs one.
+        command: Runs a command.
 
     Returns:
         The folder of the data, and the scans that it was made from.
@@ -131,7 +131,7 @@ def preprocess(study: Study, data: str, scans: Mapping[str, str], command: Comma
         if sign.is_file() and not before:
             print(f"{sign} cannot be read: preprocessing again")
             before = {"state": "begun"}
-        # data that nnU-Net made has no sign, that of earlier versions no scans in it: taken as they are
+        # data that nnU-Net made has no sign, and a sign of earlier versions no scans: both are taken as they are
         changed = any(before.get(key, value) != value for key, value in made_from.items())
         if changed or before.get("state") == "begun" or missing_cases(study, folder):
             write_json(sign, {"state": "begun", **made_from})

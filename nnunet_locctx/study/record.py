@@ -1,4 +1,4 @@
-"""``study.json`` in the work folder: the study, its place in the plans, and on what it ran; read by the report."""
+"""``study.json`` in the work folder: the study, its values in the plans, and on what it ran; the report reads it."""
 
 import json
 import os

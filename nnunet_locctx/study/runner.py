@@ -1,4 +1,4 @@
-"""Has a study's jobs run by Snakemake, from wherever they stopped, and writes the report at the end."""
+"""Lets Snakemake run the jobs of a study, from wherever they stopped, and writes the report at the end."""
 
 import collections
 import os
@@ -34,7 +34,7 @@ REPORT, SNAKEMAKE = "report", "snakemake"
 
 
 class Runner:
-    """A study and what is to be run of it.
+    """Runs a study, or a part of it.
 
     Args:
         study: The study.

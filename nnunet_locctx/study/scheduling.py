@@ -44,7 +44,7 @@ class Where:
 
 
 def check_where(where: Where, device: str, number: int) -> list[str]:
-    """Checks that jobs can run there; returns the GPUs that those of this machine share.
+    """Checks that jobs can run there; returns the GPUs that the jobs of this machine share.
 
     Args:
         where: Where jobs are to run.
@@ -91,11 +91,11 @@ def snakemake_command(
     """Snakemake's command line.
 
     Args:
-        jobs: The study's.
-        targets: What to make.
+        jobs: The study's jobs.
+        targets: The jobs whose outputs are asked for.
         where: Where jobs run; None: a dry run.
-        gpus: Those of this machine.
-        file: Holds the study; None: ``study.json`` in its work folder.
+        gpus: The GPUs of this machine.
+        file: The file that holds the study; None: ``study.json`` in its work folder.
     """
     study = jobs.study
     of_plan = [job.kind for job in targets] == ["plan"]  # a call of its own, see the Snakefile
@@ -121,7 +121,7 @@ def snakemake_command(
     text = "\n".join(file.read_text(encoding="utf-8") for file in where.profile_files)
     if re.search(r"^executor:\s*slurm\s*$", text, re.MULTILINE):
         command += ["--slurm-logdir", str(study.work / "logs" / "slurm")]
-        if not any(one.account for one in study.resources.values()):
+        if not any(requested.account for requested in study.resources.values()):
             command.append("--slurm-no-account")
     return command
 
@@ -131,7 +131,7 @@ class Progress:
     """Follows Snakemake's log: prints a line when a job begins, ends or fails, and keeps their names.
 
     Attributes:
-        jobs: The study's.
+        jobs: The study's jobs.
         show: Prints a line.
         total: Number of jobs that are to run now.
         running: Jobs at work, and when they began.

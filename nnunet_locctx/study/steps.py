@@ -1,8 +1,8 @@
 """What a rule of the Snakefile runs, in the work folder: ``python -m nnunet_locctx.study.steps KIND WILDCARD ...``.
 
-A job that another process still works on (one that outlived a runner that was killed) is waited for, not done twice.
-Its commands hold the locks of the job and of its GPUs too: if only this process is killed, nobody takes them for free,
-and whoever needs them next ends what was left behind.
+A process may outlive a runner that was killed. A job that such a process still works on is waited for, not done twice.
+The commands of a job hold the locks of the job and of its GPUs too: if only this process is killed, nobody takes the
+locks for free, and whoever needs them next ends the commands.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from nnunet_locctx.study.scheduling import terminable
 from nnunet_locctx.study.settings import digest, write_json
 
 GPUS = "LOCCTX_STUDY_GPUS"
-"""Set by a runner on one machine: the GPUs that its jobs share, as in ``CUDA_VISIBLE_DEVICES``."""
+"""A runner on one machine sets it to the GPUs that its jobs share, as in ``CUDA_VISIBLE_DEVICES``."""
 
 
 def environment(study: Study) -> dict[str, str]:
@@ -54,7 +54,7 @@ def run_job(jobs: Jobs, job: Job) -> None:
 
     Raises:
         CommandError: A command failed.
-        ValueError: Something is not as it must be.
+        ValueError: A step refuses its input, or the commands wrote no result.
     """
     output, identity = Path(job.output), digest(jobs.depends_on(job))
     holders: list[str] = []
@@ -97,7 +97,7 @@ def claim_gpus(visible: Sequence[str], number: int) -> Iterator[dict[str, int]]:
         GPU -> descriptor of the lock that claims it, for the process that works on it to inherit.
 
     Raises:
-        ValueError: There are not so many, or the claims' folder is another user's.
+        ValueError: There are fewer GPUs, or the claims' folder is another user's.
     """
     if number > len(visible):
         raise ValueError(
@@ -147,8 +147,8 @@ class _Step:
     """Does one job; a method for each kind, with the wildcards of its rule.
 
     Args:
-        jobs: The study's.
-        job: The one.
+        jobs: The study's jobs.
+        job: The job to do.
         locks: Descriptors of the locks that its commands hold too.
     """
 
@@ -247,7 +247,7 @@ def link_cases(raw: Path, cases: Sequence[str], folder: Path) -> tuple[Path, Pat
     Args:
         raw: The dataset's raw folder.
         cases: The cases.
-        folder: Takes ``images`` and ``labels``.
+        folder: It gets the folders ``images`` and ``labels``.
 
     Returns:
         The two folders.

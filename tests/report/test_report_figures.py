@@ -14,7 +14,7 @@ import pytest
 from nnunet_locctx.evaluation.classes import find_pairs
 from nnunet_locctx.report import figures, style
 from nnunet_locctx.report.case_images import MOST_SLICES, _thinned, read_case
-from nnunet_locctx.report.cases import choose_cases, draw_overlays, label_colours, read_cases
+from nnunet_locctx.report.cases import PresetCases, choose_cases, draw_overlays, label_colours, read_cases
 from nnunet_locctx.report.figures import (
     baseline_dice,
     draw_classes,
@@ -83,16 +83,22 @@ def test_a_flipped_and_permuted_scan_gives_the_same_picture(folder: Path, tmp_pa
         assert np.array_equal(plane, other.predictions[method])
 
 
+def cases_of(work: Path) -> tuple[Results, PresetCases]:
+    """A study and its cases at the small preset."""
+    study = read_results(work)
+    cases = read_cases(study, compare(study), SMALL)
+    assert cases is not None
+    return study, cases
+
+
 def test_missing_files_are_named_and_the_rest_is_drawn(tmp_path: Path) -> None:
     work = Synthetic(images=True, cases_per_fold=3, presets=(SMALL,)).write(tmp_path)
-    study = read_results(work)
-    rows = compare(study)
+    study, _ = cases_of(work)
     for file in Path(study.runs.loc[f"CoordConv__{SMALL}", "model"]).rglob("*.nii.gz"):
         file.unlink()
     gone = min(choose_cases(case_dice(study), "LocBAM", "Baseline"))[1]
     (tmp_path / "raw" / "Dataset007_BTCV" / "imagesTr" / f"{gone}_0000.nii.gz").unlink()
-    cases = read_cases(study, rows, SMALL)
-    assert cases is not None
+    _, cases = cases_of(work)
     figure, problems = draw_overlays(study, cases), cases.problems
     assert figure is not None
     assert gone not in figure.caption
@@ -102,10 +108,7 @@ def test_missing_files_are_named_and_the_rest_is_drawn(tmp_path: Path) -> None:
 
 
 def test_without_raw_data_there_is_no_figure_but_a_reason(tmp_path: Path) -> None:
-    work = Synthetic(presets=(SMALL,), folds=1).write(tmp_path)
-    study = read_results(work)
-    cases = read_cases(study, compare(study), SMALL)
-    assert cases is not None
+    study, cases = cases_of(Synthetic(presets=(SMALL,), folds=1).write(tmp_path))
     assert draw_overlays(study, cases) is None
     assert cases.problems
     assert all("dataset.json" in problem for problem in cases.problems)
@@ -146,9 +149,7 @@ def test_slices_are_thinned_evenly_and_the_fullest_stays() -> None:
 
 
 def test_the_leaders_worst_case_comes_first(folder: Path) -> None:
-    study = read_results(folder / "work")
-    cases = read_cases(study, compare(study), SMALL)
-    assert cases is not None
+    _, cases = cases_of(folder / "work")
     dice = [cases.dice["LocBAM"][key] for key in cases.slices]
     assert dice == sorted(dice)
     assert dice[0] == cases.dice["LocBAM"].min()

@@ -4,9 +4,10 @@ import csv
 import io
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -32,35 +33,25 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Synthetic().write(tmp_path_factory.mktemp("complete"))
 
 
-def rows_of(work: Path, run: str, folds: int = 2) -> list[dict[str, object]]:
+def rows_of(work: Path, method: str, folds: int = 2) -> pd.DataFrame:
     """The case rows of a run, read apart from the report's code."""
-    found = []
-    for fold in range(folds):
-        file = work / "runs" / run / f"fold_{fold}" / "evaluation" / "evaluation.json"
-        found += json.loads(file.read_text())["cases"]
-    return found
-
-
-def dice_by_case(work: Path, run: str) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    for row in rows_of(work, run):
-        found.setdefault(str(row["case"]), []).append(float(str(row["dice"])))
-    return found
+    files = [evaluation_file(work, method, SMALL, fold) for fold in range(folds)]
+    return pd.DataFrame([row for file in files for row in json.loads(file.read_text())["cases"]])
 
 
 def test_means_gain_and_test_are_those_computed_by_hand(work: Path) -> None:
     study = read_results(work)
     comparisons = {(row.method, row.preset): row for row in compare(study).itertuples()}
-    base, located = dice_by_case(work, f"Baseline__{SMALL}"), dice_by_case(work, f"LocBAM__{SMALL}")
+    base, located = (rows_of(work, method) for method in ("Baseline", "LocBAM"))
     row = comparisons["LocBAM", SMALL]
-    mean = np.mean([value for values in located.values() for value in values])
-    gain = mean - np.mean([value for values in base.values() for value in values])
+    mean, gain = located["dice"].mean(), located["dice"].mean() - base["dice"].mean()
     assert row.cases == row.pairs == 12
     assert row.dice == pytest.approx(float(mean))
     assert row.gain == pytest.approx(float(gain))
     assert row.gain == pytest.approx(0.05, abs=0.01)  # what the study was made with
     assert row.gain_relative == pytest.approx(float(gain / (mean - gain)))
-    expected = stats.wilcoxon([np.mean(located[case]) - np.mean(base[case]) for case in base]).pvalue
+    by_case = [table.groupby("case")["dice"].mean() for table in (located, base)]
+    expected = stats.wilcoxon(by_case[0] - by_case[1]).pvalue
     assert row.p == pytest.approx(float(expected))
     # all 12 differences have one sign in three comparisons, p = 2 / 2**12; Holm: four comparisons
     assert row.p_holm == pytest.approx(4 * 2 / 2**12)
@@ -90,11 +81,8 @@ def test_comparison_table_shows_and_stores_them(work: Path) -> None:
     study = read_results(work)
     rows = compare(study)
     table = comparison_table(study, rows, "comparison", "all")
-    assert [line[:3] for line in table.rows][:3] == [
-        [SMALL, "Baseline", "12"],
-        [SMALL, "CoordConv", "12"],
-        [SMALL, "LocBAM", "12"],
-    ]
+    methods = ("Baseline", "CoordConv", "LocBAM")
+    assert [line[:3] for line in table.rows][:3] == [[SMALL, method, "12"] for method in methods]
     assert "4 comparisons" in table.caption
     stored = list(csv.DictReader(io.StringIO(table.to_csv())))
     assert float(stored[2]["dice"]) == pytest.approx(rows["dice"][2], rel=1e-5)
@@ -113,11 +101,10 @@ def test_a_gain_below_zero_has_a_real_minus() -> None:
 def test_class_table_gives_each_class_its_mean(work: Path) -> None:
     study = read_results(work)
     table = class_table(study, compare(study), SMALL, "classes", "all")
-    liver = [float(str(row["dice"])) for row in rows_of(work, f"LocBAM__{SMALL}") if row["class"] == "liver"]
-    base = [float(str(row["dice"])) for row in rows_of(work, f"Baseline__{SMALL}") if row["class"] == "liver"]
-    column = list(table.columns).index("liver")
-    shown = f"{100 * np.mean(liver):.1f} (+{100 * (np.mean(liver) - np.mean(base)):.1f})"
-    assert table.rows[2][column] == shown
+    liver, base = (
+        rows_of(work, name).groupby("class")["dice"].mean()["liver"] for name in ("LocBAM", "Baseline")
+    )
+    assert table.shown["liver"][2] == f"{100 * liver:.1f} (+{100 * (liver - base):.1f})"
 
 
 def test_a_class_that_a_run_lacks_is_a_dash(tmp_path: Path) -> None:
@@ -136,19 +123,10 @@ def test_a_class_that_a_run_lacks_is_a_dash(tmp_path: Path) -> None:
 
 def test_a_missing_value_is_left_out_of_its_class(tmp_path: Path) -> None:
     work = Synthetic(gains={"Baseline": (0,)}, presets=(SMALL,), folds=1, cases_per_fold=2).write(tmp_path)
-    file = evaluation_file(work, "Baseline", SMALL)
-    content = json.loads(file.read_text())
-    rows = [
-        {"case": case, "class": name, "dice": dice}
-        for case, name, dice in (
-            ("a", "spleen", 0.4),
-            ("b", "spleen", 0.6),
-            ("a", "liver", None),
-            ("b", "liver", 0.9),
-            ("c", "liver", 0.7),
-        )
-    ]
-    write_json(file, {**content, "classes": {"spleen": 1, "liver": 2}, "cases": rows})
+    dice = {("a", "spleen"): 0.4, ("b", "spleen"): 0.6, ("a", "liver"): None, ("b", "liver"): 0.9}
+    dice[("c", "liver")] = 0.7
+    rows = [{"case": case, "class": name, "dice": value} for (case, name), value in dice.items()]
+    edit_json(evaluation_file(work, "Baseline", SMALL), classes={"spleen": 1, "liver": 2}, cases=rows)
     study = read_results(work)
     # class means 0.5 and 0.8, by hand
     assert compare(study)["dice"].to_list() == pytest.approx([0.65])
@@ -191,14 +169,10 @@ def test_missing_runs_folds_and_broken_files_are_named(tmp_path: Path) -> None:
     rows = compare(study).set_index("run").loc[f"LocBAM__{SMALL}"]
     assert (rows["cases"], rows["pairs"]) == (6, 6)
     # compared on the six cases that both have
-    base, located = dice_by_case_of_fold(work, "Baseline"), dice_by_case_of_fold(work, "LocBAM")
-    assert rows["gain"] == pytest.approx(np.mean(located) - np.mean(base))
+    base, located = (rows_of(work, method, folds=1)["dice"] for method in ("Baseline", "LocBAM"))
+    assert rows["gain"] == pytest.approx(located.mean() - base.mean())
     failed = study.failures.iloc[0]
     assert (failed.job, failed.fold, failed.exit_status, failed.message) == ("train x", "1", "137", "killed")
-
-
-def dice_by_case_of_fold(work: Path, method: str) -> list[float]:
-    return [float(str(row["dice"])) for row in rows_of(work, f"{method}__{SMALL}", folds=1)]
 
 
 def test_cases_that_only_the_method_has_are_left_out_of_the_gain(tmp_path: Path) -> None:
@@ -213,11 +187,11 @@ def test_cases_that_only_the_method_has_are_left_out_of_the_gain(tmp_path: Path)
 
 def test_postprocessed_cases_are_paired_by_fold(tmp_path: Path) -> None:
     work = Synthetic(presets=(SMALL,)).write(tmp_path)
-    run = f"Baseline__{SMALL}"
-    rows = [{**row, "dice": min(1.0, float(str(row["dice"])) + 0.01)} for row in rows_of(work, run)]
-    source = json.loads(evaluation_file(work, "Baseline", SMALL).read_text())
-    folder = work / "runs" / run / "postprocessing" / "largest_component" / "evaluation"
-    write_json(folder / "evaluation.json", {**source, "cases": rows})
+    rows = rows_of(work, "Baseline")
+    rows = rows.assign(dice=(rows["dice"] + 0.01).clip(upper=1)).astype(object).where(rows.notna(), None)
+    source, run = evaluation_file(work, "Baseline", SMALL), f"Baseline__{SMALL}"
+    file = work / "runs" / run / "postprocessing" / "largest_component" / "evaluation" / "evaluation.json"
+    write_json(file, {**json.loads(source.read_text()), "cases": rows.to_dict("records")})
     study = read_results(work)
     before, after = (
         study.scores_of(run, part)[["fold", "case"]] for part in (VALIDATION, "largest_component")
@@ -288,19 +262,19 @@ def test_values_that_are_all_null(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"), [({"baseline": "X"}, "baseline"), ({"runs": None}, "lacks runs")]
+    ("change", "message"),
+    [
+        (lambda study: {**study, "baseline": "X"}, "baselines of .* must be among .*, got 'X'"),
+        (lambda study: {key: value for key, value in study.items() if key != "runs"}, "lacks runs"),
+        (lambda study: None, "no study's work folder"),
+    ],
+    ids=["baseline", "runs", "none"],
 )
-def test_unusable_studies_are_refused(tmp_path: Path, change: dict[str, object], told: str) -> None:
-    work = Synthetic(presets=(SMALL,)).write(tmp_path)
-    if None in change.values():
-        content = json.loads((work / "study.json").read_text())
-        write_json(work / "study.json", {key: value for key, value in content.items() if key not in change})
-    else:
-        edit_json(work / "study.json", **change)
-    with pytest.raises(ValueError, match=told):
-        read_results(work)
-
-
-def test_no_study_at_all(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no study's work folder"):
-        read_results(tmp_path)
+def test_unusable_studies_are_refused(tmp_path: Path, change: Callable[..., object], message: str) -> None:
+    file = Synthetic(presets=(SMALL,)).write(tmp_path) / "study.json"
+    content = change(json.loads(file.read_text()))
+    file.unlink()
+    if content is not None:
+        write_json(file, content)
+    with pytest.raises(ValueError, match=message):
+        read_results(file.parent)

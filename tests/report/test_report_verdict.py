@@ -116,20 +116,11 @@ def test_next_steps_follow_from_what_is_missing(tmp_path: Path) -> None:
     content["methods"].append({"name": "Still", "trainer": "nnUNetTrainerNoMirroring", "source": None})
     write_json(work / "study.json", {**content, "postprocessing": ["sides"]})
     for method in ("Baseline", "LocBAM"):
-        evaluated = json.loads(evaluation_file(work, method, SMALL).read_text())
-        place = (
-            work
-            / "runs"
-            / f"{method}__{SMALL}"
-            / "postprocessing"
-            / "sides"
-            / "evaluation"
-            / "evaluation.json"
-        )
-        cases = [
-            {**row, "swap_rate": None if row["swap_rate"] is None else 0.0} for row in evaluated["cases"]
-        ]
-        write_json(place, {**evaluated, "cases": cases})
+        content = json.loads(evaluation_file(work, method, SMALL).read_text())
+        for row in content["cases"]:
+            row["swap_rate"] = None if row["swap_rate"] is None else 0.0
+        run = work / "runs" / f"{method}__{SMALL}"
+        write_json(run / "postprocessing" / "sides" / "evaluation" / "evaluation.json", content)
     study = read_results(work)
     beginnings = [step.split(":")[0] for step in next_steps(study, compare(study))]
     assert beginnings == ["Another seed", "Another source"]

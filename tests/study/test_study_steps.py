@@ -57,7 +57,7 @@ def commands(jobs, monkeypatch):
 
     def run(words, environment, log, show, *, append, locks):
         assert environment["nnUNet_raw"] == str(jobs.study.folders.raw)
-        assert len(locks) == 1
+        assert len(locks) == (2 if steps.GPUS in environment else 1)
         made.append(list(words))
         output = Path(words[words.index("-o") + 1]) if "-o" in words else None
         if output is not None and output.suffix != ".npz":
@@ -120,6 +120,15 @@ def test_each_kind_runs_its_commands(jobs, commands):
     links = [file.name for file in Path("runs/Loc__far/robustness/cases/images").iterdir()]
     assert links == [f"{CASES[0]}_0000.nii.gz"]
     assert json.loads(Path("fits/body_part.json").read_text())["regressor"].endswith("regressor.pt")
+
+
+def test_a_job_holds_a_gpu_of_this_machine(jobs, commands, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    content = json.loads(Path("study.json").read_text())
+    Path("study.json").write_text(json.dumps({**content, "study": {**content["study"], "device": "cuda"}}))
+    os.environ[steps.GPUS] = "3,5"
+    assert run(jobs, "predict.Loc__far")[0] == 0
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
 
 
 def test_an_older_result_gives_way_to_a_whole_one(jobs, commands, monkeypatch):
