@@ -36,7 +36,9 @@ for part, order in orders.items():
         if order == "fail":
             print("the reason: no luck")
             sys.exit(3)
-        time.sleep(order)
+        until = time.monotonic() + order
+        while time.monotonic() < until and not (base / "go").exists():
+            time.sleep(0.1)
 
 def write(file, text="{{}}"):
     file = Path(file)
@@ -168,7 +170,8 @@ def write_environment(folder: Path) -> Path:
 
 
 def order(folder: Path, **orders) -> None:
-    """What the programs do when their call holds a text: ``"fail"``, or wait so many seconds."""
+    """What the programs do when their call holds a text: ``"fail"``, or wait so many seconds, or until the file ``go``
+    is there."""
     (folder / "orders.json").write_text(json.dumps(orders))
 
 

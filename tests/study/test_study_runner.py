@@ -155,13 +155,13 @@ def test_another_seed_trains_that_seed_alone(folder, capsys):
 @pytest.mark.slow
 def test_killed_twice_and_taken_up(folder):
     file = write_study(folder)
-    order(folder, **{"train ": 5})
-    hit, noted = [], folder / "calls.txt"
+    order(folder, **{"train ": 900})
+    hit, noted = {}, folder / "calls.txt"
 
     def killing(kill):
         def look(line):
             if "started  train" in line and kill not in hit:
-                hit.append(kill)
+                hit[kill] = line.split("started")[1]
                 while not noted.exists() or "train " not in noted.read_text():
                     time.sleep(0.2)
                 kill(snakemake_of(folder), signal.SIGKILL)
@@ -186,7 +186,16 @@ def test_killed_twice_and_taken_up(folder):
     second = trained(calls(folder))
     assert len(second) == 1
 
-    status, shown = run(file)
+    order(folder)
+
+    def go(line):
+        logs = folder / "work" / "logs"
+        if f"started{hit[os.kill]}" in line:
+            while not any("waiting for the process" in log.read_text() for log in logs.glob("train*")):
+                time.sleep(0.2)
+            (folder / "go").touch()
+
+    status, shown = run(file, show=go)
     assert status == 0, shown
     third = trained(calls(folder))
     assert second[0] not in third
