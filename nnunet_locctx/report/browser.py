@@ -131,10 +131,10 @@ def _swapped(study: Results, truth: Labels, predicted: Labels) -> npt.NDArray[np
     """Where a left or right class is predicted as its twin; regions are left out."""
     labels = study.settings.get("labels") or {}
     wrong = np.zeros(truth.shape, bool)
-    for left, right in study.pairs:
-        one, other = labels.get(left), labels.get(right)
-        if isinstance(one, int) and isinstance(other, int):
-            wrong |= ((truth == one) & (predicted == other)) | ((truth == other) & (predicted == one))
+    for names in study.pairs:
+        left, right = (labels.get(name) for name in names)
+        if isinstance(left, int) and isinstance(right, int):
+            wrong |= ((truth == left) & (predicted == right)) | ((truth == right) & (predicted == left))
     return wrong
 
 

@@ -207,7 +207,8 @@ def baseline_dice(study: Results, preset: str) -> float:
     cases = study.shifted[preset]
     scores = study.scores_of(study.find(study.baseline, preset))
     scores = scores[scores["case"].isin(cases)]
-    return float(foreground(by_case(scores))) if scores["case"].nunique() == len(cases) else math.nan
+    known = cases and scores["case"].nunique() == len(cases)
+    return float(foreground(by_case(scores))) if known else math.nan
 
 
 def draw_location(study: Results) -> Figure | None:

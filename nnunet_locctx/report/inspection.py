@@ -123,10 +123,8 @@ def _pictures(
         except ValueError as error:
             yield Text(str(error), True)
     kinds = [finding.kind for finding in visible]
-    order = sorted(
-        range(len(visible)), key=lambda at: (kinds[:at].count(kinds[at]), at)
-    )  # one of each kind first
-    for at, finding in enumerate(visible[one] for one in order[:MOST_PICTURES]):
+    order = sorted(range(len(kinds)), key=lambda at: kinds[:at].count(kinds[at]))  # one of each kind first
+    for at, finding in enumerate(visible[place] for place in order[:MOST_PICTURES]):
         svg = _draw(finding, labels, image, inspection, colours)
         yield Figure(f"{slug(case.case)}_{at + 1}", svg, finding.sentence, f"{case.case}: {finding.sentence}")
     if len(visible) > MOST_PICTURES:

@@ -239,10 +239,10 @@ class _Reader:
         needed = located and run.preset in self._robust_at
         content = self._read(f"{place}/robustness/robustness.json", name, "", "robustness", needed=needed)
         if content:
-            points = pd.DataFrame(content["points"], columns=self.points[0].columns[3:])
-            points = points.astype({"dice": float, "deviation": float})
+            points = pd.DataFrame(content.get("points", ()), columns=self.points[0].columns[3:])
+            points = points.fillna({"cases": 0}).astype({"dice": float, "deviation": float})
             self.points.append(points.assign(run=run.first, preset=run.preset, method=run.method))
-            self.shifted.setdefault(run.preset, set()).update(content["cases"])
+            self.shifted.setdefault(run.preset, set()).update(content.get("cases", ()))
 
     def read_failures(self) -> pd.DataFrame:
         """The jobs that failed."""
