@@ -59,10 +59,9 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
     require("study")
-    from nnunet_locctx.study.machines import SLURM_PROFILE, Where
-    from nnunet_locctx.study.model import read_study
-    from nnunet_locctx.study.reading import find_study
+    from nnunet_locctx.study.model import find_study, read_study
     from nnunet_locctx.study.runner import Runner
+    from nnunet_locctx.study.scheduling import SLURM_PROFILE, Where
 
     if options.slurm and options.profile:
         raise ValueError("--slurm names the profile of this package; give it or --profile, not both")
@@ -83,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
 def _show_jobs(runner: Any) -> None:
     """The jobs by kind, and the expected minutes of the trainings."""
     from nnunet_locctx.study.expected import report_expected
-    from nnunet_locctx.study.machines import KINDS
+    from nnunet_locctx.study.settings import KINDS
 
     study, chosen, pending = runner.study, runner.chosen, runner.pending()
     every, to_run = (Counter(chosen[name].kind for name in names) for names in (chosen, pending))

@@ -42,7 +42,7 @@ OUTLINE, SWAP = 254, 255
 
 def build_browser(study: Results, presets: Sequence[PresetCases]) -> Browser | None:
     """The browser of all presets; None if no case could be read."""
-    shown = [one for one in presets if one.slices]
+    shown = [cases for cases in presets if cases.slices]
     if not shown:
         return None
     colours = {label: (name, to_hex(colour)) for label, (name, colour) in label_colours(study).items()}
@@ -50,7 +50,7 @@ def build_browser(study: Results, presets: Sequence[PresetCases]) -> Browser | N
     content: dict[str, Any] = {
         "labels": list(map(list, dict.fromkeys(colours.values()))),
         "swapped": SWAPPED,
-        "presets": [_preset(study, one, colours, room) for one in shown],
+        "presets": [_preset(study, cases, colours, room) for cases in shown],
     }
     caption = (
         "Validation cases, the leading method's worst first. Filled: truth and predictions; white lines: the truth; "
@@ -58,13 +58,13 @@ def build_browser(study: Results, presets: Sequence[PresetCases]) -> Browser | N
     )
     if study.pairs:
         caption += " Voxels of a left or right class that are predicted as the other side stand out in pink."
-    left_out = sum(one["left_out"] for one in content["presets"])
-    if left_out:
-        words = "; ".join(f"{one['name']}: {count(one['left_out'], 'case')}" for one in content["presets"])
+    left_out = {preset["name"]: preset["left_out"] for preset in content["presets"]}
+    if any(left_out.values()):
+        words = "; ".join(f"{name}: {count(number, 'case')}" for name, number in left_out.items())
         caption += f" To keep the page small slices are thinned out, and cases left out: {words}."
     if next(iter(shown[0].slices.values())).letters:
         caption += " Seen as radiologists do: the patient's right is at the left."
-    figures = [figure for one in shown if (figure := draw_overlays(study, one)) is not None]
+    figures = [figure for cases in shown if (figure := draw_overlays(study, cases)) is not None]
     return Browser(figures, content, caption)
 
 
@@ -76,7 +76,8 @@ def _preset(
     entries: list[dict[str, Any]] = []
     for key, slices in cases.slices.items():
         entry = _case(study, cases, key, slices, swaps, colours)
-        room -= sum(len(url) for url in (entry["scan"], *(one["labels"] or "" for one in entry["panels"])))
+        pictures = (entry["scan"], *(panel["labels"] or "" for panel in entry["panels"]))
+        room -= sum(map(len, pictures))
         if room < 0 and entries:
             break
         entries.append(entry)
@@ -98,21 +99,18 @@ def _case(
         {"method": "", "name": "truth", "labels": _labels(truth, None, None, colours)}
     ]
     for method in cases.methods:
-        found = slices.predictions.get(method)
-        panel: dict[str, Any] = {
-            "method": method,
-            "name": method,
-            "labels": None,
-            "swapped": None,
-            "at": None,
-        }
+        panel: dict[str, Any] = {"method": method, "name": method}
+        panel |= {"labels": None, "swapped": None, "at": None}
         panel["dice"] = percent(cases.dice[method].get(key, np.nan), 1)
-        if found is not None:
-            swapped = _swapped(study, slices.truth, found)
+        predicted = slices.predictions.get(method)
+        if predicted is not None:
+            swapped = _swapped(study, slices.truth, predicted)
             rate = float(swaps[method].get(key, np.nan))
             if swapped.any() and np.isfinite(rate):
                 panel |= {"swapped": percent(rate), "at": int(swapped.sum(axis=(1, 2)).argmax())}
-            panel["labels"] = _labels(found[:, ::step, ::step], truth, swapped[:, ::step, ::step], colours)
+            panel["labels"] = _labels(
+                predicted[:, ::step, ::step], truth, swapped[:, ::step, ::step], colours
+            )
         panels.append(panel)
     height, width = (
         size * length for size, length in zip(slices.truth.shape[1:], slices.spacing, strict=True)
@@ -133,10 +131,10 @@ def _swapped(study: Results, truth: Labels, predicted: Labels) -> npt.NDArray[np
     """Where a left or right class is predicted as its twin; regions are left out."""
     labels = study.settings.get("labels") or {}
     wrong = np.zeros(truth.shape, bool)
-    for left, right in study.pairs:
-        one, other = labels.get(left), labels.get(right)
-        if isinstance(one, int) and isinstance(other, int):
-            wrong |= ((truth == one) & (predicted == other)) | ((truth == other) & (predicted == one))
+    for names in study.pairs:
+        left, right = (labels.get(name) for name in names)
+        if isinstance(left, int) and isinstance(right, int):
+            wrong |= ((truth == left) & (predicted == right)) | ((truth == right) & (predicted == left))
     return wrong
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from nnunet_locctx.nnunet.data.dataset_json import read_dataset_json
 from nnunet_locctx.nnunet.data.reading import read_scan
 from nnunet_locctx.report.results import Results
-from nnunet_locctx.viewing import SOFT_TISSUE, Slice, grey_levels, per_plane, widest_view
+from nnunet_locctx.viewing import Slice, grey_levels, per_plane, widest_view
 
 MARGIN_MM = 25.0
 MOST_SLICES = 24
@@ -95,7 +95,8 @@ def read_case(study: Results, case: str, fold: int, runs: pd.DataFrame) -> CaseS
     box, chosen = _box(marked.any(axis=0), plane.spacing), _thinned(marked.any(axis=(1, 2)), fullest)
     if frame.absolute_affine[view.fixed, fixed] < 0:  # from the feet to the head, however stored
         chosen.reverse()
-    low, high = SOFT_TISSUE if _is_ct(study) else grey_levels(scan.voxels[0])
+    channels = study.settings.get("channels") or {}
+    low, high = grey_levels(scan.voxels[0], str(channels.get("0", "")))
 
     def cut(stack: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return stack[(chosen, *box)]
@@ -129,12 +130,6 @@ def _files(raw: Path, case: str) -> tuple[Path, Path, str]:
         image, label = (raw / os.path.expandvars(file) for file in (entry["images"][0], entry["label"]))
         return image.resolve(), label.resolve(), ending
     return raw / "imagesTr" / f"{case}_0000{ending}", raw / "labelsTr" / f"{case}{ending}", ending
-
-
-def _is_ct(study: Results) -> bool:
-    channels = study.settings.get("channels") or {}
-    first = channels.get("0") if isinstance(channels, Mapping) else next(iter(channels), "")
-    return str(first).upper() == "CT"
 
 
 def _box(marked: npt.NDArray[np.bool_], spacing: tuple[float, float]) -> tuple[slice, slice]:

@@ -68,9 +68,9 @@ class PresetCases:
         leader: The method whose worst case comes first.
         dice: The cases' means over the classes: a row per case (fold, case), a column per method.
         slices: Case -> its slices, the leader's worst first.
-        why: Case -> why it stands in the figure; not all do.
-        left_out: How many validation cases are not shown.
-        problems: What could not be read.
+        why: Case -> why it is in the figure; not all are.
+        left_out: Number of validation cases that are not shown.
+        problems: Files that could not be read, and why.
     """
 
     preset: str
@@ -89,7 +89,7 @@ def read_cases(study: Results, rows: pd.DataFrame, preset: str) -> PresetCases |
     Args:
         study: The study.
         rows: The comparisons of the validation cases.
-        preset: Which one.
+        preset: Its name.
     """
     chosen = rows[(rows["preset"] == preset) & rows["dice"].notna()]
     if chosen.empty:
@@ -99,7 +99,7 @@ def read_cases(study: Results, rows: pd.DataFrame, preset: str) -> PresetCases |
     leader = (others if len(others) else chosen)["method"].iloc[0]
     base = study.baseline if has_base and leader != study.baseline else None
     dice = pd.DataFrame(
-        {one.method: by_case(study.first_scores_of(one.run)).mean(axis=1) for one in chosen.itertuples()}
+        {row.method: by_case(study.first_scores_of(row.run)).mean(axis=1) for row in chosen.itertuples()}
     )
     # the baseline, the leader and the next best
     best = [study.baseline, *others["method"].head(MOST_COLUMNS - has_base)]
@@ -108,18 +108,18 @@ def read_cases(study: Results, rows: pd.DataFrame, preset: str) -> PresetCases |
     runs = runs[runs["method"].isin(methods)]
     why = choose_cases(dice, leader, base)
     order = dice[leader].sort_values(kind="stable").index
-    wanted = [key for place, key in enumerate(order) if place < MOST_CASES or key in why]
+    keys = [key for place, key in enumerate(order) if place < MOST_CASES or key in why]
     slices: dict[Key, CaseSlices] = {}
     problems: list[str] = []
-    for fold, case in wanted:
+    for fold, case in keys:
         try:
-            found = read_case(study, case, fold, runs)
+            piece = read_case(study, case, fold, runs)
         except (ValueError, KeyError, OSError) as error:
             problems.append(f"{preset}, {case}: {error}")
             continue
-        problems += [f"{preset}, {case}, {problem}" for problem in found.problems]
-        if any(stack is not None for stack in found.predictions.values()):
-            slices[fold, case] = found
+        problems += [f"{preset}, {case}, {problem}" for problem in piece.problems]
+        if any(stack is not None for stack in piece.predictions.values()):
+            slices[fold, case] = piece
     return PresetCases(preset, methods, leader, dice, slices, why, len(dice) - len(slices), problems)
 
 
@@ -137,8 +137,8 @@ def draw_overlays(study: Results, cases: PresetCases) -> Figure | None:
     if slices[0][1].letters:
         caption += " Seen as radiologists do: the patient's right is at the left."
     svg = _draw(study, cases.methods, slices, cases.dice)
-    found = [f"{piece.case}: {dice_words(cases, key)}" for key, piece, _ in slices]
-    return Figure(f"cases_{slug(cases.preset)}", svg, caption, f"Dice at {cases.preset}. {'; '.join(found)}.")
+    dice = [f"{piece.case}: {dice_words(cases, key)}" for key, piece, _ in slices]
+    return Figure(f"cases_{slug(cases.preset)}", svg, caption, f"Dice at {cases.preset}. {'; '.join(dice)}.")
 
 
 def of_first_seed(study: Results) -> str:

@@ -1,8 +1,7 @@
-"""What a report consists of, how numbers are written in it, and how it becomes a folder."""
+"""The parts of a report, how numbers are written in it, and how it becomes a folder."""
 
 import base64
 import math
-import os
 import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
@@ -13,14 +12,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nnunet_locctx.files import drafting
+from nnunet_locctx.files import replacing
 
 PAGE, TWIN, FIGURES = "index.html", "report.md", "figures"
 TEMPLATES = Path(__file__).parent
 MARKUP = str.maketrans({sign: f"\\{sign}" for sign in "\\`*_[]<>|#"})
 
 NOTHING = "\N{EN DASH}"
-"""Stands where there is no number."""
+"""Replaces a number that is not defined."""
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -114,7 +113,7 @@ class Browser:
     """Cases to look through, slice by slice.
 
     Attributes:
-        figures: What stands for it where there are no scripts: in the Markdown twin.
+        figures: They replace it where no script runs, as in the Markdown twin.
         content: For the page's script: scans, predictions and their order, as JSON can hold it.
         caption: What is seen.
     """
@@ -138,7 +137,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A report: its title, what it is about in a sentence, its sections, and the names that tables are filtered by."""
+    """A report: its title, a sentence on its subject, its sections, and the names by which tables are filtered."""
 
     title: str
     subtitle: str
@@ -162,43 +161,34 @@ class Document:
 
 
 def write_document(document: Document, target: Path, further: Mapping[str, bytes]) -> None:
-    """Makes the folder aside and puts it in its place: a reader sees the old report or the new one.
+    """Writes a draft of the folder, which then replaces it: a reader sees the old report or the new one.
 
     Args:
         document: The report.
         target: Its folder, which is replaced as a whole.
-        further: More files of the folder.
+        further: Further files of the folder.
     """
     files = {PAGE: render(document, "page.html.jinja").encode()}
     files[TWIN] = render(document, "report.md.jinja").encode()
     files |= {f"{table.key}.csv": table.to_csv().encode() for table in document.tables()}
     files |= {figure.file: figure.svg for figure in document.figures()}
     target.parent.mkdir(parents=True, exist_ok=True)
-    old = target.with_name(f".{os.getpid()}.old.{target.name}")
-    with drafting(target) as draft:
+    with replacing(target) as draft:
         for name, data in {**files, **further}.items():
             (draft / name).parent.mkdir(parents=True, exist_ok=True)
             (draft / name).write_bytes(data)
-        try:
-            if target.exists():
-                target.rename(old)
-            draft.rename(target)
-        finally:
-            if target.exists():
-                shutil.rmtree(old, ignore_errors=True)
-            elif old.exists():
-                old.rename(target)
+        shutil.rmtree(target, ignore_errors=True)
 
 
 def check_target(target: Path, further: Collection[str] = ()) -> None:
-    """Refuses to take the place of somebody's folder.
+    """Refuses to replace a folder that is no report.
 
     Args:
         target: The report's folder.
         further: Files that this kind of report has beside the usual ones.
 
     Raises:
-        ValueError: It is a file, or holds what no report has.
+        ValueError: It is a file, or it holds files that no report has.
     """
     if not target.exists():
         return
@@ -223,14 +213,9 @@ def render(document: Document, template: str) -> str:
     Args:
         document: The report.
         template: A file in this folder.
-
-    Raises:
-        ValueError: Jinja2 is not installed.
     """
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    except ImportError as error:
-        raise ValueError("the report's page needs Jinja2: pip install 'nnunet-locctx[study]'") from error
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=".html" in template,

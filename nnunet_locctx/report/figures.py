@@ -18,7 +18,7 @@ from matplotlib.ticker import (
 
 from nnunet_locctx.evaluation import wrong_location
 from nnunet_locctx.report.document import Figure, count, number, percent, slug
-from nnunet_locctx.report.papers import paper_names, read_paper, same_dataset
+from nnunet_locctx.report.papers import printed_gains
 from nnunet_locctx.report.results import SERIES, Results
 from nnunet_locctx.report.statistics import by_case, class_gains, class_sizes, foreground, with_base
 from nnunet_locctx.report.style import BASELINE_COLOUR, WIDTH, legend_below, looks, new_figure, to_svg
@@ -99,25 +99,6 @@ def draw_coverage(study: Results, rows: pd.DataFrame) -> Figure | None:
         f"apart by a few percent to be seen.{paper}",
         f"Gain over {study.baselines} in points of Dice. " + _of_each(chosen, "preset"),
     )
-
-
-def printed_gains(study: Results) -> pd.DataFrame:
-    """method, coverage in % and gain in points, from the papers' tables that state a coverage."""
-    rows = pd.DataFrame(
-        [
-            {**row, "paper": name, "coverage": row.get("parts", {}).get("coverage_percent")}
-            for name in study.settings.get("papers") or ()
-            if name in paper_names()
-            for row in read_paper(name)["rows"]
-            if same_dataset(row["dataset"], study.dataset) and "class" not in row
-        ],
-        columns=["paper", "preset", "method", "value", "coverage"],
-    ).astype({"value": float, "coverage": float})
-    base = rows.loc[rows["method"] == study.baseline, ["paper", "preset", "value"]]
-    rows = rows[rows["method"] != study.baseline].merge(base, on=["paper", "preset"], suffixes=("", "_base"))
-    rows["gain"] = rows["value"] - rows["value_base"]
-    rows = rows.dropna(subset="coverage").drop_duplicates(["method", "coverage"], keep="last")
-    return rows[["method", "coverage", "gain"]].sort_values("coverage")
 
 
 def draw_classes(study: Results, rows: pd.DataFrame, preset: str) -> Figure | None:
@@ -227,43 +208,38 @@ def _draw_curves(study: Results, presets: Sequence[str], key: str) -> Figure:
 
 def baseline_dice(study: Results, preset: str) -> float:
     """The baseline's mean foreground Dice on the cases that `locctx robustness` used at the preset; NaN if unknown."""
-    shifted = (study.robustness.get(run, {}).get("cases") or () for run in study.runs_at(preset).index)
-    cases = {case for names in shifted for case in names}
+    cases = study.shifted[preset]
     scores = study.scores_of(study.find(study.baseline, preset))
     scores = scores[scores["case"].isin(cases)]
-    if not cases or scores["case"].nunique() < len(cases):
-        return math.nan
-    return float(foreground(by_case(scores)))
+    known = cases and scores["case"].nunique() == len(cases)
+    return float(foreground(by_case(scores))) if known else math.nan
 
 
-def draw_location(study: Results, points: pd.DataFrame) -> Figure | None:
+def draw_location(study: Results) -> Figure | None:
     """Dice under a wrong location (as figure 4 of the LocBAM paper), from what `locctx robustness` measured.
 
     Small multiples: a column per source of the location, a row per preset, kind of error and axes, up to
-    :data:`FARTHEST` percent; None without points.
+    :data:`FARTHEST` percent; None if nothing was measured.
     """
-    points = points[points["percent"] <= FARTHEST].dropna(subset="dice")
+    points = study.robustness[study.robustness["percent"] <= FARTHEST].dropna(subset="dice")
     if points.empty:
         return None
     look = looks(study)
-    owner = points["method"].where(
-        points["method"].isin(study.methods.index), points["method"].str.split(": ").str[0]
-    )
-    points = points.assign(owner=owner, source=owner.map(study.methods["source"]).fillna("unknown"))
+    points = points.assign(source=points["method"].map(study.methods["source"]).fillna("unknown"))
     sources = list(points["source"].unique())
     rows = list(points.groupby(["preset", "kind", "axes"], sort=False))
     handles: dict[str, Any] = {}
     width = WIDTH if len(sources) > 1 else 0.7 * WIDTH
     with new_figure(width, 0.6 + 2.3 * len(rows)) as figure:
         panels = figure.subplots(len(rows), len(sources), squeeze=False, sharex=True, sharey=True)
-        for line, ((preset, kind, axes), found) in zip(panels, rows, strict=True):
+        for line, ((preset, kind, axes), group) in zip(panels, rows, strict=True):
             reference = 100 * baseline_dice(study, preset)
             line[0].set_ylabel(
                 f"{preset}\n{KIND_WORDS.get(kind, kind)}, {AXES_WORDS.get(axes, axes)}\nDice, %"
             )
             for panel, source in zip(line, sources, strict=True):
-                for name, curve in found[found["source"] == source].groupby("method", sort=False):
-                    colour, marker, _ = look.get(curve["owner"].iloc[0], (BASELINE_COLOUR, "o", ""))
+                for name, curve in group[group["source"] == source].groupby("method", sort=False):
+                    colour, marker, _ = look[name]
                     dice = 100 * curve.groupby("percent")["dice"].last()
                     if kind == "unknown":  # it has no amount
                         panel.axhline(dice.iloc[-1], color=colour, linewidth=1.2)

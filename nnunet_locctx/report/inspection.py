@@ -1,4 +1,4 @@
-"""The page of `locctx inspect`: doubtful cases, the most doubtful first, with slices through what was found."""
+"""The page of `locctx inspect`: doubtful cases, the most doubtful first, with slices through the findings."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,7 +40,7 @@ MOST_CASES, MOST_PICTURES = 20, 3
 
 LONGEST_LEGEND = 12
 CONTOUR, FAINT = 1.6, 0.35
-"""Width of what was found, and how visible the other classes are."""
+"""Width of a finding's contour, and how visible the other classes are."""
 
 METHOD = (
     "Every number is compared with the training labels, each of which was judged by the others to learn how far from "
@@ -57,8 +57,8 @@ def write_inspection(
     """Writes ``index.html`` (one file, nothing to load), ``report.md``, ``findings.csv``, ``inspection.json``, figures.
 
     Args:
-        inspection: What was found.
-        output: Folder, made anew as a whole.
+        inspection: The findings.
+        output: The folder, which is replaced as a whole.
         images: Folders of the scans, ``CASE_0000.ENDING``, to draw under the contours; a case takes the first that has
             its scan.
         progress: Show a progress bar.
@@ -105,7 +105,7 @@ def _table(inspection: Inspection) -> Table:
 def _pictures(
     case: InspectedCase, inspection: Inspection, images: Sequence[Path], colours: dict[str, Colour]
 ) -> Iterator[Block]:
-    """A figure for each of the worst findings that can be seen, and what could not be drawn."""
+    """A figure for each of the worst findings that can be seen, and texts on files that could not be drawn."""
     visible = [finding for finding in case.findings if finding.kind not in ("file", "location", "empty")]
     if not visible:
         return
@@ -127,10 +127,8 @@ def _pictures(
         except ValueError as error:
             yield Text(str(error), True)
     kinds = [finding.kind for finding in visible]
-    order = sorted(
-        range(len(visible)), key=lambda at: (kinds[:at].count(kinds[at]), at)
-    )  # one of each kind first
-    for at, finding in enumerate(visible[one] for one in order[:MOST_PICTURES]):
+    order = sorted(range(len(kinds)), key=lambda at: kinds[:at].count(kinds[at]))  # one of each kind first
+    for at, finding in enumerate(visible[place] for place in order[:MOST_PICTURES]):
         svg = _draw(finding, labels, image, inspection, colours)
         yield Figure(f"{slug(case.case)}_{at + 1}", svg, finding.sentence, f"{case.case}: {finding.sentence}")
     if len(visible) > MOST_PICTURES:
@@ -140,7 +138,7 @@ def _pictures(
 def _draw(
     finding: Finding, labels: Scan, image: Scan | None, inspection: Inspection, colours: dict[str, Colour]
 ) -> bytes:
-    """Slices through what was found: its classes outlined, the others faint."""
+    """Slices through a finding: its classes are outlined, the others faint."""
     frame, values = labels.frame, inspection.classes.values
     names = [name for name in finding.classes or values if np.isin(labels.labels, values[name]).any()]
     views = (widest_view(frame),) if 1 in frame.shape else VIEWS

@@ -42,9 +42,9 @@ class Ours:
         why: Reason for a missing value.
     """
 
-    value: float
-    dice: float
-    cases: int
+    value: float = math.nan
+    dice: float = math.nan
+    cases: int = 0
     why: str = ""
 
 
@@ -54,23 +54,13 @@ def paper_names() -> list[str]:
 
 
 def read_paper(name: str) -> dict[str, Any]:
-    """A paper's table.
-
-    Raises:
-        ValueError: There is none of this name.
-    """
-    if name not in paper_names():
-        raise ValueError(f"papers: there is no table {name!r}; known are {', '.join(paper_names())}")
+    """A paper's table."""
     content: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     return content
 
 
 def paper_table(study: Results, name: str) -> Table:
-    """A paper's table with the study's values beside; classes across, if the paper has them.
-
-    Raises:
-        ValueError: There is none of this name.
-    """
+    """A paper's table with the study's values beside; classes across, if the paper has them."""
     paper = read_paper(name)
     frame = _beside(study, paper)
     notes = [with_pages(paper["note"]), f"Here: {study.dataset}. Gains in the unit of the metric."]
@@ -91,6 +81,17 @@ def paper_table(study: Results, name: str) -> Table:
     ).assign(our_dice_percent=frame["dice"], cases=frame["cases"], why_not=frame["why"])
     records.insert(0, "paper", name)
     return Table(f"paper_{name}", caption, shown, labels=3, notes=notes, records=records)
+
+
+def printed_gains(study: Results) -> pd.DataFrame:
+    """method, coverage in % and gain in points, from the papers' tables that state a coverage of the same dataset."""
+    names = [name for name in study.settings.get("papers") or () if name in paper_names()]
+    rows = [row for name in names for row in _beside(study, read_paper(name)).to_dict("records")]
+    frame = pd.DataFrame(rows, columns=["dataset", "method", "class", "coverage_percent", "gain"])
+    frame = frame.loc[[same_dataset(name, study.dataset) for name in frame["dataset"]]]
+    frame = frame[frame["class"] == ""].dropna(subset=["coverage_percent", "gain"])
+    frame = frame.rename(columns={"coverage_percent": "coverage"})[["method", "coverage", "gain"]]
+    return frame.drop_duplicates(["method", "coverage"], keep="last").sort_values("coverage")
 
 
 def _beside(study: Results, paper: Mapping[str, Any]) -> pd.DataFrame:
@@ -160,28 +161,26 @@ def _signed(value: float) -> str:
 def find_ours(study: Results, paper: Mapping[str, Any], row: Mapping[str, Any]) -> Ours:
     """The study's value for a row of a paper, of the validation cases of all folds."""
     if not same_dataset(str(row["dataset"]), study.dataset):
-        return Ours(math.nan, math.nan, 0, "other dataset")
+        return Ours(why="other dataset")
     run = _find_run(study, row)
     if run is None:
-        return Ours(math.nan, math.nan, 0, "not in the study")
+        return Ours(why="not in the study")
     parts = row.get("parts", {})
     if "shift_percent" in parts:
         return _shifted(study, run, float(parts["shift_percent"]))
-    kind = parts.get("postprocessing")
-    scores = study.scores_of(run, kind or VALIDATION)
+    scores = study.scores_of(run, parts.get("postprocessing") or VALIDATION)
     if scores.empty:
-        return Ours(math.nan, math.nan, 0, "not there yet")
+        return Ours(why="not there yet")
     aliases = paper.get("aliases", {})
     names = {name: _class_name(scores, name, others) for name, others in aliases.items()}
     if "class" in row:
         name = names.get(row["class"])
         if name is None:
-            return Ours(math.nan, math.nan, 0, "no such class")
+            return Ours(why="no such class")
         return _measure(study, scores[scores["class"] == name], paper, one_class=True)
     # the paper's mean is over its own classes, which may be fewer than were trained
-    known = [name for name in names.values() if name is not None]
-    if names and len(known) == len(names):
-        scores = scores[scores["class"].isin([*known, BACKGROUND])]
+    if names and None not in names.values():
+        scores = scores[scores["class"].isin([*names.values(), BACKGROUND])]
     return _measure(study, scores, paper, one_class=False)
 
 
@@ -204,23 +203,18 @@ def _measure(study: Results, scores: pd.DataFrame, paper: Mapping[str, Any], *, 
     if metric == "dice":
         return Ours(dice, dice, cases)
     if study.evaluation.get("paper") != convention or by_case(scores, metric).isna().all(axis=None):
-        return Ours(math.nan, dice, cases, f"the evaluation lacks paper: {convention}")
-    if metric == "paper_dice" and convention == "locbam" and not one_class:
-        value = paper_dice(scores, convention)
-    else:
-        value = float(foreground(by_case(scores, metric)))
-    return Ours(value * (100 if metric == "paper_dice" else 1), dice, cases)
+        return Ours(dice=dice, cases=cases, why=f"the evaluation lacks paper: {convention}")
+    if metric == "paper_dice":  # the conventions differ in means over classes alone
+        return Ours(100 * paper_dice(scores, "gpe" if one_class else convention), dice, cases)
+    return Ours(float(foreground(by_case(scores, metric))), dice, cases)
 
 
 def _shifted(study: Results, run: str, percent: float) -> Ours:
-    points = study.robustness.get(run, {}).get("points", ())
-    for point in points:
-        if (point["kind"], point["axes"], point["percent"]) == ("shift", "axial", percent) and point[
-            "dice"
-        ] is not None:
-            value = 100 * float(point["dice"])
-            return Ours(value, value, int(point["cases"]))
-    return Ours(math.nan, math.nan, 0, "not there yet")
+    points = study.robustness[study.robustness["run"] == run].set_index(["kind", "axes", "percent"])
+    dice = points["dice"].get(("shift", "axial", percent), math.nan)
+    if math.isnan(dice):
+        return Ours(why="not there yet")
+    return Ours(100 * dice, 100 * dice, int(points["cases"]["shift", "axial", percent]))
 
 
 def _find_run(study: Results, row: Mapping[str, Any]) -> str | None:

@@ -1,7 +1,7 @@
-"""What a study's jobs have left in its work folder so far, as data frames."""
+"""The results that a study's jobs have written so far, as data frames."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ METRICS = [*MEASURES, *PAPER_MEASURES]
 """Columns of evaluation.json, with their units; Dice, NSD and swap rate are fractions."""
 
 SERIES = ["train_loss", "val_loss", "pseudo_dice"]
-"""What a training records in each epoch."""
+"""Series that a training records, with a value for each epoch."""
 
 VALIDATION, TEST = "validation", "test"
 POSTPROCESSINGS = ("sides", "largest_component", "atlas")
@@ -26,6 +26,7 @@ NO_FOLD = -1
 NEEDED = ("name", "dataset", "baseline", "methods", "presets", "folds", "runs")
 RUN_KEYS = ["part", "run", "preset", "method"]
 CASE_KEYS = ["fold", "case", "class"]
+POINT_KEYS = ["run", "preset", "method", "kind", "axes", "percent"]
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,14 @@ class Results:
         trainings: A row per run, seed and fold: run, seed, fold, seconds, parameters, epochs (their number), device.
         epochs: A row per run, seed, fold and epoch: run, preset, method, seed, fold, epoch and :data:`SERIES`, the
             pseudo Dice as the mean over the classes that have one.
-        robustness: Run -> robustness.json; of several seeds the first one's, with the mean at each point.
+        robustness: What `locctx robustness` measured. A row per run and error of the location: run, preset, method,
+            kind, axes, percent (of the axis), dice (NaN if undefined), deviation, cases. Of several seeds the mean.
+        shifted: Preset -> the cases on which it was measured.
         definitions: Metric -> what it is, as the evaluation states it.
         evaluation: Settings of the evaluation.
         pairs: Left and right classes.
         failures: A row per failed job: job, run, fold, exit_status, message, log; text.
-        missing: A row per result that is not there: run, fold, what, why; text.
+        missing: A row per result that is missing: run, fold, what, why; text.
     """
 
     folder: Path
@@ -71,7 +74,8 @@ class Results:
     seed_scores: pd.DataFrame
     trainings: pd.DataFrame
     epochs: pd.DataFrame
-    robustness: Mapping[str, Mapping[str, Any]]
+    robustness: pd.DataFrame
+    shifted: Mapping[str, Collection[str]]
     definitions: Mapping[str, str]
     evaluation: Mapping[str, Any]
     pairs: Sequence[Sequence[str]]
@@ -133,8 +137,8 @@ class Results:
         return rows[rows["part"].isin(parts) & (rows["class"] != BACKGROUND)]
 
 
-def load_study(work: Path) -> Results:
-    """Reads what there is.
+def read_results(work: Path) -> Results:
+    """Reads the results that the study has so far.
 
     Args:
         work: The study's work folder.
@@ -162,9 +166,11 @@ def load_study(work: Path) -> Results:
     for run in every.itertuples():
         reader.read_run(run, folds, located=methods["source"].get(run.method) is not None)
     scores = pd.concat(reader.scores[1:] or reader.scores, ignore_index=True)
-    failures = reader.read_failures()
+    points = pd.concat(reader.points[1:] or reader.points, ignore_index=True).groupby(
+        POINT_KEYS, sort=False, as_index=False
+    )
     evaluation = next(iter(reader.evaluations), {})
-    training = ["run", "seed", "fold", "seconds", "parameters", "epochs", "device"]
+    names = ["run", "seed", "fold"]
     return Results(
         folder=work,
         settings=settings,
@@ -175,15 +181,16 @@ def load_study(work: Path) -> Results:
         seeds=seeds,
         scores=_mean_of_seeds(scores, seeds),
         seed_scores=scores,
-        trainings=pd.DataFrame(reader.trainings, columns=training),
-        epochs=pd.DataFrame(
-            reader.epochs, columns=["run", "preset", "method", "seed", "fold", "epoch", *SERIES]
+        trainings=pd.DataFrame(
+            reader.trainings, columns=[*names, "seconds", "parameters", "epochs", "device"]
         ),
-        robustness={run: _mean_robustness(contents) for run, contents in reader.robustness.items()},
+        epochs=pd.DataFrame(reader.epochs, columns=["preset", "method", *names, "epoch", *SERIES]),
+        robustness=points.agg({"dice": "mean", "deviation": "mean", "cases": "max"}),
+        shifted=reader.shifted,
         definitions=evaluation.get("definitions", {}),
         evaluation=evaluation.get("settings", {}),
         pairs=evaluation.get("pairs", ()),
-        failures=failures,
+        failures=reader.read_failures(),
         missing=pd.DataFrame(reader.missing, columns=["run", "fold", "what", "why"], dtype=object),
     )
 
@@ -198,11 +205,12 @@ class _Reader:
         self.scores = [pd.DataFrame(columns=[*RUN_KEYS, "seed", *CASE_KEYS, *METRICS])]
         self.trainings: list[dict[str, Any]] = []
         self.epochs: list[dict[str, Any]] = []
-        self.robustness: dict[str, list[Mapping[str, Any]]] = {}
+        self.points = [pd.DataFrame(columns=[*POINT_KEYS, "dice", "deviation", "cases"])]
+        self.shifted: dict[str, set[str]] = {}
         labels = Path(str(settings["dataset"].get("raw", ""))) / "labelsTs"
         self._tested = bool(settings.get("test_cases")) and labels.is_dir()
         self._postprocessed = settings.get("postprocessing") or ()
-        self._shifted = (settings.get("robustness") or {}).get("presets") or ()
+        self._robust_at = (settings.get("robustness") or {}).get("presets") or ()
         self._fold_of = {
             case: int(fold)
             for fold, parts in settings.get("cases", {}).items()
@@ -212,39 +220,37 @@ class _Reader:
     def read_run(self, run: Any, folds: Sequence[int], *, located: bool) -> None:
         """Reads everything of a run of one seed; `run.first` is the name of the first seed's."""
         name, place = run.Index, f"runs/{run.Index}"
-        evaluations: dict[int | None, Mapping[str, Any]] = {}
+        validated: dict[int | None, Mapping[str, Any]] = {}
         for fold in folds:
             training = self._read(f"{place}/fold_{fold}/training.json", name, fold, "training")
             if training:
                 self._add_training(run, fold, training)
-            what = "evaluation of the validation cases"
-            found = self._read(f"{place}/fold_{fold}/evaluation/evaluation.json", name, fold, what)
-            if found:
-                evaluations[fold] = found
-        self._add_scores(run, VALIDATION, evaluations)
-        what = "evaluation of the test cases"
-        found = self._read(f"{place}/test/evaluation/evaluation.json", name, "", what, needed=self._tested)
-        self._add_scores(run, TEST, {None: found} if found else {})
+            file, what = f"fold_{fold}/evaluation/evaluation.json", "evaluation of the validation cases"
+            validated[fold] = self._read(f"{place}/{file}", name, fold, what)
+        self._add_scores(run, VALIDATION, validated)
+        parts = [(TEST, "test", "evaluation of the test cases", self._tested)]
         for kind in POSTPROCESSINGS:
-            file, what = (
-                f"{place}/postprocessing/{kind}/evaluation/evaluation.json",
-                f"evaluation after {kind}",
-            )
-            found = self._read(file, name, "", what, needed=kind in self._postprocessed)
-            self._add_scores(run, kind, {None: found} if found else {})
+            needed = kind in self._postprocessed
+            parts.append((kind, f"postprocessing/{kind}", f"evaluation after {kind}", needed))
+        for part, folder, what, needed in parts:
+            file = f"{place}/{folder}/evaluation/evaluation.json"
+            self._add_scores(run, part, {None: self._read(file, name, "", what, needed=needed)})
         # a plain network takes no location
-        needed = located and run.preset in self._shifted
-        found = self._read(f"{place}/robustness/robustness.json", name, "", "robustness", needed=needed)
-        if found:
-            self.robustness.setdefault(run.first, []).append(found)
+        needed = located and run.preset in self._robust_at
+        content = self._read(f"{place}/robustness/robustness.json", name, "", "robustness", needed=needed)
+        if content:
+            points = pd.DataFrame(content.get("points", ()), columns=self.points[0].columns[3:])
+            points = points.fillna({"cases": 0}).astype({"dice": float, "deviation": float})
+            self.points.append(points.assign(run=run.first, preset=run.preset, method=run.method))
+            self.shifted.setdefault(run.preset, set()).update(content.get("cases", ()))
 
     def read_failures(self) -> pd.DataFrame:
         """The jobs that failed."""
         columns = ["job", "run", "fold", "exit_status", "message", "log"]
         rows = []
         for file in sorted((self.folder / "failures").glob("*.json")):
-            found = self._read(f"failures/{file.name}", "", "", f"what failed ({file.stem})")
-            row = {key: "" if found.get(key) is None else str(found[key]) for key in columns}
+            content = self._read(f"failures/{file.name}", "", "", f"what failed ({file.stem})")
+            row = {key: "" if content.get(key) is None else str(content[key]) for key in columns}
             rows.append({**row, "job": row["job"] or file.stem})
         return pd.DataFrame(rows, columns=columns, dtype=object)
 
@@ -264,6 +270,7 @@ class _Reader:
 
     def _add_scores(self, run: Any, part: str, evaluations: Mapping[int | None, Mapping[str, Any]]) -> None:
         """Adds the evaluations of one part, by fold; None: the fold in which a case was validated."""
+        evaluations = {fold: content for fold, content in evaluations.items() if content}
         if not evaluations:
             return
         self.evaluations += evaluations.values()
@@ -281,7 +288,7 @@ class _Reader:
         )
         frame[METRICS] = frame[METRICS].apply(_finite)
         names = {"part": part, "run": run.first, "preset": run.preset, "method": run.method, "seed": run.seed}
-        self.scores.append(frame.assign(**names)[[*RUN_KEYS, "seed", *CASE_KEYS, *METRICS]])
+        self.scores.append(frame.assign(**names)[self.scores[0].columns])
 
     def _add_training(self, run: Any, fold: int, content: Mapping[str, Any]) -> None:
         epochs = content.get("epochs") or ()
@@ -309,28 +316,16 @@ def _mean_of_seeds(scores: pd.DataFrame, seeds: Sequence[int]) -> pd.DataFrame:
     return scores.groupby([*RUN_KEYS, *CASE_KEYS], sort=False, as_index=False)[METRICS].mean()
 
 
-def _mean_robustness(contents: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The first seed's robustness.json, with the mean over all seeds at each point."""
-    if len(contents) == 1:
-        return contents[0]
-    points = pd.DataFrame([point for one in contents for point in one.get("points") or ()])
-    numbers = {"dice": "mean", "deviation": "mean", "cases": "max"}
-    points = points.astype({"dice": float, "deviation": float})
-    mean = points.groupby(["model", "kind", "axes", "percent"], sort=False, as_index=False).agg(numbers)
-    rows = mean.astype(object).where(mean.notna(), None).to_dict("records")
-    return {**contents[0], "points": rows}
-
-
 def _read_settings(work: Path) -> dict[str, Any]:
     file = work / "study.json"
     if not file.is_file():
-        raise ValueError(f"{work} is no study's work folder: there is no {file.name}")
+        raise ValueError(f"{work} is no study's work folder: it has no {file.name}")
     settings = _read_object(file)
     missing = [key for key in NEEDED if key not in settings]
     if missing:
         raise ValueError(f"{file} lacks {', '.join(missing)}")
-    names = [one.get("name") for one in settings["methods"]]
-    for base in (settings["baseline"], *(one.get("against") for one in settings["methods"])):
+    names = [method.get("name") for method in settings["methods"]]
+    for base in (settings["baseline"], *(method.get("against") for method in settings["methods"])):
         if base is not None and base not in names:
             raise ValueError(f"the baselines of {file} must be among {names}, got {base!r}")
     return settings
@@ -344,7 +339,7 @@ def _read_object(file: Path) -> dict[str, Any]:
 
 
 def _frame(entries: Sequence[Mapping[str, Any]], columns: list[str]) -> pd.DataFrame:
-    """The entries' values as they are, None where one is not given."""
+    """The entries' values as they are, None where one is missing."""
     frame = pd.DataFrame(list(entries), columns=columns, dtype=object)
     return frame.where(frame.notna(), None)
 
@@ -356,5 +351,5 @@ def _finite(values: pd.Series) -> pd.Series:
 def _known_mean(entry: Any) -> float:
     """A number, or the mean of the numbers in a list; NaN without any."""
     values = entry if isinstance(entry, list | tuple) else [entry]
-    known = [float(one) for one in values if isinstance(one, int | float) and np.isfinite(one)]
+    known = [float(value) for value in values if isinstance(value, int | float) and np.isfinite(value)]
     return sum(known) / len(known) if known else float("nan")

@@ -1,4 +1,4 @@
-"""The report: its sections in their order."""
+"""Writes the report: its sections in their order."""
 
 import json
 import shlex
@@ -35,12 +35,10 @@ from nnunet_locctx.report.results import (
     TEST,
     VALIDATION,
     Results,
-    load_study,
+    read_results,
 )
 from nnunet_locctx.report.statistics import FEWEST_CASES, FEWEST_DIFFERENCES, RESAMPLES, SEED, compare
 from nnunet_locctx.report.verdict import next_steps, verdict
-
-Step = Callable[[str], object]
 
 
 def write_report(work: Path, output: Path | None = None, *, progress: bool = False) -> Path:
@@ -48,12 +46,11 @@ def write_report(work: Path, output: Path | None = None, *, progress: bool = Fal
 
     There is a CSV file per table, and ``cases.csv`` with every measure of every case and class.
 
-    The folder is made aside and then takes its place: a reader sees the old report or the new one. The same study gives
-    the same bytes.
+    A reader sees the old report or the new one, never a part. The same study gives the same bytes.
 
     Args:
         work: The study's work folder, finished or not.
-        output: Folder of the report, made anew; None: ``report`` in the work folder.
+        output: Folder of the report, which is replaced; None: ``report`` in the work folder.
         progress: Show a progress bar.
 
     Returns:
@@ -64,14 +61,8 @@ def write_report(work: Path, output: Path | None = None, *, progress: bool = Fal
     """
     target = work / "report" if output is None else output
     check_target(target)
-    study = load_study(work)
-    with tqdm(desc="report", unit=" parts", disable=not progress) as bar:
-
-        def step(name: str) -> None:
-            bar.set_postfix_str(name)
-            bar.update()
-
-        document = build_document(study, step)
+    study = read_results(work)
+    document = build_document(study, progress=progress)
     further = {}
     for part, name in ((VALIDATION, "cases.csv"), (TEST, "test_cases.csv")):
         seed = ["seed"] if len(study.seeds) > 1 else []
@@ -84,25 +75,22 @@ def write_report(work: Path, output: Path | None = None, *, progress: bool = Fal
     return target / PAGE
 
 
-def build_document(study: Results, step: Step = lambda name: None) -> Document:
+def build_document(study: Results, *, progress: bool = False) -> Document:
     """Computes everything that the report shows.
 
     Args:
-        study: What was found.
-        step: Called with the name of each part before it is made.
+        study: The study's results.
+        progress: Show a progress bar.
     """
-    step("cross-validation")
-    rows = compare(study, VALIDATION)
-    step("test cases")
-    test = compare(study, TEST)
-    # a block that there is nothing for is None
+    rows, test = compare(study, VALIDATION), compare(study, TEST)
+    # a block without content is None
     makers: list[tuple[str, str, Callable[[], Sequence[Block | None]]]] = [
         ("verdict", "Verdict", lambda: summary(study, rows)),
-        ("validation", "Cross-validation", lambda: validation(study, rows)),
-        ("test", "Test cases", lambda: test_cases(study, test)),
+        ("validation", "Cross-validation", lambda: comparison(study, rows)),
+        ("test", "Test cases", lambda: comparison(study, test, "test_")),
         ("postprocessing", "Postprocessing", lambda: [tables.postprocessing_table(study)]),
         ("papers", "Beside the papers", lambda: beside_papers(study)),
-        ("location", "Wrong locations", lambda: wrong_locations(study)),
+        ("location", "Wrong locations", lambda: [draw_location(study), tables.location_table(study)]),
         ("training", "Training", lambda: [*draw_training(study), tables.training_table(study)]),
         ("cases", "Cases", lambda: cases(study, rows)),
         ("fairness", "Fairness", lambda: [tables.fairness_table(study)]),
@@ -112,8 +100,7 @@ def build_document(study: Results, step: Step = lambda name: None) -> Document:
         ("repeat", "To repeat it", lambda: repeat(study)),
     ]
     sections = []
-    for key, title, make in makers:
-        step(title.lower())
+    for key, title, make in tqdm(makers, desc="report", unit="section", disable=not progress):
         blocks = [block for block in make() if block is not None]
         if blocks:
             sections.append(Section(key, title, blocks))
@@ -124,7 +111,7 @@ def build_document(study: Results, step: Step = lambda name: None) -> Document:
 
 
 def summary(study: Results, rows: pd.DataFrame) -> list[Block]:
-    """What was compared, what came out, what is missing."""
+    """What was compared, the results in words, and what is missing."""
     validated = study.scores.loc[study.scores["part"] == VALIDATION, "case"].nunique()
     text = (
         f"{count(len(study.methods), 'method')} at {count(len(study.presets), 'preset')}, "
@@ -139,10 +126,11 @@ def summary(study: Results, rows: pd.DataFrame) -> list[Block]:
         text = (
             f"The study is not complete: {count(len(study.failures), 'failed job')}, "
             f"{count(len(study.missing), 'missing result')} (section “Failed and missing”). "
-            "The tables below hold what there is."
+            "The tables below hold the results so far."
         )
         blocks.append(Text(text, warning=True))
-    broken = [str(one.get("what")) for one in study.settings.get("fairness") or () if not one.get("holds")]
+    entries = study.settings.get("fairness") or ()
+    broken = [str(entry.get("what")) for entry in entries if not entry.get("holds")]
     if broken:
         blocks.append(Text(f"Not the same for all methods: {'; '.join(broken)}", warning=True))
     if rows.empty:
@@ -152,38 +140,23 @@ def summary(study: Results, rows: pd.DataFrame) -> list[Block]:
     return [*blocks, Text("What to do next:"), Listing(steps)] if steps else blocks
 
 
-def validation(study: Results, rows: pd.DataFrame) -> list[Block | None]:
-    """The cross-validated results."""
+def comparison(study: Results, rows: pd.DataFrame, prefix: str = "") -> list[Block | None]:
+    """The methods' results and gains on the validation cases, or the test cases (prefix ``test_``)."""
     if rows.empty:
         return []
     folds = f"{count(len(study.folds), 'fold')} pooled" if len(study.folds) > 1 else f"fold {study.folds[0]}"
-    cases = f"validation cases of {folds}{study.mean_of_seeds}"
+    cases = "test cases, ensemble of the folds" if prefix else f"validation cases of {folds}"
+    cases += study.mean_of_seeds
     blocks: list[Block | None] = [
-        tables.overview(study, rows, "overview", cases),
-        tables.comparison_table(study, rows, "comparison", cases),
-        draw_coverage(study, rows),
-        tables.error_table(study, rows, "errors", cases),
+        tables.overview(study, rows, f"{prefix}overview", cases),
+        tables.comparison_table(study, rows, f"{prefix}comparison", cases),
+        None if prefix else draw_coverage(study, rows),
+        tables.error_table(study, rows, f"{prefix}errors", cases),
     ]
     for preset in rows["preset"].unique():
-        blocks.append(draw_classes(study, rows, preset))
-        blocks.append(tables.class_table(study, rows, preset, f"classes_{slug(preset)}", cases))
+        blocks.append(None if prefix else draw_classes(study, rows, preset))
+        blocks.append(tables.class_table(study, rows, preset, f"{prefix}classes_{slug(preset)}", cases))
     return blocks
-
-
-def test_cases(study: Results, rows: pd.DataFrame) -> list[Block]:
-    """The results on the test cases."""
-    if rows.empty:
-        return []
-    cases = f"test cases, ensemble of the folds{study.mean_of_seeds}"
-    return [
-        tables.overview(study, rows, "test_overview", cases),
-        tables.comparison_table(study, rows, "test_comparison", cases),
-        tables.error_table(study, rows, "test_errors", cases),
-        *(
-            tables.class_table(study, rows, preset, f"test_classes_{slug(preset)}", cases)
-            for preset in rows["preset"].unique()
-        ),
-    ]
 
 
 def beside_papers(study: Results) -> list[Block]:
@@ -197,27 +170,21 @@ def beside_papers(study: Results) -> list[Block]:
     ]
 
 
-def wrong_locations(study: Results) -> list[Block | None]:
-    """Dice under a wrong location."""
-    points = tables.location_points(study)
-    return [draw_location(study, points), tables.location_table(points)]
-
-
 def cases(study: Results, rows: pd.DataFrame) -> list[Block | None]:
     """Cases to look through, the worst first."""
     if rows.empty:
         return []
-    found = [read_cases(study, rows, preset) for preset in rows["preset"].unique()]
-    presets = [one for one in found if one is not None]
+    read = (read_cases(study, rows, preset) for preset in rows["preset"].unique())
+    presets = [cases for cases in read if cases is not None]
+    problems = dict.fromkeys(problem for preset in presets for problem in preset.problems)
     blocks: list[Block | None] = [build_browser(study, presets)]
-    problems = [problem for one in presets for problem in one.problems]
     if problems:
-        blocks += [Text("Could not be drawn:", warning=True), Listing(list(dict.fromkeys(problems)))]
+        blocks += [Text("Could not be drawn:", warning=True), Listing(list(problems))]
     return blocks
 
 
 def settings(study: Results) -> list[Block]:
-    """What was set, and on what it ran."""
+    """The study's settings, and on what it ran."""
     chosen = study.settings
     facts = [
         f"dataset: {study.dataset}",

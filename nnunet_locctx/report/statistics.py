@@ -9,7 +9,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,6 @@ FEWEST_DIFFERENCES = 6
 
 BATCH_NUMBERS = 20_000_000
 """Numbers that one batch of resamples may hold: 160 MB."""
-
 
 Interval = tuple[float, float]
 """Its ends, NaN if there are too few cases."""
@@ -69,7 +68,7 @@ def by_case(scores: pd.DataFrame, metric: str = "dice", *, background: bool = Fa
     Args:
         scores: Rows of :attr:`Results.scores`, of one run.
         metric: Its column.
-        background: With the background as the last class.
+        background: Whether the background is the last class.
     """
     if not background:
         scores = scores[scores["class"] != BACKGROUND]
@@ -130,29 +129,18 @@ def compare(study: Results, part: str = VALIDATION) -> pd.DataFrame:
     """
     tables = {run: by_case(rows) for run, rows in study.scores[study.scores["part"] == part].groupby("run")}
     rows = []
-    for run in study.runs.itertuples():
-        if run.Index not in tables:
-            continue
-        base = study.find(study.baseline_of(run.method), run.preset)
+    for run in study.runs[study.runs.index.isin(list(tables))].itertuples():
         dice = tables[run.Index]
-        low, high = mean_interval(dice)
         row = {"part": part, "run": run.Index, "base": None, "preset": run.preset, "method": run.method}
         row |= {"cases": int(dice.notna().any(axis=1).sum())}
-        row |= {"folds": dice.index.get_level_values("fold").nunique()}
-        row |= {"dice": float(foreground(dice)), "dice_low": low, "dice_high": high}
+        row |= {"folds": dice.index.get_level_values("fold").nunique(), "dice": float(foreground(dice))}
+        row |= dict(zip(("dice_low", "dice_high"), mean_interval(dice), strict=True))
         row |= dict.fromkeys(("dice_base", "gain", "gain_low", "gain_high", "gain_relative"), math.nan)
         row |= {"pairs": 0, "better": 0, "worse": 0, "p": math.nan, "p_holm": math.nan, "test": ""}
         row |= {"p_least_alone": math.nan, "p_least": math.nan}
+        base = study.find(study.baseline_of(run.method), run.preset)
         if base in tables and base != run.Index:
-            mine, theirs = dice.align(tables[base], join="inner")
-            start = float(foreground(theirs))
-            gain = float(foreground(mine)) - start
-            low, high = gain_interval(mine, theirs)
-            test = signed_rank(mean_known(mine, axis=1), mean_known(theirs, axis=1))
-            row |= {"base": base, "gain": gain, "gain_low": low, "gain_high": high, "pairs": len(mine)}
-            row |= {"dice_base": start, "gain_relative": gain / start if start > RELATIVE_FROM else math.nan}
-            row |= {"better": test.better, "worse": test.worse, "p": test.p, "test": test.reason}
-            row |= {"p_least_alone": test.least}
+            row |= {"base": base, **_gain(dice, tables[base])}
         rows.append(row)
     compared = pd.DataFrame(rows)
     if not rows:
@@ -164,20 +152,43 @@ def compare(study: Results, part: str = VALIDATION) -> pd.DataFrame:
     return compared.join(_each_seed(study, part, compared)) if len(study.seeds) > 1 else compared
 
 
+def _gain(dice: pd.DataFrame, dice_base: pd.DataFrame) -> dict[str, Any]:
+    """The gain over a baseline in the cases and classes that both have: entries of a row of :func:`compare`."""
+    mine, theirs = dice.align(dice_base, join="inner")
+    start = float(foreground(theirs))
+    gain = float(foreground(mine)) - start
+    low, high = gain_interval(mine, theirs)
+    test = signed_rank(mean_known(mine, axis=1), mean_known(theirs, axis=1))
+    return {
+        "dice_base": start,
+        "gain": gain,
+        "gain_low": low,
+        "gain_high": high,
+        "gain_relative": gain / start if start > RELATIVE_FROM else math.nan,
+        "pairs": len(mine),
+        "better": test.better,
+        "worse": test.worse,
+        "p": test.p,
+        "p_least_alone": test.least,
+        "test": test.reason,
+    }
+
+
 def _each_seed(study: Results, part: str, compared: pd.DataFrame) -> pd.DataFrame:
+    """What each seed alone has: the columns of :func:`compare` for several seeds."""
     scores = study.foreground_scores(part, each_seed=True)
     tables = {names: by_case(rows) for names, rows in scores.groupby(["run", "seed"])}
     rows = []
     for row in compared.itertuples():
         mine = {seed: tables[row.run, seed] for seed in study.seeds if (row.run, seed) in tables}
-        both = [
+        pairs = [
             table.align(tables[row.base, seed], join="inner")
             for seed, table in mine.items()
             if (row.base, seed) in tables
         ]
         dice = pd.Series([float(foreground(table)) for table in mine.values()], dtype=float)
         gains = pd.Series(
-            [float(foreground(one)) - float(foreground(base)) for one, base in both], dtype=float
+            [float(foreground(one)) - float(foreground(base)) for one, base in pairs], dtype=float
         )
         entry = {"seeds": len(mine), "dice_seed_low": dice.min(), "dice_seed_high": dice.max()}
         entry |= {"gain_seeds": len(gains), "gain_seed_low": gains.min(), "gain_seed_high": gains.max()}

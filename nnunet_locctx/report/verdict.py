@@ -1,4 +1,4 @@
-"""What came out, a sentence for each comparison, and what to do next."""
+"""The results in words: a sentence for each comparison, and what to do next."""
 
 import math
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def verdict(study: Results, rows: pd.DataFrame) -> list[str]:
 
 
 def next_steps(study: Results, rows: pd.DataFrame) -> list[str]:
-    """What would tell more than this study does.
+    """What to do to learn more than from this study.
 
     Args:
         study: The study.
@@ -72,7 +72,7 @@ def _effect(study: Results, row: Any) -> str:
 
 
 def _size(row: Any) -> str:
-    """By how much; in relation to the baseline only where that is a result."""
+    """By how much; relative to the baseline only where its own Dice is a result."""
     if not row.better + row.worse:
         return ""
     size = number(100 * abs(row.gain), 1)
@@ -87,7 +87,7 @@ def _size(row: Any) -> str:
 
 
 def _chance(row: Any, tests: int) -> str:
-    """What the test says, or could say at all."""
+    """The test's answer, or that it could give none."""
     changed = row.better + row.worse
     if not changed:
         return ""
@@ -111,7 +111,7 @@ def _seeds(study: Results, row: Any) -> str:
 
 
 def _sides(rate: float, base: float) -> str:
-    """What becomes of swapped voxels, where there are any."""
+    """The share of swapped voxels, where there are any."""
     words = fewer(rate, base)
     if not words or max(rate, base) < FEW_SWAPS / 10:
         return ""
@@ -146,9 +146,9 @@ def _more_training(study: Results, rows: pd.DataFrame) -> Iterator[str]:
 def _other_methods(study: Results, rows: pd.DataFrame) -> Iterator[str]:
     sources = study.methods["source"].dropna()
     located = rows[rows["method"].isin(sources.index) & rows["gain"].notna()]
-    for preset, found in located.groupby("preset", sort=False):
-        if (found["gain"] <= 0).all():
-            used = ", ".join(dict.fromkeys(sources[found["method"]]))
+    for preset, group in located.groupby("preset", sort=False):
+        if (group["gain"] <= 0).all():
+            used = ", ".join(dict.fromkeys(sources[group["method"]]))
             number_of = study.settings["dataset"].get("id", study.dataset)
             yield (
                 f"Another source: at {preset} no method gains with {used}; locctx sources -d {number_of} says which "

@@ -1,4 +1,4 @@
-"""What a study will take: one line a run, by a published time and by steps that are timed on this machine."""
+"""How long a study will take: a line for each run, by a published time and by steps that are timed on this machine."""
 
 import json
 import textwrap
@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from nnunet_locctx.study.jobs import Job
-from nnunet_locctx.study.methods import ITERATIONS_PER_EPOCH
+from nnunet_locctx.study.methods import ITERATIONS_PER_EPOCH, Run
 from nnunet_locctx.study.model import Study
 from nnunet_locctx.study.preparing import expected_plans
-from nnunet_locctx.study.runs import Run
 
 MINUTES, EPOCHS, PATCH, BATCH = 9 * 60.0, 1000, (128, 128, 128), 2
 ASSUMPTION = (
@@ -27,7 +26,7 @@ PATIENCE = 120.0
 
 
 def batch_of(run: Run, plans: Mapping[str, Any] | None) -> tuple[tuple[int, ...] | None, int | None]:
-    """A run's patch in voxels and patches per batch, from the study's plans or the preset; None where neither tells."""
+    """A run's patch in voxels and patches per batch, from the study's plans or the preset; None if unknown."""
     values: Mapping[str, Any] = run.preset.changes
     if plans is not None:
         from nnunet_locctx.nnunet.plans.planning import resolve
@@ -38,16 +37,16 @@ def batch_of(run: Run, plans: Mapping[str, Any] | None) -> tuple[tuple[int, ...]
 
 
 def expected_minutes(patch: tuple[int, ...] | None, batch: int | None, epochs: int) -> float:
-    """Of one training on one A100; unknown sizes are taken as those of the published time."""
+    """Minutes of one training on one A100; unknown sizes are taken as those of the published time."""
     return MINUTES * epochs / EPOCHS * _voxels(patch, batch) / _voxels(None, None)
 
 
 def report_expected(study: Study, jobs: Iterable[Job]) -> Iterator[str]:
-    """What the trainings to run will take, a line each; each is timed for some seconds. Nothing is written.
+    """How long the trainings will take, a line for each run; each is timed for some seconds. Nothing is written.
 
     Args:
         study: The study.
-        jobs: Those that are to run.
+        jobs: The jobs that are to run.
     """
     plans = expected_plans(study)
     folds = Counter(job.names["run"] for job in jobs if job.kind == "train")
@@ -63,11 +62,9 @@ def report_expected(study: Study, jobs: Iterable[Job]) -> Iterator[str]:
     totals = np.zeros(2)
     for slug, run in runs.items():
         patch, batch = batch_of(run, plans)
-        here = next(seconds)
         steps = run.method.epochs * ITERATIONS_PER_EPOCH
-        minutes = folds[slug] * np.array(
-            [expected_minutes(patch, batch, run.method.epochs), here * steps / 60]
-        )
+        of_one = [expected_minutes(patch, batch, run.method.epochs), next(seconds) * steps / 60]
+        minutes = folds[slug] * np.array(of_one)
         totals += minutes
         size = "planned patch" if patch is None else " x ".join(map(str, patch))
         size += ", planned batch" if batch is None else f", batch {batch}"
@@ -88,11 +85,11 @@ def report_expected(study: Study, jobs: Iterable[Job]) -> Iterator[str]:
 
 
 def _timed_steps(study: Study, runs: Collection[Run], plans: Mapping[str, Any] | None) -> Iterator[float]:
-    """Seconds of a step of each run; NaN where they cannot be told."""
+    """Seconds of a step of each run; NaN where they cannot be measured."""
     import torch
 
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if plans is None or not there[study.device]:
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if plans is None or not available[study.device]:
         yield from [float("nan")] * len(runs)
         return
     from nnunet_locctx.nnunet.training.timing import step_seconds

@@ -1,9 +1,10 @@
-"""The jobs of a study: what each makes in the work folder, what its result depends on, and what it is called.
+"""The jobs of a study: what each makes in the work folder, what its result depends on, and its name.
 
 The Snakefile has a rule for each kind; a job of a rule is named by the rule's wildcards. All that Snakemake may delete
 lies in the work folder: models, plans and preprocessed data, in nnU-Net's folders, are no outputs of rules.
 """
 
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,9 +13,9 @@ from typing import Any
 
 from nnunet_locctx.names import check_known
 from nnunet_locctx.study.cases import SPLITS, find_splits
-from nnunet_locctx.study.machines import KINDS, asked
+from nnunet_locctx.study.methods import Run
 from nnunet_locctx.study.model import STUDY, Study, load_study
-from nnunet_locctx.study.runs import Run, digest
+from nnunet_locctx.study.settings import KINDS, Resources, digest
 
 OUTPUTS = {
     "plan": "plans.json",
@@ -31,6 +32,9 @@ OUTPUTS = {
 TRAINED = ("checkpoint_final.pth", "validation/summary.json")
 """What a finished training leaves in the fold's folder."""
 
+USUAL = {"train": (48.0, 24.0), "predict": (32.0, 4.0)}
+"""Memory in GB and hours of a kind of job that needs more than the others, unless the study says otherwise."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -41,8 +45,9 @@ class Job:
 
     @property
     def name(self) -> str:
-        """``KIND.WHAT``, for its log, its lock and what is said of it."""
-        return ".".join([self.kind, *(f"fold_{v}" if k == "fold" else v for k, v in self.names.items())])
+        """``KIND.WHAT``, for its log, its lock and messages."""
+        values = [f"fold_{value}" if key == "fold" else value for key, value in self.names.items()]
+        return ".".join([self.kind, *values])
 
     @property
     def output(self) -> str:
@@ -57,7 +62,7 @@ class Job:
 
 
 class Jobs:
-    """What there is to do for a study.
+    """The jobs of a study.
 
     Args:
         study: The study.
@@ -69,17 +74,21 @@ class Jobs:
 
     @classmethod
     def load(cls, file: Path = Path(STUDY)) -> "Jobs":
-        """Those of the study that a ``study.json`` holds."""
+        """The jobs of the study that a ``study.json`` holds."""
         return cls(load_study(file), json.loads(file.read_text(encoding="utf-8"))["scans"])
+
+    @functools.cached_property
+    def named(self) -> dict[str, Job]:
+        """Every job by its name."""
+        return {job.name: job for job in self.all()}
 
     def all(self) -> Iterator[Job]:
         """Every job, each after those it waits for."""
         study = self.study
         yield Job("plan", {})
         yield from (Job("fit", {"source": source}) for source in study.fitted)
-        yield from (
-            Job("preprocess", {"data": one}) for one in dict.fromkeys(run.data for run in study.runs.values())
-        )
+        data = dict.fromkeys(run.data for run in study.runs.values())
+        yield from (Job("preprocess", {"data": name}) for name in data)
         folds = [(run, str(fold)) for run in study.runs for fold in study.folds]
         yield from (Job("train", {"run": run, "fold": fold}) for run, fold in folds)
         yield from (Job("evaluate", {"run": run, "part": f"fold_{fold}"}) for run, fold in folds)
@@ -95,38 +104,36 @@ class Jobs:
                 yield Job("robustness", {"run": run.slug})
 
     def chosen(self, only: Sequence[str]) -> list[Job]:
-        """The jobs that belong to what was asked for, without those they wait for.
+        """The jobs that belong to the names, without those they wait for.
 
         Args:
-            only: Kinds, seeds (``seed1``), and runs, methods or presets; a job must be of one of each of the three
-                that is named. Empty: all.
+            only: Kinds; seeds (``seed1``); runs, methods or presets. Of each of these three that is named, a job must
+                belong to one name. Empty: all jobs.
 
         Raises:
             ValueError: Unknown names.
         """
-        runs = {
-            run.slug: {run.slug, run.method.name, run.method.slug, run.preset.name}
-            for run in self.study.runs.values()
-        }
-        seeds = {slug: {f"seed{run.seed}"} for slug, run in self.study.runs.items()}
-        known = [sorted(set().union(*names.values())) for names in (seeds, runs)]
+        jobs, asked = list(self.all()), set(only)
+        labels: list[tuple[set[str], set[str], set[str]]] = []  # of each job: kind, seed, names of its run
+        for job in jobs:
+            run = self.study.runs.get(job.names.get("run", ""))
+            seed = set() if run is None else {f"seed{run.seed}"}
+            names = set() if run is None else {run.slug, run.method.name, run.method.slug, run.preset.name}
+            labels.append(({job.kind}, seed, names))
+        _, seeds, names = (set().union(*sets) for sets in zip(*labels, strict=True))
+        known = (set(KINDS), seeds, names)
         try:
-            check_known(only, [*KINDS, *known[0], *known[1]], "kind, seed, run, method or preset")
+            check_known(only, [*KINDS, *sorted(seeds), *sorted(names)], "kind, seed, run, method or preset")
         except ValueError as error:
             raise ValueError(f"--only: {error}") from None
-        kinds = set(only) & set(KINDS) or set(KINDS)
         return [
             job
-            for job in self.all()
-            if job.kind in kinds
-            and all(
-                not set(only) & set(some) or set(only) & names.get(job.names.get("run", ""), set())
-                for some, names in zip(known, (seeds, runs), strict=True)
-            )
+            for job, own in zip(jobs, labels, strict=True)
+            if all(not asked & sort or asked & mine for sort, mine in zip(known, own, strict=True))
         ]
 
     def waits_for(self, job: Job) -> list[Job]:
-        """The jobs before it: it is done again when one of them is, but for the plan.
+        """The jobs before a job: it is done again when one of them is, except for the plan.
 
         A plan with one more configuration leaves the others as they were: what matters is in :meth:`depends_on`.
         """
@@ -144,14 +151,14 @@ class Jobs:
         return [Job("train", {"run": run.slug, "fold": fold}) for fold in folds]
 
     def depends_on(self, job: Job) -> str:
-        """What the result depends on besides the jobs whose results it uses, as JSON."""
+        """What the job's result depends on besides the results of other jobs, as JSON."""
         study, training, test = self.study, self.scans.get("Tr"), self.scans.get("Ts")
         run = study.runs.get(job.names.get("run", ""))
         evaluation = study.evaluation.model_dump()
         splits = None if study.splits is None else find_splits(study)
         content: dict[str, Any]
         if job.kind == "plan":
-            added = [asdict(one) for one in study.configurations.values()]
+            added = [asdict(configuration) for configuration in study.configurations.values()]
             content = {"plans": study.base_plans, "configurations": added, "splits": splits}
         elif job.kind == "fit":
             content = {"seed": study.seeds[0], "scans": training}
@@ -177,18 +184,22 @@ class Jobs:
         return json.dumps(content, sort_keys=True)
 
     def gone(self) -> list[Job]:
-        """Jobs that were done, and whose plans, or models, are no longer in nnU-Net's folders."""
+        """Jobs that were done, but whose plans or models are no longer in nnU-Net's folders."""
         study = self.study
-        lost = [Job("plan", {})] if not self._is_planned() else []
+        plans = (study.preprocessed / f"{study.plans}.json", study.preprocessed / SPLITS)
+        needed: list[tuple[Job, tuple[Path, ...]]] = [(Job("plan", {}), plans)]
         for run in study.runs.values():
             for fold in study.folds:
-                folder = run.model / f"fold_{fold}"
-                if not all((folder / file).is_file() for file in TRAINED):
-                    lost.append(Job("train", {"run": run.slug, "fold": str(fold)}))
-        return [job for job in lost if (study.work / job.output).is_file()]
+                models = tuple(run.model / f"fold_{fold}" / name for name in TRAINED)
+                needed.append((Job("train", {"run": run.slug, "fold": str(fold)}), models))
+        return [
+            job
+            for job, files in needed
+            if (study.work / job.output).is_file() and not all(file.is_file() for file in files)
+        ]
 
     def title(self, job: Job) -> str:
-        """For the terminal."""
+        """A job's name in a line for people."""
         run = self.study.runs.get(job.names.get("run", ""))
         if run is None:
             return " ".join([job.kind, *job.names.values()])
@@ -200,8 +211,14 @@ class Jobs:
         return f"{job.kind} {self.study.title_of(run)}" + (f", {what}" if what else "")
 
     def resources(self, kind: str) -> dict[str, Any]:
-        """What a kind of job asks for, in the words of Snakemake and its SLURM executor."""
-        study, requested = self.study, asked(self.study.resources, kind)
+        """What a kind of job asks for (its own entry, then ``default``), in the words of Snakemake and its SLURM
+        executor."""
+        study = self.study
+        own, default = (
+            study.resources.get(key, Resources()).model_dump(exclude_none=True) for key in (kind, "default")
+        )
+        memory, hours = USUAL.get(kind, (default.get("memory_gb", 16.0), default.get("hours", 4.0)))
+        requested = {**default, "memory_gb": memory, "hours": hours, **own}
         gpus = {"train": study.gpus}.get(kind, int(kind in ("fit", "predict", "robustness")))
         requests: dict[str, Any] = {
             "mem_mb": round(requested["memory_gb"] * 1000),
@@ -223,7 +240,3 @@ class Jobs:
             chain.append(asdict(self.study.configurations[name]))
             name = self.study.configurations[name].base
         return [*chain, name]
-
-    def _is_planned(self) -> bool:
-        folder = self.study.preprocessed
-        return (folder / f"{self.study.plans}.json").is_file() and (folder / SPLITS).is_file()

@@ -1,10 +1,11 @@
-"""A study: what its file (YAML) asks for, checked before anything is written, and the runs that follow from it.
+"""A study: what its file (YAML) asks for, checked before anything is written, and its runs.
 
 :class:`Study` is the one model of it. The work folder's ``study.json`` holds it as JSON, resolved (paths absolute,
 presets with their content, one method for each source), and every step reads it back from there.
 """
 
 import functools
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     Field,
     Strict,
     ValidationError,
@@ -22,89 +22,55 @@ from pydantic import (
 )
 
 from nnunet_locctx.names import check_known
-from nnunet_locctx.nnunet.data.paths import dataset_in, nnunet_folder
+from nnunet_locctx.nnunet.data.paths import dataset_in
 from nnunet_locctx.nnunet.plans.presets import Preset, list_presets, load_preset
-from nnunet_locctx.study.machines import KINDS, Resources
-from nnunet_locctx.study.methods import NNUNET_EPOCHS, Method, read_method
-from nnunet_locctx.study.reading import (
+from nnunet_locctx.resources import studies_folder
+from nnunet_locctx.study.methods import (
+    NNUNET_EPOCHS,
+    Configuration,
+    Method,
+    Run,
+    data_name,
+    own_configurations,
+    read_methods,
+)
+from nnunet_locctx.study.settings import (
+    KINDS,
     Count,
+    Evaluation,
     Flag,
+    Folders,
     Names,
-    Percent,
-    Positive,
+    Numbers,
+    Resources,
+    Robustness,
     Table,
     Text,
-    Whole,
     all_different,
     beside,
     explain,
     preset_name,
     read_yaml,
 )
-from nnunet_locctx.study.runs import Configuration, Run, data_name, make_runs
 
 STUDY = "study.json"
 """In the work folder: the study under the key ``study``, beside what the report needs to know."""
 
 PAPERS = Path(__file__).parent / "papers"
 
-Mode = Literal["locbam", "gpe"]
-Paper = Annotated[Mode | None, BeforeValidator(lambda given: {True: "locbam", False: None}.get(given, given))]
-
-
-class Folders(Table):
-    """nnU-Net's three folders, absolute."""
-
-    raw: Path
-    preprocessed: Path
-    results: Path
-
-    @model_validator(mode="before")
-    @classmethod
-    def _resolved(cls, given: Any, info: ValidationInfo) -> Any:
-        if not isinstance(given, Mapping):
-            return given
-        keys = ("raw", "preprocessed", "results")
-        missing = {key: nnunet_folder(f"nnUNet_{key}") for key in keys if given.get(key) is None}
-        folders = {key: beside(path, info) for key, path in {**given, **missing}.items()}
-        raw = folders["raw"]
-        if isinstance(raw, Path) and info.context and not raw.is_dir():
-            raise ValueError(f"raw is {raw}, which is not a folder")
-        return folders
-
-
-class Robustness(Table):
-    """What `locctx robustness` is asked: percent, kinds and axes of the errors, presets, number of cases."""
-
-    amounts: Annotated[tuple[Percent, ...], AfterValidator(all_different)] = (0, 1, 5, 10, 25, 50, 100)
-    changes: Annotated[tuple[Literal["shift", "noise", "unknown"], ...], AfterValidator(all_different)] = (
-        "shift",
-    )
-    axes: Annotated[tuple[Literal["R", "A", "axial", "all"], ...], AfterValidator(all_different)] = ("axial",)
-    presets: Names | None = None
-    cases: Count = 5
-
-
-class Evaluation(Table):
-    """How results are measured; `paper`: whose way to count is added, if any."""
-
-    tolerance_mm: Positive = 2.0
-    off_region_mm: Positive = 20.0
-    paper: Paper = None
-
 
 class Study(Table):
     """A study; keys as in docs/how-to/studies.md.
 
     Attributes:
-        file: Where it was read.
+        file: The file that it was read from.
         dataset: Full name of the dataset.
         splits: File of case lists per fold; None: the dataset's, or nnU-Net's own.
         seeds: Of weights and patches; every method is trained with each. The first also seeds `locctx fit`.
         test: Whether there is a test set to predict.
     """
 
-    # in this order: a key is checked with those above it
+    # the order matters: a key is checked with those above it
     file: Path
     name: Annotated[str, Strict(), Field(pattern=r"^[A-Za-z0-9](?:_?[A-Za-z0-9-])*_?$")]
     title: Annotated[Text | None, Field(validate_default=True)] = None
@@ -118,9 +84,9 @@ class Study(Table):
     epochs: Count = NNUNET_EPOCHS
     methods: tuple[Method, ...]
     baseline: Text
-    folds: Annotated[tuple[Whole, ...], AfterValidator(all_different), Field(min_length=1)] = (0, 1, 2, 3, 4)
+    folds: Numbers = (0, 1, 2, 3, 4)
     splits: Path | None = None
-    seeds: Annotated[tuple[Whole, ...], AfterValidator(all_different), Field(min_length=1)] = (0,)
+    seeds: Numbers = (0,)
     test: Annotated[Flag, Field(validate_default=True)] = True
     robustness: Robustness | None = None
     postprocessing: Annotated[
@@ -135,13 +101,13 @@ class Study(Table):
 
     @model_validator(mode="before")
     @classmethod
-    def _seed_alone(cls, given: Any) -> Any:
+    def _seed_alone(cls, table: Any) -> Any:
         """``seed: N`` stands for ``seeds: [N]``."""
-        if not isinstance(given, Mapping) or "seed" not in given:
-            return given
-        if "seeds" in given:
-            raise ValueError(f"give seed or seeds, not both; got {given['seed']!r} and {given['seeds']!r}")
-        return {**{key: value for key, value in given.items() if key != "seed"}, "seeds": [given["seed"]]}
+        if not isinstance(table, Mapping) or "seed" not in table:
+            return table
+        if "seeds" in table:
+            raise ValueError(f"give seed or seeds, not both; got {table['seed']!r} and {table['seeds']!r}")
+        return {**{key: value for key, value in table.items() if key != "seed"}, "seeds": [table["seed"]]}
 
     @field_validator("title")
     @classmethod
@@ -159,20 +125,20 @@ class Study(Table):
     def _absolute(cls, path: Path | None, info: ValidationInfo) -> Path | None:
         if path is None or not info.context:
             return path
-        if path == Path():
-            return (Path.cwd() / str(info.data.get("name"))).resolve()
-        return Path(beside(path, info))
+        return (
+            Path(beside(path, info)) if path != Path() else Path.cwd().resolve() / str(info.data.get("name"))
+        )
 
     @field_validator("presets", mode="before")
     @classmethod
-    def _with_their_content(cls, given: Any, info: ValidationInfo) -> Any:
-        if not isinstance(given, list) or not info.context:
-            return given
-        presets = [_read_preset(one, info) for one in given]
+    def _with_their_content(cls, presets: Any, info: ValidationInfo) -> Any:
+        if not isinstance(presets, list) or not info.context:
+            return presets
         if not presets:
             raise ValueError("must name one or more presets, got none")
-        all_different(tuple(preset.name for preset in presets))
-        return presets
+        loaded = [_read_preset(preset, info) for preset in presets]
+        all_different(tuple(preset.name for preset in loaded))
+        return loaded
 
     @field_validator("sources")
     @classmethod
@@ -185,27 +151,12 @@ class Study(Table):
 
     @field_validator("methods", mode="before")
     @classmethod
-    def _one_for_each_source(cls, given: Any, info: ValidationInfo) -> Any:
-        if not info.context or not {"presets", "sources", "epochs"} <= set(info.data):
-            return given if not info.context else ()  # the keys before have errors of their own
-        if not isinstance(given, Mapping) or not given:
-            raise ValueError(f"must be a table (NAME: {{trainer: ...}}), got {given!r}")
-        methods = []
-        for name, entry in given.items():
-            try:
-                methods += read_method(name, entry, info.data)
-            except ValidationError as error:
-                raise ValueError(explain(error, str(name))) from error
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-        for method in methods:
-            others = [other.name for other in methods if other is not method]
-            if method.against is not None:
-                try:
-                    check_known([method.against], others, "other method")
-                except ValueError as error:
-                    raise ValueError(f"{method.name}: against: {error}") from error
-        return methods
+    def _one_for_each_source(cls, methods: Any, info: ValidationInfo) -> Any:
+        if not info.context:
+            return methods
+        if not {"presets", "sources", "epochs"} <= set(info.data):
+            return ()  # the keys before have errors of their own
+        return read_methods(methods, info.data)
 
     @field_validator("baseline")
     @classmethod
@@ -227,10 +178,10 @@ class Study(Table):
     def _at_presets(cls, robustness: Robustness | None, info: ValidationInfo) -> Robustness | None:
         if robustness is None or "presets" not in info.data:
             return robustness
-        names = tuple(preset.name for preset in info.data["presets"])
-        asked = names if robustness.presets is None else tuple(map(preset_name, robustness.presets))
-        check_known(asked, names, "preset")
-        return robustness.model_copy(update={"presets": asked})
+        known = tuple(preset.name for preset in info.data["presets"])
+        presets = known if robustness.presets is None else tuple(map(preset_name, robustness.presets))
+        check_known(presets, known, "preset")
+        return robustness.model_copy(update={"presets": presets})
 
     @field_validator("papers")
     @classmethod
@@ -273,24 +224,34 @@ class Study(Table):
 
     @property
     def fitted(self) -> dict[str, str]:
-        """Location sources that are fitted, each with what to give to `locctx fit`."""
+        """Location sources that are fitted, each with its argument of `locctx fit`."""
         return {method.source: method.fit for method in self.methods if method.source and method.fit}
 
     @functools.cached_property
     def runs(self) -> dict[str, Run]:
         """All runs by their slug, in the order of the presets, methods and seeds of the file."""
-        models = self.folders.results / self.dataset
-        return make_runs(self.presets, self.methods, self.seeds, self.plans, models)
+        runs = {}
+        for preset, method, seed in itertools.product(self.presets, self.methods, self.seeds):
+            if preset.name in method.presets:
+                ending = "" if seed == self.seeds[0] else f"seed{seed}"
+                slug = "__".join(filter(None, (method.slug, preset.name, ending)))
+                own = own_configurations(method, preset, ending)
+                configuration = own[-1].name if own else preset.name
+                model = f"{method.trainer}__{self.plans}__{configuration}"
+                folder = self.folders.results / self.dataset / model
+                runs[slug] = Run(slug, method, preset, seed, configuration, own, folder)
+        return runs
 
     @functools.cached_property
     def configurations(self) -> dict[str, Configuration]:
         """Every configuration the study adds to the plans, each after the one it inherits from."""
         added = {
-            one.name: Configuration(one.name, self.base_configuration, one.changes) for one in self.presets
+            preset.name: Configuration(preset.name, self.base_configuration, preset.changes)
+            for preset in self.presets
         }
         for run in self.runs.values():
-            for one in run.own_configurations:
-                added.setdefault(one.name, one)
+            for configuration in run.own_configurations:
+                added.setdefault(configuration.name, configuration)
         return added
 
     def title_of(self, run: Run) -> str:
@@ -304,11 +265,28 @@ class Study(Table):
         return self.base_configuration if "spacing" not in first.changes else first.name
 
 
+def find_study(name: str) -> Path:
+    """The file of a study: a path, or the name of one that comes with the package.
+
+    Raises:
+        ValueError: It is neither; lists those that come with the package.
+    """
+    file = Path(name)
+    if file.is_file() or file.suffix in (".yaml", ".yml"):
+        return file
+    shipped = {path.stem: path for path in sorted(studies_folder().glob("*.yaml"))}
+    try:
+        check_known([name], shipped, "study (and no file of that name)")
+    except ValueError as error:
+        raise ValueError(f"locctx study: {error}") from None
+    return shipped[name]
+
+
 def read_study(file: Path) -> Study:
     """Reads a study file; nothing is written.
 
     Raises:
-        ValueError: Anything that is not allowed, with file, key, value and what is allowed.
+        ValueError: Something is not allowed; names file, key, value and what is allowed.
     """
     file = file.resolve()
     content = {key: value for key, value in read_yaml(file).items() if value is not None}
@@ -324,7 +302,7 @@ def load_study(file: Path) -> Study:
     """The study that a ``study.json`` holds.
 
     Raises:
-        ValueError: It holds none, or one of another version of this package.
+        ValueError: It holds no study, or a study of another version of this package.
     """
     try:
         return Study.model_validate(json.loads(file.read_text(encoding="utf-8"))["study"])
@@ -332,17 +310,17 @@ def load_study(file: Path) -> Study:
         raise ValueError(f"{file} holds no study that can be read: {error}") from error
 
 
-def _read_preset(given: Any, info: ValidationInfo) -> Preset:
+def _read_preset(preset: Any, info: ValidationInfo) -> Preset:
     from nnunet_locctx.nnunet.plans.plans_file import check_name
 
-    if not isinstance(given, str):
-        raise ValueError(f"must be names of presets or JSON files, got {given!r}")
-    path = Path(given)
-    if given.endswith(".json"):
-        path = beside(path, info)
-        if not path.is_file():
-            raise ValueError(f"there is no file {path}")
+    if not isinstance(preset, str):
+        raise ValueError(f"must be names of presets or JSON files, got {preset!r}")
+    file = preset
+    if preset.endswith(".json"):
+        file = str(beside(preset, info))
+        if not Path(file).is_file():
+            raise ValueError(f"there is no file {file}")
     else:
-        check_known([given], list_presets(), "preset")
-    check_name(path.stem if given.endswith(".json") else given, "preset's name")
-    return load_preset(str(path))
+        check_known([preset], list_presets(), "preset")
+    check_name(preset_name(preset), "preset's name")
+    return load_preset(file)

@@ -1,16 +1,13 @@
-"""The steps before a training, in the step's own process: plans, splits, and preprocessed data."""
+"""What the steps before a training do: plans, splits, and preprocessed data."""
 
-import json
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
-from nnunet_locctx.files import write_atomically
 from nnunet_locctx.locks import wait_for_lock
 from nnunet_locctx.study.cases import raw_cases, write_splits
 from nnunet_locctx.study.model import Study
-from nnunet_locctx.study.runs import digest
+from nnunet_locctx.study.settings import digest, read_object, write_json
 
 PLANNERS = {
     "nnUNetPlans": "ExperimentPlanner",
@@ -21,13 +18,10 @@ PLANNERS = {
 """Plans that can be made if they are missing, and nnU-Net's planner for each."""
 
 ENDINGS = (".b2nd", ".npz", ".npy")
-"""Of nnU-Net's preprocessed images."""
+"""Endings of nnU-Net's preprocessed images."""
 
-
-class Command(Protocol):
-    """Runs a command to its end, with the locks of the step."""
-
-    def __call__(self, *words: str) -> None: ...
+Command: TypeAlias = Callable[..., None]
+"""Runs a command, given by its words, to its end, with the locks of the step."""
 
 
 def plan(study: Study, command: Command) -> dict[str, Any]:
@@ -39,7 +33,7 @@ def plan(study: Study, command: Command) -> dict[str, Any]:
     Raises:
         ValueError: Plans that cannot be made or extended, or a run whose trainer does not take its configuration.
     """
-    from nnunet_locctx.nnunet.plans.plans_file import read_plans, write_plans
+    from nnunet_locctx.nnunet.plans.plans_file import write_plans
 
     base = study.preprocessed / f"{study.base_plans}.json"
     if not base.is_file():
@@ -51,12 +45,14 @@ def plan(study: Study, command: Command) -> dict[str, Any]:
         study.folders.preprocessed.mkdir(parents=True, exist_ok=True)
         planner = ["--no_pp", "-pl", PLANNERS[study.base_plans], "-npfp", str(study.processes)]
         command("nnUNetv2_plan_and_preprocess", "-d", study.number, *planner)
-    plans = _extended(study, read_plans(base))
+    plans = expected_plans(study)
+    if plans is None:
+        raise ValueError(f"nnUNetv2_plan_and_preprocess ended well, but did not write {base}")
     _check_trainers(study, plans)
     file = study.preprocessed / f"{study.plans}.json"
     print("wrote" if write_plans(plans, file) else "unchanged:", file)
     print(f"{len(write_splits(study))} folds")
-    return dict(plans)
+    return plans
 
 
 def expected_plans(study: Study) -> dict[str, Any] | None:
@@ -65,24 +61,19 @@ def expected_plans(study: Study) -> dict[str, Any] | None:
     Raises:
         ValueError: Plans that cannot be extended.
     """
-    from nnunet_locctx.nnunet.plans.plans_file import read_plans
+    from nnunet_locctx.nnunet.plans.planning import add_configuration, resolve
+    from nnunet_locctx.nnunet.plans.plans_file import derive_plans, read_plans
 
     base = study.preprocessed / f"{study.base_plans}.json"
-    return _extended(study, read_plans(base)) if base.is_file() else None
-
-
-def _extended(study: Study, source: dict[str, Any]) -> dict[str, Any]:
-    from nnunet_locctx.nnunet.plans.planning import add_configuration, resolve
-    from nnunet_locctx.nnunet.plans.plans_file import derive_plans
-
+    if not base.is_file():
+        return None
+    source = read_plans(base)
     resolve(source, study.base_configuration)
     plans = derive_plans(source, study.plans)
-    for one in study.configurations.values():
-        if one.name in source["configurations"]:
-            raise ValueError(
-                f"{one.name!r} is a configuration of {study.base_plans} itself; rename the preset"
-            )
-        plans = add_configuration(plans, one.base, one.name, **one.changes)
+    for name, added in study.configurations.items():
+        if name in source["configurations"]:
+            raise ValueError(f"{name!r} is a configuration of {study.base_plans} itself; rename the preset")
+        plans = add_configuration(plans, added.base, name, **added.changes)
     return plans
 
 
@@ -103,19 +94,17 @@ def _check_trainers(study: Study, plans: Mapping[str, Any]) -> None:
         raise ValueError("runs whose trainer does not take the preset:\n" + "\n".join(problems))
 
 
-def preprocess(
-    study: Study, data: str, scans: Mapping[str, str], command: Command
-) -> dict[str, str | Mapping[str, str]]:
-    """Preprocesses every training case with nnUNetv2_preprocess, unless data of these scans is there and whole.
+def preprocess(study: Study, data: str, scans: Mapping[str, str], command: Command) -> dict[str, Any]:
+    """Preprocesses every training case with nnUNetv2_preprocess, unless whole data of these scans exists.
 
     Beside the data a file says what it was made from and whether it is whole: nnU-Net itself leaves no sign of a run
     that was interrupted.
 
     Args:
         study: The study.
-        data: Name of the data (:func:`~nnunet_locctx.study.runs.data_name`).
+        data: Name of the data (:func:`~nnunet_locctx.study.methods.data_name`).
         scans: Training case -> fingerprint of its raw files.
-        command: Runs one.
+        command: Runs a command.
 
     Returns:
         The folder of the data, and the scans that it was made from.
@@ -136,47 +125,34 @@ def preprocess(
     made_from = {"fingerprint": digest(settings), "scans": dict(scans)}
     sign = folder.with_name(f"{folder.name}.locctx.json")
     with wait_for_lock(
-        sign.with_suffix(".lock"), lambda held: print(f"waiting for {held}", flush=True), inherited=True
+        sign.with_suffix(".lock"), lambda holder: print(f"waiting for {holder}", flush=True), inherited=True
     ):
-        before = _read_sign(sign)
-        # data that nnU-Net made has no sign, that of earlier versions no scans in it: taken as they are
-        changed = [key for key, value in made_from.items() if before.get(key, value) != value]
-        if missing_cases(folder, raw_cases(study.raw)) or before.get("state") == "begun" or changed:
-            _write_sign(sign, {"state": "begun", **made_from})
+        before = read_object(sign)
+        if sign.is_file() and not before:
+            print(f"{sign} cannot be read: preprocessing again")
+            before = {"state": "begun"}
+        # data that nnU-Net made has no sign, and a sign of earlier versions no scans: both are taken as they are
+        changed = any(before.get(key, value) != value for key, value in made_from.items())
+        if changed or before.get("state") == "begun" or missing_cases(study, folder):
+            write_json(sign, {"state": "begun", **made_from})
             words = ["-plans_name", study.plans, "-c", configuration, "-np", str(study.processes)]
             command("nnUNetv2_preprocess", "-d", study.number, *words)
-            missing = missing_cases(folder, raw_cases(study.raw))
+            missing = missing_cases(study, folder)
             if missing:
                 raise ValueError(
                     f"nnUNetv2_preprocess ended well, but {folder} lacks {', '.join(missing[:5])}"
                 )
         else:
             print(f"{folder} is whole" + ("" if before else ", made before by nnU-Net"))
-        _write_sign(sign, {"state": "done", **made_from})
+        write_json(sign, {"state": "done", **made_from})
     return {"folder": str(folder), "scans": scans}
 
 
-def missing_cases(folder: Path, cases: Mapping[str, Any]) -> list[str]:
-    """The cases that a folder of preprocessed data lacks."""
+def missing_cases(study: Study, folder: Path) -> list[str]:
+    """The training cases that a folder of preprocessed data lacks."""
     files = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     return [
         case
-        for case in cases
-        if f"{case}.pkl" not in files or not any(f"{case}{end}" in files for end in ENDINGS)
+        for case in raw_cases(study.raw)
+        if f"{case}.pkl" not in files or not any(f"{case}{ending}" in files for ending in ENDINGS)
     ]
-
-
-def _read_sign(sign: Path) -> dict[str, Any]:
-    """What a sign says; one that cannot be read says that the data is not whole."""
-    if not sign.is_file():
-        return {}
-    try:
-        content = json.loads(sign.read_text(encoding="utf-8"))
-    except ValueError as error:
-        print(f"{sign} cannot be read ({error}): preprocessing again", file=sys.stderr)
-        content = None
-    return content if isinstance(content, dict) else {"state": "begun"}
-
-
-def _write_sign(sign: Path, content: Mapping[str, Any]) -> None:
-    write_atomically(sign, (json.dumps(content, indent=1) + "\n").encode())

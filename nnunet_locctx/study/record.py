@@ -1,32 +1,33 @@
-"""``study.json`` in the work folder: the study, what it became in the plans, and on what it ran; read by the report."""
+"""``study.json`` in the work folder: the study, its values in the plans, and on what it ran; the report reads it."""
 
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.files import write_atomically
 from nnunet_locctx.nnunet.plans.presets import Preset
 from nnunet_locctx.resources import studies_folder
 from nnunet_locctx.study.cases import find_splits, raw_cases
-from nnunet_locctx.study.jobs import Jobs
-from nnunet_locctx.study.methods import ITERATIONS_PER_EPOCH
+from nnunet_locctx.study.jobs import Job, Jobs
+from nnunet_locctx.study.methods import ITERATIONS_PER_EPOCH, data_name
 from nnunet_locctx.study.model import STUDY, Study
-from nnunet_locctx.study.runs import Run, data_name
+from nnunet_locctx.study.settings import read_object, write_json
 from nnunet_locctx.study.train import FINGERPRINT
 
+Plans = Mapping[str, Any]
 Entry = dict[str, Any]
+Records = Mapping[tuple[str, int], Mapping[str, Any]]
+"""(Run, fold) -> training.json."""
 
 PACKAGES = ("nnunet-locctx", "nnunetv2", "torch", "monai", "snakemake")
 
 
 def write_study(jobs: Jobs) -> None:
     """Writes what is known of the study so far; values of the plans are null until they are made."""
-    jobs.study.work.mkdir(parents=True, exist_ok=True)
-    write_atomically(jobs.study.work / STUDY, (json.dumps(describe(jobs), indent=1) + "\n").encode())
+    write_json(jobs.study.work / STUDY, describe(jobs))
 
 
 def describe(jobs: Jobs) -> dict[str, Any]:
@@ -36,23 +37,12 @@ def describe(jobs: Jobs) -> dict[str, Any]:
     raw = json.loads((study.raw / "dataset.json").read_text(encoding="utf-8"))
     splits = find_splits(study)
     shipped = study.file.parent == studies_folder().resolve()
-    same = (
-        "name",
-        "title",
-        "baseline",
-        "folds",
-        "epochs",
-        "seeds",
-        "device",
-        "gpus",
-        "papers",
-        "postprocessing",
-    )
+    as_asked = {"name", "title", "baseline", "folds", "epochs", "seeds", "device", "gpus", "papers"}
     return {
         "version": 2,
         "study": study.model_dump(mode="json", by_alias=True),
         "scans": jobs.scans,
-        **study.model_dump(mode="json", include=set(same)),
+        **study.model_dump(mode="json", include={*as_asked, "postprocessing"}),
         "file": study.file.stem if shipped else str(study.file),  # as `locctx study` takes it
         "dataset": {"id": int(study.number), "name": study.dataset, "raw": str(study.raw)},
         "labels": raw["labels"],
@@ -88,7 +78,7 @@ def describe(jobs: Jobs) -> dict[str, Any]:
     }
 
 
-def study_plans(study: Study) -> Mapping[str, Any] | None:
+def study_plans(study: Study) -> Plans | None:
     """The study's plans, if they are made and hold what the study now asks."""
     from nnunet_locctx.nnunet.plans.plans_file import read_plans
 
@@ -97,7 +87,7 @@ def study_plans(study: Study) -> Mapping[str, Any] | None:
     return plans if plans is not None and set(study.configurations) <= set(plans["configurations"]) else None
 
 
-def _preset(preset: Preset, plans: Mapping[str, Any] | None) -> dict[str, Any]:
+def _preset(preset: Preset, plans: Plans | None) -> dict[str, Any]:
     described = {"name": preset.name, "description": preset.description, "data": data_name(preset)}
     if plans is None:
         asked = {key: preset.changes.get(key) for key in ("patch_size", "batch_size", "spacing")}
@@ -118,126 +108,107 @@ def _preset(preset: Preset, plans: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    installed = {name: list(metadata.distributions(name=name)) for name in PACKAGES}
+    return {name: distributions[0].version for name, distributions in installed.items() if distributions}
 
 
-def fairness_of(study: Study, plans: Mapping[str, Any] | None) -> list[Entry]:
+def fairness_of(study: Study, plans: Plans | None) -> list[Entry]:
     """One entry for each thing that should be the same: ``what``, ``holds``, ``detail``.
 
     Args:
         study: The study.
         plans: Its plans, None before they are made.
     """
-    runs = list(study.runs.values())
-    records = {
-        (run.slug, fold): _read(study.work / "runs" / run.slug / f"fold_{fold}" / "training.json")
-        for run in runs
-        for fold in study.folds
-    }
+    trainings = [(run, fold) for run in study.runs for fold in study.folds]
+    outputs = {(run, fold): Job("train", {"run": run, "fold": str(fold)}).output for run, fold in trainings}
+    records = {key: read_object(study.work / output) for key, output in outputs.items()}
     trained = {key: record for key, record in records.items() if record}
-    known = (
-        "as planned, no training is finished"
-        if not trained
-        else f"{len(trained)} of {len(records)} trainings looked at"
-    )
+    seen = f"{len(trained)} of {len(records)} trainings looked at"
+    seen = seen if trained else "as planned, no training is finished"
+    patch = ("patch_size", "batch_size")
     return [
-        _cases(study, runs),
-        _plan_values(study, runs, plans, "the same preprocessed data at each preset", ("data_identifier",)),
-        _plan_values(
-            study, runs, plans, "the same patch and batch size at each preset", ("patch_size", "batch_size")
-        ),
-        _iterations(study, runs, trained, known),
-        _seeds(study, trained, known),
+        _cases(study),
+        _plan_values(study, plans, "the same preprocessed data at each preset", ("data_identifier",)),
+        _plan_values(study, plans, "the same patch and batch size at each preset", patch),
+        _iterations(study, trained, seen),
+        _seeds(study, trained, seen),
         _order(study, trained),
         _recipes(study),
         _augmentation(study),
-        _devices(trained, known),
+        _devices(trained, seen),
     ]
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """A JSON table; empty if there is none or it cannot be read."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _entry(what: str, problems: Sequence[str], detail: str) -> Entry:
     return {"what": what, "holds": not problems, "detail": "; ".join(problems) if problems else detail}
 
 
-def _cases(study: Study, runs: Sequence[Run]) -> Entry:
-    problems, looked = [], 0
+def _names_by_value(named: Iterable[tuple[Hashable, str]]) -> dict[Any, list[str]]:
+    """Value -> the names of what has it."""
+    names: dict[Any, list[str]] = defaultdict(list)
+    for value, name in named:
+        names[value].append(name)
+    return names
+
+
+def _cases(study: Study) -> Entry:
+    problems, compared = [], 0
     for fold in study.folds:
-        seen: dict[str, list[str]] = {}
-        for run in runs:
-            split = _read(run.model / f"fold_{fold}" / FINGERPRINT).get("fingerprint", {}).get("split")
-            if split is not None:
-                looked += 1
-                seen.setdefault(str(split), []).append(run.slug)
-        if len(seen) > 1:
-            problems.append(f"fold {fold}: {' | '.join(', '.join(names) for names in seen.values())} differ")
-    detail = f"one splits_final.json; {looked} of {len(runs) * len(study.folds)} trainings compared with it"
+        files = {run.slug: run.model / f"fold_{fold}" / FINGERPRINT for run in study.runs.values()}
+        fingerprints = {name: read_object(file).get("fingerprint", {}) for name, file in files.items()}
+        splits = [(str(known["split"]), name) for name, known in fingerprints.items() if known.get("split")]
+        compared += len(splits)
+        groups = _names_by_value(splits).values()
+        if len(groups) > 1:
+            problems.append(f"fold {fold}: {' | '.join(', '.join(names) for names in groups)} differ")
+    total = len(study.runs) * len(study.folds)
+    detail = f"one splits_final.json; {compared} of {total} trainings compared with it"
     return _entry("the same cases to train and to validate with in each fold", problems, detail)
 
 
-def _plan_values(
-    study: Study, runs: Sequence[Run], plans: Mapping[str, Any] | None, what: str, keys: Sequence[str]
-) -> Entry:
+def _plan_values(study: Study, plans: Plans | None, what: str, keys: Sequence[str]) -> Entry:
     if plans is None:
         return _entry(what, [], "every method inherits from the preset's configuration; not planned yet")
     from nnunet_locctx.nnunet.plans.planning import resolve
 
-    problems, seen_at = [], []
+    problems, details = [], []
     for preset in study.presets:
-        seen: dict[str, list[str]] = {}
-        for run in runs:
-            if run.preset.name == preset.name and run.configuration in plans["configurations"]:
-                resolved = resolve(dict(plans), run.configuration)
-                seen.setdefault(", ".join(str(resolved[key]) for key in keys), []).append(run.method.name)
-        seen_at.append(f"{preset.name}: {' | '.join(seen)}")
-        if len(seen) > 1:
-            problems.append(
-                f"{preset.name}: "
-                + " | ".join(f"{', '.join(dict.fromkeys(names))}: {value}" for value, names in seen.items())
-            )
-    return _entry(what, problems, "; ".join(seen_at))
+        runs = [run for run in study.runs.values() if run.preset.name == preset.name]
+        resolved = {run.slug: resolve(dict(plans), run.configuration) for run in runs}
+        groups = _names_by_value(
+            (", ".join(str(resolved[run.slug][key]) for key in keys), run.method.name) for run in runs
+        )
+        details.append(f"{preset.name}: {' | '.join(groups)}")
+        if len(groups) > 1:
+            texts = [f"{', '.join(dict.fromkeys(names))}: {value}" for value, names in groups.items()]
+            problems.append(f"{preset.name}: {' | '.join(texts)}")
+    return _entry(what, problems, "; ".join(details))
 
 
-def _iterations(study: Study, runs: Sequence[Run], trained: Mapping[Any, Entry], known: str) -> Entry:
-    planned = {run.method.name: run.method.epochs for run in runs}
+def _iterations(study: Study, trained: Records, seen: str) -> Entry:
+    planned = {run.method.name: run.method.epochs for run in study.runs.values()}
     done = sorted({int(record["iterations"]) for record in trained.values() if record.get("iterations")})
     problems = []
     if len(set(planned.values())) > 1:
-        problems.append(", ".join(f"{name}: {epochs} epochs" for name, epochs in planned.items()))
-    if len(done) > 1 and not problems:
-        problems.append(f"trainings of {', '.join(map(str, done))} iterations")
-    told = f"{done[0]} iterations" if len(done) == 1 else f"{study.epochs} epochs"
-    return _entry("the same number of iterations", problems, f"{told}; {known}")
+        problems = [", ".join(f"{name}: {epochs} epochs" for name, epochs in planned.items())]
+    elif len(done) > 1:
+        problems = [f"trainings of {', '.join(map(str, done))} iterations"]
+    length = f"{done[0]} iterations" if len(done) == 1 else f"{study.epochs} epochs"
+    return _entry("the same number of iterations", problems, f"{length}; {seen}")
 
 
-def _seeds(study: Study, trained: Mapping[Any, Entry], known: str) -> Entry:
+def _seeds(study: Study, trained: Records, seen: str) -> Entry:
     problems = [
         f"{run}, fold {fold}: trained with seed {record.get('seed')} instead of {study.runs[run].seed}"
         for (run, fold), record in trained.items()
         if record.get("seed") != study.runs[run].seed
     ]
-    several = "s" if len(study.seeds) > 1 else ""
-    seeds = ", ".join(map(str, study.seeds))
-    return _entry(
-        f"the same seed{several} of weights and patches", problems, f"seed{several} {seeds}; {known}"
-    )
+    seed = "seeds" if len(study.seeds) > 1 else "seed"
+    detail = f"{seed} {', '.join(map(str, study.seeds))}; {seen}"
+    return _entry(f"the same {seed} of weights and patches", problems, detail)
 
 
-def _order(study: Study, trained: Mapping[Any, Entry]) -> Entry:
+def _order(study: Study, trained: Records) -> Entry:
     # jitter and dropout of the location draw from a generator of their own, which moves nobody else's numbers
     problems = []
     if study.processes > 1:
@@ -253,24 +224,24 @@ def _order(study: Study, trained: Mapping[Any, Entry]) -> Entry:
 
 def _recipes(study: Study) -> Entry:
     own = [f"{method.name}: {method.recipe}" for method in study.methods if method.recipe]
-    return _entry(
-        "the same optimiser and learning rates",
-        own,
-        "nnU-Net's: SGD, rate 0.01 falling to 0 (poly), momentum 0.99",
-    )
+    usual = "nnU-Net's: SGD, rate 0.01 falling to 0 (poly), momentum 0.99"
+    return _entry("the same optimiser and learning rates", own, usual)
 
 
 def _augmentation(study: Study) -> Entry:
-    kinds: dict[tuple[str, ...], list[str]] = {}
-    for method in study.methods:
-        kind = tuple(sorted({part.lower() for part in method.variants} - {"nnunetschedule"}))
-        kinds.setdefault(kind, []).append(method.name)
-    told = [f"{', '.join(names)}: {', '.join(kind) or 'as nnU-Net'}" for kind, names in kinds.items()]
-    detail = next(iter(told)).split(": ")[-1] if len(told) == 1 else ""
-    return _entry("the same augmentation and variant of the trainer", told if len(told) > 1 else [], detail)
+    variants = (
+        ", ".join(sorted({part.lower() for part in method.variants} - {"nnunetschedule"})) or "as nnU-Net"
+        for method in study.methods
+    )
+    groups = _names_by_value(zip(variants, (method.name for method in study.methods), strict=True))
+    problems = [f"{', '.join(names)}: {variant}" for variant, names in groups.items()]
+    detail = next(iter(groups))
+    return _entry(
+        "the same augmentation and variant of the trainer", problems if len(groups) > 1 else [], detail
+    )
 
 
-def _devices(trained: Mapping[Any, Entry], known: str) -> Entry:
+def _devices(trained: Records, seen: str) -> Entry:
     devices = sorted({str(record.get("gpu") or record.get("device")) for record in trained.values()})
     problems = [f"trained on {' and '.join(devices)}"] if len(devices) > 1 else []
-    return _entry("the same kind of device", problems, f"{', '.join(devices) or 'unknown'}; {known}")
+    return _entry("the same kind of device", problems, f"{', '.join(devices) or 'unknown'}; {seen}")

@@ -1,6 +1,6 @@
-"""Has a study's jobs run by Snakemake, from wherever they stopped, and writes the report at the end."""
+"""Lets Snakemake run the jobs of a study, from wherever they stopped, and writes the report at the end."""
 
-import json
+import collections
 import os
 import re
 import shlex
@@ -8,27 +8,25 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from nnunet_locctx.files import write_atomically
 from nnunet_locctx.locks import BusyError, end_abandoned, end_holders, lock, note
 from nnunet_locctx.nnunet.commands import CommandError, run_logged
-from nnunet_locctx.study.cases import digests_of_cases
-from nnunet_locctx.study.checks import check_study
+from nnunet_locctx.study.cases import check_study, digests_of_cases
 from nnunet_locctx.study.jobs import Job, Jobs
-from nnunet_locctx.study.machines import Where, check_where
 from nnunet_locctx.study.model import STUDY, Study
 from nnunet_locctx.study.record import write_study
 from nnunet_locctx.study.scheduling import (
     Progress,
-    check_snakemake,
+    Where,
+    check_where,
     end,
     interruptible,
     snakemake_command,
     terminable,
 )
+from nnunet_locctx.study.settings import parse_object, read_object, write_json
 from nnunet_locctx.study.steps import FAILED, GPUS, environment
 
 REPORT, SNAKEMAKE = "report", "snakemake"
@@ -36,7 +34,7 @@ REPORT, SNAKEMAKE = "report", "snakemake"
 
 
 class Runner:
-    """A study and what is to be run of it.
+    """Runs a study, or a part of it.
 
     Args:
         study: The study.
@@ -62,33 +60,32 @@ class Runner:
     @property
     def calls(self) -> list[list[Job]]:
         """The targets of each call of Snakemake: the plan first, see the Snakefile."""
+        plan = [Job("plan", {})] if self.targets else []
         others = [job for job in self.targets if job.kind != "plan"]
-        return [some for some in ([Job("plan", {})] if self.targets else [], others) if some]
+        return [targets for targets in (plan, others) if targets]
 
     def pending(self) -> list[str]:
-        """The jobs that would run now, told by Snakemake without running any; nothing is written.
+        """The jobs that would run now, by a dry run of Snakemake; nothing is written.
 
         Raises:
-            ValueError: Snakemake is missing, or does not say.
+            ValueError: The dry run fails.
         """
-        if not (self.work / STUDY).is_file() or not self.targets:
-            return list(self.chosen) if self.targets else []
-        check_snakemake()
+        if not (self.work / STUDY).is_file():
+            return list(self.chosen)
         self.jobs.scans = digests_of_cases(self.study)
+        names: dict[str, None] = {}
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / STUDY
             content = {"study": self.study.model_dump(mode="json", by_alias=True), "scans": self.jobs.scans}
-            file.write_text(json.dumps(content), encoding="utf-8")
-            texts = [self._dry_run(targets, file) for targets in self.calls]
-        names = [name for text in texts for name in re.findall(r"^Job \d+: (\S+)$", text, re.MULTILINE)]
-        return list(dict.fromkeys(names))
-
-    def _dry_run(self, targets: Sequence[Job], file: Path) -> str:
-        command = snakemake_command(self.jobs, targets, None, file=file)
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
-        if answer.returncode != 0:
-            raise ValueError(f"Snakemake cannot tell what is to run:\n{answer.stdout}{answer.stderr}")
-        return answer.stdout + answer.stderr
+            write_json(file, content)
+            for targets in self.calls:
+                command = snakemake_command(self.jobs, targets, None, file=file)
+                answer = subprocess.run(command, capture_output=True, text=True, check=False)
+                text = answer.stdout + answer.stderr
+                if answer.returncode != 0:
+                    raise ValueError(f"Snakemake's dry run failed:\n{text}")
+                names |= dict.fromkeys(re.findall(r"^Job \d+: (\S+)$", text, re.MULTILINE))
+        return list(names)
 
     def run(self, where: Where, show: Callable[[str], None] = print) -> int:
         """Runs what is not done; returns 0, or 1 if something failed.
@@ -98,20 +95,18 @@ class Runner:
             show: Prints a line.
 
         Raises:
-            ValueError: Snakemake or a GPU is missing, or the study is being run already.
+            ValueError: A GPU is missing, or the study is being run already.
         """
-        check_snakemake()
         gpus = check_where(where, self.study.device, self.study.gpus)
         try:
             with lock(self._lock("runner"), {"study": str(self.study.file)}, inherited=True) as held:
                 return self._run(where, gpus, held, show)
         except BusyError as busy:
-            about = _about(str(busy))
-            snakemake = about.get("snakemake", "?")
+            holder = collections.defaultdict(lambda: "?", parse_object(str(busy)))
             raise ValueError(
-                f"the study is being run already, in {self.work}, by process {about.get('pid', '?')} "
-                f"on {about.get('host', '?')} since {about.get('since', '?')}, or by the Snakemake that it started, "
-                f"process {snakemake}; wait for it, or end it (if only Snakemake is left: kill -INT -- -{snakemake})"
+                f"the study is being run already, in {self.work}, by process {holder['pid']} on {holder['host']} since "
+                f"{holder['since']}, or by the Snakemake that it started, process {holder['snakemake']}; wait for it, "
+                f"or end it (if only Snakemake is left: kill -INT -- -{holder['snakemake']})"
             ) from None
 
     def _run(self, where: Where, gpus: Sequence[str], held: int, show: Callable[[str], None]) -> int:
@@ -123,24 +118,22 @@ class Runner:
         show(f"{self.study.name}: {len(self.chosen)} jobs; {self.work}")
         for name in self._at_work(self.chosen):
             show(
-                f"{progress.title(name)}: an earlier run's process still works on it; it is waited for, or "
-                "ended if the job that started it was killed"
+                f"{self._title(name)}: an earlier run's process still works on it; it is waited for, or ended if the "
+                "job that started it was killed"
             )
-        known = {job.name for job in self.jobs.all()}
         for file in (self.work / "failures").glob("*.json"):
-            if file.stem in self.chosen or file.stem not in known:
+            if file.stem in self.chosen or file.stem not in self.jobs.named:
                 file.unlink()
         status = 0
         for targets in self.calls:
             status = status or self._snakemake(targets, where, gpus, held, progress)
-        self._note_failures(status, progress)
+        failed = self._note_failures(status, progress)
         write_study(self.jobs)
         reported = self._report(show)
-        waiting = progress.total - len(progress.done) - len(progress.failed) - len(progress.running)
         if status or progress.failed:
-            failed = [*progress.failed, *progress.running]
-            for name in failed:
-                show(f"failed: {progress.title(name)}: {self._failure(name)}")
+            waiting = progress.total - len(progress.done) - len(failed)
+            for name, reason in failed.items():
+                show(f"failed: {self._title(name)}: {reason.splitlines()[-1]}")
             show(f"failed: {len(failed)}, waiting for those that failed: {waiting}")
             show("run the same command again to go on")
         return 1 if status or progress.failed or not reported else 0
@@ -182,9 +175,9 @@ class Runner:
         return process.returncode
 
     def _follow(self, text: str, progress: Progress) -> str:
-        """Takes what Snakemake has written; returns the line that is not whole yet."""
-        *whole, rest = text.split("\n")
-        for line in whole:
+        """Takes what Snakemake has written; returns the line that is not complete yet."""
+        *lines, rest = text.split("\n")
+        for line in lines:
             done = len(progress.done)
             progress.read(line)
             if progress.done[done:] == ["plan"]:
@@ -194,7 +187,10 @@ class Runner:
     def _lock(self, name: str) -> Path:
         return self.work / "locks" / name
 
-    def _at_work(self, names: Iterator[str] | Sequence[str] | dict[str, Any]) -> list[str]:
+    def _title(self, name: str) -> str:
+        return self.jobs.title(self.jobs.named[name])
+
+    def _at_work(self, names: Iterable[str]) -> list[str]:
         """The jobs that some process works on."""
         busy = []
         for name in names:
@@ -210,10 +206,8 @@ class Runner:
         """SLURM's jobs of an earlier run may outlive it; a job notes SLURM's number of it in its lock."""
         if shutil.which("squeue") is None or not (self.work / "locks").is_dir():
             return
-        texts = {file.name: file.read_text(errors="replace") for file in (self.work / "locks").iterdir()}
-        numbers = {
-            str(number): name for name, text in texts.items() if (number := _about(text).get("slurm_job"))
-        }
+        holders = {file.name: read_object(file) for file in (self.work / "locks").iterdir()}
+        numbers = {str(job): name for name, holder in holders.items() if (job := holder.get("slurm_job"))}
         if not numbers:
             return
         command = ["squeue", "--noheader", "--format=%i", "--jobs", ",".join(numbers)]
@@ -225,34 +219,38 @@ class Runner:
                 "scancel."
             )
 
-    def _note_failures(self, status: int, progress: Progress) -> None:
-        """Writes why each job failed, for the report; ends what a job that was killed has left at work."""
-        log = self.work / "logs" / f"{SNAKEMAKE}.txt"
-        end = (
-            "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]) if status else ""
-        )
+    def _note_failures(self, status: int, progress: Progress) -> dict[str, str]:
+        """Writes why each job failed, for the report; ends what a job that was killed has left at work.
+
+        Returns:
+            Job -> why it failed.
+        """
+        snakemake_log = self.work / "logs" / f"{SNAKEMAKE}.txt"
+        failed = {}
         for name in (*progress.failed, *progress.running):
-            own = self.work / "logs" / f"{name}.txt"
-            text = own.read_text(encoding="utf-8", errors="replace") if own.is_file() else ""
+            log = self.work / "logs" / f"{name}.txt"
+            text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
             _, error, reason = text.rpartition(f"\n{FAILED}" if f"\n{FAILED}" in text else FAILED)
             if not error:
                 ended = end_abandoned(self._lock(name))
+                left = f"; ended what it had left at work: {ended}" if ended else ""
+                reason = f"the job ended without a word (killed, or out of memory or time?){left}; see {snakemake_log}"
                 if self._at_work([name]):
                     reason = "its process still works on it, without Snakemake; the next run waits for it"
-                else:
-                    left = f"; ended what it had left at work: {ended}" if ended else ""
-                    reason = (
-                        f"the job ended without a word (killed, or out of memory or time?){left}; see {log}"
-                    )
-            self._write_failure(name, reason.strip(), own, progress.job(name))
+            failed[name] = reason.strip()
+            self._write_failure(name, failed[name], log)
         if status < 0:
             message = f"Snakemake was ended by signal {-status}; jobs that had not begun were not started"
-            self._write_failure(SNAKEMAKE, message, log)
+            self._write_failure(SNAKEMAKE, message, snakemake_log)
         elif status and not progress.failed:
-            self._write_failure(SNAKEMAKE, f"Snakemake's log {log} ends:\n{end}", log)
+            lines = snakemake_log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
+            message = "\n".join([f"Snakemake's log {snakemake_log} ends:", *lines])
+            self._write_failure(SNAKEMAKE, message, snakemake_log)
+        return failed
 
-    def _write_failure(self, name: str, message: str, log: Path, job: Job | None = None) -> None:
+    def _write_failure(self, name: str, message: str, log: Path) -> None:
         status = re.search(r"ended with exit status (-?\d+)", message)
+        job = self.jobs.named.get(name)
         content = {
             "job": name,
             "run": None if job is None else job.names.get("run"),
@@ -261,13 +259,7 @@ class Runner:
             "log": str(log),
             "message": message,
         }
-        (self.work / "failures").mkdir(exist_ok=True)
-        data = (json.dumps(content, indent=1) + "\n").encode()
-        write_atomically(self.work / "failures" / f"{name}.json", data)
-
-    def _failure(self, name: str) -> str:
-        content = _about((self.work / "failures" / f"{name}.json").read_text(encoding="utf-8"))
-        return str(content["message"]).splitlines()[-1]
+        write_json(self.work / "failures" / f"{name}.json", content)
 
     def _report(self, show: Callable[[str], None]) -> bool:
         log = self.work / "logs" / f"{REPORT}.txt"
@@ -282,12 +274,3 @@ class Runner:
         (self.work / "failures" / f"{REPORT}.json").unlink(missing_ok=True)
         show(f"report: {self.work / 'report' / 'index.html'}")
         return True
-
-
-def _about(text: str) -> dict[str, Any]:
-    """What a lock says about its holder."""
-    try:
-        content = json.loads(text)
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -1,4 +1,4 @@
-"""How Snakemake is asked to run a study's jobs, and what it says of them while they run."""
+"""Where a study's jobs run, how Snakemake is asked to run them, and what it reports of them while they run."""
 
 import contextlib
 import importlib.util
@@ -15,21 +15,70 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_locctx.study.jobs import OUTPUTS, Job, Jobs
-from nnunet_locctx.study.machines import KINDS, Where
+from nnunet_locctx.study.settings import KINDS
 
 SNAKEFILE = Path(__file__).parent / "Snakefile"
+SLURM_PROFILE = Path(__file__).parent / "slurm"
 
 
-def check_snakemake() -> None:
-    """Refuses to go on without Snakemake.
+@dataclass(frozen=True)
+class Where:
+    """Where jobs run.
+
+    Attributes:
+        cores: Jobs at a time on this machine.
+        profile: Folder of a Snakemake profile, for a cluster; None: this machine.
+        jobs: Jobs at a time on the cluster; None: as the profile says.
+    """
+
+    cores: int = 1
+    profile: Path | None = None
+    jobs: int | None = None
+
+    @property
+    def profile_files(self) -> list[Path]:
+        """The files in which Snakemake looks for the profile."""
+        if self.profile is None:
+            return []
+        return [file for pattern in ("profile*.yaml", "config*.yaml") for file in self.profile.glob(pattern)]
+
+
+def check_where(where: Where, device: str, number: int) -> list[str]:
+    """Checks that jobs can run there; returns the GPUs that the jobs of this machine share.
+
+    Args:
+        where: Where jobs are to run.
+        device: Of the study.
+        number: GPUs of a training.
 
     Raises:
-        ValueError: Says how to install it.
+        ValueError: No usable profile, the executor it names is not installed, or too few GPUs.
     """
-    if importlib.util.find_spec("snakemake") is None:
+    if where.profile is not None:
+        if not where.profile_files:
+            raise ValueError(f"{where.profile} is no folder of a Snakemake profile (no config.yaml)")
+        executor = importlib.util.find_spec("snakemake_executor_plugin_slurm")
+        if where.profile == SLURM_PROFILE and executor is None:
+            raise ValueError(
+                "Snakemake's SLURM executor is not installed: pip install 'nnunet-locctx[study]'"
+            )
+        return []
+    gpus = visible_gpus() if device == "cuda" else []
+    if device == "cuda" and len(gpus) < number:
         raise ValueError(
-            "studies are run by Snakemake, which is not installed: pip install 'nnunet-locctx[study]'"
+            f"the study needs {number} GPUs for a training (device: cuda), this machine has {len(gpus)}. Run it on a "
+            "cluster (--slurm, --profile), or set device: cpu."
         )
+    return gpus
+
+
+def visible_gpus() -> list[str]:
+    """Ids of this machine's GPUs, as ``CUDA_VISIBLE_DEVICES`` has them."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return named.split(",")[:count] if named else [str(number) for number in range(count)]
 
 
 def snakemake_command(
@@ -39,14 +88,14 @@ def snakemake_command(
     gpus: Sequence[str] = (),
     file: Path | None = None,
 ) -> list[str]:
-    """The command line.
+    """Snakemake's command line.
 
     Args:
-        jobs: The study's.
-        targets: What to make.
+        jobs: The study's jobs.
+        targets: The jobs whose outputs are asked for.
         where: Where jobs run; None: a dry run.
-        gpus: Those of this machine.
-        file: Holds the study; None: ``study.json`` in its work folder.
+        gpus: The GPUs of this machine.
+        file: The file that holds the study; None: ``study.json`` in its work folder.
     """
     study = jobs.study
     of_plan = [job.kind for job in targets] == ["plan"]  # a call of its own, see the Snakefile
@@ -72,7 +121,7 @@ def snakemake_command(
     text = "\n".join(file.read_text(encoding="utf-8") for file in where.profile_files)
     if re.search(r"^executor:\s*slurm\s*$", text, re.MULTILINE):
         command += ["--slurm-logdir", str(study.work / "logs" / "slurm")]
-        if not any(one.account for one in study.resources.values()):
+        if not any(requested.account for requested in study.resources.values()):
             command.append("--slurm-no-account")
     return command
 
@@ -82,9 +131,9 @@ class Progress:
     """Follows Snakemake's log: prints a line when a job begins, ends or fails, and keeps their names.
 
     Attributes:
-        jobs: The study's.
+        jobs: The study's jobs.
         show: Prints a line.
-        total: Jobs that are to run now.
+        total: Number of jobs that are to run now.
         running: Jobs at work, and when they began.
         done: Jobs that ended well.
         failed: Jobs that did not.
@@ -96,11 +145,8 @@ class Progress:
     running: dict[str, float] = field(default_factory=dict)
     done: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._known = {job.name: job for job in self.jobs.all()}
-        self._numbers: dict[str, str] = {}
-        self._in_error = False
+    _numbers: dict[str, str] = field(default_factory=dict)
+    _in_error: bool = False
 
     def read(self, line: str) -> None:
         """Takes the next line of the log."""
@@ -124,16 +170,9 @@ class Progress:
                 self._say("FAILED", name, f"; see {self.jobs.study.work / 'logs' / name}.txt")
         self._in_error = line.startswith("Error in rule ") or (self._in_error and line.startswith("    "))
 
-    def title(self, name: str) -> str:
-        """Of a job, for the terminal."""
-        return self.jobs.title(self._known[name]) if name in self._known else name
-
-    def job(self, name: str) -> Job | None:
-        """The job of that name."""
-        return self._known.get(name)
-
-    def _say(self, what: str, name: str, more: str = "") -> None:
-        self.show(f"[{f'{len(self.done)}/{self.total}':>9}] {what:<8} {self.title(name)}{more}")
+    def _say(self, event: str, name: str, details: str = "") -> None:
+        title = self.jobs.title(self.jobs.named[name])
+        self.show(f"[{f'{len(self.done)}/{self.total}':>9}] {event:<8} {title}{details}")
 
 
 def duration(seconds: float) -> str:
@@ -145,7 +184,7 @@ def duration(seconds: float) -> str:
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """An end asked for by SIGTERM is handled as one by Ctrl-C, by this process alone.
+    """SIGTERM ends this process as Ctrl-C does, and no other process.
 
     A worker that it forks inherits the handler and is ended by SIGTERM when its pool closes. Python may drop an
     exception that a handler raises, for example among a fork's hooks; the pool would then wait for its worker forever.
@@ -158,43 +197,39 @@ def terminable() -> Iterator[None]:
             os.kill(os.getpid(), number)
         raise KeyboardInterrupt
 
-    if not _in_main_thread():
+    with _handling(signal.SIGTERM, stop):
         yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """What is started here can be interrupted, by us, even if we cannot.
+    """SIGINT ends what is started here, even if it does not end us.
 
     A shell has commands in the background ignore SIGINT, and they pass that on to all they start.
     """
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN or not _in_main_thread():
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    with _handling(signal.SIGINT, signal.default_int_handler) if ignored else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def _handling(number: signal.Signals, handler: Any) -> Iterator[None]:
+    """Handles a signal; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
+        signal.signal(number, before)
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
     """Ends Snakemake and its jobs; a cluster's jobs are cancelled by Snakemake."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGINT)
-    try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
+    for number, seconds in ((signal.SIGINT, 30), (signal.SIGKILL, None)):
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+            return

@@ -1,4 +1,4 @@
-"""What a training of a study does besides nnU-Net's: seeds, checkpoints written in one step, facts for the record.
+"""What a study adds to nnU-Net's training: seeds, checkpoints written in one step, facts for the record.
 
 nnU-Net draws weights and patches without a seed. :func:`install` seeds this process and, where nnU-Net starts worker
 processes for the augmentation without seeds, gives them some. It changes nnU-Net's classes in this process only.
@@ -17,30 +17,32 @@ SETTINGS = "LOCCTX_STUDY_TRAINING"
 """Carries the settings to the processes that train on several GPUs."""
 
 FACTS = "locctx_facts.json"
-"""In the fold's folder: what only the training itself knows."""
+"""In the fold's folder: facts that only the training itself knows."""
 
 
 def worker_seeds(seed: int, epoch: int, rank: int, loader: int, number: int) -> list[int]:
     """Seeds of worker processes.
 
     Args:
-        seed: The study's.
-        epoch: At which the training is taken up; a resumed training must not draw its first patches again.
-        rank: Of the process on several GPUs.
+        seed: The run's.
+        epoch: The epoch at which the training begins; a resumed training must not draw its first patches again.
+        rank: The number of the process on several GPUs.
         loader: 0 for training, 1 for validation patches, in the order nnU-Net makes them.
-        number: Of workers.
+        number: The number of workers.
     """
-    return [int(one) for one in np.random.SeedSequence([seed, epoch, rank, loader]).generate_state(number)]
+    return [
+        int(state) for state in np.random.SeedSequence([seed, epoch, rank, loader]).generate_state(number)
+    ]
 
 
 def install(seed: int, epoch: int, epochs: int, rank: int = 0) -> None:
     """Seeds this process and prepares nnU-Net's classes; call once, before the trainer is made.
 
     Args:
-        seed: Of weights and sampling.
-        epoch: At which the training begins, above 0 if it is resumed.
-        epochs: Length that the trainer must have.
-        rank: Of this process on several GPUs.
+        seed: The seed of weights and sampling.
+        epoch: The epoch at which the training begins; above 0 if it is resumed.
+        epochs: The length that the trainer must have.
+        rank: The number of this process on several GPUs.
     """
     import torch
     from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter

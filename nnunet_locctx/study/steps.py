@@ -1,8 +1,8 @@
 """What a rule of the Snakefile runs, in the work folder: ``python -m nnunet_locctx.study.steps KIND WILDCARD ...``.
 
-A job that another process still works on (one that outlived a runner that was killed) is waited for, not done twice.
-Its commands hold the locks of the job and of its GPUs too: if only this process is killed, nobody takes them for free,
-and whoever needs them next ends what was left behind.
+A process may outlive a runner that was killed. A job that such a process still works on is waited for, not done twice.
+The commands of a job hold the locks of the job and of its GPUs too: if only this process is killed, nobody takes the
+locks for free, and whoever needs them next ends the commands.
 """
 
 import contextlib
@@ -11,27 +11,27 @@ import json
 import os
 import shlex
 import shutil
+import stat
 import string
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from nnunet_locctx.files import link, replacing, write_atomically
-from nnunet_locctx.locks import note, wait_for_lock
+from nnunet_locctx.files import link, replacing
+from nnunet_locctx.locks import BusyError, end_abandoned, lock, note, wait_for_lock
 from nnunet_locctx.nnunet.commands import CommandError, run_logged
 from nnunet_locctx.nnunet.data.paths import training_labels
 from nnunet_locctx.study.cases import SPLITS, raw_cases, read_splits
 from nnunet_locctx.study.jobs import OUTPUTS, Job, Jobs
-from nnunet_locctx.study.machines import claim_gpus
 from nnunet_locctx.study.model import Study
 from nnunet_locctx.study.preparing import plan, preprocess
-from nnunet_locctx.study.runs import Run, digest
 from nnunet_locctx.study.scheduling import terminable
+from nnunet_locctx.study.settings import digest, write_json
 
 GPUS = "LOCCTX_STUDY_GPUS"
-"""Set by a runner on one machine: the GPUs that its jobs share, as in ``CUDA_VISIBLE_DEVICES``."""
+"""A runner on one machine sets it to the GPUs that its jobs share, as in ``CUDA_VISIBLE_DEVICES``."""
 
 
 def environment(study: Study) -> dict[str, str]:
@@ -54,7 +54,7 @@ def run_job(jobs: Jobs, job: Job) -> None:
 
     Raises:
         CommandError: A command failed.
-        ValueError: Something is not as it must be.
+        ValueError: A step refuses its input, or the commands wrote no result.
     """
     output, identity = Path(job.output), digest(jobs.depends_on(job))
     holders: list[str] = []
@@ -72,7 +72,13 @@ def run_job(jobs: Jobs, job: Job) -> None:
             return
         note(held, {"depends_on": identity, "slurm_job": os.environ.get("SLURM_JOB_ID")})
         os.environ.update(environment(jobs.study))
-        with _gpus(jobs.resources(job.kind).get("gpu", 0)) as gpus:
+        visible = [gpu for gpu in os.environ.get(GPUS, "").split(",") if gpu]
+        number = (
+            jobs.resources(job.kind).get("gpu", 0) if visible else 0
+        )  # a cluster hands out the GPUs itself
+        with claim_gpus(visible, number) as gpus:
+            if gpus:
+                os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
             step = _Step(jobs, job, (held, *gpus.values()))
             getattr(step, job.kind)(**job.names)
     if not output.is_file():
@@ -80,22 +86,69 @@ def run_job(jobs: Jobs, job: Job) -> None:
 
 
 @contextlib.contextmanager
-def _gpus(number: int) -> Iterator[Mapping[str, int]]:
-    visible = [gpu for gpu in os.environ.get(GPUS, "").split(",") if gpu]
-    if not number or not visible:  # a cluster hands out the GPUs itself
+def claim_gpus(visible: Sequence[str], number: int) -> Iterator[dict[str, int]]:
+    """Holds as many of this machine's GPUs as a job needs, so that no two jobs of a user's studies share one.
+
+    Args:
+        visible: Ids as in ``CUDA_VISIBLE_DEVICES``.
+        number: How many.
+
+    Yields:
+        GPU -> descriptor of the lock that claims it, for the process that works on it to inherit.
+
+    Raises:
+        ValueError: There are fewer GPUs, or the claims' folder is another user's.
+    """
+    if number > len(visible):
+        raise ValueError(
+            f"a job needs {number} GPUs, visible are {len(visible)} ({', '.join(visible) or 'none'})"
+        )
+    if not number:
         yield {}
         return
-    with claim_gpus(visible, number, lambda text: print(text, flush=True)) as held:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(held)
-        yield held
+    folder = _claims_folder()
+    files = {gpu: folder / gpu.replace("/", "-") for gpu in visible}
+    waiting = False
+    while True:
+        with contextlib.ExitStack() as stack:
+            held: dict[str, int] = {}
+            for gpu, file in files.items():
+                with contextlib.suppress(BusyError):
+                    held[gpu] = stack.enter_context(lock(file, inherited=True))
+                if len(held) == number:
+                    yield held
+                    return
+        ended = [process for file in files.values() for process in end_abandoned(file)]
+        if ended:  # workers of a training that was killed would hold its GPU for ever
+            print(f"ended what a killed process had left at work: {ended}", flush=True)
+            continue
+        if not waiting:
+            print(f"waiting for {number} of the GPUs {', '.join(visible)}", flush=True)
+        waiting = True
+        time.sleep(2.0)
+
+
+def _claims_folder() -> Path:
+    """A folder of this user in the temporary one, where others may have put something of that name before."""
+    folder = Path(tempfile.gettempdir()) / f"locctx-gpus-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise ValueError(
+            f"{folder}, where GPUs are claimed, is no folder of yours (owner {status.st_uid}, "
+            f"{stat.filemode(status.st_mode)}); have it removed, or set TMPDIR to a folder of your own"
+        )
+    folder.chmod(0o700)
+    return folder
 
 
 class _Step:
     """Does one job; a method for each kind, with the wildcards of its rule.
 
     Args:
-        jobs: The study's.
-        job: The one.
+        jobs: The study's jobs.
+        job: The job to do.
         locks: Descriptors of the locks that its commands hold too.
     """
 
@@ -105,7 +158,7 @@ class _Step:
         self.dataset_json = ("--dataset-json", str(self.study.raw / "dataset.json"))
 
     def plan(self) -> None:
-        _write_json(self.job.output, plan(self.study, self._command))
+        write_json(Path(self.job.output), plan(self.study, self._command))
 
     def fit(self, source: str) -> None:
         from nnunet_locctx.nnunet.data.fitted import REGRESSOR, fitted_folder
@@ -115,64 +168,59 @@ class _Step:
         self._command("locctx", "fit", self.study.fitted[source], *words)
         file = fitted_folder(self.study.dataset, source) / REGRESSOR
         content = {"regressor": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-        _write_json(self.job.output, content)
+        write_json(Path(self.job.output), content)
 
     def preprocess(self, data: str) -> None:
-        _write_json(self.job.output, preprocess(self.study, data, self.scans["Tr"], self._command))
+        write_json(Path(self.job.output), preprocess(self.study, data, self.scans["Tr"], self._command))
 
     def train(self, run: str, fold: str) -> None:
-        study, one = self.study, self.study.runs[run]
-        words = ["--dataset", study.dataset, "--plans", study.plans, "--configuration", one.configuration]
-        words += ["--trainer", one.method.trainer, "--fold", fold, "--epochs", str(one.method.epochs)]
-        words += ["--seed", str(one.seed), "--device", study.device, "--gpus", str(study.gpus)]
-        words += ["--data", Job("preprocess", {"data": one.data}).output, "--record", self.job.output]
-        self._command(sys.executable, "-m", "nnunet_locctx.study.train", *words)
+        self._command(sys.executable, "-m", "nnunet_locctx.study.train", run, fold)
 
     def evaluate(self, run: str, part: str) -> None:
-        model = self.study.runs[run].model / part / "validation"
-        predictions = Path("runs", run, "test", "predictions") if part == "test" else model
+        predictions = self.study.runs[run].model / part / "validation"
+        if part == "test":
+            predictions = Path(Job("predict", {"run": run}).output).parent
         with _anew(Path(self.job.output).parent) as draft:
             self._evaluate(predictions, draft, "Ts" if part == "test" else "Tr")
 
     def predict(self, run: str) -> None:
-        study, one = self.study, self.study.runs[run]
-        words = ["-d", study.dataset, "-p", study.plans, "-tr", one.method.trainer, "-c", one.configuration]
-        words += ["-f", *map(str, study.folds), "-device", study.device, "--disable_progress_bar"]
+        study, trained = self.study, self.study.runs[run]
+        words = ["-d", study.dataset, "-p", study.plans, "-c", trained.configuration]
+        words += ["-tr", trained.method.trainer, "-f", *map(str, study.folds)]
+        words += ["-device", study.device, "--disable_progress_bar"]
         words += ["-npp", str(study.processes), "-nps", str(study.processes)]
         with _anew(Path(self.job.output).parent) as draft:
             self._command("nnUNetv2_predict", "-i", str(study.raw / "imagesTs"), "-o", str(draft), *words)
 
     def postprocess(self, run: str, method: str) -> None:
-        validation = {fold: self._validation(self.study.runs[run], fold) for fold in self.study.folds}
+        model, labels = self.study.runs[run].model, ["--labels", self._labels("Tr")]
+        validation = {fold: str(model / f"fold_{fold}" / "validation") for fold in self.study.folds}
         common = (*self.dataset_json, *self.np, "--quiet")
         with _anew(Path(self.job.output).parents[1]) as draft:
             if method == "atlas":
-                words = ["--labels", self._labels("Tr"), "--validation", *map(str, validation.values())]
+                words = [*labels, "--validation", *validation.values()]
                 words += ["-o", str(draft / "atlas.npz"), "--fold-atlases"]
                 self._command("locctx", "postprocess", "fit-atlas", *words, *common)
             for fold, predictions in validation.items():
                 action = [method.replace("_", "-")]
                 if method == "atlas":
                     action = ["apply-atlas", str(draft / f"atlas_fold_{fold}.npz")]
-                words = [*action, str(predictions), "-o", str(draft / "predictions")]
-                words += ["--labels", self._labels("Tr")] if method == "sides" else []
+                words = [*action, predictions, "-o", str(draft / "predictions")]
+                words += labels if method == "sides" else []
                 self._command("locctx", "postprocess", *words, *common)
             self._evaluate(draft / "predictions", draft / "evaluation", "Tr")
 
     def robustness(self, run: str) -> None:
-        study, one, asked = self.study, self.study.runs[run], self.study.robustness
+        study, trained, asked = self.study, self.study.runs[run], self.study.robustness
         assert asked is not None
         fold, folder = study.folds[0], Path(self.job.output).parent
         cases = sorted(read_splits(study.preprocessed / SPLITS)[fold]["val"])[: asked.cases]
         images, labels = link_cases(study.raw, cases, folder / "cases")
-        words = ["--model", str(one.model), "--fold", str(fold), "-i", str(images), "-l", str(labels)]
-        words += ["-o", str(folder), "--quiet", "--name", one.method.name, "--device", study.device]
+        words = ["--model", str(trained.model), "--fold", str(fold), "-i", str(images), "-l", str(labels)]
+        words += ["-o", str(folder), "--quiet", "--name", trained.method.name, "--device", study.device]
         words += ["--amounts", *(f"{amount:g}" for amount in asked.amounts)]
         words += ["--changes", *asked.changes, "--axes", *asked.axes]
         self._command("locctx", "robustness", *words)
-
-    def _validation(self, run: Run, fold: int) -> Path:
-        return run.model / f"fold_{fold}" / "validation"
 
     def _labels(self, part: str) -> str:
         study = self.study
@@ -199,7 +247,7 @@ def link_cases(raw: Path, cases: Sequence[str], folder: Path) -> tuple[Path, Pat
     Args:
         raw: The dataset's raw folder.
         cases: The cases.
-        folder: Takes ``images`` and ``labels``.
+        folder: It gets the folders ``images`` and ``labels``.
 
     Returns:
         The two folders.
@@ -227,9 +275,8 @@ def _anew(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_json(file: str, content: Any) -> None:
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(Path(file), (json.dumps(content, indent=1) + "\n").encode())
+FAILED = "error: "
+"""Begins what a job's log ends with when the job could say why it failed."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -245,10 +292,6 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{FAILED}{error}", file=sys.stderr)
         return 1
     return 0
-
-
-FAILED = "error: "
-"""Begins what a job's log ends with when the job could say why it failed."""
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""The job that trains: ``python -m nnunet_locctx.study.train ...``; one fold, by nnU-Net's own
-``run_training``, seeded.
+"""The job that trains one fold, by nnU-Net's own ``run_training``, seeded: ``python -m nnunet_locctx.study.train RUN
+FOLD`` in the study's work folder.
 
 What is trained is not trained again: a finished fold is only recorded, one without its validation is only validated,
 one that was interrupted goes on from ``checkpoint_latest.pth``. A folder that was trained with something else is left
 alone: what a model was trained with is kept beside it, so that nothing else is ever taken for it.
 """
 
-import argparse
 import json
 import math
 import os
@@ -15,117 +14,112 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.files import write_atomically
 from nnunet_locctx.study.cases import SPLITS, read_splits
-from nnunet_locctx.study.methods import ITERATIONS_PER_EPOCH
+from nnunet_locctx.study.jobs import Job, Jobs
+from nnunet_locctx.study.methods import ITERATIONS_PER_EPOCH, Run
+from nnunet_locctx.study.model import Study
 from nnunet_locctx.study.seeding import FACTS, SETTINGS, install, run_seeded_ddp
+from nnunet_locctx.study.settings import read_object, write_json
 
 FINGERPRINT = "locctx_study.json"
-TRAINED = ("checkpoint_final.pth", "checkpoint_latest.pth")
-"""Checkpoints that hold work worth keeping."""
+"""In the fold's folder: what the model is trained with, and the epochs at which the training was taken up again."""
+
+CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth")
+"""They hold work worth keeping."""
 
 
-def train(options: argparse.Namespace) -> None:
-    """Trains, goes on, validates or only records, whatever is missing.
+def train(study: Study, run: Run, fold: int) -> dict[str, Any]:
+    """Trains, goes on, validates or only records, whatever is missing; returns the record.
+
+    Args:
+        study: The study.
+        run: What to train.
+        fold: Number of the fold.
 
     Raises:
         ValueError: The fold's folder holds a training of something else, or settings cannot be used.
     """
     from nnunet_locctx.nnunet.plans.planning import read_plans
 
-    preprocessed = Path(os.environ["nnUNet_preprocessed"]) / options.dataset
-    plans = read_plans(preprocessed / f"{options.plans}.json")
-    split = read_splits(preprocessed / SPLITS)[options.fold]
-    scans = json.loads(Path(options.data).read_text(encoding="utf-8"))["scans"]
-    now = fingerprint_of(
-        plans,
-        options.configuration,
-        options.trainer,
-        options.epochs,
-        options.seed,
-        options.gpus,
-        split,
-        scans,
+    folder = run.model / f"fold_{fold}"
+    data = Job("preprocess", {"data": run.data}).output
+    fingerprint = fingerprint_of(
+        study,
+        run,
+        read_plans(study.preprocessed / f"{study.plans}.json"),
+        read_splits(study.preprocessed / SPLITS)[fold],
+        json.loads((study.work / data).read_text(encoding="utf-8"))["scans"],
     )
-    model = f"{options.trainer}__{options.plans}__{options.configuration}"
-    folder = Path(os.environ["nnUNet_results"]) / options.dataset / model / f"fold_{options.fold}"
-    check_fingerprint(folder, now)
-    final, latest = folder / "checkpoint_final.pth", folder / "checkpoint_latest.pth"
-    if final.is_file():
-        if (folder / "validation" / "summary.json").is_file():
-            print(f"{folder} is trained and validated")
-        else:
-            print(f"{folder} is trained; validating")
-            _run(options, 0, validate=True)
+    check_fingerprint(folder, fingerprint)
+    final, latest = (folder / name for name in CHECKPOINTS)
+    if not final.is_file():
+        epoch = int(_load(latest)["current_epoch"]) if latest.is_file() else 0
+        resumed = [*_resumed_at(folder), epoch] if epoch else []
+        write_json(folder / FINGERPRINT, {"version": 1, "fingerprint": fingerprint, "resumed": resumed})
+        _run_training(study, run, fold, epoch, resume=bool(epoch))
+    elif not (folder / "validation" / "summary.json").is_file():
+        print(f"{folder} is trained; validating")
+        _run_training(study, run, fold, 0, validate=True)
     else:
-        epoch = _epoch(latest) if latest.is_file() else 0
-        write_fingerprint(folder, now, [*resumed_at(folder), epoch] if epoch else [])
-        _run(options, epoch, resume=bool(epoch))
-    record = training_record(folder, options.seed)
-    write_atomically(Path(options.record), (json.dumps(record, indent=1) + "\n").encode())
+        print(f"{folder} is trained and validated")
+    return training_record(folder, run.seed)
 
 
-def _epoch(checkpoint: Path) -> int:
-    import torch
-
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=False)["current_epoch"])
-
-
-def _run(options: argparse.Namespace, epoch: int, *, resume: bool = False, validate: bool = False) -> None:
+def _run_training(
+    study: Study, run: Run, fold: int, epoch: int, *, resume: bool = False, validate: bool = False
+) -> None:
+    """nnU-Net's training, from the epoch at which it is taken up."""
     import torch
     from nnunetv2.run import run_training as command
 
-    threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
-    torch.set_num_threads(threads)
-    if options.device == "cuda":
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    if study.device == "cuda":
         torch.set_num_interop_threads(1)  # as nnUNetv2_train does
-    os.environ[SETTINGS] = json.dumps({"seed": options.seed, "epoch": epoch, "epochs": options.epochs})
-    if options.gpus > 1:
+    settings = {"seed": run.seed, "epoch": epoch, "epochs": run.method.epochs}
+    os.environ[SETTINGS] = json.dumps(settings)
+    if study.gpus > 1:
         command.run_ddp = run_seeded_ddp  # started by its name in processes that know nothing of this one
     else:
-        install(options.seed, epoch, options.epochs)
+        install(**settings)
     command.run_training(
-        options.dataset,
-        options.configuration,
-        options.fold,
-        options.trainer,
-        options.plans,
-        num_gpus=options.gpus,
+        study.dataset,
+        run.configuration,
+        fold,
+        run.method.trainer,
+        study.plans,
+        num_gpus=study.gpus,
         continue_training=resume,
         only_run_validation=validate,
-        device=torch.device(options.device),
+        device=torch.device(study.device),
     )
 
 
 def fingerprint_of(
+    study: Study,
+    run: Run,
     plans: Mapping[str, Any],
-    configuration: str,
-    trainer: str,
-    epochs: int,
-    seed: int,
-    gpus: int,
-    split: Mapping[str, Any],
+    split: Mapping[str, Sequence[str]],
     scans: Mapping[str, str],
 ) -> dict[str, Any]:
     """Everything a training of a study depends on, as JSON holds it.
 
     Args:
+        study: The study.
+        run: What is trained.
         plans: The study's plans.
-        configuration: Its name in them.
         split: Cases to train and to validate with.
         scans: Case -> fingerprint of the raw files that its preprocessed data was made from.
     """
     from nnunet_locctx.nnunet.plans.planning import resolve
 
+    configuration = resolve(dict(plans), run.configuration)
     content = {
-        "configuration": {
-            k: v for k, v in resolve(dict(plans), configuration).items() if k != "inherits_from"
-        },
+        "configuration": {key: value for key, value in configuration.items() if key != "inherits_from"},
         "transpose_forward": plans["transpose_forward"],
-        "trainer": trainer,
-        "epochs": epochs,
-        "seed": seed,
-        "gpus": gpus,
+        "trainer": run.method.trainer,
+        "epochs": run.method.epochs,
+        "seed": run.seed,
+        "gpus": study.gpus,
         "split": {part: sorted(cases) for part, cases in split.items()},
         "scans": {case: scans[case] for part in split.values() for case in sorted(part) if case in scans},
     }
@@ -133,59 +127,39 @@ def fingerprint_of(
     return fingerprint
 
 
-def differences(there: Any, now: Any, name: str = "") -> list[str]:
-    """What differs between two fingerprints, in words."""
-    if isinstance(there, Mapping) and isinstance(now, Mapping):
-        keys = sorted({*there, *now})
-        return [
-            text
-            for key in keys
-            for text in differences(there.get(key), now.get(key), f"{name}.{key}" if name else key)
-        ]
-    if there == now:
-        return []
-    return [f"{name}: {_short(there)} there, {_short(now)} now"]
-
-
-def check_fingerprint(folder: Path, now: Mapping[str, Any]) -> None:
+def check_fingerprint(folder: Path, fingerprint: Mapping[str, Any]) -> None:
     """Refuses a fold's folder that holds a training of something else.
 
     Raises:
         ValueError: Names what differs, or that nobody knows what it was trained with.
     """
-    if not any((folder / name).is_file() for name in TRAINED):
+    if not any((folder / name).is_file() for name in CHECKPOINTS):
         return
     file = folder / FINGERPRINT
-    move = "Move the folder away, or give the study another name."
+    advice = "Move the folder away, or give the study another name."
     if not file.is_file():
         raise ValueError(
-            f"{folder} holds a training that `locctx study` did not start (no {FINGERPRINT}). {move}"
+            f"{folder} holds a training that `locctx study` did not start (no {FINGERPRINT}). {advice}"
         )
-    there = json.loads(file.read_text(encoding="utf-8"))["fingerprint"]
+    before = json.loads(file.read_text(encoding="utf-8"))["fingerprint"]
     # trainings of earlier versions do not say what their scans were
-    different = differences(
-        there, {key: value for key, value in now.items() if key != "scans" or key in there}
-    )
+    known = {key: value for key, value in fingerprint.items() if key != "scans" or key in before}
+    different = differences(before, known)
     if different:
-        raise ValueError(f"{folder} was trained with something else: {'; '.join(different)}. {move}")
+        raise ValueError(f"{folder} was trained with something else: {'; '.join(different)}. {advice}")
 
 
-def write_fingerprint(folder: Path, now: Mapping[str, Any], resumed: list[int]) -> None:
-    """Keeps it beside the model, with the epochs at which the training was taken up again."""
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {"version": 1, "fingerprint": now, "resumed": resumed}
-    write_atomically(folder / FINGERPRINT, (json.dumps(content, indent=1) + "\n").encode())
-
-
-def resumed_at(folder: Path) -> list[int]:
-    """The epochs at which the training was taken up again."""
-    file = folder / FINGERPRINT
-    return list(json.loads(file.read_text(encoding="utf-8")).get("resumed", [])) if file.is_file() else []
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """What differs between two fingerprints, in words."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        return [
+            text
+            for key in sorted({*before, *now})
+            for text in differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+        ]
+    texts = [json.dumps(value) for value in (before, now)]
+    old, new = (text if len(text) <= 80 else f"{text[:77]}..." for text in texts)
+    return [] if before == now else [f"{name}: {old} before, {new} now"]
 
 
 def training_record(folder: Path, seed: int) -> dict[str, Any]:
@@ -193,42 +167,43 @@ def training_record(folder: Path, seed: int) -> dict[str, Any]:
 
     Args:
         folder: Of the fold.
-        seed: The study's.
+        seed: The run's.
     """
-    import torch
-
-    checkpoint = torch.load(folder / "checkpoint_final.pth", map_location="cpu", weights_only=False)
-    log: Mapping[str, Sequence[Any]] = checkpoint["logging"]
-    facts = json.loads((folder / FACTS).read_text(encoding="utf-8")) if (folder / FACTS).is_file() else {}
-    epochs: list[dict[str, Any]] = []
-    columns = (
-        "train_losses",
-        "val_losses",
-        "dice_per_class_or_region",
-        "epoch_start_timestamps",
-        "epoch_end_timestamps",
-    )
-    for number, row in enumerate(zip(*(log[name] for name in columns), strict=False)):
-        train_loss, val_loss, dice, start, end = row
-        epochs.append(
-            {
-                "epoch": number,
-                "train_loss": _number(train_loss),
-                "val_loss": _number(val_loss),
-                "pseudo_dice": [_number(value) for value in dice],
-                "seconds": round(float(end) - float(start), 3),
-            }
+    log = _load(folder / "checkpoint_final.pth")["logging"]
+    facts = read_object(folder / FACTS)
+    columns = ("train_losses", "val_losses", "dice_per_class_or_region")
+    times = ("epoch_start_timestamps", "epoch_end_timestamps")
+    epochs: list[dict[str, Any]] = [
+        {
+            "epoch": number,
+            "train_loss": _number(train_loss),
+            "val_loss": _number(val_loss),
+            "pseudo_dice": [_number(value) for value in dice],
+            "seconds": round(float(end) - float(start), 3),
+        }
+        for number, (train_loss, val_loss, dice, start, end) in enumerate(
+            zip(*(log[name] for name in (*columns, *times)), strict=False)
         )
+    ]
     return {
-        "seconds": round(sum(float(epoch["seconds"]) for epoch in epochs), 3),
+        "seconds": round(sum(epoch["seconds"] for epoch in epochs), 3),
         "iterations": len(epochs) * int(facts.get("iterations_per_epoch", ITERATIONS_PER_EPOCH)),
         "seed": seed,
-        "device": facts.get("device"),
-        "gpu": facts.get("gpu"),
-        "parameters": facts.get("parameters"),
-        "resumed": resumed_at(folder),
+        **{key: facts.get(key) for key in ("device", "gpu", "parameters")},
+        "resumed": _resumed_at(folder),
         "epochs": epochs,
     }
+
+
+def _resumed_at(folder: Path) -> list[int]:
+    return list(read_object(folder / FINGERPRINT).get("resumed", []))
+
+
+def _load(checkpoint: Path) -> dict[str, Any]:
+    import torch
+
+    content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    return content
 
 
 def _number(value: Any) -> float | None:
@@ -236,20 +211,18 @@ def _number(value: Any) -> float | None:
     return round(number, 6) if math.isfinite(number) else None
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("dataset", "plans", "configuration", "trainer", "device", "data", "record"):
-        parser.add_argument(f"--{name}", required=True)
-    for name in ("fold", "epochs", "seed", "gpus"):
-        parser.add_argument(f"--{name}", type=int, required=True)
+    run, fold = arguments
+    study = Jobs.load().study
     try:
-        train(parser.parse_args(arguments))
+        record = train(study, study.runs[run], int(fold))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    write_json(Path(Job("train", {"run": run, "fold": fold}).output), record)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

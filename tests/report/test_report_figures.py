@@ -14,19 +14,18 @@ import pytest
 from nnunet_locctx.evaluation.classes import find_pairs
 from nnunet_locctx.report import figures, style
 from nnunet_locctx.report.case_images import MOST_SLICES, _thinned, read_case
-from nnunet_locctx.report.cases import choose_cases, draw_overlays, label_colours, read_cases
+from nnunet_locctx.report.cases import PresetCases, choose_cases, draw_overlays, label_colours, read_cases
 from nnunet_locctx.report.figures import (
     baseline_dice,
     draw_classes,
     draw_coverage,
     draw_location,
     draw_training,
-    printed_gains,
 )
-from nnunet_locctx.report.results import Results, load_study
+from nnunet_locctx.report.papers import printed_gains
+from nnunet_locctx.report.results import Results, read_results
 from nnunet_locctx.report.statistics import by_case, class_gains, class_sizes, compare, with_base
 from nnunet_locctx.report.style import looks
-from nnunet_locctx.report.tables import location_points
 from nnunet_locctx.show import scan
 from nnunet_locctx.viewing import class_colours
 from tests.report.synthetic_study import CLASSES, Synthetic, edit_json, robustness, true_labels, write_json
@@ -42,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_slices_are_seen_from_the_feet_with_the_patients_right_at_the_left(folder: Path) -> None:
-    study = load_study(folder / "work")
+    study = read_results(folder / "work")
     piece = read_case(study, "case_000", 0, study.runs_at(SMALL))
     truth = piece.truth[piece.fullest]
     columns = truth.shape[1]
@@ -74,7 +73,7 @@ def test_a_flipped_and_permuted_scan_gives_the_same_picture(folder: Path, tmp_pa
         nibabel.save(nibabel.Nifti1Image(np.asarray(turned.dataobj), turned.affine), file)
     pieces = []
     for place in (folder, tmp_path):
-        study = load_study(place / "work")
+        study = read_results(place / "work")
         pieces.append(read_case(study, "case_001", 0, study.runs_at(SMALL)))
     one, other = pieces
     assert one.letters == other.letters
@@ -84,16 +83,22 @@ def test_a_flipped_and_permuted_scan_gives_the_same_picture(folder: Path, tmp_pa
         assert np.array_equal(plane, other.predictions[method])
 
 
+def cases_of(work: Path) -> tuple[Results, PresetCases]:
+    """A study and its cases at the small preset."""
+    study = read_results(work)
+    cases = read_cases(study, compare(study), SMALL)
+    assert cases is not None
+    return study, cases
+
+
 def test_missing_files_are_named_and_the_rest_is_drawn(tmp_path: Path) -> None:
     work = Synthetic(images=True, cases_per_fold=3, presets=(SMALL,)).write(tmp_path)
-    study = load_study(work)
-    rows = compare(study)
+    study, _ = cases_of(work)
     for file in Path(study.runs.loc[f"CoordConv__{SMALL}", "model"]).rglob("*.nii.gz"):
         file.unlink()
     gone = min(choose_cases(case_dice(study), "LocBAM", "Baseline"))[1]
     (tmp_path / "raw" / "Dataset007_BTCV" / "imagesTr" / f"{gone}_0000.nii.gz").unlink()
-    cases = read_cases(study, rows, SMALL)
-    assert cases is not None
+    _, cases = cases_of(work)
     figure, problems = draw_overlays(study, cases), cases.problems
     assert figure is not None
     assert gone not in figure.caption
@@ -103,10 +108,7 @@ def test_missing_files_are_named_and_the_rest_is_drawn(tmp_path: Path) -> None:
 
 
 def test_without_raw_data_there_is_no_figure_but_a_reason(tmp_path: Path) -> None:
-    work = Synthetic(presets=(SMALL,), folds=1).write(tmp_path)
-    study = load_study(work)
-    cases = read_cases(study, compare(study), SMALL)
-    assert cases is not None
+    study, cases = cases_of(Synthetic(presets=(SMALL,), folds=1).write(tmp_path))
     assert draw_overlays(study, cases) is None
     assert cases.problems
     assert all("dataset.json" in problem for problem in cases.problems)
@@ -116,7 +118,7 @@ def test_two_dimensional_images_are_drawn_as_stored(tmp_path: Path) -> None:
     from PIL import Image
 
     work = Synthetic(presets=(SMALL,), folds=1, cases_per_fold=2).write(tmp_path)
-    study = load_study(work)
+    study = read_results(work)
     raw = Path(study.settings["dataset"]["raw"])
     write_json(
         raw / "dataset.json",
@@ -147,16 +149,14 @@ def test_slices_are_thinned_evenly_and_the_fullest_stays() -> None:
 
 
 def test_the_leaders_worst_case_comes_first(folder: Path) -> None:
-    study = load_study(folder / "work")
-    cases = read_cases(study, compare(study), SMALL)
-    assert cases is not None
+    _, cases = cases_of(folder / "work")
     dice = [cases.dice["LocBAM"][key] for key in cases.slices]
     assert dice == sorted(dice)
     assert dice[0] == cases.dice["LocBAM"].min()
 
 
 def test_alternatives_state_the_finding(folder: Path) -> None:
-    study = load_study(folder / "work")
+    study = read_results(folder / "work")
     rows = compare(study)
     located = rows[(rows["method"] == "LocBAM") & (rows["preset"] == SMALL)]["gain"].item()
     coverage, classes = draw_coverage(study, rows), draw_classes(study, rows, SMALL)
@@ -177,7 +177,7 @@ def case_dice(study: Results) -> pd.DataFrame:
 
 
 def test_cases_are_chosen_by_dice_and_gain(folder: Path) -> None:
-    dice = case_dice(load_study(folder / "work"))
+    dice = case_dice(read_results(folder / "work"))
     gain = dice["LocBAM"] - dice["Baseline"]
     chosen = choose_cases(dice, "LocBAM", "Baseline")
     assert "best of LocBAM" in chosen[dice["LocBAM"].idxmax()]
@@ -187,7 +187,7 @@ def test_cases_are_chosen_by_dice_and_gain(folder: Path) -> None:
 
 
 def test_classes_are_ordered_by_their_size_where_they_are(folder: Path) -> None:
-    scores = load_study(folder / "work").scores_of(f"Baseline__{SMALL}").reset_index(drop=True)
+    scores = read_results(folder / "work").scores_of(f"Baseline__{SMALL}").reset_index(drop=True)
     liver, spleen = (scores.index[scores["class"] == name] for name in ("liver", "spleen"))
     scores.loc[liver[0], "reference_ml"] = 0.0  # a case without it does not count
     scores.loc[spleen, "reference_ml"] = np.nan
@@ -197,7 +197,7 @@ def test_classes_are_ordered_by_their_size_where_they_are(folder: Path) -> None:
 
 
 def test_class_gain_counts_the_cases_that_both_have(folder: Path) -> None:
-    study = load_study(folder / "work")
+    study = read_results(folder / "work")
     spleen = study.scores[study.scores["class"] == "spleen"].set_index("run")["dice"]
     mine, theirs = spleen[f"LocBAM__{SMALL}"], spleen[f"Baseline__{SMALL}"]
     first = study.scores.index[
@@ -214,7 +214,7 @@ def test_class_gain_counts_the_cases_that_both_have(folder: Path) -> None:
 def test_coverage_shows_the_papers_gains_for_the_same_data_only(tmp_path: Path) -> None:
     work = Synthetic(folds=1).write(tmp_path)
     edit_json(work / "study.json", papers=["locbam_table2"])
-    study = load_study(work)
+    study = read_results(work)
     printed = printed_gains(study)
     assert set(printed["method"]) == {"LocBAM"}
     assert list(printed.iloc[0]) == ["LocBAM", 0.06, pytest.approx(55.25)]
@@ -222,7 +222,7 @@ def test_coverage_shows_the_papers_gains_for_the_same_data_only(tmp_path: Path) 
     assert figure is not None
     assert "logarithmic further out" in figure.caption
     edit_json(work / "study.json", dataset={"id": 8, "name": "Dataset008_Other", "raw": ""})
-    assert printed_gains(load_study(work)).empty
+    assert printed_gains(read_results(work)).empty
 
 
 def test_coverage_needs_a_coverage(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_coverage_needs_a_coverage(tmp_path: Path) -> None:
     content = json.loads((work / "study.json").read_text())
     content["presets"][0]["coverage"] = None
     write_json(work / "study.json", content)
-    study = load_study(work)
+    study = read_results(work)
     assert draw_coverage(study, compare(study)) is None
 
 
@@ -240,7 +240,7 @@ def test_pseudo_dice_is_the_mean_of_the_known_classes_and_folds_may_differ_in_le
     short = [{"epoch": 0, "pseudo_dice": [0.5, 0.7, None], "train_loss": 1.0}]
     for fold, epochs in enumerate((long, short)):
         edit_json(work / "runs" / f"LocBAM__{SMALL}" / f"fold_{fold}" / "training.json", epochs=epochs)
-    study = load_study(work)
+    study = read_results(work)
     table = study.epochs[study.epochs["method"] == "LocBAM"].pivot(index="epoch", columns="fold")
     assert list(table["pseudo_dice"].loc[0]) == pytest.approx([0.3, 0.6])
     assert np.isnan(table["pseudo_dice"][1].loc[1:]).all()
@@ -255,12 +255,12 @@ def test_wrong_locations_stand_beside_the_baseline_on_the_same_cases(tmp_path: P
     content = robustness("LocBAM", cases, 0.3)
     content["points"][0]["dice"] = None
     write_json(work / "runs" / f"LocBAM__{SMALL}" / "robustness" / "robustness.json", content)
-    study = load_study(work)
-    points = location_points(study)
+    study = read_results(work)
+    points = study.robustness
     assert set(points["method"]) == {"LocBAM"}
     assert np.isnan(points["dice"][0])
     assert points["dice"][1] == pytest.approx(0.847)
-    figure = draw_location(study, points)
+    figure = draw_location(study)
     assert figure is not None
     # 0.85 - 0.3 x 25 / 100; 100 % is in the table and not in the figure
     assert f"LocBAM at {SMALL}: 84.7% Dice, 77.5% with 25% shift" in figure.alternative
@@ -269,12 +269,12 @@ def test_wrong_locations_stand_beside_the_baseline_on_the_same_cases(tmp_path: P
 
 
 def test_methods_keep_their_colour_and_regions_their_number(folder: Path) -> None:
-    study = load_study(folder / "work")
+    study = read_results(folder / "work")
     look = looks(study)
     assert len(set(look.values())) == 3
     labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "edema": [1], "ignore": 4}
     edit_json(folder / "work" / "study.json", labels=labels)
-    named = {label: name for label, (name, _) in label_colours(load_study(folder / "work")).items()}
+    named = {label: name for label, (name, _) in label_colours(read_results(folder / "work")).items()}
     assert named == {1: "edema", 2: "core", 3: "core"}
 
 
@@ -284,7 +284,7 @@ def test_classes_have_the_colours_of_locctx_show(folder: Path) -> None:
     shown = scan._names({"labels": labels}, None)["names"]
     names = list(dict.fromkeys(shown.values()))
     colours = class_colours(names, find_pairs(names))
-    ours = label_colours(load_study(folder / "work"))
+    ours = label_colours(read_results(folder / "work"))
     assert ours == {value: (name, colours[name]) for value, name in shown.items() if name != "ignore"}
 
 
@@ -299,8 +299,8 @@ def test_wrong_locations_have_a_panel_per_source(tmp_path: Path, monkeypatch: py
         write_json(file, robustness(method, one.case_names(0)[:2], 0.3))
     drawn: list[Any] = []
     monkeypatch.setattr(figures, "to_svg", lambda figure: drawn.append(figure) or b"")
-    study = load_study(work)
-    assert draw_location(study, location_points(study)) is not None
+    study = read_results(work)
+    assert draw_location(study) is not None
     (figure,) = drawn
     # rows: shift and noise; columns: the sources; beside each curve the dashed baseline
     assert [panel.get_title() for panel in figure.axes] == ["source body", "source voxel", "", ""]
@@ -329,7 +329,7 @@ def test_an_unknown_location_is_a_level_line(tmp_path: Path, monkeypatch: pytest
 
 def test_figures_follow_the_readers_theme(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "to_svg", style.to_svg)
-    (figure,) = draw_training(load_study(folder / "work"))
+    (figure,) = draw_training(read_results(folder / "work"))
     svg = figure.svg.decode()
     assert "prefers-color-scheme: dark" in svg
     assert not {"#000000", style.BASELINE_COLOUR, "#ffffff"} & set(

@@ -12,10 +12,10 @@ from nnunet_locctx.report.browser import build_browser
 from nnunet_locctx.report.cases import read_cases
 from nnunet_locctx.report.document import percent
 from nnunet_locctx.report.figures import draw_training
-from nnunet_locctx.report.results import load_study
+from nnunet_locctx.report.results import read_results
 from nnunet_locctx.report.sections import write_report
 from nnunet_locctx.report.statistics import compare
-from nnunet_locctx.report.tables import comparison_table, location_points, location_table, training_table
+from nnunet_locctx.report.tables import comparison_table, location_table, training_table
 from nnunet_locctx.report.verdict import next_steps, verdict
 from tests.report.synthetic_study import Synthetic, edit_json, robustness, write_json
 
@@ -44,7 +44,7 @@ def raw(work: Path, method: str) -> pd.DataFrame:
 
 
 def test_a_case_counts_once_with_its_mean(work: Path) -> None:
-    study = load_study(work)
+    study = read_results(work)
     assert list(study.runs.index) == [f"Baseline__{SMALL}", f"LocBAM__{SMALL}"]
     rows = compare(study).set_index("method")
     mine, theirs = (raw(work, method) for method in ("LocBAM", "Baseline"))
@@ -65,7 +65,7 @@ def test_a_case_counts_once_with_its_mean(work: Path) -> None:
 
 
 def test_the_verdict_says_whether_the_seeds_agree(work: Path) -> None:
-    study = load_study(work)
+    study = read_results(work)
     rows = compare(study)
     (sentence,) = verdict(study, rows)
     assert "; all 3 seeds agree" in sentence
@@ -75,7 +75,7 @@ def test_the_verdict_says_whether_the_seeds_agree(work: Path) -> None:
     texts = [file.read_text() for file in files]
     for file, text in zip(files, reversed(texts), strict=True):
         file.write_text(text)
-    study = load_study(work)
+    study = read_results(work)
     (sentence,) = verdict(study, compare(study))
     assert "; 2 of 3 seeds agree" in sentence
 
@@ -85,7 +85,7 @@ def test_what_is_not_defined_in_one_seed_is_the_mean_of_the_others(work: Path) -
     rows = json.loads(file.read_text())["cases"]
     rows[0] |= {"dice": None, "hd95_mm": None}
     edit_json(file, cases=rows)
-    study = load_study(work)
+    study = read_results(work)
     scores = study.scores_of(f"LocBAM__{SMALL}").set_index(["case", "class"])
     values = raw(work, "LocBAM").xs(rows[0]["case"], level="case")[rows[0]["class"]]
     assert scores.loc[(rows[0]["case"], rows[0]["class"]), "dice"] == pytest.approx(
@@ -111,7 +111,7 @@ def test_seeds_in_the_files_and_what_is_missing(work: Path, tmp_path: Path) -> N
 
 
 def test_trainings_of_each_seed(work: Path) -> None:
-    study = load_study(work)
+    study = read_results(work)
     table = training_table(study)
     assert table is not None
     assert [tuple(row[1:4]) for row in table.rows] == [
@@ -125,7 +125,7 @@ def test_a_wrong_location_is_the_mean_of_the_seeds(work: Path) -> None:
     for seed, fall in zip(SEEDS, (0.1, 0.2, 0.6), strict=True):
         file = evaluation(work, "LocBAM", seed).parents[2] / "robustness" / "robustness.json"
         write_json(file, robustness("LocBAM", ["case_000"], fall))
-    points = location_points(load_study(work)).set_index(["kind", "percent"])
+    points = read_results(work).robustness.set_index(["kind", "percent"])
     assert points.loc[("shift", 100.0), "dice"] == pytest.approx(0.85 - 0.3)
     assert len(points) == 10
 
@@ -139,7 +139,7 @@ def test_an_unknown_location_has_a_column_of_its_own(work: Path) -> None:
     ]
     file = evaluation(work, "LocBAM", 0).parents[2] / "robustness" / "robustness.json"
     write_json(file, {**content, "points": [*content["points"], *unknown]})
-    table = location_table(location_points(load_study(work)))
+    table = location_table(read_results(work))
     assert table is not None
     assert table.columns[5:] == ["0 %", "1 %", "5 %", "25 %", "100 %", "unknown"]
     cells = {row[2]: row[5:] for row in table.rows}
@@ -156,7 +156,7 @@ def test_pictures_are_of_the_first_seed(tmp_path: Path) -> None:
         seeds=(3, 0),
         images=True,
     )
-    study = load_study(one.write(tmp_path))
+    study = read_results(one.write(tmp_path))
     cases = read_cases(study, compare(study), SMALL)
     assert cases is not None
     first = study.seed_scores[(study.seed_scores["seed"] == 3) & (study.seed_scores["method"] == "LocBAM")]

@@ -4,14 +4,15 @@ import csv
 import io
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
 from nnunet_locctx.report.document import MINUS, NOTHING, number
-from nnunet_locctx.report.results import VALIDATION, load_study
+from nnunet_locctx.report.results import VALIDATION, read_results
 from nnunet_locctx.report.sections import build_document
 from nnunet_locctx.report.statistics import compare
 from nnunet_locctx.report.tables import (
@@ -32,35 +33,25 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Synthetic().write(tmp_path_factory.mktemp("complete"))
 
 
-def rows_of(work: Path, run: str, folds: int = 2) -> list[dict[str, object]]:
+def rows_of(work: Path, method: str, folds: int = 2) -> pd.DataFrame:
     """The case rows of a run, read apart from the report's code."""
-    found = []
-    for fold in range(folds):
-        file = work / "runs" / run / f"fold_{fold}" / "evaluation" / "evaluation.json"
-        found += json.loads(file.read_text())["cases"]
-    return found
-
-
-def dice_by_case(work: Path, run: str) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    for row in rows_of(work, run):
-        found.setdefault(str(row["case"]), []).append(float(str(row["dice"])))
-    return found
+    files = [evaluation_file(work, method, SMALL, fold) for fold in range(folds)]
+    return pd.DataFrame([row for file in files for row in json.loads(file.read_text())["cases"]])
 
 
 def test_means_gain_and_test_are_those_computed_by_hand(work: Path) -> None:
-    study = load_study(work)
+    study = read_results(work)
     comparisons = {(row.method, row.preset): row for row in compare(study).itertuples()}
-    base, located = dice_by_case(work, f"Baseline__{SMALL}"), dice_by_case(work, f"LocBAM__{SMALL}")
+    base, located = (rows_of(work, method) for method in ("Baseline", "LocBAM"))
     row = comparisons["LocBAM", SMALL]
-    mean = np.mean([value for values in located.values() for value in values])
-    gain = mean - np.mean([value for values in base.values() for value in values])
+    mean, gain = located["dice"].mean(), located["dice"].mean() - base["dice"].mean()
     assert row.cases == row.pairs == 12
     assert row.dice == pytest.approx(float(mean))
     assert row.gain == pytest.approx(float(gain))
     assert row.gain == pytest.approx(0.05, abs=0.01)  # what the study was made with
     assert row.gain_relative == pytest.approx(float(gain / (mean - gain)))
-    expected = stats.wilcoxon([np.mean(located[case]) - np.mean(base[case]) for case in base]).pvalue
+    by_case = [table.groupby("case")["dice"].mean() for table in (located, base)]
+    expected = stats.wilcoxon(by_case[0] - by_case[1]).pvalue
     assert row.p == pytest.approx(float(expected))
     # all 12 differences have one sign in three comparisons, p = 2 / 2**12; Holm: four comparisons
     assert row.p_holm == pytest.approx(4 * 2 / 2**12)
@@ -72,7 +63,7 @@ def test_a_method_with_a_baseline_of_its_own_is_compared_with_that(tmp_path: Pat
     methods = json.loads((work / "study.json").read_text())["methods"]
     own = [{**one, **({"against": "CoordConv"} if one["name"] == "LocBAM" else {})} for one in methods]
     edit_json(work / "study.json", methods=own)
-    study = load_study(work)
+    study = read_results(work)
     compared = compare(study)
     rows = compared[compared["preset"] == SMALL].set_index("method")
     dice, gain = rows["dice"], rows["gain"]
@@ -87,14 +78,11 @@ def test_a_method_with_a_baseline_of_its_own_is_compared_with_that(tmp_path: Pat
 
 
 def test_comparison_table_shows_and_stores_them(work: Path) -> None:
-    study = load_study(work)
+    study = read_results(work)
     rows = compare(study)
     table = comparison_table(study, rows, "comparison", "all")
-    assert [line[:3] for line in table.rows][:3] == [
-        [SMALL, "Baseline", "12"],
-        [SMALL, "CoordConv", "12"],
-        [SMALL, "LocBAM", "12"],
-    ]
+    methods = ("Baseline", "CoordConv", "LocBAM")
+    assert [line[:3] for line in table.rows][:3] == [[SMALL, method, "12"] for method in methods]
     assert "4 comparisons" in table.caption
     stored = list(csv.DictReader(io.StringIO(table.to_csv())))
     assert float(stored[2]["dice"]) == pytest.approx(rows["dice"][2], rel=1e-5)
@@ -111,13 +99,12 @@ def test_a_gain_below_zero_has_a_real_minus() -> None:
 
 
 def test_class_table_gives_each_class_its_mean(work: Path) -> None:
-    study = load_study(work)
+    study = read_results(work)
     table = class_table(study, compare(study), SMALL, "classes", "all")
-    liver = [float(str(row["dice"])) for row in rows_of(work, f"LocBAM__{SMALL}") if row["class"] == "liver"]
-    base = [float(str(row["dice"])) for row in rows_of(work, f"Baseline__{SMALL}") if row["class"] == "liver"]
-    column = list(table.columns).index("liver")
-    shown = f"{100 * np.mean(liver):.1f} (+{100 * (np.mean(liver) - np.mean(base)):.1f})"
-    assert table.rows[2][column] == shown
+    liver, base = (
+        rows_of(work, name).groupby("class")["dice"].mean()["liver"] for name in ("LocBAM", "Baseline")
+    )
+    assert table.shown["liver"][2] == f"{100 * liver:.1f} (+{100 * (liver - base):.1f})"
 
 
 def test_a_class_that_a_run_lacks_is_a_dash(tmp_path: Path) -> None:
@@ -126,7 +113,7 @@ def test_a_class_that_a_run_lacks_is_a_dash(tmp_path: Path) -> None:
     content = json.loads(file.read_text())
     del content["classes"]["liver"]
     write_json(file, {**content, "cases": [row for row in content["cases"] if row["class"] != "liver"]})
-    study = load_study(work)
+    study = read_results(work)
     table = class_table(study, compare(study), SMALL, "classes", "all")
     assert table.columns[-1] == "liver"
     assert [row[-1] == NOTHING for row in table.rows] == [False, False, True]
@@ -136,20 +123,11 @@ def test_a_class_that_a_run_lacks_is_a_dash(tmp_path: Path) -> None:
 
 def test_a_missing_value_is_left_out_of_its_class(tmp_path: Path) -> None:
     work = Synthetic(gains={"Baseline": (0,)}, presets=(SMALL,), folds=1, cases_per_fold=2).write(tmp_path)
-    file = evaluation_file(work, "Baseline", SMALL)
-    content = json.loads(file.read_text())
-    rows = [
-        {"case": case, "class": name, "dice": dice}
-        for case, name, dice in (
-            ("a", "spleen", 0.4),
-            ("b", "spleen", 0.6),
-            ("a", "liver", None),
-            ("b", "liver", 0.9),
-            ("c", "liver", 0.7),
-        )
-    ]
-    write_json(file, {**content, "classes": {"spleen": 1, "liver": 2}, "cases": rows})
-    study = load_study(work)
+    dice = {("a", "spleen"): 0.4, ("b", "spleen"): 0.6, ("a", "liver"): None, ("b", "liver"): 0.9}
+    dice[("c", "liver")] = 0.7
+    rows = [{"case": case, "class": name, "dice": value} for (case, name), value in dice.items()]
+    edit_json(evaluation_file(work, "Baseline", SMALL), classes={"spleen": 1, "liver": 2}, cases=rows)
+    study = read_results(work)
     # class means 0.5 and 0.8, by hand
     assert compare(study)["dice"].to_list() == pytest.approx([0.65])
     table = class_table(study, compare(study), SMALL, "classes", "all")
@@ -167,7 +145,7 @@ def test_lost_distances_are_counted_not_hidden(tmp_path: Path) -> None:
     content["cases"][0].update(dice=0.0, hd95_mm=None)  # not predicted
     content["cases"][1].update(reference_ml=0.0, dice=None, hd95_mm=None)  # not in the case
     write_json(file, content)
-    study = load_study(work)
+    study = read_results(work)
     table = error_table(study, compare(study), "errors", "all")
     assert table.rows[0][3] == "1 of 29"
     assert "paper Dice, %" not in table.columns
@@ -181,7 +159,7 @@ def test_missing_runs_folds_and_broken_files_are_named(tmp_path: Path) -> None:
     (lost.parent / "fold_0" / "training.json").write_text("{}")
     failure = {"job": "train x", "run": f"LocBAM__{SMALL}", "fold": 1, "exit_status": 137}
     write_json(work / "failures" / "train.json", {**failure, "log": "logs/x", "message": "killed"})
-    study = load_study(work)
+    study = read_results(work)
     assert list(study.missing[["what", "fold"]].itertuples(index=False, name=None)) == [
         ("training", "0"),
         ("training", "1"),
@@ -191,20 +169,16 @@ def test_missing_runs_folds_and_broken_files_are_named(tmp_path: Path) -> None:
     rows = compare(study).set_index("run").loc[f"LocBAM__{SMALL}"]
     assert (rows["cases"], rows["pairs"]) == (6, 6)
     # compared on the six cases that both have
-    base, located = dice_by_case_of_fold(work, "Baseline"), dice_by_case_of_fold(work, "LocBAM")
-    assert rows["gain"] == pytest.approx(np.mean(located) - np.mean(base))
+    base, located = (rows_of(work, method, folds=1)["dice"] for method in ("Baseline", "LocBAM"))
+    assert rows["gain"] == pytest.approx(located.mean() - base.mean())
     failed = study.failures.iloc[0]
     assert (failed.job, failed.fold, failed.exit_status, failed.message) == ("train x", "1", "137", "killed")
-
-
-def dice_by_case_of_fold(work: Path, method: str) -> list[float]:
-    return [float(str(row["dice"])) for row in rows_of(work, f"{method}__{SMALL}", folds=1)]
 
 
 def test_cases_that_only_the_method_has_are_left_out_of_the_gain(tmp_path: Path) -> None:
     work = Synthetic().write(tmp_path)
     evaluation_file(work, "Baseline", SMALL, 1).unlink()
-    study = load_study(work)
+    study = read_results(work)
     rows = compare(study)
     table = comparison_table(study, rows, "comparison", "all")
     named = [f"{method} at {SMALL} (6 of 12)" for method in ("CoordConv", "LocBAM")]
@@ -213,12 +187,12 @@ def test_cases_that_only_the_method_has_are_left_out_of_the_gain(tmp_path: Path)
 
 def test_postprocessed_cases_are_paired_by_fold(tmp_path: Path) -> None:
     work = Synthetic(presets=(SMALL,)).write(tmp_path)
-    run = f"Baseline__{SMALL}"
-    rows = [{**row, "dice": min(1.0, float(str(row["dice"])) + 0.01)} for row in rows_of(work, run)]
-    source = json.loads(evaluation_file(work, "Baseline", SMALL).read_text())
-    folder = work / "runs" / run / "postprocessing" / "largest_component" / "evaluation"
-    write_json(folder / "evaluation.json", {**source, "cases": rows})
-    study = load_study(work)
+    rows = rows_of(work, "Baseline")
+    rows = rows.assign(dice=(rows["dice"] + 0.01).clip(upper=1)).astype(object).where(rows.notna(), None)
+    source, run = evaluation_file(work, "Baseline", SMALL), f"Baseline__{SMALL}"
+    file = work / "runs" / run / "postprocessing" / "largest_component" / "evaluation" / "evaluation.json"
+    write_json(file, {**json.loads(source.read_text()), "cases": rows.to_dict("records")})
+    study = read_results(work)
     before, after = (
         study.scores_of(run, part)[["fold", "case"]] for part in (VALIDATION, "largest_component")
     )
@@ -230,7 +204,7 @@ def test_postprocessed_cases_are_paired_by_fold(tmp_path: Path) -> None:
 
 
 def test_training_table_averages_the_folds(work: Path) -> None:
-    table = training_table(load_study(work))
+    table = training_table(read_results(work))
     assert table is not None
     assert table.rows[0][2:6] == ["2", "12", "31.000", "12.0 min"]
 
@@ -245,7 +219,7 @@ def test_training_table_averages_the_folds(work: Path) -> None:
     ids=["one method", "two cases", "one class"],
 )
 def test_small_studies_have_a_report(tmp_path: Path, one: Synthetic) -> None:
-    document = build_document(load_study(one.write(tmp_path)))
+    document = build_document(read_results(one.write(tmp_path)))
     keys = [section.key for section in document.sections]
     assert {"verdict", "validation", "training", "fairness", "settings", "computed", "repeat"} <= set(keys)
     for table in document.tables():
@@ -256,7 +230,7 @@ def test_a_study_that_has_just_begun_has_a_report(tmp_path: Path) -> None:
     work = Synthetic().write(tmp_path)
     for file in (work / "runs").rglob("*.json"):
         file.unlink()
-    document = build_document(load_study(work))
+    document = build_document(read_results(work))
     (missing,) = [table for table in document.tables() if table.key == "missing"]
     assert len(missing.rows) == 6 * 2 * 2  # runs, folds, training and evaluation
 
@@ -264,11 +238,11 @@ def test_a_study_that_has_just_begun_has_a_report(tmp_path: Path) -> None:
 def test_only_what_was_asked_for_is_missing(tmp_path: Path) -> None:
     one = Synthetic(presets=(SMALL,), folds=1)
     work = one.write(tmp_path)
-    assert load_study(work).missing.empty
+    assert read_results(work).missing.empty
     (tmp_path / "raw" / one.dataset / "labelsTs").mkdir(parents=True)
     asked = {"postprocessing": ["atlas"], "robustness": {"presets": [SMALL]}, "test_cases": ["t"]}
     edit_json(work / "study.json", **asked)
-    found = [(entry.run.split("__")[0], entry.what) for entry in load_study(work).missing.itertuples()]
+    found = [(entry.run.split("__")[0], entry.what) for entry in read_results(work).missing.itertuples()]
     each = ["evaluation of the test cases", "evaluation after atlas"]
     # the baseline has no location to shift
     expected = [("Baseline", what) for what in each]
@@ -282,25 +256,25 @@ def test_values_that_are_all_null(tmp_path: Path) -> None:
         content = json.loads(file.read_text())
         rows = [{"case": row["case"], "class": row["class"], "dice": None} for row in content["cases"]]
         write_json(file, {**content, "cases": rows})
-    document = build_document(load_study(work))
+    document = build_document(read_results(work))
     (table,) = [table for table in document.tables() if table.key == "comparison"]
     assert table.rows[2][3:] == [NOTHING, "n = 0", NOTHING, NOTHING, NOTHING, "not tested: n = 0"]
 
 
 @pytest.mark.parametrize(
-    ("change", "told"), [({"baseline": "X"}, "baseline"), ({"runs": None}, "lacks runs")]
+    ("change", "message"),
+    [
+        (lambda study: {**study, "baseline": "X"}, "baselines of .* must be among .*, got 'X'"),
+        (lambda study: {key: value for key, value in study.items() if key != "runs"}, "lacks runs"),
+        (lambda study: None, "no study's work folder"),
+    ],
+    ids=["baseline", "runs", "none"],
 )
-def test_unusable_studies_are_refused(tmp_path: Path, change: dict[str, object], told: str) -> None:
-    work = Synthetic(presets=(SMALL,)).write(tmp_path)
-    if None in change.values():
-        content = json.loads((work / "study.json").read_text())
-        write_json(work / "study.json", {key: value for key, value in content.items() if key not in change})
-    else:
-        edit_json(work / "study.json", **change)
-    with pytest.raises(ValueError, match=told):
-        load_study(work)
-
-
-def test_no_study_at_all(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no study's work folder"):
-        load_study(tmp_path)
+def test_unusable_studies_are_refused(tmp_path: Path, change: Callable[..., object], message: str) -> None:
+    file = Synthetic(presets=(SMALL,)).write(tmp_path) / "study.json"
+    content = change(json.loads(file.read_text()))
+    file.unlink()
+    if content is not None:
+        write_json(file, content)
+    with pytest.raises(ValueError, match=message):
+        read_results(file.parent)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_locctx.report.results import load_study
+from nnunet_locctx.report.results import read_results
 from nnunet_locctx.report.statistics import compare
 from nnunet_locctx.report.tables import error_table, postprocessing_table
 from nnunet_locctx.report.verdict import fewer, next_steps, verdict
@@ -34,7 +34,7 @@ def study_of(
 
 
 def sentence_of(work: Path) -> str:
-    study = load_study(work)
+    study = read_results(work)
     (sentence,) = verdict(study, compare(study))
     return sentence
 
@@ -81,7 +81,7 @@ def test_equal_methods_do_not_differ(tmp_path: Path) -> None:
 def test_gains_over_a_baseline_that_knows_little_are_in_points_alone(tmp_path: Path) -> None:
     work = study_of(tmp_path, [0.5] * 7, base=0.19)
     assert "(from 19.0% to 69.0%); chance" in sentence_of(work)
-    study = load_study(work)
+    study = read_results(work)
     rows = compare(study)
     assert rows["gain_relative"].isna().all()
     assert any(
@@ -93,7 +93,7 @@ def test_many_comparisons_need_more_cases_for_a_test_to_reach_anything(tmp_path:
     """Seven cases are enough for one comparison (2 / 2**7 = 0.016), and not for the first of four."""
     gains = {"Baseline": (0, 0), "CoordConv": (0.2, 0.2), "LocBAM": (0.2, 0.2)}
     work = Synthetic(gains=gains, folds=1, cases_per_fold=7).write(tmp_path)
-    study = load_study(work)
+    study = read_results(work)
     rows = compare(study)
     sentences = verdict(study, rows)
     assert len(sentences) == 4
@@ -109,28 +109,19 @@ def test_many_comparisons_need_more_cases_for_a_test_to_reach_anything(tmp_path:
 
 def test_next_steps_follow_from_what_is_missing(tmp_path: Path) -> None:
     work = study_of(tmp_path, [-0.05] * 7)
-    study = load_study(work)
+    study = read_results(work)
     beginnings = [step.split(":")[0] for step in next_steps(study, compare(study))]
     assert beginnings == ["Another seed", "Another source", "No mirroring", "Repaired sides"]
     content = json.loads((work / "study.json").read_text())
     content["methods"].append({"name": "Still", "trainer": "nnUNetTrainerNoMirroring", "source": None})
     write_json(work / "study.json", {**content, "postprocessing": ["sides"]})
     for method in ("Baseline", "LocBAM"):
-        evaluated = json.loads(evaluation_file(work, method, SMALL).read_text())
-        place = (
-            work
-            / "runs"
-            / f"{method}__{SMALL}"
-            / "postprocessing"
-            / "sides"
-            / "evaluation"
-            / "evaluation.json"
-        )
-        cases = [
-            {**row, "swap_rate": None if row["swap_rate"] is None else 0.0} for row in evaluated["cases"]
-        ]
-        write_json(place, {**evaluated, "cases": cases})
-    study = load_study(work)
+        content = json.loads(evaluation_file(work, method, SMALL).read_text())
+        for row in content["cases"]:
+            row["swap_rate"] = None if row["swap_rate"] is None else 0.0
+        run = work / "runs" / f"{method}__{SMALL}"
+        write_json(run / "postprocessing" / "sides" / "evaluation" / "evaluation.json", content)
+    study = read_results(work)
     beginnings = [step.split(":")[0] for step in next_steps(study, compare(study))]
     assert beginnings == ["Another seed", "Another source"]
     table = postprocessing_table(study)
@@ -140,7 +131,7 @@ def test_next_steps_follow_from_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_swaps_stand_beside_the_baselines(tmp_path: Path) -> None:
-    study = load_study(study_of(tmp_path, [0.05] * 7))
+    study = read_results(study_of(tmp_path, [0.05] * 7))
     table = error_table(study, compare(study), "errors", "all")
     place = table.columns.index("swaps, %")
     assert [row[place : place + 2] for row in table.rows] == [
@@ -157,7 +148,7 @@ def test_a_method_that_lacks_a_fold_says_so(tmp_path: Path) -> None:
     evaluation_file(work, "LocBAM", SMALL, 1).unlink()
     edit_json(work / "study.json", seed=3)
     assert sentence_of(work).startswith("LocBAM against Baseline (1 of 2 folds): helps in all 6 cases")
-    study = load_study(work)
+    study = read_results(work)
     steps = next_steps(study, compare(study))
     assert steps[0].startswith("Finish the study")
     assert any("from seed 3; seeds: [3, 4]" in step for step in steps)

@@ -22,7 +22,9 @@ base = Path(sys.argv[0]).parent.parent.parent
 value = lambda key: words[words.index(key) + 1]
 call = " ".join([name, *words])
 if name == "train":
-    call = "train " + value("--trainer") + " " + value("--configuration") + " " + value("--fold")
+    runs = json.loads(Path("study.json").read_text())["runs"]
+    run = next(run for run in runs if run["run"] == words[0])
+    call = " ".join(["train", run["trainer"], run["configuration"], words[1]])
 with open(base / "calls.txt", "a") as file:
     file.write(call + "\n")
 with open(base / "variables.txt", "a") as file:
@@ -34,7 +36,9 @@ for part, order in orders.items():
         if order == "fail":
             print("the reason: no luck")
             sys.exit(3)
-        time.sleep(order)
+        until = time.monotonic() + order
+        while time.monotonic() < until and not (base / "go").exists():
+            time.sleep(0.1)
 
 def write(file, text="{{}}"):
     file = Path(file)
@@ -51,14 +55,12 @@ if name == "nnUNetv2_preprocess":
         for ending in (".pkl", ".b2nd"):
             write(data / plans[one]["data_identifier"] / (case + ending))
 elif name == "train":
-    scans = json.loads(Path(value("--data")).read_text())["scans"]
-    model = "__".join([value("--trainer"), value("--plans"), value("--configuration")])
-    fold = Path(os.environ["nnUNet_results"]) / value("--dataset") / model / ("fold_" + value("--fold"))
-    write(fold / "checkpoint_final.pth")
-    write(fold / "validation" / "summary.json")
+    fold = "fold_" + words[1]
+    write(Path(run["model"]) / fold / "checkpoint_final.pth")
+    write(Path(run["model"]) / fold / "validation" / "summary.json")
     epochs = [{{"epoch": 0, "train_loss": 0.1, "val_loss": 0.1, "pseudo_dice": [0.5], "seconds": 1.0}}]
-    record = {{"seconds": 1.0, "iterations": 250, "seed": int(value("--seed")), "device": "cpu", "epochs": epochs}}
-    write(value("--record"), json.dumps(record))
+    record = {{"seconds": 1.0, "iterations": 250, "seed": run["seed"], "device": "cpu", "epochs": epochs}}
+    write(Path("runs", words[0], fold, "training.json"), json.dumps(record))
 elif name == "nnUNetv2_predict":
     write(Path(value("-o")) / "plans.json")
 elif words[0] == "report":
@@ -168,7 +170,8 @@ def write_environment(folder: Path) -> Path:
 
 
 def order(folder: Path, **orders) -> None:
-    """What the programs do when their call holds a text: ``"fail"``, or wait so many seconds."""
+    """What the programs do when their call holds a text: ``"fail"``, or wait so many seconds, or until the file ``go``
+    is there."""
     (folder / "orders.json").write_text(json.dumps(orders))
 
 

@@ -12,10 +12,9 @@ from nnunet_locctx.nnunet.plans.plans_file import derive_plans
 from nnunet_locctx.nnunet.plans.suitability import check_trainer
 from nnunet_locctx.nnunet.training.trainers import find_trainer
 from nnunet_locctx.resources import studies_folder
-from nnunet_locctx.study.checks import check_study
+from nnunet_locctx.study.cases import check_study
 from nnunet_locctx.study.expected import batch_of, expected_minutes
-from nnunet_locctx.study.model import PAPERS, Study, read_study
-from nnunet_locctx.study.reading import find_study
+from nnunet_locctx.study.model import PAPERS, Study, find_study, read_study
 from tests.nnunet.paper_plans import ACDC, BRATS, BTCV, HIPPOCAMPUS
 
 STUDIES = sorted(file.stem for file in studies_folder().glob("*.yaml"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,22 +13,16 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_locctx.cli import main
 from nnunet_locctx.locks import holders
 from nnunet_locctx.nnunet.training import timing
+from nnunet_locctx.study import expected as module
 from nnunet_locctx.study.cases import digests_of_cases
 from nnunet_locctx.study.expected import expected_minutes, report_expected
 from nnunet_locctx.study.jobs import Job, Jobs
-from nnunet_locctx.study.machines import claim_gpus
 from nnunet_locctx.study.model import read_study
 from nnunet_locctx.study.preparing import expected_plans, plan, preprocess
 from nnunet_locctx.study.record import describe
-from nnunet_locctx.study.runs import digest
-from tests.study.small_study import CASES, DATASET, SPLITS, write_dataset, write_study
-
-
-@pytest.fixture
-def folder(tmp_path):
-    write_dataset(tmp_path)
-    return tmp_path
-
+from nnunet_locctx.study.settings import digest
+from nnunet_locctx.study.steps import claim_gpus
+from tests.study.small_study import CASES, DATASET, SPLITS, write_study
 
 WHOLE = {
     "test": True,
@@ -57,6 +52,11 @@ def test_dry_run_counts(folder, capsys, monkeypatch):
     assert not (folder / "work").exists()
 
 
+def expected(study, jobs):
+    """The words of each run's line."""
+    return [line.split() for line in report_expected(study, jobs) if re.match(r"(Plain|CoordConv),", line)]
+
+
 def test_minutes_of_this_machine_are_timed_steps(folder, monkeypatch):
     timed = []
 
@@ -69,53 +69,48 @@ def test_minutes_of_this_machine_are_timed_steps(folder, monkeypatch):
     monkeypatch.setattr(timing, "step_seconds", step_seconds)
     study = read_study(write_study(folder))
     jobs = [Job("train", {"run": run, "fold": "0"}) for run in study.runs]
-    lines = {line.split(",")[0]: line.split() for line in report_expected(study, [*jobs, *jobs[:1]])}
-    assert timed == [
-        (preset, f"{trainer}_5epochs", "cpu")
-        for preset, trainer in (
-            ("near", "nnUNetTrainer"),
-            ("near_voxel", "CoordConvTrainer"),
-            ("far", "nnUNetTrainer"),
-            ("far_voxel", "CoordConvTrainer"),
-        )
-    ]
+    lines = expected(study, [*jobs, *jobs[:1]])
+    trainers = {"near": "nnUNetTrainer_5epochs", "near_voxel": "CoordConvTrainer_5epochs"}
+    assert timed[:2] == [(name, trainer, "cpu") for name, trainer in trainers.items()]
+    assert [name for name, *_ in timed] == ["near", "near_voxel", "far", "far_voxel"]
     # 5 epochs of 250 steps of 0.6 s; the first run counts twice
-    shown = [line.split() for line in report_expected(study, [*jobs, *jobs[:1]]) if line.startswith("Plain")]
-    assert [(line[2], line[4]) for line in shown] == [("2", "25"), ("1", "12.5")]
-    assert "-" in lines["CoordConv"]
-    monkeypatch.setattr(
-        "nnunet_locctx.study.expected.PATIENCE", -1
-    )  # all but the first are scaled from it by voxels
+    assert [line[4] for line in lines] == ["25", "-", "12.5", "-"]
+    monkeypatch.setattr(module, "PATIENCE", -1)  # all but the first are scaled from it by voxels
     timed.clear()
-    shown = [line.split() for line in report_expected(study, jobs) if line.startswith("Plain")]
+    lines = expected(study, jobs)
     assert len(timed) == 1
-    assert float(shown[1][4]) == pytest.approx(12.5 * 32**3 * 2 / (16**3 * 4), rel=0.01)
+    assert float(lines[2][4]) == pytest.approx(12.5 * 32**3 * 2 / (16**3 * 4), rel=0.01)
 
 
 def test_a_step_is_timed_once_for_all_seeds(folder, monkeypatch):
     timed = []
     monkeypatch.setattr(timing, "step_seconds", lambda plans, name, *rest: timed.append(name) or 0.6)
     study = read_study(write_study(folder, seeds=[0, 1]))
-    jobs = [Job("train", {"run": run, "fold": "0"}) for run in study.runs]
-    lines = [line.split() for line in report_expected(study, jobs) if ", seed " in line]
+    lines = expected(study, [Job("train", {"run": run, "fold": "0"}) for run in study.runs])
     assert [line[3] for line in lines] == ["0", "1"] * 4
-    assert all(line[4:] == other[4:] for line, other in zip(lines[::2], lines[1::2], strict=True))
+    assert [line[4:] for line in lines[::2]] == [line[4:] for line in lines[1::2]]
     assert timed == ["near", "near_voxel", "far", "far_voxel"]
 
 
 def test_a_step_is_timed_on_the_planned_network(folder):
     study = read_study(write_study(folder))
     plans, description = expected_plans(study), json.loads((study.raw / "dataset.json").read_text())
-    one = study.runs["CoordConv__near"]
-    seconds = timing.step_seconds(plans, one.configuration, one.method.trainer, description, "cpu", steps=1)
+    run = study.runs["CoordConv__near"]
+    seconds = timing.step_seconds(plans, run.configuration, run.method.trainer, description, "cpu", steps=1)
     assert 0 < seconds < 600
 
 
-def test_expected_minutes():
-    assert expected_minutes((128, 128, 128), 2, 1000) == pytest.approx(540)
-    assert expected_minutes(None, None, 500) == pytest.approx(270)
-    assert expected_minutes((32, 32, 32), 128, 1000) == pytest.approx(540)
-    assert expected_minutes((64, 128, 128), 2, 1000) == pytest.approx(270)
+@pytest.mark.parametrize(
+    ("batch", "minutes"),
+    [
+        (((128, 128, 128), 2, 1000), 540),
+        ((None, None, 500), 270),
+        (((32, 32, 32), 128, 1000), 540),
+        (((64, 128, 128), 2, 1000), 270),
+    ],
+)
+def test_expected_minutes(batch, minutes):
+    assert expected_minutes(*batch) == pytest.approx(minutes)
 
 
 def jobs_of(folder, **changes):
@@ -126,7 +121,7 @@ def jobs_of(folder, **changes):
 def test_a_job_waits_for_jobs_before_it(folder):
     jobs = jobs_of(folder, **WHOLE)
     names = [job.name for job in jobs.all()]
-    waits = {job.name: [one.name for one in jobs.waits_for(job)] for job in jobs.all()}
+    waits = {job.name: [before.name for before in jobs.waits_for(job)] for job in jobs.all()}
     assert len(set(names)) == len(names) == 54
     for place, name in enumerate(names):
         assert set(waits[name]) <= set(names[:place]), name
@@ -143,22 +138,26 @@ def identities(folder, **changes):
     return {job.name: jobs.depends_on(job) for job in jobs.all()}
 
 
+def changed(before, after):
+    """The kinds of the jobs that are to run again."""
+    assert set(before) == set(after)
+    return {name.split(".")[0] for name in after if before[name] != after[name]}
+
+
 @pytest.mark.parametrize(
-    ("changes", "changed"),
+    ("changes", "kinds"),
     [
         ({"processes": 2, "device": "cuda"}, set()),
         ({"evaluation": {"tolerance_mm": 1}}, {"evaluate", "postprocess"}),
-        ({"evaluation": {"tolerance_mm": 20, "off_region_mm": 2}}, {"evaluate", "postprocess"}),
+        ({"evaluation": {"off_region_mm": 2}}, {"evaluate", "postprocess"}),
         ({"seed": 1}, {"train", "fit"}),
         ({"epochs": 10}, {"train"}),
         ({"title": "another"}, set()),
     ],
     ids=str,
 )
-def test_only_what_a_result_depends_on_is_run_again(folder, changes, changed):
-    before, after = identities(folder, **WHOLE), identities(folder, **{**WHOLE, **changes})
-    assert set(before) == set(after)
-    assert {name.split(".")[0] for name in after if before[name] != after[name]} == changed
+def test_only_what_a_result_depends_on_is_run_again(folder, changes, kinds):
+    assert changed(identities(folder, **WHOLE), identities(folder, **{**WHOLE, **changes})) == kinds
 
 
 def test_names_and_identities_are_those_of_earlier_versions(folder):
@@ -175,15 +174,14 @@ def test_a_further_seed_leaves_the_first_as_it_was(folder):
     assert all("__seed1" in name for name in added)
     assert len(added) == len(before) - len(["plan", "fit", "preprocess", "preprocess"])
     jobs = jobs_of(folder, **WHOLE, seeds=[0, 1])
-    job = next(job for job in jobs.all() if job.name == "predict.Loc-voxel__far__seed1")
-    waits = [one.name for one in jobs.waits_for(job)]  # all folds of one seed
+    job = jobs.named["predict.Loc-voxel__far__seed1"]
+    waits = [before.name for before in jobs.waits_for(job)]  # all folds of one seed
     assert waits == [f"train.Loc-voxel__far__seed1.fold_{fold}" for fold in (0, 1)]
     assert json.loads(after[waits[0]])["seed"] == 1
     assert jobs.title(job) == "predict Loc (voxel), far, seed 1, test cases"
-    chosen = jobs.chosen(["train", "seed1", "Plain", "far"])
-    assert {job.names["run"] for job in chosen} == {
-        f"{name}__seed1" for name in ("Plain__near", "Plain__far", "Loc-voxel__far", "Loc-body_part__far")
-    }
+    chosen = {job.names["run"] for job in jobs.chosen(["train", "seed1", "Plain", "far"])}
+    runs = ("Plain__near", "Plain__far", "Loc-voxel__far", "Loc-body_part__far")
+    assert chosen == {f"{run}__seed1" for run in runs}
 
 
 def test_plans_and_record_of_several_seeds(folder):
@@ -215,26 +213,22 @@ def test_another_preset_is_another_training(folder):
     before = identities(folder)
     (folder / "near.json").write_text(json.dumps({"patch_size": [16, 16, 16], "batch_size": 8}))
     after = identities(folder)
-    changed = {name for name in after if before[name] != after[name]}
-    assert changed == {"plan", "train.Plain__near.fold_0", "train.CoordConv__near.fold_0"}
+    trainings = {"train.Plain__near.fold_0", "train.CoordConv__near.fold_0"}
+    assert {name for name in after if before[name] != after[name]} == {"plan", *trainings}
 
 
 @pytest.mark.parametrize(
-    ("file", "changed"),
-    [
-        ("imagesTr/case_1_0000.nii.gz", {"fit", "preprocess", "train"}),
-        ("labelsTr/case_1.nii.gz", {"fit", "preprocess", "train"}),
-        ("imagesTs/case_8_0000.nii.gz", {"predict", "evaluate"}),
-        ("labelsTs/case_8.nii.gz", {"predict", "evaluate"}),
-    ],
+    ("part", "case", "kinds"),
+    [("Tr", "case_1", {"fit", "preprocess", "train"}), ("Ts", "case_8", {"predict", "evaluate"})],
 )
-def test_what_was_made_from_a_changed_file_is_made_again(folder, file, changed):
+@pytest.mark.parametrize("file", ["images{}/{}_0000.nii.gz", "labels{}/{}.nii.gz"])
+def test_what_was_made_from_a_changed_file_is_made_again(folder, part, case, kinds, file):
     before = identities(folder, **WHOLE)
-    (folder / "raw" / DATASET / file).touch()
+    file = folder / "raw" / DATASET / file.format(part, case)
+    file.touch()
     assert identities(folder, **WHOLE) == before
-    (folder / "raw" / DATASET / file).write_text("another scan")
-    after = identities(folder, **WHOLE)
-    assert {name.split(".")[0] for name in after if before[name] != after[name]} == changed
+    file.write_text("another scan")
+    assert changed(before, identities(folder, **WHOLE)) == kinds
 
 
 def never(*words):
@@ -242,11 +236,8 @@ def never(*words):
 
 
 def test_the_plans(folder):
-    methods = {
-        "Plain": {"trainer": "nnUNetTrainer"},
-        "Loc": {"trainer": "LocBAMTrainer", "options": {"jitter": 0.1}},
-    }
-    jobs = jobs_of(folder, methods=methods)
+    located = {"trainer": "LocBAMTrainer", "options": {"jitter": 0.1}}
+    jobs = jobs_of(folder, methods={"Plain": "nnUNetTrainer", "Loc": located})
     study = jobs.study
     plan(study, never)
     file = folder / "preprocessed" / DATASET / "nnUNetPlans_small.json"
@@ -268,14 +259,14 @@ def test_the_plans(folder):
 
 def test_a_trainer_that_cannot_take_a_preset(folder):
     (folder / "near.json").write_text(json.dumps({"patch_size": [20, 20, 20]}))
-    methods = {"Plain": {"trainer": "nnUNetTrainer"}, "UNETR": {"trainer": "UNETRTrainer"}}
+    methods = {"Plain": "nnUNetTrainer", "UNETR": "UNETRTrainer"}
     with pytest.raises(ValueError, match=r"UNETR__near: patch_size .* does not fit UNETR"):
         plan(read_study(write_study(folder, methods=methods)), never)
     assert not (folder / "preprocessed" / DATASET / "nnUNetPlans_small.json").exists()
 
 
 def test_own_recipes_are_not_called_fair(folder):
-    methods = {"Plain": {"trainer": "nnUNetTrainer"}, "UNETR": {"trainer": "UNETRTrainer", "epochs": 10}}
+    methods = {"Plain": "nnUNetTrainer", "UNETR": {"trainer": "UNETRTrainer", "epochs": 10}}
     fair = {entry["what"]: entry for entry in describe(jobs_of(folder, methods=methods))["fairness"]}
     assert not fair["the same optimiser and learning rates"]["holds"]
     assert "UNETR: adamw" in fair["the same optimiser and learning rates"]["detail"]
@@ -283,16 +274,16 @@ def test_own_recipes_are_not_called_fair(folder):
     assert fair["the same seed of weights and patches"]["holds"]
 
 
-@pytest.mark.parametrize("plans", ["nnUNetResEncUNetMPlans", "ownPlans"])
-def test_base_plans_that_are_not_there(folder, plans):
-    study = read_study(write_study(folder, plans=plans))
+def test_base_plans_that_are_not_there(folder):
     made = []
-    with pytest.raises(
-        ValueError, match="there are no plans ownPlans in" if plans == "ownPlans" else "nnUNetResEnc"
-    ):
-        plan(study, lambda *words: made.append(words))
+    with pytest.raises(ValueError, match="there are no plans ownPlans in"):
+        plan(read_study(write_study(folder, plans="ownPlans")), never)
+    with pytest.raises(ValueError, match=r"ended well, but did not write .*nnUNetResEncUNetMPlans\.json"):
+        plan(
+            read_study(write_study(folder, plans="nnUNetResEncUNetMPlans")), lambda *words: made.append(words)
+        )
     planner = ("--no_pp", "-pl", "nnUNetPlannerResEncM", "-npfp", "1")
-    assert made == ([] if plans == "ownPlans" else [("nnUNetv2_plan_and_preprocess", "-d", "12", *planner)])
+    assert made == [("nnUNetv2_plan_and_preprocess", "-d", "12", *planner)]
 
 
 def test_whole_data_is_not_preprocessed_again(folder):
@@ -338,19 +329,25 @@ def test_whole_data_is_not_preprocessed_again(folder):
         preprocess(study, "planned", scans, lambda *words: None)
 
 
-def test_gpus_are_shared_out(tmp_path, monkeypatch):
+@pytest.fixture
+def claims(tmp_path, monkeypatch):
+    """The folder of the claims, which is not there yet."""
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    with claim_gpus(["0", "1", "2"], 2, print) as first, claim_gpus(["0", "1", "2"], 1, print) as second:
+    return tmp_path / f"locctx-gpus-{os.getuid()}"
+
+
+def test_gpus_are_shared_out(claims):
+    with claim_gpus(["0", "1", "2"], 2) as first, claim_gpus(["0", "1", "2"], 1) as second:
         assert (list(first), list(second)) == (["0", "1"], ["2"])
-    with pytest.raises(ValueError, match=r"needs 2 GPUs, visible are 1 \(0\)"), claim_gpus(["0"], 2, print):
+    with pytest.raises(ValueError, match=r"needs 2 GPUs, visible are 1 \(0\)"), claim_gpus(["0"], 2):
         pass
 
 
 CLAIMER = """
 import subprocess, sys, tempfile, time
 tempfile.tempdir = sys.argv[1]
-from nnunet_locctx.study.machines import claim_gpus
-with claim_gpus(["0"], 1, print) as held:
+from nnunet_locctx.study.steps import claim_gpus
+with claim_gpus(["0"], 1) as held:
     worker = subprocess.Popen(["sleep", "600"], pass_fds=tuple(held.values()), start_new_session=True)
     print(worker.pid, flush=True)
     time.sleep(600)
@@ -358,41 +355,34 @@ with claim_gpus(["0"], 1, print) as held:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fdinfo").exists(), reason="looks at /proc")
-def test_a_gpu_is_claimed_by_whoever_works_on_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    with subprocess.Popen(
-        [sys.executable, "-c", CLAIMER, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    ) as claimer:
+def test_a_gpu_is_claimed_by_whoever_works_on_it(claims, capsys):
+    command = [sys.executable, "-c", CLAIMER, str(claims.parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as claimer:
         worker = int(claimer.stdout.readline())
         claimer.kill()
-    claims = tmp_path / f"locctx-gpus-{os.getuid()}"
     assert list(holders(claims / "0")) == [worker]
-    shown = []
-    with claim_gpus(["0"], 1, shown.append) as held:
+    with claim_gpus(["0"], 1) as held:
         assert list(held) == ["0"]
-    assert shown == [f"ended what a killed process had left at work: [{worker}]"]
+    assert capsys.readouterr().out == f"ended what a killed process had left at work: [{worker}]\n"
 
 
-def test_claims_that_others_have_prepared(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    claims, victim = tmp_path / f"locctx-gpus-{os.getuid()}", tmp_path / "mine.txt"
+def test_claims_that_others_have_prepared(claims, monkeypatch):
+    victim, others = claims.with_name("mine.txt"), claims.with_name("theirs")
     victim.write_text("precious")
-    (tmp_path / "theirs").mkdir()
-    claims.symlink_to(tmp_path / "theirs")
-    with pytest.raises(ValueError, match="is no folder of yours"), claim_gpus(["0"], 1, print):
+    others.mkdir()
+    claims.symlink_to(others)
+    with pytest.raises(ValueError, match="is no folder of yours"), claim_gpus(["0"], 1):
         pass
-    assert list((tmp_path / "theirs").iterdir()) == []
+    assert list(others.iterdir()) == []
     claims.unlink()
-    claims.mkdir()
-    monkeypatch.setattr("os.getuid", lambda: int(claims.name.rsplit("-")[-1]) + 1)
-    claims.rename(tmp_path / f"locctx-gpus-{os.getuid()}")
-    with pytest.raises(ValueError, match="is no folder of yours"), claim_gpus(["0"], 1, print):
-        pass
-    monkeypatch.undo()
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     claims.mkdir(mode=0o777)
     (claims / "0").symlink_to(victim)
-    with pytest.raises(OSError, match="symbolic link"), claim_gpus(["0"], 1, print):
+    with pytest.raises(OSError, match="symbolic link"), claim_gpus(["0"], 1):
         pass
     assert victim.read_text() == "precious"
     assert claims.stat().st_mode & 0o077 == 0
+    user = os.getuid() + 1
+    claims.rename(claims.with_name(f"locctx-gpus-{user}"))
+    monkeypatch.setattr("os.getuid", lambda: user)
+    with pytest.raises(ValueError, match="is no folder of yours"), claim_gpus(["0"], 1):
+        pass

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from nnunet_locctx.phantoms.twin_organs import make_phantom
-from nnunet_locctx.study.machines import Where
 from nnunet_locctx.study.model import read_study
 from nnunet_locctx.study.runner import Runner
+from nnunet_locctx.study.scheduling import Where
 
 pytestmark = pytest.mark.slow
 

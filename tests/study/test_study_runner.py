@@ -4,26 +4,19 @@ import json
 import os
 import re
 import signal
-import sys
 import time
 
 import pytest
 
 from nnunet_locctx.cli import main
 from nnunet_locctx.locks import lock
-from nnunet_locctx.study.machines import Where
 from nnunet_locctx.study.model import read_study
 from nnunet_locctx.study.runner import Runner
-from tests.study.small_study import DATASET, calls, order, write_dataset, write_environment, write_study
+from nnunet_locctx.study.scheduling import Where
+from tests.study.small_study import DATASET, calls, order, write_study
 
 HERE = Where(cores=1)
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    write_dataset(tmp_path)
-    monkeypatch.setattr(sys, "executable", str(write_environment(tmp_path)))
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("environment")
 
 
 def run(file, only=(), show=None):
@@ -162,14 +155,15 @@ def test_another_seed_trains_that_seed_alone(folder, capsys):
 @pytest.mark.slow
 def test_killed_twice_and_taken_up(folder):
     file = write_study(folder)
-    order(folder, **{"train ": 5})
-    hit = []
+    order(folder, **{"train ": 900})
+    hit, noted = {}, folder / "calls.txt"
 
     def killing(kill):
         def look(line):
             if "started  train" in line and kill not in hit:
-                hit.append(kill)
-                time.sleep(1)
+                hit[kill] = line.split("started")[1]
+                while not noted.exists() or "train " not in noted.read_text():
+                    time.sleep(0.2)
                 kill(snakemake_of(folder), signal.SIGKILL)
 
         return look
@@ -192,7 +186,16 @@ def test_killed_twice_and_taken_up(folder):
     second = trained(calls(folder))
     assert len(second) == 1
 
-    status, shown = run(file)
+    order(folder)
+
+    def go(line):
+        logs = folder / "work" / "logs"
+        if f"started{hit[os.kill]}" in line:
+            while not any("waiting for the process" in log.read_text() for log in logs.glob("train*")):
+                time.sleep(0.2)
+            (folder / "go").touch()
+
+    status, shown = run(file, show=go)
     assert status == 0, shown
     third = trained(calls(folder))
     assert second[0] not in third
@@ -258,18 +261,10 @@ def test_only_some_jobs(folder):
         chosen("trian")
 
 
-def test_without_snakemake(folder, monkeypatch):
+def test_without_a_gpu(folder, monkeypatch):
     from nnunet_locctx.study import scheduling
 
-    monkeypatch.setattr(scheduling.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'nnunet-locctx\[study\]'"):
-        Runner(read_study(write_study(folder))).run(HERE)
-
-
-def test_without_a_gpu(folder, monkeypatch):
-    from nnunet_locctx.study import machines
-
-    monkeypatch.setattr(machines, "visible_gpus", lambda: [])
+    monkeypatch.setattr(scheduling, "visible_gpus", lambda: [])
     with pytest.raises(ValueError, match=r"needs 1 GPUs for a training \(device: cuda\), this machine has 0"):
         Runner(read_study(write_study(folder, device="cuda"))).run(HERE)
     assert not (folder / "work").exists()

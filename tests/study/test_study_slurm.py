@@ -7,11 +7,12 @@ import sys
 import pytest
 
 from nnunet_locctx.study.jobs import Jobs
-from nnunet_locctx.study.machines import SLURM_PROFILE, Where
 from nnunet_locctx.study.model import read_study
 from nnunet_locctx.study.runner import Runner
-from nnunet_locctx.study.scheduling import snakemake_command
-from tests.study.small_study import calls, order, write_dataset, write_environment, write_study
+from nnunet_locctx.study.scheduling import SLURM_PROFILE, Where, snakemake_command
+from tests.study.small_study import calls, order, write_study
+
+pytestmark = pytest.mark.usefixtures("environment")
 
 # Runs what it is given, one job after the other, and keeps the request and the state.
 SBATCH = r"""#!{python} -IS
@@ -42,13 +43,6 @@ for file in sorted(Path(__file__).parent.glob("job_*.json")):
     print(file.stem[4:] + "|" + json.loads(file.read_text())["state"])
 """
 QUIET = "#!/bin/sh\n{text}\n"
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    write_dataset(tmp_path)
-    monkeypatch.setattr(sys, "executable", str(write_environment(tmp_path)))
-    return tmp_path
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from nnunet_locctx.study.cases import SPLITS as SPLITS_FILE
 from nnunet_locctx.study.cases import digests_of_cases
 from nnunet_locctx.study.jobs import Jobs
 from nnunet_locctx.study.model import read_study
-from nnunet_locctx.study.runs import digest
+from nnunet_locctx.study.settings import digest
 from tests.study.small_study import CASES, SPLITS, write_dataset, write_study
 
 METHODS = {"Loc": {"trainer": "LocBAMTrainer", "sources": ["body_part"]}}
@@ -57,7 +57,7 @@ def commands(jobs, monkeypatch):
 
     def run(words, environment, log, show, *, append, locks):
         assert environment["nnUNet_raw"] == str(jobs.study.folders.raw)
-        assert len(locks) == 1
+        assert len(locks) == (2 if steps.GPUS in environment else 1)
         made.append(list(words))
         output = Path(words[words.index("-o") + 1]) if "-o" in words else None
         if output is not None and output.suffix != ".npz":
@@ -68,8 +68,8 @@ def commands(jobs, monkeypatch):
             file = jobs.study.preprocessed / "locctx_body_part" / "regressor.pt"
             file.parent.mkdir()
             file.write_text("regressor")
-        if "--record" in words:
-            Path(words[words.index("--record") + 1]).write_text("{}")
+        if "nnunet_locctx.study.train" in words:
+            Path("runs", words[-2], f"fold_{words[-1]}", "training.json").write_text("{}")
 
     monkeypatch.setattr(steps, "run_logged", run)
     return made
@@ -120,6 +120,15 @@ def test_each_kind_runs_its_commands(jobs, commands):
     links = [file.name for file in Path("runs/Loc__far/robustness/cases/images").iterdir()]
     assert links == [f"{CASES[0]}_0000.nii.gz"]
     assert json.loads(Path("fits/body_part.json").read_text())["regressor"].endswith("regressor.pt")
+
+
+def test_a_job_holds_a_gpu_of_this_machine(jobs, commands, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    content = json.loads(Path("study.json").read_text())
+    Path("study.json").write_text(json.dumps({**content, "study": {**content["study"], "device": "cuda"}}))
+    os.environ[steps.GPUS] = "3,5"
+    assert run(jobs, "predict.Loc__far")[0] == 0
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
 
 
 def test_an_older_result_gives_way_to_a_whole_one(jobs, commands, monkeypatch):
@@ -190,16 +199,6 @@ def test_a_forked_worker_ends_at_sigterm_whatever_becomes_of_exceptions():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True
     )
     assert ended.stdout.split() == ["True"] * 3
-
-
-def test_gpus_of_this_machine_are_claimed(jobs, commands, monkeypatch, tmp_path):
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    os.environ[steps.GPUS] = "3,5"
-    with steps._gpus(1) as held:
-        assert list(held) == ["3"]
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
-    with steps._gpus(0) as held:
-        assert not held
 
 
 def test_a_dataset_that_lists_its_files(jobs, monkeypatch):

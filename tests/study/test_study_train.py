@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from nnunet_locctx.study import train as module
+from nnunet_locctx.study.model import read_study
+from nnunet_locctx.study.preparing import plan
 from nnunet_locctx.study.seeding import FACTS, install, worker_seeds
-from nnunet_locctx.study.train import FINGERPRINT, differences, train, training_record
-from tests.study.small_study import CASES, DATASET, SPLITS, write_dataset
+from nnunet_locctx.study.train import FINGERPRINT, differences, training_record
+from tests.study.small_study import CASES, DATASET, SPLITS, write_dataset, write_study
 
 LOG = {
     "train_losses": [0.5, 0.25],
@@ -23,18 +25,18 @@ LOG = {
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path):
     write_dataset(tmp_path)
-    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
-    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    plan(read_study(write_study(tmp_path)), print)
     write_scans(tmp_path)
     return tmp_path
 
 
 def write_scans(folder, **scans):
     """What the data was made from."""
-    scans = {**dict.fromkeys(CASES, "first"), **scans}
-    (folder / "data.json").write_text(json.dumps({"scans": scans}))
+    file = folder / "work" / "data" / "planned.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"scans": {**dict.fromkeys(CASES, "first"), **scans}}))
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def runs(monkeypatch, folder):
     """The calls of nnU-Net's training, which leaves a finished model."""
     made = []
 
-    def run(options, epoch, *, resume=False, validate=False):
+    def run(study, run, fold, epoch, *, resume=False, validate=False):
         made.append({"epoch": epoch, "resume": resume, "validate": validate})
         if not validate:
             checkpoint(fold_of(folder) / "checkpoint_final.pth", 2)
@@ -50,29 +52,18 @@ def runs(monkeypatch, folder):
         summary.parent.mkdir(exist_ok=True)
         summary.touch()
 
-    monkeypatch.setattr(module, "_run", run)
+    monkeypatch.setattr(module, "_run_training", run)
     return made
 
 
-def options(folder, **changes):
-    given = {
-        "dataset": DATASET,
-        "plans": "nnUNetPlans",
-        "configuration": "3d_fullres",
-        "trainer": "nnUNetTrainer_5epochs",
-        "fold": 0,
-        "epochs": 5,
-        "seed": 0,
-        "gpus": 1,
-        "device": "cpu",
-        "data": str(folder / "data.json"),
-        "record": str(folder / "training.json"),
-    }
-    return argparse.Namespace(**{**given, **changes})
+def train(folder, **changes):
+    """Trains the plain method; returns the record."""
+    study = read_study(write_study(folder, **changes))
+    return module.train(study, study.runs["Plain__near"], 0)
 
 
 def fold_of(folder):
-    return folder / "results" / DATASET / "nnUNetTrainer_5epochs__nnUNetPlans__3d_fullres" / "fold_0"
+    return folder / "results" / DATASET / "nnUNetTrainer_5epochs__nnUNetPlans_small__near" / "fold_0"
 
 
 def checkpoint(file, epoch):
@@ -81,66 +72,70 @@ def checkpoint(file, epoch):
 
 
 def test_each_state_of_a_training(folder, runs):
-    train(options(folder))
+    record = train(folder)
     assert runs == [{"epoch": 0, "resume": False, "validate": False}]
-    record = json.loads((folder / "training.json").read_text())
     assert (record["seconds"], record["iterations"], record["seed"]) == (20.0, 500, 0)
-    assert record["epochs"][1] == {
-        "epoch": 1,
-        "train_loss": 0.25,
-        "val_loss": None,
-        "pseudo_dice": [0.2],
-        "seconds": 11.0,
-    }
+    losses = {"train_loss": 0.25, "val_loss": None, "pseudo_dice": [0.2]}
+    assert record["epochs"][1] == {"epoch": 1, **losses, "seconds": 11.0}
 
     runs.clear()
-    (folder / "training.json").unlink()
-    train(options(folder))
+    assert train(folder) == record
     assert runs == []  # only recorded
-    assert json.loads((folder / "training.json").read_text()) == record
 
     (fold_of(folder) / "validation" / "summary.json").unlink()
-    train(options(folder))
+    train(folder)
     assert runs == [{"epoch": 0, "resume": False, "validate": True}]
 
     runs.clear()
     (fold_of(folder) / "checkpoint_final.pth").unlink()
     checkpoint(fold_of(folder) / "checkpoint_latest.pth", 3)
-    train(options(folder))
+    assert train(folder)["resumed"] == [3]
     assert runs == [{"epoch": 3, "resume": True, "validate": False}]
-    assert json.loads((folder / "training.json").read_text())["resumed"] == [3]
 
 
 def test_a_training_of_something_else_is_left_alone(folder, runs):
-    train(options(folder))
+    train(folder)
     (folder / "preprocessed" / DATASET / "splits_final.json").write_text(json.dumps(SPLITS[::-1]))
-    with pytest.raises(ValueError, match=r"seed: 0 there, 1 now; split\.train: \[.*\] there, \[.*\] now"):
-        train(options(folder, seed=1))
+    with pytest.raises(ValueError, match=r"seed: 0 before, 1 now; split\.train: \[.*\] before, \[.*\] now"):
+        train(folder, seed=1)
     assert len(runs) == 1
     (fold_of(folder) / FINGERPRINT).unlink()
     with pytest.raises(ValueError, match="did not start"):
-        train(options(folder))
+        train(folder)
 
 
 def test_a_model_of_other_scans_is_not_taken_for_one_of_these(folder, runs):
-    train(options(folder))
+    train(folder)
     write_scans(folder, case_1="second", case_8="of no fold")
-    with pytest.raises(ValueError, match=r'with something else: scans\.case_1: "first" there, "second" now'):
-        train(options(folder))
+    with pytest.raises(ValueError, match=r'with something else: scans\.case_1: "first" before, "second" now'):
+        train(folder)
     # trainings of earlier versions do not say what their scans were
     file = fold_of(folder) / FINGERPRINT
     content = json.loads(file.read_text())
     del content["fingerprint"]["scans"]
     file.write_text(json.dumps(content))
-    train(options(folder))
+    train(folder)
     assert len(runs) == 1
 
 
 def test_nothing_trained_nothing_to_protect(folder, runs):
-    train(options(folder))
+    train(folder)
     (fold_of(folder) / "checkpoint_final.pth").unlink()
-    train(options(folder, seed=1))
+    train(folder, seed=1)
     assert json.loads((fold_of(folder) / FINGERPRINT).read_text())["fingerprint"]["seed"] == 1
+
+
+def test_the_entry_records_below_the_work_folder(folder, runs, monkeypatch, capsys):
+    from nnunet_locctx.study.jobs import Jobs
+    from nnunet_locctx.study.record import write_study as write_record
+
+    write_record(Jobs(read_study(write_study(folder)), {}))
+    monkeypatch.chdir(folder / "work")
+    assert module.main(["Plain__near", "0"]) == 0
+    assert json.loads(Path("runs/Plain__near/fold_0/training.json").read_text())["iterations"] == 500
+    (fold_of(folder) / FINGERPRINT).unlink()
+    assert module.main(["Plain__near", "0"]) == 1
+    assert "did not start" in capsys.readouterr().err
 
 
 def test_facts_of_the_training(folder):
@@ -158,9 +153,9 @@ def test_facts_of_the_training(folder):
 
 
 def test_differences_name_the_place():
-    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c: 2 there, 3 now"]
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c: 2 before, 3 now"]
     assert differences({"a": 1}, {"a": 1}) == []
-    assert differences({}, {"a": 1}) == ["a: null there, 1 now"]
+    assert differences({}, {"a": 1}) == ["a: null before, 1 now"]
 
 
 def test_worker_seeds_differ_where_patches_must():
