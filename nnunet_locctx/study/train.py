@@ -111,12 +111,17 @@ def fingerprint_of(
         scans: Case -> fingerprint of the raw files that its preprocessed data was made from.
     """
     from nnunet_locctx.nnunet.plans.planning import resolve
+    from nnunet_locctx.nnunet.training.trainers import find_trainer
 
     configuration = resolve(dict(plans), run.configuration)
+    dropout = configuration.get("location", {}).get("dropout")
+    if dropout is None:  # the trainer's default may be another in the next version
+        dropout = getattr(find_trainer(run.method.trainer), "dropout", 0.0)
     content = {
         "configuration": {key: value for key, value in configuration.items() if key != "inherits_from"},
         "transpose_forward": plans["transpose_forward"],
         "trainer": run.method.trainer,
+        "dropout": dropout,
         "epochs": run.method.epochs,
         "seed": run.seed,
         "gpus": study.gpus,
@@ -142,8 +147,10 @@ def check_fingerprint(folder: Path, fingerprint: Mapping[str, Any]) -> None:
             f"{folder} holds a training that `locctx study` did not start (no {FINGERPRINT}). {advice}"
         )
     before = json.loads(file.read_text(encoding="utf-8"))["fingerprint"]
-    # trainings of earlier versions do not say what their scans were
-    known = {key: value for key, value in fingerprint.items() if key != "scans" or key in before}
+    # trainings of earlier versions do not say what their scans and their dropout were
+    known = {
+        key: value for key, value in fingerprint.items() if key not in ("scans", "dropout") or key in before
+    }
     different = differences(before, known)
     if different:
         raise ValueError(f"{folder} was trained with something else: {'; '.join(different)}. {advice}")

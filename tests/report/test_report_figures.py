@@ -320,8 +320,7 @@ def test_an_unknown_location_is_a_level_line(tmp_path: Path, monkeypatch: pytest
     write_json(work / "runs" / f"LocBAM__{SMALL}" / "robustness" / "robustness.json", content)
     drawn: list[Any] = []
     monkeypatch.setattr(figures, "to_svg", lambda figure: drawn.append(figure) or b"")
-    study = load_study(work)
-    assert draw_location(study, location_points(study)) is not None
+    assert draw_location(read_results(work)) is not None
     level, true, _ = drawn[0].axes[0].lines
     assert list(level.get_ydata()) == pytest.approx([40, 40])
     assert (list(true.get_xdata()), list(true.get_ydata())) == ([0], pytest.approx([85]))

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from nnunet_locctx.nnunet.plans.planning import read_plans
+from nnunet_locctx.nnunet.training.trainer import LocatedTrainer
 from nnunet_locctx.study import train as module
 from nnunet_locctx.study.model import read_study
 from nnunet_locctx.study.preparing import plan
@@ -109,13 +111,23 @@ def test_a_model_of_other_scans_is_not_taken_for_one_of_these(folder, runs):
     write_scans(folder, case_1="second", case_8="of no fold")
     with pytest.raises(ValueError, match=r'with something else: scans\.case_1: "first" before, "second" now'):
         train(folder)
-    # trainings of earlier versions do not say what their scans were
+    # trainings of earlier versions do not say what their scans and their dropout were
     file = fold_of(folder) / FINGERPRINT
     content = json.loads(file.read_text())
-    del content["fingerprint"]["scans"]
+    del content["fingerprint"]["scans"], content["fingerprint"]["dropout"]
     file.write_text(json.dumps(content))
     train(folder)
     assert len(runs) == 1
+
+
+def test_a_default_dropout_of_another_version_is_seen(folder, monkeypatch):
+    study = read_study(write_study(folder))
+    plans = read_plans(study.preprocessed / f"{study.plans}.json")
+    run = next(run for run in study.runs.values() if run.method.trainer.startswith("CoordConv"))
+    before = module.fingerprint_of(study, run, plans, SPLITS[0], {})
+    monkeypatch.setattr(LocatedTrainer, "dropout", 0.5)
+    now = module.fingerprint_of(study, run, plans, SPLITS[0], {})
+    assert differences(before, now) == ["dropout: 0.0 before, 0.5 now"]
 
 
 def test_nothing_trained_nothing_to_protect(folder, runs):
