@@ -38,7 +38,7 @@ def test_left_structures_lie_left_and_vertebrae_ascend_in_the_ct(places: ModuleT
     assert ("rib_left_9", "rib_right_9") in pairs
     assert len(pairs) >= 15
     assert places.check_spine(centres)[:2] == ["vertebrae_S1", "vertebrae_L5"]
-    assert places.orientation(file) == "RAS"
+    assert places.orientation(scan.frame)[0] == "RAS"
     assert centres["liver"]["mm"][0] > 0 > centres["spleen"]["mm"][0]
 
 
