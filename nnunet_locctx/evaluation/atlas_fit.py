@@ -34,12 +34,11 @@ from nnunet_locctx.evaluation.label_files import (
     Description,
     LabelFile,
     check_label_files,
-    fingerprint,
     read_description,
     read_labels,
     refuse,
 )
-from nnunet_locctx.files import replacing
+from nnunet_locctx.files import file_digest, replacing
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.nnunet.data.reading import choose_reader
 from nnunet_locctx.nnunet.data.workers import map_in_workers
@@ -123,14 +122,14 @@ def fit_atlas(
     folds = _find_folds(validation, names, references, description)
     reader = choose_reader(description.content, references[names[0]])
     used = sorted({*names, *(case for fold in folds for case in fold.cases)})
-    stamps = {case: fingerprint(references[case]) for case in used}
+    stamps = {case: file_digest(references[case]) for case in used}
     history: dict[str, Any] = {
         "whole": True,  # earlier versions also took files that were cut off
         "training": {case: stamps[case] for case in names},
         "validation": [
             {
                 "name": fold.name,
-                "predictions": {case: fingerprint(file) for case, file in fold.cases.items()},
+                "predictions": {case: file_digest(file) for case, file in fold.cases.items()},
                 "references": {case: stamps[case] for case in fold.cases},
                 "training": list(fold.training),
             }

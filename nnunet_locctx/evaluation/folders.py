@@ -17,14 +17,13 @@ from nnunet_locctx.evaluation.label_files import (
     LabelFile,
     check_label_files,
     check_processes,
-    fingerprint,
     read_description,
     read_labels,
     refuse,
 )
 from nnunet_locctx.evaluation.measures import PAPER_MEASURES, Settings, definitions, measure_case
 from nnunet_locctx.evaluation.records import Records
-from nnunet_locctx.files import write_atomically
+from nnunet_locctx.files import file_digest, write_atomically
 from nnunet_locctx.nnunet.data.reading import choose_reader
 from nnunet_locctx.nnunet.data.workers import map_in_workers
 
@@ -116,8 +115,8 @@ def evaluate_folders(
             "version": VERSION,
             "whole": True,  # earlier versions also measured files that were cut off
             "case": name,
-            "prediction": fingerprint(predicted[name]),
-            "reference": fingerprint(true[name]),
+            "prediction": file_digest(predicted[name]),
+            "reference": file_digest(true[name]),
             "reader": reader,
             "classes": classes.as_json(),
             "ignore": classes.ignore,

@@ -1,6 +1,5 @@
 """Folders of segmentations: which cases they hold, how they are read, and what is wrong with them."""
 
-import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -94,11 +93,6 @@ def read_labels(file: Path, reader: str) -> Scan:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return read_scan([file], reader, segmentation=True)
-
-
-def fingerprint(file: Path) -> str:
-    """SHA-256 of the file's content."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,12 @@ from nnunet_locctx.evaluation.label_files import (
     Description,
     LabelFile,
     check_label_files,
-    fingerprint,
     read_description,
     read_labels,
 )
 from nnunet_locctx.evaluation.records import Records
 from nnunet_locctx.evaluation.sides import learn_sides, paired_labels
-from nnunet_locctx.files import replacing, write_atomically
+from nnunet_locctx.files import file_digest, replacing, write_atomically
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.image_files import write_image
 from nnunet_locctx.names import check_known
@@ -140,7 +139,7 @@ def apply_atlas(
             f"the atlas {atlas} is of the labels {sorted(mask.cells)}, the predictions' dataset.json has "
             f"{sorted(values)}"
         )
-    key = {"operation": "atlas", "atlas": fingerprint(atlas), "radius_mm": mask.radius_mm}
+    key = {"operation": "atlas", "atlas": file_digest(atlas), "radius_mm": mask.radius_mm}
     change = MaskByAtlas(atlas.resolve())
     return _change_folder(predictions, output, description, change, key, processes, progress)
 
@@ -200,13 +199,13 @@ def _change_folder(
     targets = {case: output / file.name for case, file in sources.items()}
     keys = {
         # earlier versions also changed files that were cut off, and wrote such
-        case: {**operation, "whole": True, "case": case, "prediction": fingerprint(file)}
+        case: {**operation, "whole": True, "case": case, "prediction": file_digest(file)}
         for case, file in sources.items()
     }
 
     def is_done(case: str) -> bool:
         written = targets[case].is_file() and keys[case] in records
-        return written and fingerprint(targets[case]) == records.get(keys[case])["output"]
+        return written and file_digest(targets[case]) == records.get(keys[case])["output"]
 
     known = description.classes.known
     due = [LabelFile(case, file, reader, known) for case, file in sources.items() if not is_done(case)]
@@ -241,4 +240,4 @@ def _change(source: LabelFile, folder: Path, change: Change) -> dict[str, Any]:
     )
     labels, counts = np.unique(segmentation[segmentation != changed], return_counts=True)
     removed = {str(label): int(count) for label, count in zip(labels, counts, strict=True)}
-    return {"output": fingerprint(target), "removed_voxels": removed}
+    return {"output": file_digest(target), "removed_voxels": removed}

@@ -2,6 +2,7 @@
 
 import base64
 import math
+import os
 import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nnunet_locctx.files import replacing
+from nnunet_locctx.files import drafting
 
 PAGE, TWIN, FIGURES = "index.html", "report.md", "figures"
 TEMPLATES = Path(__file__).parent
@@ -161,7 +162,7 @@ class Document:
 
 
 def write_document(document: Document, target: Path, further: Mapping[str, bytes]) -> None:
-    """Writes a draft of the folder, which then replaces it: a reader sees the old report or the new one.
+    """Makes the folder aside and puts it in its place: whatever fails, there is the old report or the new one.
 
     Args:
         document: The report.
@@ -173,11 +174,20 @@ def write_document(document: Document, target: Path, further: Mapping[str, bytes
     files |= {f"{table.key}.csv": table.to_csv().encode() for table in document.tables()}
     files |= {figure.file: figure.svg for figure in document.figures()}
     target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target) as draft:
+    old = target.with_name(f".{os.getpid()}.old.{target.name}")
+    with drafting(target) as draft:
         for name, data in {**files, **further}.items():
             (draft / name).parent.mkdir(parents=True, exist_ok=True)
             (draft / name).write_bytes(data)
-        shutil.rmtree(target, ignore_errors=True)
+        try:
+            if target.exists():
+                target.rename(old)
+            draft.rename(target)
+        finally:
+            if target.exists():
+                shutil.rmtree(old, ignore_errors=True)
+            elif old.exists():
+                old.rename(target)
 
 
 def check_target(target: Path, further: Collection[str] = ()) -> None:

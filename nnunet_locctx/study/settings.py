@@ -62,6 +62,11 @@ def _sbatch_options(value: str) -> str:
     return shlex.join(words)
 
 
+def _paper(value: Any) -> Any:
+    """The paper that true, or none that false, stands for."""
+    return ("locbam" if value else None) if isinstance(value, bool) else value
+
+
 Text = Annotated[str, Strict(), Field(min_length=1)]
 Names = Annotated[tuple[Text, ...], AfterValidator(all_different)]
 Natural = Annotated[int, Strict(), Field(ge=0)]
@@ -124,9 +129,7 @@ class Evaluation(Table):
 
     tolerance_mm: Positive = 2.0
     off_region_mm: Positive = 20.0
-    paper: Annotated[
-        Paper | None, BeforeValidator(lambda value: {True: "locbam", False: None}.get(value, value))
-    ] = None
+    paper: Annotated[Paper | None, BeforeValidator(_paper)] = None
 
 
 class Resources(Table):

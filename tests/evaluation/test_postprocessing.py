@@ -12,8 +12,8 @@ import SimpleITK as sitk
 from nnunet_locctx.cli import main
 from nnunet_locctx.evaluation import postprocessing
 from nnunet_locctx.evaluation.folders import evaluate_folders
-from nnunet_locctx.evaluation.label_files import fingerprint
 from nnunet_locctx.evaluation.postprocessing import largest_component
+from nnunet_locctx.files import file_digest
 from tests.broken_files import full_disk
 from tests.evaluation.label_scans import STORAGES, box, describe, write
 
@@ -132,7 +132,7 @@ def test_what_an_earlier_version_recorded_is_done_again(pred: Path, tmp_path: Pa
     earlier = records(out)
     for record in earlier:
         del record["whole"]
-        record["result"]["output"] = fingerprint(out / f"{record['case']}.nii.gz")
+        record["result"]["output"] = file_digest(out / f"{record['case']}.nii.gz")
     (out / "postprocessing.jsonl").write_text("".join(json.dumps(record) + "\n" for record in earlier))
     largest_component(pred, out, progress=False)
     assert np.array_equal(read(out / "a.nii.gz"), whole)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from nnunet_locctx.cli import main
 from nnunet_locctx.report import browser, write_report
-from nnunet_locctx.report.document import Document, Section, Table, render
+from nnunet_locctx.report.document import Document, Section, Table, render, write_document
 from tests.report.synthetic_study import PRESETS, Synthetic, edit_json, robustness, write_json
 
 SMALL = "locbam_lowres_small"
@@ -291,3 +291,22 @@ def test_wide_tables_are_printed_with_their_columns_as_rows() -> None:
     tables = [Table(f"table_{len(frame.columns)}", "", frame) for frame in frames]
     page = render(Document("title", "", [Section("key", "title", tables)]), "page.html.jinja")
     assert re.findall(r"<table[^>]*>", page) == ["<table>", '<table class="wide" style="--columns: 15">']
+
+
+def test_a_report_that_cannot_take_its_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "report"
+    write_document(Document("old", "", []), target, {})
+    rename = Path.rename
+
+    def refused(path: Path, to: Path) -> Path:
+        if path.name.startswith(".") and ".old." not in path.name:
+            raise OSError(28, "No space left on device")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(OSError, match="No space"):
+        write_document(Document("new", "", []), target, {})
+    assert "# old" in (target / "report.md").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]

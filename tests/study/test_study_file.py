@@ -115,6 +115,7 @@ def test_changed_options_make_another_model(folder):
         ({"file": "x"}, "unknown key 'file'"),
         ({"title": 5}, "title: must be a valid string, got 5"),
         ({"evaluation": {"paper": "bpr"}}, "evaluation: paper: must be 'locbam' or 'gpe', got 'bpr'"),
+        ({"evaluation": {"paper": ["gpe"]}}, r"evaluation: paper: must be 'locbam' or 'gpe', got \['gpe'\]"),
         ({"evaluation": 5}, "evaluation: .* got 5"),
         ({"methods": {"Plain": 5}}, r"methods: Plain: must be a table"),
         ({"methods": {"Plain": {"trainer": 5}}}, "Plain: trainer: must be a valid string, got 5"),
