@@ -1,10 +1,11 @@
 """PriorHead: a learned, continuous atlas that scales and shifts features or logits."""
 
+import math
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nnunet_locctx.blocks.checks import check_channels, check_input
 from nnunet_locctx.blocks.coordconv import CONV
@@ -14,6 +15,9 @@ from nnunet_locctx.blocks.unknown import if_any_known
 from nnunet_locctx.types import Features, Known, Location
 from nnunet_locctx.values import check_integer, check_positive
 
+FORMER_LIMITS = (3.0, math.inf)
+"""Of gamma and beta, when weights did not hold them yet."""
+
 
 class PriorHead(nn.Module):
     """``features * (1 + gamma(c)) + beta(c)``: on logits a location prior, elsewhere FiLM (Perez et al.,
@@ -22,9 +26,11 @@ class PriorHead(nn.Module):
     gamma and beta come from a 1x1 network of one hidden layer over the encoded location. Its last layer is
     zero at first, so the block starts as exactly the identity.
 
-    gamma is bounded, because a scale of logits feeds itself: the larger the logits, the faster it grows. Without a
-    bound they reached 17 000 after 20 epochs on the whole-body phantom; nnU-Net's sliding window, which adds them up
-    in half precision, ends with infinity at a third of that.
+    Both are bounded. A scale of logits feeds itself: the larger the logits, the faster it grows. Without a bound they
+    reached 17 000 after 20 epochs on the whole-body phantom; nnU-Net's sliding window, which adds them up in half
+    precision, ends with infinity at a third of that. A free shift makes the background certain (e^-50) before the
+    network has learned small classes, and nnU-Net's Dice, which is 1 for a class that neither a batch nor its
+    prediction contains, keeps it so (docs/explanation/recommended.md).
 
     Args:
         channels: Feature channels C.
@@ -32,8 +38,8 @@ class PriorHead(nn.Module):
         stride: Computes gamma and beta for every `stride`-th voxel along each axis, at its exact centre, and linearly
             between: they vary slowly, and computing them is what the block costs. 1: everywhere.
         hidden: Width of the hidden layer.
-        bound: Limit of gamma: features are scaled by ``1 - bound`` to ``1 + bound``. With 1 the phantoms are learned
-            more slowly (docs/explanation/recommended.md).
+        bound: Limit of gamma: features are scaled by ``1 - bound`` to ``1 + bound``.
+        shift_bound: Limit of beta, in units of the features.
         **encoding: Options of :class:`~nnunet_locctx.blocks.encoding.Encoding`.
 
     Raises:
@@ -50,6 +56,7 @@ class PriorHead(nn.Module):
         stride: int = 2,
         hidden: int = 32,
         bound: float = 3.0,
+        shift_bound: float = 3.0,
         **encoding: Any,
     ) -> None:
         super().__init__()
@@ -57,7 +64,8 @@ class PriorHead(nn.Module):
         check_integer("hidden", hidden, 1)
         check_integer("stride", stride, 1)
         check_positive("bound", bound)
-        self.channels, self.rank, self.stride, self.bound = channels, rank, stride, bound
+        check_positive("shift_bound", shift_bound)
+        self.channels, self.rank, self.stride = channels, rank, stride
         self.encoding = replace(self.encoding_defaults, **encoding).make()
         self.flags = flags_for(self.encoding, True, hidden, rank)
         last = CONV[rank](hidden, 2 * channels, 1)
@@ -66,6 +74,8 @@ class PriorHead(nn.Module):
         self.atlas = nn.Sequential(
             CONV[rank](self.encoding.channels, hidden, 1), nn.LeakyReLU(inplace=True), last
         )
+        self.register_buffer("limits", torch.tensor([bound, shift_bound], dtype=torch.float32))
+        self.limits: Tensor
 
     def forward(self, features: Features, location: Location, known: Known | None = None) -> Features:
         """(B, C, *spatial), (B, 3, *spatial), (B, 3) -> (B, C, *spatial)."""
@@ -76,5 +86,19 @@ class PriorHead(nn.Module):
         if self.flags is not None:
             hidden = self.flags(hidden, known)
         gamma, beta = if_any_known(last(activation(hidden)), known).chunk(2, dim=1)
-        gamma = self.bound * (gamma / self.bound).tanh()
+        gamma, beta = within(gamma, self.limits[0]), within(beta, self.limits[1])
         return torch.addcmul(features + spread(beta, size), features, spread(gamma, size))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Weights from before they held their limits go on with those of then."""
+        state_dict.setdefault(prefix + "limits", self.limits.new_tensor(FORMER_LIMITS))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def within(change: Features, limit: Tensor) -> Features:
+    """``limit * tanh(change / limit)``; the change itself if the limit is infinite."""
+    finite = limit.isfinite()
+    some = torch.where(finite, limit, 1.0)  # infinity times 0 would be no number
+    return torch.where(finite, some * (change / some).tanh(), change)

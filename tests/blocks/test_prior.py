@@ -12,6 +12,7 @@ class TestPriorHead(BlockHarness):
         ({"stride": 0.5}, "stride must be an integer >= 1, got 0.5"),
         ({"bound": 0}, "bound must be a positive number, got 0"),
         ({"bound": float("inf")}, "bound must be a positive number, got inf"),
+        ({"shift_bound": -1}, "shift_bound must be a positive number, got -1"),
     ]
 
     def test_scales_and_shifts_by_the_location_alone(self) -> None:
@@ -24,24 +25,40 @@ class TestPriorHead(BlockHarness):
         assert (one - zero).std() > 0.01
 
     @pytest.mark.parametrize("bound", [0.5, 1.0, 3.0])
-    def test_the_scale_is_bounded_and_the_shift_is_not(self, bound: float) -> None:
-        block = self.make(4, bound=bound, encoding="identity")
+    def test_scale_and_shift_are_bounded(self, bound: float) -> None:
+        gamma, beta = self.extremes(self.make(4, bound=bound, shift_bound=2 * bound, encoding="identity"))
+        for change, limit in ((gamma, bound), (beta, 2 * bound)):
+            assert change.abs().max() <= limit + 1e-5
+            assert change.abs().max() > 0.9 * limit
+
+    def test_weights_from_before_they_held_their_limits_keep_a_free_shift(self) -> None:
+        trained = self.make(4, encoding="identity")
+        self.extremes(trained)
+        weights = trained.state_dict()
+        del weights["limits"]
+        old, continued = self.make(4, encoding="identity"), self.make(4, encoding="identity")
+        old.load_state_dict(weights)
+        continued.load_state_dict(old.state_dict())  # a checkpoint of a training that went on
+        location = ramp(2, (3, 4, 5))
+        shift = old(torch.zeros(2, 4, 3, 4, 5), location)
+        assert shift.abs().max() > 1000
+        torch.testing.assert_close(continued(torch.zeros(2, 4, 3, 4, 5), location), shift)
+
+    @staticmethod
+    def extremes(block: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gamma and beta of a block with large weights."""
         with torch.no_grad():
             for parameter in block.parameters():
                 parameter.copy_(100 * torch.randn_like(parameter))
-        location = ramp(2, (3, 4, 5))
-        zero, one = (block(torch.full((2, 4, 3, 4, 5), value), location) for value in (0.0, 1.0))
-        gamma = one.double() - zero.double() - 1  # differences of large shifts: rounding of 1e-7 of them
-        assert gamma.abs().max() <= bound + 1e-6 * zero.abs().max()
-        assert gamma.abs().max() > 0.9 * bound
-        assert zero.abs().max() > 1000
+        zero, one = (block(torch.full((2, 4, 3, 4, 5), value), ramp(2, (3, 4, 5))) for value in (0.0, 1.0))
+        return one - zero - 1, zero
 
     def test_a_small_scale_is_what_the_network_says(self) -> None:
-        narrow, wide = self.make(4, bound=1.0), self.make(4, bound=1e6)
+        narrow, wide = self.make(4, bound=1.0, shift_bound=1.0), self.make(4, bound=1e6, shift_bound=1e6)
         with torch.no_grad():
             for parameter in narrow.parameters():
                 parameter.add_(0.02 * torch.randn_like(parameter))
-        wide.load_state_dict(narrow.state_dict())
+        wide.load_state_dict({**narrow.state_dict(), "limits": wide.limits})
         features, location = torch.randn(2, 4, 5, 6, 7), ramp(2, (5, 6, 7))
         torch.testing.assert_close(narrow(features, location), wide(features, location), atol=1e-3, rtol=0)
 

@@ -125,12 +125,12 @@ class JoinLocation(BasicTransform):
     """``image`` (C, *s), ``location_field`` and ``regression_target`` (3, 2, 2, 2) -> ``image`` (C + 3, *s).
 
     Args:
-        perturb: Location augmentation, None for none.
+        jitter: Of the location, None for none.
     """
 
-    def __init__(self, perturb: "PerturbLocation | None" = None) -> None:
+    def __init__(self, jitter: "JitterLocation | None" = None) -> None:
         super().__init__()
-        self.perturb = perturb
+        self.jitter = jitter
 
     def apply(self, data_dict: Sample, **params: Any) -> Sample:
         image = data_dict["image"]
@@ -138,8 +138,8 @@ class JoinLocation(BasicTransform):
         joined[:-LOCATION_CHANNELS] = image
         location = joined[-LOCATION_CHANNELS:]
         sample_at_corners(data_dict.pop("location_field"), data_dict.pop("regression_target"), location)
-        if self.perturb is not None:
-            self.perturb(regression_target=location)
+        if self.jitter is not None:
+            self.jitter(regression_target=location)
         data_dict["image"] = joined
         return data_dict
 
@@ -174,8 +174,8 @@ class LocatedSpatialTransform(SpatialTransform):
         return (index @ slopes + origin).movedim(-1, 0).contiguous()
 
 
-class PerturbLocation(BasicTransform):
-    """Location augmentation: jitter of a patch's location (3, *s), and axes made unknown, in place.
+class JitterLocation(BasicTransform):
+    """Shifts and scales a patch's location (3, *s) at random, in place.
 
     Random numbers come from a generator of its own, seeded by numpy's global state without advancing it:
     runs with and without location see the same patches and the same augmentation.
@@ -183,22 +183,18 @@ class PerturbLocation(BasicTransform):
     Args:
         jitter: Standard deviation of the shift (units of the location) and of the relative scale, drawn per
             axis; one number, or (3,) along (R, A, S).
-        dropout: Probability with which each axis becomes unknown (NaN), and with which all axes do.
     """
 
-    def __init__(self, jitter: npt.ArrayLike, dropout: float) -> None:
+    def __init__(self, jitter: npt.ArrayLike) -> None:
         super().__init__()
         self.jitter = jitter
-        self.dropout = dropout
 
     def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
         state: Any = np.random.get_state()  # noqa: NPY002 - nnU-Net draws from the global state
         keys, position = state[1], state[2]
         random = np.random.default_rng([position, *keys[:8].tolist(), int(keys[position % len(keys)])])
-        all_unknown = random.random() < self.dropout
         shift, scale = random.normal(0, 1, (2, LOCATION_CHANNELS)) * np.asarray(self.jitter)
-        unknown = (random.random(LOCATION_CHANNELS) < self.dropout) | all_unknown
-        return {"unknown": torch.from_numpy(unknown), "shift": shift, "scale": 1 + scale}
+        return {"shift": shift, "scale": 1 + scale}
 
     def _apply_to_regr_target(self, regression_target: Tensor, **params: Any) -> Tensor:
         def per_channel(values: Any) -> Tensor:
@@ -206,7 +202,6 @@ class PerturbLocation(BasicTransform):
             return tensor.reshape(-1, *[1] * (regression_target.ndim - 1))
 
         regression_target.mul_(per_channel(params["scale"])).add_(per_channel(params["shift"]))
-        regression_target[params["unknown"]] = torch.nan
         return regression_target
 
     def _apply_to_image(self, img: Tensor, **params: Any) -> Tensor:
@@ -216,14 +211,12 @@ class PerturbLocation(BasicTransform):
         return segmentation
 
 
-def locate_transforms(
-    transforms: BasicTransform, perturb: PerturbLocation | None = None
-) -> ComposeTransforms:
+def locate_transforms(transforms: BasicTransform, jitter: JitterLocation | None = None) -> ComposeTransforms:
     """nnU-Net's transforms of a training or validation batch, fitted to carry location.
 
     Args:
         transforms: What nnU-Net made; changed in place.
-        perturb: Location augmentation, None for none.
+        jitter: Of the location, None for none.
 
     Returns:
         Transforms of ``image`` (C + 3, *loaded), which carries its key (:func:`write_key`), to ``image``
@@ -247,4 +240,4 @@ def locate_transforms(
             step.__class__ = LocatedSpatialTransform
     cascade = [i for i, step in enumerate(steps) if isinstance(step, MoveSegAsOneHotToDataTransform)]
     end = cascade[0] if cascade else len(steps)
-    return ComposeTransforms([SplitLocation(), *steps[:end], JoinLocation(perturb), *steps[end:]])
+    return ComposeTransforms([SplitLocation(), *steps[:end], JoinLocation(jitter), *steps[end:]])

@@ -17,6 +17,7 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_locctx.blocks.prior import FORMER_LIMITS
 from nnunet_locctx.networks.located_unet import LocatedUNet
 
 LENGTH = 2048
@@ -67,7 +68,7 @@ class LocationSignature(nn.Module):
                 "To start from a plain nnU-Net checkpoint, train with -pretrained_weights."
             )
         trained = bytes(stored.tolist()).rstrip(b"\0").decode()
-        if self._completed(trained) != self._completed(self.decoded()):
+        if not self._takes(trained):
             hint = ""
             if '"span"' in self.decoded() and '"span"' not in trained:
                 hint = (
@@ -81,12 +82,14 @@ class LocationSignature(nn.Module):
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _completed(self, text: str) -> Any:
-        """The options of a text, those that it does not name at their defaults; a text that is not JSON as it is."""
+    def _takes(self, trained: str) -> bool:
+        """Whether a checkpoint with these options computes what the network does."""
+        own = json.loads(self.decoded())
         try:
-            return _completed(json.loads(text), self.defaults)
-        except ValueError:
-            return text
+            options = _limits_in_weights(json.loads(trained), own)
+        except ValueError:  # no JSON
+            return False
+        return bool(_completed(options, self.defaults) == _completed(own, self.defaults))
 
 
 def _completed(value: Any, default: Any) -> Any:
@@ -96,6 +99,18 @@ def _completed(value: Any, default: Any) -> Any:
         return {**before, **{key: _completed(option, default.get(key)) for key, option in value.items()}}
     if isinstance(value, list) and isinstance(default, list) and len(value) == len(default):
         return [_completed(*pair) for pair in zip(value, default, strict=True)]
+    return value
+
+
+def _limits_in_weights(value: Any, own: Any) -> Any:
+    """The options of a checkpoint as if it had the network's own bound of a scale, if it had the former one: such
+    weights bring their limits (:class:`~nnunet_locctx.blocks.PriorHead`)."""
+    if isinstance(value, dict) and isinstance(own, dict):
+        if "shift_bound" in own and "shift_bound" not in value and value.get("bound") == FORMER_LIMITS[0]:
+            value = {**value, "bound": own["bound"]}
+        return {key: _limits_in_weights(option, own.get(key)) for key, option in value.items()}
+    if isinstance(value, list) and isinstance(own, list) and len(value) == len(own):
+        return [_limits_in_weights(*pair) for pair in zip(value, own, strict=True)]
     return value
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import join, load_pickle
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
@@ -16,7 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from nnunet_locctx.geometry import OBLIQUE, Frame
-from nnunet_locctx.location import AXES, LocationField, TrainingRange
+from nnunet_locctx.location import AXES, LOCATION_CHANNELS, LocationField, TrainingRange
 from nnunet_locctx.networks.located_unet import Fitting, LocatedUNet
 from nnunet_locctx.nnunet.data.class_places import measured_scatter, read_points
 from nnunet_locctx.nnunet.data.fitted import CaseMeasurements, fitted_folder
@@ -25,7 +26,7 @@ from nnunet_locctx.nnunet.options import AUTO, LocationOptions
 from nnunet_locctx.nnunet.predicting.carried import Carried
 from nnunet_locctx.nnunet.predicting.location_file import describe, make_record
 from nnunet_locctx.nnunet.predicting.preprocessing import carry, locate
-from nnunet_locctx.nnunet.training.augmentation import PerturbLocation, locate_transforms
+from nnunet_locctx.nnunet.training.augmentation import JitterLocation, locate_transforms
 from nnunet_locctx.nnunet.training.checkpoints import LocationSignature, allow_plain_weights
 from nnunet_locctx.nnunet.training.dataset import LocatedDataset
 from nnunet_locctx.nnunet.training.recipes import split_tables
@@ -64,7 +65,7 @@ class LocatedTrainer(DenormalsFlushed):
         block_options: Options of the block that differ from its defaults; the plans' go on top.
         also: Further blocks of the same network. Of the plans' options they take the span only, which belongs to the
             coordinates.
-        dropout: Probability that an axis, or all of them, are made unknown; the plans' goes first.
+        dropout: Probability that a batch goes without an axis, or without all of them; the plans' goes first.
         epochs: Length of the training, None for nnU-Net's own.
         augments: Whether jitter and dropout of the plans apply; not in the variants without data
             augmentation.
@@ -98,6 +99,7 @@ class LocatedTrainer(DenormalsFlushed):
         self.location = dataclasses.replace(options, dropout=dropout)
         self.measurements: CaseMeasurements | None = None
         self.carried = Carried()
+        self._dropout_random = np.random.default_rng(0)
         if self.location.make_source().fitted:
             name = plans["dataset_name"]
             data = regressor_for_training(name, self.location.source)
@@ -184,6 +186,35 @@ class LocatedTrainer(DenormalsFlushed):
         self._survey_cases()
         return super().get_dataloaders()
 
+    def on_train_epoch_start(self) -> None:
+        """As nnU-Net's; which axes an epoch's batches go without follows from its number, on every GPU alike."""
+        super().on_train_epoch_start()
+        self._dropout_random = np.random.default_rng(self.current_epoch)
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """nnU-Net's, of a batch whose axes may have been made unknown."""
+        self._drop_axes(batch["data"])
+        step: dict[str, Any] = super().train_step(batch)
+        return step
+
+    def _drop_axes(self, data: torch.Tensor) -> None:
+        """Makes each axis unknown with the probability `dropout`, and all of them with that probability once more.
+
+        The whole batch goes without them. In a batch that mixes patches with and without, nnU-Net's Dice, which is that
+        of the batch, is largest where those without predict background alone.
+
+        Args:
+            data: (B, image + 3 + previous stage, *patch), changed in place.
+        """
+        dropout = self.location.dropout
+        if not (self.augments and dropout):
+            return
+        unknown = self._dropout_random.random(LOCATION_CHANNELS) < dropout
+        if self._dropout_random.random() < dropout:
+            unknown[:] = True
+        first = len(self.configuration_manager.normalization_schemes)
+        data[:, first : first + LOCATION_CHANNELS][:, torch.from_numpy(unknown)] = torch.nan
+
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's validation; the log says where a case's location is unknown."""
         _, validation = self.do_split()
@@ -259,11 +290,12 @@ class LocatedTrainer(DenormalsFlushed):
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
         """nnU-Net's augmentation, carrying location; arguments as in nnU-Net's method of this name."""
         transforms = super().get_training_transforms(*args, **kwargs)
-        perturb = None
-        jitter, dropout = self.location.jitter, self.location.dropout or 0.0
-        if self.augments and (jitter or dropout):
-            perturb = PerturbLocation(self._measured_jitter() if jitter == AUTO else jitter, dropout)
-        return locate_transforms(transforms, perturb)
+        jitter = self.location.jitter
+        if not (self.augments and jitter):
+            return locate_transforms(transforms)
+        return locate_transforms(
+            transforms, JitterLocation(self._measured_jitter() if jitter == AUTO else jitter)
+        )
 
     def _measured_jitter(self) -> Any:
         """(3,) scatter of the classes between this fold's training cases."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from nnunet_locctx.nnunet.training.trainers import TRAINERS
+from nnunet_locctx.nnunet.training import trainers
 from tests.nnunet.small_plans import configuration, plans
 
 DATASET = {"labels": {"background": 0, "a": 1}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
@@ -20,6 +20,6 @@ def make_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 
     def make(name: str, **location: Any) -> Any:
         made = plans({"c": configuration(location=location)})
-        return TRAINERS[name](made, "c", 0, dict(DATASET), torch.device("cpu"))
+        return trainers.find_trainer(name)(made, "c", 0, dict(DATASET), torch.device("cpu"))
 
     return make

@@ -67,6 +67,22 @@ def test_options_that_changed_what_is_computed_must_be_named() -> None:
         network.location_signature.load_state_dict(without(network, "block", "bound"))
 
 
+@pytest.mark.parametrize("name", ["LocCtxTrainer", "PriorHeadTrainer"])
+def test_models_from_before_the_bound_of_shifts_compute_what_they_did(name: str) -> None:
+    network = build(TRAINERS[name], configuration())
+    weights = {key: value for key, value in network.state_dict().items() if not key.endswith(".limits")}
+    options = json.loads(network.location_signature.decoded())
+    for one in (options["block"], *[also[2] for also in options.get("also", [])]):
+        del one["shift_bound"]
+        one["bound"] = 3.0
+    weights["location_signature.text"] = stored(options)["text"]
+    network.load_state_dict(weights)
+    assert all(block.limits.tolist() == [3.0, float("inf")] for block in network.location_blocks)
+    options["block"]["bound"] = 2.0
+    with pytest.raises(ValueError, match="trained with the location options"):
+        network.load_state_dict({**weights, "location_signature.text": stored(options)["text"]})
+
+
 @pytest.mark.parametrize("name", ["LocCtxTrainer", "LocBAMTrainer", "GPETrainer", "CoordConvTrainer"])
 def test_models_from_before_the_span_load_with_doubling_frequencies_only(name: str) -> None:
     """As plans may ask for, and as the published encoding of GPE and encodings without waves always were."""

@@ -125,6 +125,52 @@ def test_the_plans_dropout_goes_before_the_trainers(
     assert trainer.location.dropout == (own if planned is None else planned)
 
 
+class TestDropout:
+    """Batches that go without an axis, or without all."""
+
+    def rates(self, trainer: Any, monkeypatch: pytest.MonkeyPatch, epoch: int = 0) -> torch.Tensor:
+        """(2000, 3): whether an axis was unknown in a batch."""
+        monkeypatch.setattr(nnUNetTrainer, "on_train_epoch_start", lambda self: None)
+        monkeypatch.setattr(nnUNetTrainer, "train_step", lambda self, batch: {"data": batch["data"]})
+        trainer.current_epoch = epoch
+        trainer.on_train_epoch_start()
+        batches = []
+        for _ in range(2000):
+            data = torch.rand(2, 1 + 3 + 1, 2, 2, 2)  # image, location, previous stage
+            before = data.clone()
+            after = trainer.train_step({"data": data})["data"]
+            unknown = torch.isnan(after)
+            torch.testing.assert_close(torch.where(unknown, before, after), before, atol=0, rtol=0)
+            unknown = unknown.transpose(0, 1).flatten(1)
+            assert torch.equal(unknown.any(1), unknown.all(1))  # the whole batch
+            assert not unknown[[0, 4]].any()
+            batches.append(unknown[1:4, 0])
+        return torch.stack(batches).double()
+
+    def test_has_the_probability_asked_for(self, make_trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each axis is unknown with it, and all of them together once more."""
+        rates = self.rates(make_trainer("LocCtxTrainer", dropout=0.2), monkeypatch)
+        assert ((rates.mean(0) - (1 - 0.8**2)).abs() < 0.04).all()
+        assert abs(rates.prod(1).mean() - (0.2 + 0.8 * 0.2**3)) < 0.03
+        alone = rates[:, 0][rates.prod(1) == 0].mean()
+        assert abs(alone - 0.8 * (0.2 - 0.2**3) / (0.8 - 0.8 * 0.2**3)) < 0.04
+
+    def test_follows_from_the_epoch(self, make_trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """So a continued training and every process of a distributed one do the same."""
+        first, again = (
+            self.rates(make_trainer("LocCtxTrainer", dropout=0.2), monkeypatch, 3) for _ in range(2)
+        )
+        assert torch.equal(first, again)
+        other = self.rates(make_trainer("LocCtxTrainer", dropout=0.2), monkeypatch, 4)
+        assert not torch.equal(first, other)
+
+    @pytest.mark.parametrize(("name", "dropout"), [("LocCtxTrainer_noDA", 0.5), ("LocBAMTrainer", 0.0)])
+    def test_nothing_is_dropped(
+        self, name: str, dropout: float, make_trainer: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert not self.rates(make_trainer(name, dropout=dropout), monkeypatch).any()
+
+
 def test_wrong_options_stop_before_anything_is_written(make_trainer: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown place 'roof'; there are "):
         make_trainer("PriorHeadTrainer", place="roof")
@@ -132,9 +178,14 @@ def test_wrong_options_stop_before_anything_is_written(make_trainer: Any, tmp_pa
 
 
 def test_the_recommended_trainer_bounds_its_scales() -> None:
-    """A free scale of the logits grows until nnU-Net's prediction overflows."""
+    """A free scale of the logits grows until nnU-Net's prediction overflows, a free shift ends with background."""
     network = build(trainers.LocCtxTrainer, configuration())
-    assert {block.bound for block in network.location_blocks} == {3.0}
+    *features, logits = [block.limits.tolist() for block in network.location_blocks]
+    assert all(limits == [3.0, 3.0] for limits in features)
+    assert logits == [1.0, 3.0]
+    assert [
+        block.limits.tolist() for block in build(trainers.PriorHeadTrainer, configuration()).location_blocks
+    ] == [logits]
     with torch.no_grad():
         for parameter in network.location_blocks.parameters():
             parameter.copy_(100 * torch.randn_like(parameter))
