@@ -160,7 +160,7 @@ def test_oblique_scans_are_named_with_their_angle(maker: Maker) -> None:
     extents = {case.name: case.extent for case in report.cases}
     assert extents["half"] == pytest.approx((46 / np.sqrt(2), 46 / np.sqrt(2), 27), rel=1e-5)
     text = format_report(report)
-    assert "note: oblique: array axes more than 20 degrees from the patient's" in text
+    assert "note: oblique: the array axes are more than 20 degrees off the patient's" in text
     assert "in cardiac (24.3 degrees), half (45.0 degrees)" in text
 
 
