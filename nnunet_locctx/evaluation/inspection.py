@@ -1,4 +1,4 @@
-"""Judges a folder of predictions without a truth: what to look at first, and why (`locctx inspect`)."""
+"""Judges a folder of predictions without references, the most doubtful case first (`locctx inspect`)."""
 
 import functools
 import json
@@ -27,7 +27,8 @@ class InspectedCase:
     Attributes:
         case: Name of the case.
         file: Its segmentation.
-        doubt: See :func:`~nnunet_locctx.evaluation.doubt.judge`; a file that cannot be judged has the largest doubt.
+        doubt: The doubt of :func:`~nnunet_locctx.evaluation.doubt.judge`; a file that cannot be judged has the largest
+            one.
         findings: The findings, the most doubtful first.
     """
 
@@ -77,8 +78,8 @@ def inspect_predictions(
 ) -> Inspection:
     """Judges every predicted segmentation by the training labels.
 
-    A predicted case that is among the training cases is judged by the others, so the predictions of a validation or of
-    a whole cross-validation can be inspected too. A prediction that cannot be read or judged is a finding.
+    A predicted case that is among the training cases is judged by the other training cases, so predictions of a
+    validation or of a whole cross-validation can be inspected too. A prediction that cannot be read is a finding.
 
     Args:
         predictions: Folder of predictions, as nnU-Net writes them.
@@ -139,7 +140,8 @@ def _summarise(job: LabelFile, classes: Classes) -> _Answer:
 
 
 def _unknown_locations(predictions: Path) -> dict[str, str]:
-    """Case -> a sentence, for each case whose location was unknown to the model by its own record."""
+    """Case -> a sentence, for each case whose location was unknown to the model according to the prediction's
+    record."""
     from nnunet_locctx.nnunet.predicting.location_file import LOCATION_FILE, describe, read_records
 
     if not (predictions / LOCATION_FILE).is_file():

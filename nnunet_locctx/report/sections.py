@@ -1,4 +1,4 @@
-"""Writes the report: its sections in their order."""
+"""Writes the report and makes its sections."""
 
 import json
 import shlex
@@ -42,11 +42,11 @@ from nnunet_locctx.report.verdict import next_steps, verdict
 
 
 def write_report(work: Path, output: Path | None = None, *, progress: bool = False) -> Path:
-    """Writes ``index.html`` (one file, nothing to load), ``report.md``, CSV files and ``figures/``.
+    """Writes ``index.html`` (self-contained), ``report.md``, CSV files and ``figures/``.
 
     There is a CSV file per table, and ``cases.csv`` with every measure of every case and class.
 
-    A reader sees the old report or the new one, never a part. The same study gives the same bytes.
+    The new report replaces the old one in one step. The same study gives the same bytes.
 
     Args:
         work: The study's work folder, finished or not.
@@ -76,14 +76,14 @@ def write_report(work: Path, output: Path | None = None, *, progress: bool = Fal
 
 
 def build_document(study: Results, *, progress: bool = False) -> Document:
-    """Computes everything that the report shows.
+    """Computes the content of the report.
 
     Args:
         study: The study's results.
         progress: Show a progress bar.
     """
     rows, test = compare(study, VALIDATION), compare(study, TEST)
-    # a block without content is None
+    # a maker returns None for a block without content
     makers: list[tuple[str, str, Callable[[], Sequence[Block | None]]]] = [
         ("verdict", "Verdict", lambda: summary(study, rows)),
         ("validation", "Cross-validation", lambda: comparison(study, rows)),
@@ -111,7 +111,7 @@ def build_document(study: Results, *, progress: bool = False) -> Document:
 
 
 def summary(study: Results, rows: pd.DataFrame) -> list[Block]:
-    """What was compared, the results in words, and what is missing."""
+    """The extent of the study, its results in words, and warnings."""
     validated = study.scores.loc[study.scores["part"] == VALIDATION, "case"].nunique()
     text = (
         f"{count(len(study.methods), 'method')} at {count(len(study.presets), 'preset')}, "
@@ -141,7 +141,7 @@ def summary(study: Results, rows: pd.DataFrame) -> list[Block]:
 
 
 def comparison(study: Results, rows: pd.DataFrame, prefix: str = "") -> list[Block | None]:
-    """The methods' results and gains on the validation cases, or the test cases (prefix ``test_``)."""
+    """The methods' results and gains on the validation cases, or on the test cases (prefix ``test_``)."""
     if rows.empty:
         return []
     folds = f"{count(len(study.folds), 'fold')} pooled" if len(study.folds) > 1 else f"fold {study.folds[0]}"
@@ -171,7 +171,7 @@ def beside_papers(study: Results) -> list[Block]:
 
 
 def cases(study: Results, rows: pd.DataFrame) -> list[Block | None]:
-    """Cases to look through, the worst first."""
+    """The case browser, and files that could not be drawn."""
     if rows.empty:
         return []
     read = (read_cases(study, rows, preset) for preset in rows["preset"].unique())
@@ -184,7 +184,7 @@ def cases(study: Results, rows: pd.DataFrame) -> list[Block | None]:
 
 
 def settings(study: Results) -> list[Block]:
-    """The study's settings, and on what it ran."""
+    """The study's settings and machine."""
     chosen = study.settings
     facts = [
         f"dataset: {study.dataset}",
@@ -236,7 +236,7 @@ def computed(study: Results) -> list[Block]:
 
 
 def repeat(study: Results) -> list[Block]:
-    """Commands."""
+    """The commands that repeat the study."""
     file = study.settings.get("file") or "STUDY.yaml"
     commands = Code(f"locctx study {shlex.quote(str(file))}\nlocctx report {shlex.quote(str(study.folder))}")
     if study.runs.empty:
