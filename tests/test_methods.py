@@ -7,18 +7,10 @@ import pytest
 
 from nnunet_locctx.blocks import DEFAULTS
 from nnunet_locctx.cli import main
-from nnunet_locctx.methods import (
-    FORMATS,
-    MEASURED_FILE,
-    Measured,
-    describe,
-    description,
-    format_methods,
-    list_methods,
-    read_measured,
-)
-from nnunet_locctx.methods.description import GROUPS, YEAR, split_sources
-from nnunet_locctx.methods.measured import Figures
+from nnunet_locctx.methods import description
+from nnunet_locctx.methods.description import YEAR, describe, list_methods, split_sources
+from nnunet_locctx.methods.measured import MEASURED_FILE, Figures, Measured, read_measured
+from nnunet_locctx.methods.table import FORMATS, GROUPS, format_methods
 from nnunet_locctx.nnunet.plans.presets import list_presets
 from nnunet_locctx.nnunet.training.trainer import LocatedTrainer
 from nnunet_locctx.nnunet.training.trainers import RECOMMENDED, TRAINERS

@@ -40,6 +40,7 @@ from nnunet_locctx.evaluation.label_files import (
 )
 from nnunet_locctx.files import file_digest, replacing
 from nnunet_locctx.geometry import Frame
+from nnunet_locctx.names import near_name
 from nnunet_locctx.nnunet.data.reading import choose_reader
 from nnunet_locctx.nnunet.data.workers import map_in_workers
 
@@ -114,7 +115,11 @@ def fit_atlas(
     references = description.list_files(labels)
     names = sorted(references) if cases is None else sorted(set(cases))
     refuse(
-        [f"case {name} is not in {labels}" for name in names if name not in references],
+        [
+            f"case {name} is not in {labels}{near_name(name, references)}"
+            for name in names
+            if name not in references
+        ],
         "training cases are missing",
     )
     if not names:

@@ -24,6 +24,7 @@ from nnunet_locctx.evaluation.label_files import (
 from nnunet_locctx.evaluation.measures import PAPER_MEASURES, Settings, definitions, measure_case
 from nnunet_locctx.evaluation.records import Records
 from nnunet_locctx.files import file_digest, write_atomically
+from nnunet_locctx.names import near_name
 from nnunet_locctx.nnunet.data.reading import choose_reader
 from nnunet_locctx.nnunet.data.workers import map_in_workers
 
@@ -284,8 +285,11 @@ def _names(
     chosen = set(cases) if cases is not None else set(predicted) | (set() if predicted_only else set(true))
     if not chosen:
         raise ValueError("there is no case to evaluate")
-    problems = [f"case {name} is not in {predictions}" for name in sorted(chosen - set(predicted))]
-    problems += [f"case {name} is not in {references}" for name in sorted(chosen - set(true))]
+    problems = [
+        f"case {name} is not in {folder}{near_name(name, files) if cases else ''}"
+        for folder, files in ((predictions, predicted), (references, true))
+        for name in sorted(chosen - set(files))
+    ]
     refuse(problems, "the folders do not hold the same cases (see --cases and --predicted-only)")
     return sorted(chosen)
 

@@ -224,6 +224,7 @@ class TestBadInput:
             ({"tolerance_mm": -1}, "tolerance_mm"),
             ({"cases": []}, "no case"),
             ({"cases": ["z"]}, "case z is not in"),
+            ({"cases": ["A"]}, r"case A is not in \S+pred \(did you mean a\?\)"),
             ({"processes": 0}, "at least 1"),
             ({"dataset_json": Path("nowhere.json")}, "no dataset.json"),
             ({"dataset_json": {"labels": LABELS}}, "lacks file_ending"),

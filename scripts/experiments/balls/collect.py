@@ -13,8 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from nnunet_locctx.files import write_atomically
-from nnunet_locctx.methods import MEASURED_FILE
-from nnunet_locctx.methods.measured import Figures
+from nnunet_locctx.methods.measured import MEASURED_FILE, Figures
 from nnunet_locctx.nnunet.training.trainers import TRAINERS
 from scripts.benchmarks import blocks as benchmark_blocks
 from scripts.benchmarks.harness import PLAIN, REPOSITORY, Record, Records, by
