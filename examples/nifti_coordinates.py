@@ -29,14 +29,14 @@ def main(file: Path) -> dict[str, np.ndarray]:
         ),  # fractions of the body, found in the scan; NaN where there is none
     }
     print(f"{file.name}: {scan.frame.shape} voxels of {np.round(scan.frame.spacing, 2)} mm (z, y, x)")
-    found = {}
+    coordinates = {}
     for name, source in sources.items():
-        found[name] = nnunet_locctx.coordinates(scan, middle, source).ravel()
+        coordinates[name] = nnunet_locctx.coordinates(scan, middle, source).ravel()
         edge = nnunet_locctx.coordinates(scan, outside, source).ravel()
         print(
-            f"{name:8} middle (R, A, S) {np.round(found[name], 3)}, behind the last corner {np.round(edge, 3)}"
+            f"{name:8} middle (R, A, S) {np.round(coordinates[name], 3)}, behind the last corner {np.round(edge, 3)}"
         )
-    return found
+    return coordinates
 
 
 if __name__ == "__main__":

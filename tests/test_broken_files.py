@@ -107,9 +107,9 @@ def test_one_line(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -
         file.write_bytes(make(whole))
         status = main(line.split())
         out, err = capsys.readouterr()
-        said = [text for text in (out + err).splitlines() if words in text]
-        assert len(said) == 1
-        assert file.name in said[0]
+        lines = [text for text in (out + err).splitlines() if words in text]
+        assert len(lines) == 1
+        assert file.name in lines[0]
         assert "Traceback" not in out + err
         assert status == (1 if name.startswith("check") else 2)
         assert not list(folder.glob("out*"))

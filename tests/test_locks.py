@@ -100,16 +100,16 @@ def test_the_second_waits_and_says_for_whom(tmp_path: Path, capsys: pytest.Captu
         order.append("first")
     thread.join(10)
     assert order == ["first", "second"]
-    said = capsys.readouterr().out
-    assert said.count("plans.json is in use by process ") == 1
-    assert said.endswith(": waiting\n")
+    printed = capsys.readouterr().out
+    assert printed.count("plans.json is in use by process ") == 1
+    assert printed.endswith(": waiting\n")
 
 
 @pytest.mark.parametrize(
     ("said", "told"), [("", "another process"), ("{", "{"), ('{"pid": 1}', '{"pid": 1}'), ("[]", "[]")]
 )
-def test_a_holder_that_does_not_say_who_it_is(said: str, told: str) -> None:
-    assert locks._described(said) == told
+def test_a_holder_that_does_not_say_who_it_is(printed: str, printed_by_second: str) -> None:
+    assert locks._described(printed) == printed_by_second
 
 
 @pytest.mark.parametrize("number", locks.WITHOUT_LOCKS)

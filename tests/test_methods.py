@@ -90,8 +90,8 @@ def test_the_published_form_of_a_method_is_a_preset_for_its_trainer() -> None:
         if "Hash" in row
     ]
     assert row.split(" | ")[3] == "gpe_hash_published"
-    told = " ".join(format_methods(list_methods("gpehasht"), MEASURED).split())
-    assert "; as published: gpe_hash_published" in told
+    printed = " ".join(format_methods(list_methods("gpehasht"), MEASURED).split())
+    assert "; as published: gpe_hash_published" in printed
 
 
 def test_filter() -> None:

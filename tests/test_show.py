@@ -446,6 +446,6 @@ def test_fitted_source_shows_what_its_regressor_says(tmp_path: Path) -> None:
         whole = stored_scan.frame
         expected = source.field(whole, regressor.measure(stored_scan.voxels[0], whole))
         index = np.array([(0, 0, 0), (5, 7, 3), [n - 1 for n in shown.image.shape]])
-        there = whole.index_from_millimetres(shown.frame.millimetres(index))
-        assert not np.allclose(there, index)
-        np.testing.assert_allclose(shown.field.at(index), expected.at(there), atol=1e-6)
+        whole_index = whole.index_from_millimetres(shown.frame.millimetres(index))
+        assert not np.allclose(whole_index, index)
+        np.testing.assert_allclose(shown.field.at(index), expected.at(whole_index), atol=1e-6)

@@ -95,8 +95,8 @@ def test_starts_as_the_planned_network(
     x, without = feed(rank, channels=2, previous=3)
     outputs, expected = located(x), reference(without)
     assert [output.shape for output in outputs] == [output.shape for output in expected]
-    for output, wanted in zip(outputs, expected, strict=True):
-        assert torch.equal(output, wanted)
+    for output, target in zip(outputs, expected, strict=True):
+        assert torch.equal(output, target)
 
 
 @pytest.mark.parametrize(("block", "place"), BLOCKS_AND_PLACES)

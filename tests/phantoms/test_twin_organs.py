@@ -22,11 +22,11 @@ SIDES = {label: 1 if name.endswith("_left") else -1 for label, name in enumerate
 
 def centres_mm(case):
     """Label -> centre of mass in mm LPS."""
-    found = {}
+    centroids = {}
     for label in range(1, len(ORGANS) + 1):
         index = np.argwhere(case.labels == label)
-        found[label] = case.frame.millimetres(index).mean(0)
-    return found
+        centroids[label] = case.frame.millimetres(index).mean(0)
+    return centroids
 
 
 def read_lps(path):

@@ -206,9 +206,9 @@ def test_class_gain_counts_the_cases_that_both_have(folder: Path) -> None:
     study.scores.loc[first, "dice"] = np.nan
     rows = compare(study)
     gains = class_gains(with_base(study, rows[rows["preset"] == SMALL])).set_index(["method", "class"])
-    found = gains.loc[("LocBAM", "spleen")]
-    assert found["pairs"] == 7
-    assert found["gain"] == pytest.approx((mine.to_numpy() - theirs.to_numpy())[1:].mean())
+    gain = gains.loc[("LocBAM", "spleen")]
+    assert gain["pairs"] == 7
+    assert gain["gain"] == pytest.approx((mine.to_numpy() - theirs.to_numpy())[1:].mean())
 
 
 def test_coverage_shows_the_papers_gains_for_the_same_data_only(tmp_path: Path) -> None:
