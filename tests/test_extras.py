@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_locctx.cli import main
-from nnunet_locctx.commands.extras import EXTRAS
+from nnunet_locctx.commands.common import EXTRAS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STUDY = EXTRAS["study"]

@@ -106,10 +106,10 @@ def test_the_second_waits_and_says_for_whom(tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    ("said", "told"), [("", "another process"), ("{", "{"), ('{"pid": 1}', '{"pid": 1}'), ("[]", "[]")]
+    ("content", "holder"), [("", "another process"), ("{", "{"), ('{"pid": 1}', '{"pid": 1}'), ("[]", "[]")]
 )
-def test_a_holder_that_does_not_say_who_it_is(printed: str, printed_by_second: str) -> None:
-    assert locks._described(printed) == printed_by_second
+def test_a_holder_that_does_not_say_who_it_is(content: str, holder: str) -> None:
+    assert locks._described(content) == holder
 
 
 @pytest.mark.parametrize("number", locks.WITHOUT_LOCKS)

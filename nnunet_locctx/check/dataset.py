@@ -71,8 +71,6 @@ def check_dataset(folder: Path | str, *, processes: int = 1, progress: bool = Tr
     Raises:
         ValueError: The folder is no dataset, or no reader of nnU-Net takes its files.
     """
-    if processes < 1:
-        raise ValueError(f"processes must be at least 1, got {processes}")
     dataset = list_dataset(Path(folder))
     findings = list(dataset.findings)
     with libraries_silenced():

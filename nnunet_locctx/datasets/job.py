@@ -83,8 +83,6 @@ class Job:
         self.tolerance = tolerance
         self.processes = processes
         self.progress = progress
-        if processes < 1:
-            raise ValueError(f"processes must be at least 1, got {processes}")
         if not 1 <= dataset_id <= 999:
             raise ValueError(f"a dataset's number is 1 to 999, got {dataset_id}")
         title = release.title if name is None else name

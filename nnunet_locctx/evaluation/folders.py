@@ -16,7 +16,6 @@ from nnunet_locctx.evaluation.classes import Classes, check_pairs
 from nnunet_locctx.evaluation.label_files import (
     LabelFile,
     check_label_files,
-    check_processes,
     read_description,
     read_labels,
     refuse,
@@ -101,7 +100,6 @@ def evaluate_folders(
     settings = Settings(
         float(tolerance_mm), float(off_region_mm), "locbam" if paper is True else paper or None
     )
-    check_processes(processes)
     description = read_description(dataset_json, (predictions, references))
     classes = description.classes
     sides = classes.pairs if pairs is None else check_pairs(pairs, classes)

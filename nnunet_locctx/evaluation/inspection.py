@@ -11,7 +11,7 @@ import pandas as pd
 
 from nnunet_locctx.evaluation.classes import Classes
 from nnunet_locctx.evaluation.doubt import MOST, Finding, judge
-from nnunet_locctx.evaluation.label_files import LabelFile, check_processes, read_description, refuse
+from nnunet_locctx.evaluation.label_files import LabelFile, read_description, refuse
 from nnunet_locctx.evaluation.label_summary import LabelSummary, summarise_labels, twins
 from nnunet_locctx.evaluation.training_ranges import learn_ranges
 from nnunet_locctx.location.locator import LEFT_OUT
@@ -91,7 +91,6 @@ def inspect_predictions(
     Raises:
         ValueError: There are no predictions, or training labels cannot be used or are too few.
     """
-    check_processes(processes)
     description = read_description(dataset_json, (predictions, labels))
     classes = description.classes
     predicted, training = description.list_files(predictions), description.list_files(labels)

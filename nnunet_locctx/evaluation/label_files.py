@@ -148,15 +148,8 @@ def check_label_files(
     Raises:
         ValueError: There are problems; the message has a line for each.
     """
-    check_processes(processes)
     problems = map_in_workers(_problems, groups, processes, "checking" if progress else None)
     refuse([line for lines in problems for line in lines], failure)
-
-
-def check_processes(processes: int) -> None:
-    """Raises ValueError unless there is at least one worker process."""
-    if processes < 1:
-        raise ValueError(f"the number of processes must be at least 1, got {processes}")
 
 
 def refuse(problems: Sequence[str], failure: str) -> None:
