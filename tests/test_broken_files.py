@@ -75,10 +75,7 @@ COMMANDS = {
         f"postprocess largest-component predictions -o out --dataset-json raw/{NAME}/dataset.json --quiet -np 1",
         PREDICTION,
     ),
-    "postprocess fit-atlas": (
-        "postprocess fit-atlas -d 7 --radius-mm 10 -o out.npz --quiet -np 1",
-        LABEL,
-    ),
+    "postprocess fit-atlas": ("postprocess fit-atlas -d 7 --radius-mm 10 -o out.npz --quiet -np 1", LABEL),
     "crop": (f"crop -d 7 {ANATOMY} --labels liver -o out --quiet", IMAGE),
     "crop, label": (f"crop -d 7 {ANATOMY} --labels liver -o out --quiet", LABEL),
     "landmarks": (f"landmarks {ANATOMY} --from {FIRST} --to {IMAGE} --at 5 5 5 --json out", IMAGE),
@@ -87,10 +84,7 @@ COMMANDS = {
         f"localize {FIRST} {ANATOMY} {LABELLED} --cases case_2 case_3 -o out --quiet",
         LABEL,
     ),
-    "convert": (
-        "convert kits23 release -d 9 --partial -np 1",
-        "release/dataset/case_00001/imaging.nii.gz",
-    ),
+    "convert": ("convert kits23 release -d 9 --partial -np 1", "release/dataset/case_00001/imaging.nii.gz"),
 }
 
 

@@ -89,15 +89,9 @@ def preprocessed(raw: Path) -> list[Path]:
         ("body-part -d 5 -c 3d_fullres", "no dataset 5"),
         ("body-part -d 5 --from-json nowhere", "nowhere is not a folder"),
         ("ape -d 5 -np 0", "--processes must be at least 1, got 0"),
-        (
-            "body-part -d 5 --option learning_rate=high",
-            "learning_rate must be a positive number, got 'high'",
-        ),
+        ("body-part -d 5 --option learning_rate=high", "learning_rate must be a positive number, got 'high'"),
         ("body-part -d 5 --option window=5", "window must be two rising numbers, got 5"),
-        (
-            "body-part -d 5 --option validation_share=[1]",
-            "validation_share must be between 0 and 1, got [1]",
-        ),
+        ("body-part -d 5 --option validation_share=[1]", "validation_share must be between 0 and 1, got [1]"),
         ("ape -d 5 --option crop=16", "crop must be a list of numbers, got 16"),
         ("ape -d 5 --seed 99999999999999999999", "seed must be an integer from 0"),
     ],

@@ -132,10 +132,7 @@ def test_systems_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_other_errors_are_raised(tmp_path: Path) -> None:
     (tmp_path / "a.lock").mkdir()
-    with (
-        pytest.raises(OSError, match=r"a\.lock") as raised,
-        one_at_a_time(tmp_path / "a.lock", "it"),
-    ):
+    with pytest.raises(OSError, match=r"a\.lock") as raised, one_at_a_time(tmp_path / "a.lock", "it"):
         pass
     assert raised.value.errno == errno.EISDIR
     with pytest.raises(OSError, match="of the body"), one_at_a_time(tmp_path / "b.lock", "it"):

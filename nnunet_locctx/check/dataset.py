@@ -27,9 +27,10 @@ from nnunet_locctx.datasets.grids import (
     PATIENT_AXES,
     PATIENT_AXIS,
     robust,
+    three,
     unusual_grids,
 )
-from nnunet_locctx.geometry import OBLIQUE, Array, corner_distance
+from nnunet_locctx.geometry import OBLIQUE, corner_distance
 from nnunet_locctx.image_files import BrokenFileError, check_whole
 from nnunet_locctx.names import named
 from nnunet_locctx.nnunet.data.reading import choose_reader, readers_for
@@ -123,7 +124,7 @@ def check_case(case: Case, reader: str, channels: int, labels: dict[int, str]) -
     if label is not None and label.frame is not None and label.frame.shape == image.shape:
         for value, index in label.labels.items():
             if value != 0:
-                positions[value] = _three(image.fraction(index))
+                positions[value] = three(image.fraction(index))
                 if value not in label.cut:
                     volumes[value] = label.voxels[value] * float(np.prod(image.spacing)) / 1000
     result.summary = CaseSummary(
@@ -132,8 +133,8 @@ def check_case(case: Case, reader: str, channels: int, labels: dict[int, str]) -
         orientation=code,
         oblique=tilt,
         shape=(image.shape[2], image.shape[1], image.shape[0]),
-        spacing=_three(image.spacing[list(image.array_axes)]),
-        extent=_three(image.extent),
+        spacing=three(image.spacing[list(image.array_axes)]),
+        extent=three(image.extent),
         positions=positions,
         volumes=volumes,
         stored=scans[0].stored if image.has_geometry else "",
@@ -157,11 +158,6 @@ def _channel_findings(case: Case, scans: list[CheckedFile], channels: int) -> li
             Finding("error", "channels", case.name, f"files with different numbers of channels: {numbers}")
         ]
     return []
-
-
-def _three(values: Array) -> tuple[float, float, float]:
-    first, second, third = map(float, values)
-    return first, second, third
 
 
 def _choose_reader(dataset: RawDataset, findings: list[Finding]) -> str:

@@ -197,10 +197,6 @@ def _add_configuration(options: argparse.Namespace, source: str) -> None:
     name = f"{options.configuration}_{source}"
     folder = dataset_folder("nnUNet_preprocessed", options.dataset)
     plans, changed = plan_configuration(
-        folder,
-        options.plans or "nnUNetPlans",
-        options.configuration,
-        name,
-        location={"source": source},
+        folder, options.plans or "nnUNetPlans", options.configuration, name, location={"source": source}
     )
     print_configurations(folder, plans, {name: None}, changed)

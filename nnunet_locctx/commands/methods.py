@@ -28,10 +28,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--all", action="store_true", help="also those with networks of their own")
     parser.add_argument(
-        "--format",
-        choices=FORMATS,
-        default=FORMATS[0],
-        help="default: table; markdown and json list all",
+        "--format", choices=FORMATS, default=FORMATS[0], help="default: table; markdown and json list all"
     )
 
 

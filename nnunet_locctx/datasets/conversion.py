@@ -42,14 +42,7 @@ from nnunet_locctx.datasets.job import (
     write_splits,
 )
 from nnunet_locctx.datasets.kits23 import Kits23
-from nnunet_locctx.datasets.release import (
-    UNREADABLE,
-    Listing,
-    Release,
-    SourceCase,
-    check_case,
-    read_grid,
-)
+from nnunet_locctx.datasets.release import UNREADABLE, Listing, Release, SourceCase, check_case, read_grid
 from nnunet_locctx.image_files import check_written
 
 RELEASES: dict[str, type[Release]] = {

@@ -50,6 +50,11 @@ LONGEST_MM = (1000.0, 1000.0, 2300.0)
 """Longest scan along each patient axis: no scanner's field of view is wider than 1 m, no patient longer than 2.3 m."""
 
 
+def three(values: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    """An array (3,) as a tuple."""
+    return float(values[0]), float(values[1]), float(values[2])
+
+
 @dataclass(frozen=True)
 class Grid:
     """The voxel grid of one case.

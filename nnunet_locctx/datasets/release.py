@@ -19,7 +19,7 @@ import nibabel
 import numpy as np
 import numpy.typing as npt
 
-from nnunet_locctx.datasets.grids import PATIENT_AXIS, Grid
+from nnunet_locctx.datasets.grids import PATIENT_AXIS, Grid, three
 from nnunet_locctx.geometry import Frame, corner_distance
 from nnunet_locctx.image_files import check_whole
 
@@ -331,7 +331,7 @@ def read_grid(case: SourceCase) -> Grid | None:
     for axis, letter in enumerate(letters):
         spacing[PATIENT_AXIS[letter]] = sizes[axis]
         extent[PATIENT_AXIS[letter]] = sizes[axis] * shape[axis]
-    return Grid(case.name, letters, shape, _three(spacing), _three(extent))
+    return Grid(case.name, letters, shape, three(spacing), three(extent))
 
 
 def _voxels(image: Any, *, label: bool) -> npt.NDArray[Any]:
@@ -361,10 +361,6 @@ def _values(voxels: npt.NDArray[Any]) -> set[float]:
     for plane in np.moveaxis(voxels, -1, 0):  # np.unique of a whole scan would sort it
         values.update(map(float, np.unique(plane)))
     return values
-
-
-def _three(values: npt.NDArray[np.float64]) -> tuple[float, float, float]:
-    return float(values[0]), float(values[1]), float(values[2])
 
 
 def _words(error: Exception) -> str:

@@ -199,10 +199,7 @@ def fit_atlas(
 
 
 def _find_folds(
-    validation: Sequence[Path],
-    names: Sequence[str],
-    references: Mapping[str, Path],
-    description: Description,
+    validation: Sequence[Path], names: Sequence[str], references: Mapping[str, Path], description: Description
 ) -> list[_Fold]:
     """The folds with their cases."""
     folds: list[_Fold] = []

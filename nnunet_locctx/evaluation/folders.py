@@ -293,10 +293,7 @@ def _names(
 
 
 def _measure(
-    files: tuple[LabelFile, LabelFile],
-    classes: Classes,
-    pairs: Sequence[tuple[str, str]],
-    settings: Settings,
+    files: tuple[LabelFile, LabelFile], classes: Classes, pairs: Sequence[tuple[str, str]], settings: Settings
 ) -> list[dict[str, Any]]:
     prediction, reference = (read_labels(one.file, one.reader) for one in files)
     spacing = [float(size) for size in reference.properties["spacing"]]

@@ -11,11 +11,7 @@ import numpy as np
 from nnunet_locctx.evaluation.classes import Classes
 from nnunet_locctx.geometry import corner_distance
 from nnunet_locctx.names import summarise
-from nnunet_locctx.nnunet.data.dataset_json import (
-    checked_content,
-    places_of_dataset_json,
-    read_dataset_json,
-)
+from nnunet_locctx.nnunet.data.dataset_json import checked_content, places_of_dataset_json, read_dataset_json
 from nnunet_locctx.nnunet.data.reading import read_scan, share_not_finite
 from nnunet_locctx.nnunet.data.workers import map_in_workers
 from nnunet_locctx.scan import Scan

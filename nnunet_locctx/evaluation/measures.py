@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_locctx.evaluation.classes import Classes
+from nnunet_locctx.values import check_choice, check_number
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Labels: TypeAlias = npt.NDArray[np.integer[Any]]
@@ -65,11 +66,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("tolerance_mm", "off_region_mm"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a number of mm, at least 0, got {value}")
-        if self.paper is not None and self.paper not in PAPERS:
-            raise ValueError(f"paper must be one of {', '.join(PAPERS)}, got {self.paper!r}")
+            check_number(name, getattr(self, name), 0)
+        if self.paper is not None:
+            check_choice("paper", self.paper, PAPERS)
 
     @property
     def measures(self) -> tuple[str, ...]:

@@ -86,12 +86,7 @@ def paired_labels(classes: Classes) -> list[tuple[int, int]]:
 
 
 def learn_sides(
-    files: Sequence[Path],
-    pairs: Sequence[tuple[int, int]],
-    reader: str,
-    processes: int,
-    *,
-    progress: bool,
+    files: Sequence[Path], pairs: Sequence[tuple[int, int]], reader: str, processes: int, *, progress: bool
 ) -> Sides:
     """Learns the direction and the limits from training labels.
 

@@ -98,22 +98,15 @@ class SwinUNETR(WholeNetwork):
         duplicate_neighbours: bool = False,
         **encoding: Any,
     ) -> None:
+        located = encoding.get("encoding") is not None
         super().__init__(
-            image_channels,
-            classes,
-            patch_size,
-            previous_channels,
-            deep_supervision,
-            located=encoding.get("encoding") is not None,
+            image_channels, classes, patch_size, previous_channels, deep_supervision, located=located
         )
         self.check_patch(patch_size)
         windows = _check_sizes(self.rank, feature_size, depths, num_heads, window_size)
-        for name, value in (
-            ("drop_rate", drop_rate),
-            ("attn_drop_rate", attn_drop_rate),
-            ("dropout_path_rate", dropout_path_rate),
-        ):
-            check_share(name, value)
+        check_share("drop_rate", drop_rate)
+        check_share("attn_drop_rate", attn_drop_rate)
+        check_share("dropout_path_rate", dropout_path_rate)
         channels = image_channels + previous_channels
         # Any: MONAI takes the class, and says a module
         merging: Any = MergingWithDuplicates if duplicate_neighbours else monai_swin_unetr.PatchMerging

@@ -74,9 +74,7 @@ def locate(scan: str | Path | Scan | Frame, source: Source = "voxel") -> ScanLoc
 
 
 def coordinates(
-    scan: str | Path | Scan | Frame,
-    box: Sequence[Sequence[int]] | None = None,
-    source: Source = "voxel",
+    scan: str | Path | Scan | Frame, box: Sequence[Sequence[int]] | None = None, source: Source = "voxel"
 ) -> LocationArray:
     """Location of a box of voxels (3, *box) in patient axes (R, A, S); NaN along axes where it is unknown.
 

@@ -268,11 +268,7 @@ def curve_from_bpreg(
             [np.interp(levels[slices], cross_section[0], edge) for edge in cross_section[1].T], axis=1
         )
     return make_curve(
-        direction,
-        positions[slices],
-        scores.scores,
-        expected_slope=scores.expected_slope,
-        cross_section=edges,
+        direction, positions[slices], scores.scores, expected_slope=scores.expected_slope, cross_section=edges
     )
 
 

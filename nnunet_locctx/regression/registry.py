@@ -33,11 +33,7 @@ def load_regressor(data: bytes) -> Regressor:
         )
     try:
         return REGRESSORS[kind].from_state(state)
-    except (
-        KeyError,
-        TypeError,
-        RuntimeError,
-    ) as error:  # unknown options or network
+    except (KeyError, TypeError, RuntimeError) as error:  # unknown options or network
         raise ValueError(
             f"the regressor does not fit this version ({error}). Fit it again with `locctx fit`."
         ) from error

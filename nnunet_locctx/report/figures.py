@@ -87,7 +87,9 @@ def draw_coverage(study: Results, rows: pd.DataFrame) -> Figure | None:
         legend_below(figure, *panel.get_legend_handles_labels())
         svg = to_svg(figure)
     paper = (
-        "" if printed.empty else " Hollow, dotted: the papers' own gains (see the tables beside the papers)."
+        ""
+        if printed.empty
+        else " Hollow, dotted: the papers' own gains (see the comparison with the papers)."
     )
     if squeezed:
         paper += " The vertical axis is linear around 0 and logarithmic further out."

@@ -28,15 +28,7 @@ from nnunet_locctx.report.document import (
 )
 from nnunet_locctx.report.figures import draw_classes, draw_coverage, draw_location, draw_training
 from nnunet_locctx.report.papers import paper_names, paper_table
-from nnunet_locctx.report.results import (
-    CASE_KEYS,
-    METRICS,
-    NO_FOLD,
-    TEST,
-    VALIDATION,
-    Results,
-    read_results,
-)
+from nnunet_locctx.report.results import CASE_KEYS, METRICS, NO_FOLD, TEST, VALIDATION, Results, read_results
 from nnunet_locctx.report.statistics import FEWEST_CASES, FEWEST_DIFFERENCES, RESAMPLES, SEED, compare
 from nnunet_locctx.report.verdict import next_steps, verdict
 
@@ -89,15 +81,15 @@ def build_document(study: Results, *, progress: bool = False) -> Document:
         ("validation", "Cross-validation", lambda: comparison(study, rows)),
         ("test", "Test cases", lambda: comparison(study, test, "test_")),
         ("postprocessing", "Postprocessing", lambda: [tables.postprocessing_table(study)]),
-        ("papers", "Beside the papers", lambda: beside_papers(study)),
+        ("papers", "Comparison with the papers", lambda: with_papers(study)),
         ("location", "Wrong locations", lambda: [draw_location(study), tables.location_table(study)]),
         ("training", "Training", lambda: [*draw_training(study), tables.training_table(study)]),
         ("cases", "Cases", lambda: cases(study, rows)),
         ("fairness", "Fairness", lambda: [tables.fairness_table(study)]),
         ("settings", "Settings", lambda: settings(study)),
-        ("computed", "How it was computed", lambda: computed(study)),
+        ("computed", "Computation", lambda: computed(study)),
         ("missing", "Failed and missing", lambda: [tables.failure_table(study), tables.missing_table(study)]),
-        ("repeat", "To repeat it", lambda: repeat(study)),
+        ("repeat", "Commands to repeat the study", lambda: repeat(study)),
     ]
     sections = []
     for key, title, make in tqdm(makers, desc="report", unit="section", disable=not progress):
@@ -159,7 +151,7 @@ def comparison(study: Results, rows: pd.DataFrame, prefix: str = "") -> list[Blo
     return blocks
 
 
-def beside_papers(study: Results) -> list[Block]:
+def with_papers(study: Results) -> list[Block]:
     """The tables of the papers that the study names."""
     known = f"known are {', '.join(paper_names())}"
     return [

@@ -89,10 +89,7 @@ class TestGrid:
 
     @hypothesis.given(permutations, flips, st.sampled_from([(5, 6, 7), (10, 12, 14), (13, 7, 20)]))
     def test_storage_changes_nothing(
-        self,
-        permutation: tuple[int, int, int],
-        flipped: tuple[bool, bool, bool],
-        shape: tuple[int, int, int],
+        self, permutation: tuple[int, int, int], flipped: tuple[bool, bool, bool], shape: tuple[int, int, int]
     ) -> None:
         labels = ramp() % 50
         plain, plain_properties = store(labels, (2.0, 1.0, 3.0))

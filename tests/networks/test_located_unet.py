@@ -293,10 +293,7 @@ def test_refuses_wrong_arguments(arguments: tuple[int, str, str], message: str) 
 
 
 def test_refuses_unknown_options() -> None:
-    with pytest.raises(
-        ValueError,
-        match="block 'prior' does not take reduction; allowed: encoding, bands",
-    ):
+    with pytest.raises(ValueError, match="block 'prior' does not take reduction; allowed: encoding, bands"):
         LocatedUNet(plan(), 1, Fitting("prior", "logits", {"reduction": 4}))
 
 

@@ -8,13 +8,7 @@ import SimpleITK as sitk
 
 from nnunet_locctx.phantoms import storage, twin_organs
 from nnunet_locctx.phantoms.storage import ORIENTATIONS
-from nnunet_locctx.phantoms.twin_organs import (
-    LOOK_ALIKES,
-    ORGANS,
-    REGIONS,
-    make_phantom,
-    phantom_case,
-)
+from nnunet_locctx.phantoms.twin_organs import LOOK_ALIKES, ORGANS, REGIONS, make_phantom, phantom_case
 from tests.integration.workspace import ThreadsForProcesses
 
 SIDES = {label: 1 if name.endswith("_left") else -1 for label, name in enumerate(ORGANS, start=1)}

@@ -11,13 +11,7 @@ import numpy as np
 from nnunet_locctx.geometry import Array
 from nnunet_locctx.location import AXES, make_source
 from nnunet_locctx.nnunet.data.class_places import CasePoints, SourcePlaces, read_points, source_places
-from nnunet_locctx.nnunet.data.fitted import (
-    COMMANDS,
-    REGRESSOR,
-    WITHOUT_FIT,
-    CaseMeasurements,
-    fitted_folder,
-)
+from nnunet_locctx.nnunet.data.fitted import COMMANDS, REGRESSOR, WITHOUT_FIT, CaseMeasurements, fitted_folder
 from nnunet_locctx.nnunet.data.fitting import fit_source, regressor_for_training
 from nnunet_locctx.nnunet.plans.coverage import coverage
 from nnunet_locctx.nnunet.plans.misfits import description

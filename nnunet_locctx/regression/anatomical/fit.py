@@ -159,11 +159,7 @@ class _Progress:
 
     def stored(self) -> dict[str, Any]:
         """State for the checkpoint."""
-        return {
-            **vars(self),
-            "network": self.network.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-        }
+        return {**vars(self), "network": self.network.state_dict(), "optimiser": self.optimiser.state_dict()}
 
 
 def learning_rate(step: int, options: AnatomicalOptions) -> float:

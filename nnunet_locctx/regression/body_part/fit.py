@@ -25,13 +25,7 @@ from nnunet_locctx.regression.body_part.network import (
 )
 from nnunet_locctx.regression.body_part.options import BodyPartOptions
 from nnunet_locctx.regression.body_part.regressor import BodyPartRegressor, score_images
-from nnunet_locctx.regression.body_part.slices import (
-    SliceBatch,
-    SliceSampler,
-    as_input,
-    augment,
-    take_slices,
-)
+from nnunet_locctx.regression.body_part.slices import SliceBatch, SliceSampler, as_input, augment, take_slices
 from nnunet_locctx.regression.canonical import CanonicalScan
 from nnunet_locctx.regression.checkpoint import CHECKPOINT, Course, content, descend, require_finite
 

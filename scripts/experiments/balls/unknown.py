@@ -68,13 +68,7 @@ def write_table(results: list[Record], iterations: int, path: Path) -> None:
         f"{PHANTOM.patch[0]}^3 patches; mean Dice of the organs over {len(seeds)} seed(s), their range in brackets. "
         f"Written by `grid.py unknown`. Machine: {placement.machine()}."
     )
-    text = [
-        "# Unknown and wrong locations: results",
-        "",
-        setting,
-        "",
-        *table(["training", *HEADINGS], lines),
-    ]
+    text = ["# Unknown and wrong locations: results", "", setting, "", *table(["training", *HEADINGS], lines)]
     write_atomically(path, ("\n".join(text) + "\n").encode())
 
 
