@@ -93,10 +93,8 @@ def test_one_line(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -
     line, broken = COMMANDS[name]
     file = folder / broken
     whole = file.read_bytes()
-    for kind in (
-        "cut",
-        "plain",
-    ):  # ITK reads both, nibabel none; tests/test_image_files.py has the other kinds
+    # ITK reads both, nibabel none; tests/test_image_files.py has the other kinds
+    for kind in ("cut", "plain"):
         make, words = BROKEN[kind]
         file.write_bytes(make(whole))
         status = main(line.split())

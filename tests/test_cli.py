@@ -490,7 +490,8 @@ class TestPlan:
         assert "nnUNetv2_preprocess" in capsys.readouterr().out
 
     def test_preset_with_changes(self, folder: Path) -> None:
-        assert main("plan -d 7 --preset patch32_robust --batch 3 --dropout 0.5".split()) == 0
+        line = "plan -d 7 --preset patch32_robust --batch 3 --dropout 0.5"
+        assert main(line.split()) == 0
         added = self.added(folder, "3d_fullres_patch32_robust")
         assert (added["patch_size"], added["batch_size"]) == ([32, 32, 32], 3)
         assert added["location"] == {"source": "voxel", "jitter": 0.02, "dropout": 0.5}
@@ -528,7 +529,8 @@ class TestPlan:
         assert "GPU memory      less than 1 GB for the planned U-Net, by nnU-Net's planning rule" in text
 
     def test_own_names(self, folder: Path) -> None:
-        assert main("plan -d Dataset007_Tiny -c 2d --name flat --batch 3 --plans-name mine".split()) == 0
+        line = "plan -d Dataset007_Tiny -c 2d --name flat --batch 3 --plans-name mine"
+        assert main(line.split()) == 0
         assert read_plans(folder / "mine.json")["configurations"]["flat"]["inherits_from"] == "2d"
 
     def test_list_of_presets(self, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:

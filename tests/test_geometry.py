@@ -33,9 +33,8 @@ def test_corner_distance_is_in_voxels() -> None:
     moved[0, 3], mirrored[0, 3] = 3, 2 * 3
     frame, other, twin = (Frame.from_affine((4, 4, 4), one, "LPS") for one in (affine, moved, mirrored))
     assert corner_distance(frame, other) == pytest.approx(1.5)
-    assert corner_distance(frame, twin) == pytest.approx(
-        3
-    )  # the corners change places over the voxels between
+    # the corners change places over the voxels between
+    assert corner_distance(frame, twin) == pytest.approx(3)
 
 
 def test_patient_axes_of_an_identity_direction() -> None:

@@ -93,9 +93,8 @@ def read_case(study: Results, case: str, fold: int, runs: pd.DataFrame) -> CaseS
     true_stack = across(truth)
     marked = np.any([stack > 0 for stack in (true_stack, *stacks.values()) if stack is not None], axis=0)
     box, chosen = _box(marked.any(axis=0), plane.spacing), _thinned(marked.any(axis=(1, 2)), fullest)
-    if (
-        frame.absolute_affine[view.fixed, fixed] < 0
-    ):  # order the slices from feet to head, whatever their storage
+    # order the slices from feet to head, whatever their storage
+    if frame.absolute_affine[view.fixed, fixed] < 0:
         chosen.reverse()
     channels = study.settings.get("channels") or {}
     low, high = grey_levels(scan.voxels[0], str(channels.get("0", "")))

@@ -127,9 +127,8 @@ def _pictures(
         except ValueError as error:
             yield Text(str(error), True)
     kinds = [finding.kind for finding in visible]
-    order = sorted(
-        range(len(kinds)), key=lambda at: kinds[:at].count(kinds[at])
-    )  # first one finding of each kind
+    # first one finding of each kind
+    order = sorted(range(len(kinds)), key=lambda at: kinds[:at].count(kinds[at]))
     for at, finding in enumerate(visible[place] for place in order[:MOST_PICTURES]):
         svg = _draw(finding, labels, image, inspection, colours)
         yield Figure(f"{slug(case.case)}_{at + 1}", svg, finding.sentence, f"{case.case}: {finding.sentence}")

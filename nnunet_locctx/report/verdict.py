@@ -132,9 +132,8 @@ def _more_training(study: Results, rows: pd.DataFrame) -> Iterator[str]:
         tests = len(compared)
         needed = math.floor(math.log2(2 * tests / ALPHA)) + 1
         text = f"More cases: with {count(tests, 'comparison')} a test needs {needed} cases to reach {ALPHA:g}"
-        own = study.settings.get("study", {}).get(
-            "splits"
-        )  # the number of folds of own splits is not known here
+        # the number of folds of own splits is not known here
+        own = study.settings.get("study", {}).get("splits")
         others = [] if own else [str(fold) for fold in range(5) if fold not in study.folds]
         yield text + (f"; the folds {', '.join(others)} have not been used." if others else ".")
     seed = study.seeds[0]

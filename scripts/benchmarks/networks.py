@@ -162,10 +162,8 @@ def count(name: str, plans: Record, classes: int) -> Record:
                 network = build(name, plans, classes, False).eval()
                 x = make_input(name, patch, 1)
             counted = count_operations(network, x)
-        except (
-            RuntimeError,
-            NotImplementedError,
-        ) as failure:  # an operation that needs values cannot run on the meta device
+        # an operation that needs values cannot run on the meta device
+        except (RuntimeError, NotImplementedError) as failure:
             error = error or str(failure)
         else:
             return {**{key: counted[key] for key in ("parameters", "multiply_adds")}, "counted_on": device}
@@ -233,9 +231,8 @@ def time_passes(job: Record, plans: Record) -> Record:
 
 def watch_memory(job: Record, plans: Record) -> Record:
     """Peak bytes of network, input, activations and gradients, for both passes."""
-    nn.Conv3d(1, 1, 3).to(job["device"])(
-        torch.zeros(1, 1, 8, 8, 8, device=job["device"])
-    )  # libraries load first
+    # libraries load first
+    nn.Conv3d(1, 1, 3).to(job["device"])(torch.zeros(1, 1, 8, 8, 8, device=job["device"]))
     peak = PeakMemory(job["device"])
     runner = Runner(job["trainer"], plans, job["classes"], job["batch"], job["device"])
     runner.forward()

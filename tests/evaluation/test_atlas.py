@@ -63,20 +63,10 @@ class TestGrid:
     @pytest.mark.parametrize(
         ("size", "lower", "upper", "edge", "expected"),
         [
-            (
-                8,
-                (2, 2, 2),
-                (4, 4, 6),
-                4,
-                [(2, 2, 1), (2, 2, 2)],
-            ),  # half as many cells, which hold two voxels each
-            (
-                4,
-                (1, 1, 1),
-                (2, 2, 3),
-                8,
-                list(itertools.product((4, 5), (4, 5), (2, 3, 4, 5))),
-            ),  # twice as many
+            # half as many cells, which hold two voxels each
+            (8, (2, 2, 2), (4, 4, 6), 4, [(2, 2, 1), (2, 2, 2)]),
+            # twice as many
+            (4, (1, 1, 1), (2, 2, 3), 8, list(itertools.product((4, 5), (4, 5), (2, 3, 4, 5)))),
         ],
     )
     def test_other_sizes(

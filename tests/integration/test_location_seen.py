@@ -74,9 +74,8 @@ def true_fraction(image: SimpleITK.Image) -> tuple[np.ndarray, np.ndarray]:
     centre = place(*[(low + high) / 2 for low, high in box[::-1]])
     origin = place(0, 0, 0)
     axes = np.stack([place(1, 0, 0), place(0, 1, 0), place(0, 0, 1)], axis=1) - origin[:, None]
-    extent = np.abs(axes) @ [
-        high - low + 1 for low, high in box[::-1]
-    ]  # of the bounding box along each patient axis
+    # of the bounding box along each patient axis
+    extent = np.abs(axes) @ [high - low + 1 for low, high in box[::-1]]
     places = np.tensordot(axes, index[::-1], axes=1) + origin[:, None, None, None]
     return (places - centre[:, None, None, None]) / extent[:, None, None, None], checked
 

@@ -260,9 +260,8 @@ class WholeNetworkHarness:
         kept = {name: value for name, value in self.given(with_location).items() if name not in of_location}
         twin = self.make("", self.patches[rank][0], deep_supervision=True, **{**kept, **self.twin})
         assert not twin.located
-        state = {
-            name: torch.zeros_like(value) for name, value in twin.state_dict().items()
-        }  # replaced positions
+        # replaced positions
+        state = {name: torch.zeros_like(value) for name, value in twin.state_dict().items()}
         twin.load_state_dict({name: network.state_dict().get(name, value) for name, value in state.items()})
         plain = torch.cat([x[:, :1], x[:, 4:]], dim=1)
         x[:, 1:4] = torch.nan

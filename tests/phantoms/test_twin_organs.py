@@ -57,9 +57,8 @@ def test_labels_lie_where_their_names_say(number):
         twin = label + 1 if side > 0 else label - 1
         assert side * (centre[label][0] - centre[twin][0]) > 20.0  # the left one lies at the larger x of LPS
     for label in (1, 2):
-        assert (
-            centre[label][2] > centre[label + 2][2] + 15.0 > centre[label + 4][2] + 30.0
-        )  # upper, middle, lower
+        # upper, middle, lower
+        assert centre[label][2] > centre[label + 2][2] + 15.0 > centre[label + 4][2] + 30.0
 
 
 def test_labels_match_the_structures():

@@ -122,11 +122,8 @@ def test_a_checkpoint_of_other_options_or_scans_or_none_at_all_restarts(
     file = tmp_path / "checkpoint.pt"
     stored = torch.load(file, weights_only=True)
     identity = {"options": dataclasses.asdict(TINY), "scans": stored["identity"]["scans"]}
-    half = {
-        **stored,
-        "identity": identity,
-        "optimiser": {},
-    }  # of another version: the weights fit, the rest does not
+    # of another version: the weights fit, the rest does not
+    half = {**stored, "identity": identity, "optimiser": {}}
     for damaged in (lambda: file.write_bytes(b"half a file"), lambda: torch.save(half, file)):
         damaged()
         results.append(fit_anatomical(changed, TINY, tmp_path, progress=False).to_bytes())

@@ -278,9 +278,8 @@ def test_gauge_undoes_any_rotation_and_reflection(seed: int) -> None:
     turn = ortho_group.rvs(3, random_state=seed)
     scans = []
     for n, position in enumerate(bodies()):
-        common = (
-            position - position.mean(0) + [0, 0, 40 * n]
-        )  # the place in the body, known to the embedding alone
+        # the place in the body, known to the embedding alone
+        common = position - position.mean(0) + [0, 0, 40 * n]
         scans.append((common @ turn.T / 100 + [3, -5, 1], position))
     gauge = fit_gauge(scans)
     pooled = []

@@ -133,9 +133,8 @@ def test_intensities_are_mapped_to_the_window() -> None:
     )
     np.testing.assert_allclose(normalise(scan, "ct", (-1000, 1500)).ravel(), [-1, -1, 0, 1, -1])
     scaled = CanonicalScan(scan.image * 37, scan.inside, scan.affine)
-    np.testing.assert_allclose(
-        normalise(scan, "mr", (0, 1)), normalise(scaled, "mr", (0, 1)), atol=1e-6
-    )  # MR: known up to scale
+    # MR: known up to scale
+    np.testing.assert_allclose(normalise(scan, "mr", (0, 1)), normalise(scaled, "mr", (0, 1)), atol=1e-6)
 
 
 def test_unusable_scans() -> None:

@@ -67,9 +67,8 @@ def test_a_flipped_and_permuted_scan_gives_the_same_picture(folder: Path, tmp_pa
     Synthetic(images=True, cases_per_fold=4).write(tmp_path)
     for file in tmp_path.rglob("*.nii.gz"):
         image = nibabel.load(file)
-        turned = image.as_reoriented(
-            np.array([[1, -1], [2, 1], [0, -1]])
-        )  # axes permuted, two of them flipped
+        # axes permuted, two of them flipped
+        turned = image.as_reoriented(np.array([[1, -1], [2, 1], [0, -1]]))
         nibabel.save(nibabel.Nifti1Image(np.asarray(turned.dataobj), turned.affine), file)
     pieces = []
     for place in (folder, tmp_path):

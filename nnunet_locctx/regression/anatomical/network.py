@@ -101,9 +101,8 @@ class EmbeddingNetwork(nn.Module):
         """
         features = self.stem(_padded(volume, STRIDE).contiguous(memory_format=torch.channels_last_3d))
         levels = []
-        for blocks, coarser in zip(
-            self.down, self.coarser, strict=False
-        ):  # the coarsest level has no coarser one
+        # the coarsest level has no coarser one
+        for blocks, coarser in zip(self.down, self.coarser, strict=False):
             features = blocks(features)
             levels.append(features)
             features = coarser(_padded(features, 2))
@@ -159,9 +158,8 @@ def embed(
     tile = list(volume.shape[1:])
     while math.prod(tile) > largest and max(tile) > MARGIN:
         axis = int(np.argmax(tile))
-        tile[axis] = MARGIN * math.ceil(
-            tile[axis] / 2 / MARGIN
-        )  # MARGIN holds whole cells of the coarsest level
+        # MARGIN holds whole cells of the coarsest level
+        tile[axis] = MARGIN * math.ceil(tile[axis] / 2 / MARGIN)
     with torch.inference_mode():
         for corner in itertools.product(
             *[range(0, n, t) for n, t in zip(volume.shape[1:], tile, strict=True)]

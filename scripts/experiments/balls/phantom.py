@@ -187,9 +187,8 @@ def train(
     """
     start = time.perf_counter()
     rng = np.random.default_rng(seed)
-    perturbing = np.random.default_rng(
-        [seed, 1]
-    )  # a separate generator, so that all rows get the same patches
+    # a separate generator, so that all rows get the same patches
+    perturbing = np.random.default_rng([seed, 1])
     volumes = [phantom.make_volume(rng) for _ in range(TRAIN_VOLUMES)]
     network.train()
     optimizer = how.optimizer(network)

@@ -70,10 +70,11 @@ def candidates() -> list[Row]:
         Row("film decoder + prior logits", "prior", "decoder", FREE, (head,)),
     ]
     best = next(row for row in combined if row.name == RECOMMENDED)
+    # with stride 2 on the logits
     jittered = [
         Row(f"{best.name}, jitter {sd:g}", best.block, best.place, best.options, best.also, sd)
         for sd in (0.02, 0.05, 0.1)
-    ]  # with stride 2 on the logits
+    ]
     bounded = [
         Row("prior logits, bound 1", "prior", "logits", {**FREQUENCY, "bound": 1.0}),
         Row("prior logits, bound 3", "prior", "logits", {**FREQUENCY, "bound": 3.0}),

@@ -170,9 +170,8 @@ def correlate(folder: Path, results: Path) -> Record:
         for case in json.loads(report.read_text())["metric_per_case"]:
             file = report.parent / Path(case["prediction_file"]).name
             findings, doubt = judge(file.name.removesuffix(".nii.gz"), summary(file), ranges, classes)
-            dice = np.array(
-                [one["Dice"] for one in case["metrics"].values()], dtype=float
-            )  # None becomes NaN
+            # None becomes NaN
+            dice = np.array([one["Dice"] for one in case["metrics"].values()], dtype=float)
             row = {"model": report.parents[2].name, "case": file.name, "dice": float(np.nanmean(dice))}
             rows.append({**row, "doubt": doubt, "findings": len(findings)})
     frame = pd.DataFrame(rows)

@@ -153,9 +153,10 @@ def hippocampus(folder: Path) -> Record:
     """Where the two parts lie in the coordinates of the source `voxel`, and the Dice of location alone."""
     files = {file.name.removesuffix(".nii.gz"): file for file in sorted(folder.glob("labelsTr/*.nii.gz"))}
     scans = {name: Scan.read(file) for name, file in files.items()}
+    # (cases, 2 parts, 3)
     centres = np.array(
         [[scan.frame.fraction(centroid(scan, label)) for label in (1, 2)] for scan in scans.values()]
-    )  # (cases, 2 parts, 3)
+    )
     fold = crossval_folds(list(scans))[0]
     atlas = Atlas((scans[name] for name in tqdm(fold["train"], desc="atlas", unit="case")), classes=3)
     scored = []
