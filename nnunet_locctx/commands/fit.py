@@ -24,7 +24,7 @@ FEW = 0.9
 """Share of the scans that should be measured; with fewer there is a warning."""
 
 SOURCES = {"body": "body", "body-part": "body_part", "ape": "anatomical"}
-"""What is given on the command line -> location source."""
+"""Name of a source on the command line -> name of the location source in plans."""
 
 
 def add(commands: Any) -> None:

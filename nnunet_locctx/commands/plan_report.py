@@ -1,4 +1,4 @@
-"""What `locctx plan` prints."""
+"""The output of `locctx plan`."""
 
 import textwrap
 from collections.abc import Mapping, Sequence

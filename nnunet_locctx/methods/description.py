@@ -38,7 +38,7 @@ def list_methods(part: str = "", *, planned: bool = False) -> list[Method]:
 
 
 def describe(trainer: Trainer) -> Method:
-    """What one trainer is."""
+    """Describes one trainer."""
     what, _ = split_sources(inspect.getdoc(trainer) or "")
     sources: list[str] = []
     for parent in trainer.__mro__:  # a variant of a published method need not repeat the source

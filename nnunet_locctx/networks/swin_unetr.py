@@ -18,7 +18,7 @@ STAGES = 4
 STRIDE = 2 ** (STAGES + 1)
 
 NEIGHBOURS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1))
-"""What merging took from each cube of eight tokens in MONAI up to 1.4: offsets along the three axes."""
+"""The tokens of each cube of eight that MONAI up to 1.4 merged, two of them twice: offsets along the three axes."""
 
 
 class MergingWithDuplicates(monai_swin_unetr.PatchMerging):

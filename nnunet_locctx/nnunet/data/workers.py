@@ -10,7 +10,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 START_SECONDS = 10.0
-"""What a process takes, at least, before it works: it imports what this one has imported already."""
+"""Least time that a new process takes to start: it imports again all that this process has imported."""
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")

@@ -1,4 +1,4 @@
-"""Where a configuration does not fit the data it was planned on, said before anything is preprocessed or trained."""
+"""Warnings about a configuration that does not fit its data, given before anything is preprocessed or trained."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -101,7 +101,7 @@ def _images(folder: Path, configuration: Mapping[str, Any], made_for: MadeFor) -
 
 
 def source_to_fit(folder: Path, configuration: Mapping[str, Any]) -> str:
-    """What to give to `locctx fit` before a training; empty if the source needs no fit or has one."""
+    """The source that `locctx fit` must fit before a training; empty if the source needs no fit or has one."""
     source = configuration.get("location", {}).get("source")
     by_fit = source in COMMANDS and source not in WITHOUT_FIT
     return COMMANDS[source] if by_fit and not (folder / (PREFIX + source) / REGRESSOR).is_file() else ""
