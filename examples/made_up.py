@@ -34,9 +34,10 @@ def write_scans(folder: Path, count: int) -> list[dict[str, Path]]:
     return files
 
 
-def mean_dice(found: np.ndarray, truth: np.ndarray) -> float:
+def mean_dice(predicted: np.ndarray, truth: np.ndarray) -> float:
     """Of the two balls."""
     scores = [
-        2 * ((found == c) & (truth == c)).sum() / ((found == c).sum() + (truth == c).sum()) for c in (1, 2)
+        2 * ((predicted == c) & (truth == c)).sum() / ((predicted == c).sum() + (truth == c).sum())
+        for c in (1, 2)
     ]
     return float(np.mean(scores))

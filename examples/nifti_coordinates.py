@@ -21,22 +21,20 @@ def main(file: Path) -> dict[str, np.ndarray]:
     outside = [(n, n + 1) for n in scan.frame.shape]  # the voxel behind the last corner
     sources = {
         "voxel": "voxel",  # fractions of the scan
-        "scanner": nnunet_locctx.make_source(
-            "scanner", absolute=True
-        ),  # units of 500 mm, as the header has them
-        "body": nnunet_locctx.BodyFinder(
-            "ct"
-        ),  # fractions of the body, found in the scan; NaN where there is none
+        # units of 500 mm, as the header has them
+        "scanner": nnunet_locctx.make_source("scanner", absolute=True),
+        # fractions of the body, found in the scan; NaN where there is none
+        "body": nnunet_locctx.BodyFinder("ct"),
     }
     print(f"{file.name}: {scan.frame.shape} voxels of {np.round(scan.frame.spacing, 2)} mm (z, y, x)")
-    found = {}
+    coordinates = {}
     for name, source in sources.items():
-        found[name] = nnunet_locctx.coordinates(scan, middle, source).ravel()
+        coordinates[name] = nnunet_locctx.coordinates(scan, middle, source).ravel()
         edge = nnunet_locctx.coordinates(scan, outside, source).ravel()
         print(
-            f"{name:8} middle (R, A, S) {np.round(found[name], 3)}, behind the last corner {np.round(edge, 3)}"
+            f"{name:8} middle (R, A, S) {np.round(coordinates[name], 3)}, behind the last corner {np.round(edge, 3)}"
         )
-    return found
+    return coordinates
 
 
 if __name__ == "__main__":

@@ -45,9 +45,8 @@ def main(folder: Path, epochs: int = 60) -> float:
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-    grid = tio.GridSampler(
-        transform()(new), PATCH, 4, padding_mode=0
-    )  # behind 0 the location goes on by itself
+    # behind 0 the location goes on by itself
+    grid = tio.GridSampler(transform()(new), PATCH, 4, padding_mode=0)
     aggregator = tio.GridAggregator(grid, overlap_mode="hann")
     network.eval()
     with torch.no_grad():

@@ -13,7 +13,6 @@ from nnunet_locctx.commands import (
     crop,
     demo,
     evaluate,
-    extras,
     fit,
     inspect,
     landmarks,
@@ -28,7 +27,7 @@ from nnunet_locctx.commands import (
     study,
     trainers,
 )
-from nnunet_locctx.commands.common import CLEAN, FAILED, INTERRUPTED, RED, UNREAD, Parser, styled
+from nnunet_locctx.commands.common import CLEAN, FAILED, INTERRUPTED, RED, UNREAD, Parser, run_command, styled
 
 GROUPS = {
     "start": (demo, check, trainers, methods, sources, plan, show),
@@ -62,7 +61,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         if getattr(options, "processes", 1) < 1:
             raise ValueError(f"--processes must be at least 1, got {options.processes}")
-        status = extras.run(options)
+        status = run_command(options)
         if sys.stdout is not None:
             sys.stdout.flush()  # a full disk shows here, not when Python ends
     except (ValueError, OSError, MemoryError) as error:

@@ -15,7 +15,7 @@ HOST = re.sub(r"[^A-Za-z0-9_-]", "_", socket.gethostname())[:32]
 """This machine's name, as it stands in the names of drafts."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a write says where there is no space."""
+"""Errors of a write for which the disk or the quota has no space."""
 
 ABANDONED_SECONDS = 86400.0
 """A draft of another machine's process is abandoned if nothing touched it for this long."""

@@ -84,10 +84,7 @@ class Frame:
 
     @classmethod
     def from_properties(
-        cls,
-        properties: Mapping[str, Any],
-        shape: Sequence[int],
-        transpose_forward: Sequence[int] = (0, 1, 2),
+        cls, properties: Mapping[str, Any], shape: Sequence[int], transpose_forward: Sequence[int] = (0, 1, 2)
     ) -> "Frame":
         """The frame of an array that nnU-Net's preprocessor made from a scan.
 

@@ -153,7 +153,7 @@ def end_holders(file: Path, seconds: float = 10.0) -> list[int]:
 
 
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
-"""What file systems that know no locks answer."""
+"""Errors of file systems that have no locks."""
 
 
 @contextlib.contextmanager

@@ -33,13 +33,17 @@ def check_options(options: Iterable[str], allowed: Iterable[str], what: str) -> 
 
 
 def instead(name: Any, allowed: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest that exists, or all where none is near."""
+    """The end of a sentence about an unknown name: the nearest allowed name, or all of them if none is near."""
+    allowed = list(allowed)
+    return near_name(name, allowed) or f"; there are {', '.join(allowed) or 'none'}"
+
+
+def near_name(name: Any, allowed: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the nearest allowed name; empty if none is near."""
     small, known = str(name).lower(), {candidate.lower(): candidate for candidate in allowed}
     begun = [candidate for candidate in known if small and candidate.startswith(small)]
     near = begun if len(begun) == 1 else difflib.get_close_matches(small, known, 1)
-    return (
-        f" (did you mean {known[near[0]]}?)" if near else f"; there are {', '.join(known.values()) or 'none'}"
-    )
+    return f" (did you mean {known[near[0]]}?)" if near else ""
 
 
 def named(cases: Sequence[str], shown: int = 10) -> str:

@@ -39,10 +39,10 @@ Colour: TypeAlias = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class View:
-    """How a volume is cut.
+    """A direction in which a volume is cut.
 
     Attributes:
-        name: What radiologists call it.
+        name: The radiologists' name of it.
         fixed: Patient axis (0 R, 1 A, 2 S) that the slice is perpendicular to.
         row: Patient axis that runs upwards in the picture.
         column: Patient axis that runs to the left in the picture.
@@ -158,17 +158,17 @@ def widest_view(frame: Frame) -> View:
 
 
 def per_plane(mask: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.integer]]:
-    """How much of a mask (i, j, k) each plane holds, along each axis."""
+    """The number of a mask's voxels (i, j, k) in each plane, along each axis."""
     return [mask.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
 
 
 def grey_levels(values: npt.NDArray[Any], channel: str = "") -> tuple[float, float]:
-    """What is drawn black and what white.
+    """The values drawn black and white.
 
     Args:
-        values: Of the whole scan, so that all its planes look alike.
-        channel: The channel's name in dataset.json. Soft tissue is shown of ``CT``, which nnU-Net knows by this name;
-            of others so much that few of the finite values lie beyond.
+        values: Those of the whole scan, so that all its planes look alike.
+        channel: The channel's name in dataset.json. ``CT``, the name that nnU-Net knows, is drawn in the window of soft
+            tissue; other channels between percentiles of their finite values.
     """
     if channel.casefold() == "ct":
         return SOFT_TISSUE

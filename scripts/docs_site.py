@@ -1,5 +1,5 @@
-"""What `make docs` adds to the pages (hooks of MkDocs, named in mkdocs.yml): the help of every command, made by the
-command itself, and the pictures of the experiments.
+"""Hooks of MkDocs, named in mkdocs.yml: `make docs` adds the help of every command and the pictures of the experiments
+to the pages.
 
 Links that leave docs/ lead to the repository if ``[project.urls]`` of pyproject.toml has a ``Repository``; otherwise
 their text stays.
@@ -21,7 +21,7 @@ COMMANDS = re.compile(r"^## locctx (\w+(?:, \w+)*)\n", re.MULTILINE)
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Takes the experiments' pictures into the site."""
+    """Adds the experiments' pictures to the site."""
     from mkdocs.structure.files import File
 
     for picture in sorted((REPOSITORY / "scripts").rglob("*.png")):
@@ -31,14 +31,14 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """The page with its links led, and the commands' page with their help."""
+    """A page with resolved links; the commands' page also gets their help."""
     if page.file.src_uri == COMMANDS_PAGE:
         markdown = with_help(markdown)
     return with_links(markdown, page.file.src_uri, repository_address())
 
 
 def with_links(markdown: str, page: str, repository: str | None) -> str:
-    """The page's text with links that leave docs/ led to the repository, or replaced by their text.
+    """The page's text, in which links that leave docs/ point to the repository, or are replaced by their text.
 
     Args:
         markdown: The page.
@@ -52,7 +52,7 @@ def with_links(markdown: str, page: str, repository: str | None) -> str:
         path = os.path.normpath(f"docs/{folder}/{target}")
         if path.startswith("docs/"):
             return match[0]
-        if picture:  # on_files has put it at the same path
+        if picture:  # on_files adds it at the same path
             return f"![{text}]({os.path.relpath(path, folder)})"
         return f"[{text}]({repository}/blob/main/{path}{anchor or ''})" if repository else text
 

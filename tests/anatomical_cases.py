@@ -38,9 +38,9 @@ def scan(lower: tuple[float, float, float], shape: tuple[int, int, int], seed: i
 def scans(count: int) -> dict[str, CanonicalScan]:
     """Scans whose fields of view begin and end at different heights."""
     generator = np.random.default_rng(7)
-    found = {}
+    made = {}
     for number in range(count):
         levels = int(generator.integers(20, 60))
         first = float(generator.uniform(-250, 250 - SPACING * levels))
-        found[f"case_{number}"] = scan((-160, -120, first), (40, 30, levels), number)
-    return found
+        made[f"case_{number}"] = scan((-160, -120, first), (40, 30, levels), number)
+    return made

@@ -75,10 +75,7 @@ COMMANDS = {
         f"postprocess largest-component predictions -o out --dataset-json raw/{NAME}/dataset.json --quiet -np 1",
         PREDICTION,
     ),
-    "postprocess fit-atlas": (
-        "postprocess fit-atlas -d 7 --radius-mm 10 -o out.npz --quiet -np 1",
-        LABEL,
-    ),
+    "postprocess fit-atlas": ("postprocess fit-atlas -d 7 --radius-mm 10 -o out.npz --quiet -np 1", LABEL),
     "crop": (f"crop -d 7 {ANATOMY} --labels liver -o out --quiet", IMAGE),
     "crop, label": (f"crop -d 7 {ANATOMY} --labels liver -o out --quiet", LABEL),
     "landmarks": (f"landmarks {ANATOMY} --from {FIRST} --to {IMAGE} --at 5 5 5 --json out", IMAGE),
@@ -87,10 +84,7 @@ COMMANDS = {
         f"localize {FIRST} {ANATOMY} {LABELLED} --cases case_2 case_3 -o out --quiet",
         LABEL,
     ),
-    "convert": (
-        "convert kits23 release -d 9 --partial -np 1",
-        "release/dataset/case_00001/imaging.nii.gz",
-    ),
+    "convert": ("convert kits23 release -d 9 --partial -np 1", "release/dataset/case_00001/imaging.nii.gz"),
 }
 
 
@@ -99,17 +93,15 @@ def test_one_line(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -
     line, broken = COMMANDS[name]
     file = folder / broken
     whole = file.read_bytes()
-    for kind in (
-        "cut",
-        "plain",
-    ):  # ITK reads both, nibabel none; tests/test_image_files.py has the other kinds
+    # ITK reads both, nibabel none; tests/test_image_files.py has the other kinds
+    for kind in ("cut", "plain"):
         make, words = BROKEN[kind]
         file.write_bytes(make(whole))
         status = main(line.split())
         out, err = capsys.readouterr()
-        said = [text for text in (out + err).splitlines() if words in text]
-        assert len(said) == 1
-        assert file.name in said[0]
+        lines = [text for text in (out + err).splitlines() if words in text]
+        assert len(lines) == 1
+        assert file.name in lines[0]
         assert "Traceback" not in out + err
         assert status == (1 if name.startswith("check") else 2)
         assert not list(folder.glob("out*"))

@@ -14,7 +14,7 @@ import pytest
 import SimpleITK as sitk
 import tifffile
 
-from tests.test_check import Maker, found, maker, with_voxel
+from tests.test_check import Maker, findings_of, maker, with_voxel
 
 __all__ = ["maker"]
 
@@ -175,7 +175,7 @@ def test_what_nnunet_refuses_is_an_error(
     report = maker.check()
     assert nnunet_refuses(maker.folder)
     assert not report.clean
-    findings = [finding for finding in found(report, kind) if finding.severity == "error"]
+    findings = [finding for finding in findings_of(report, kind) if finding.severity == "error"]
     assert any(words in finding.message for finding in findings), report.findings
     if kind in ("mismatch", "not finite"):  # of the two cases, one was changed
         assert {finding.case for finding in report.findings} == {"c1"}
@@ -230,7 +230,7 @@ def test_entries_of_dataset_json(
     maker.case("c1")
     maker.content |= changes
     report = maker.check()
-    (finding,) = found(report, "dataset.json")
+    (finding,) = findings_of(report, "dataset.json")
     assert finding.severity == "error"
     assert words in finding.message
     assert len(report.cases) == 2
@@ -298,7 +298,7 @@ class TestTiff:
     ) -> None:
         (tiff.folder / "imagesTr" / "c.json").write_text(content)
         report = tiff.check()
-        (finding,) = found(report, "unreadable")
+        (finding,) = findings_of(report, "unreadable")
         assert words in finding.message
         assert 'it must hold {"spacing": [z, y, x]}, three numbers above 0 mm' in finding.message
         assert nnunet_refuses(tiff.folder)
@@ -306,9 +306,9 @@ class TestTiff:
     def test_no_file_is_one_millimetre(self, tiff: Maker, nnunet_refuses: Callable[[Path], str]) -> None:
         (tiff.folder / "labelsTr" / "c.json").unlink()
         report = tiff.check()
-        (note,) = found(report, "no spacing")
+        (note,) = findings_of(report, "no spacing")
         assert (note.severity, note.detail) == ("note", "labelsTr/c.json")
-        (finding,) = found(report, "mismatch")
+        (finding,) = findings_of(report, "mismatch")
         assert "2 x 2 x 3 mm (x, y, z) and 1 x 1 x 1 mm" in finding.message
         assert nnunet_refuses(tiff.folder)
 
@@ -320,7 +320,7 @@ def test_channels_that_are_the_first_axis(maker: Maker) -> None:
     image: Any = nibabel.load(maker.image_file("c"))
     data = np.stack([image.get_fdata()] * 2)
     nibabel.save(nibabel.Nifti1Image(data.astype(np.float32), image.affine), maker.image_file("c"))
-    messages = [finding.message for finding in found(maker.check(), "channels")]
+    messages = [finding.message for finding in findings_of(maker.check(), "channels")]
     assert (
         "9 image channels found, dataset.json lists 2; the last axis of c_0000.nii.gz (2 x 12 x 11 x 9 voxels) "
         "counts as channels" in messages

@@ -39,9 +39,11 @@ def test_what_lies_where_its_name_says_is_not_mentioned() -> None:
 
 
 def test_a_mirrored_dataset_is_one_finding() -> None:
-    (found,) = side_findings(cases(1, 1, 1), LABELS)
-    assert found.message == "left_* lie on the patient's right in 3 of 3 cases: header or names are mirrored"
-    assert (found.severity, found.kind, found.case) == ("warning", "sides", None)
+    (finding,) = side_findings(cases(1, 1, 1), LABELS)
+    assert (
+        finding.message == "left_* lie on the patient's right in 3 of 3 cases: header or names are mirrored"
+    )
+    assert (finding.severity, finding.kind, finding.case) == ("warning", "sides", None)
 
 
 @pytest.mark.parametrize(
@@ -60,8 +62,10 @@ def test_exchanged_names_of_one_pair_are_told_from_a_mirrored_header() -> None:
         case(one.name, {value: place[0] for value, place in one.positions.items()} | {6: -0.1, 7: 0.1})
         for one in cases(-1, -1, exchanged=True)
     ]
-    (found,) = side_findings(data, labels)
-    assert "left_lung and right_lung lie on each other's side, unlike other twins, in 2 of 2" in found.message
+    (finding,) = side_findings(data, labels)
+    assert (
+        "left_lung and right_lung lie on each other's side, unlike other twins, in 2 of 2" in finding.message
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,8 +77,8 @@ def test_exchanged_names_of_one_pair_are_told_from_a_mirrored_header() -> None:
     ],
 )
 def test_the_classes_are_named_by_what_their_names_share(names: tuple[str, ...], words: str) -> None:
-    (found,) = side_findings(cases(1), {n + 1: name for n, name in enumerate(names)})
-    assert words.replace("\\", "") in found.message
+    (finding,) = side_findings(cases(1), {n + 1: name for n, name in enumerate(names)})
+    assert words.replace("\\", "") in finding.message
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared scans are not here")

@@ -204,6 +204,11 @@ def test_bad_options_are_refused_before_torch_is_loaded(tmp_path: Path) -> None:
     answers = dict(zip(WRONG, done.stderr.split("-\n"), strict=False))
     wrong = {line: answers[line] for line, words in WRONG.items() if words not in answers[line]}
     assert not wrong
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "Dataset007_Tiny",
+        "nnUNetPlans.json",
+        "scan.nii.gz",
+    ]
 
 
 def test_demo_is_run_in_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -485,9 +490,8 @@ class TestPlan:
         assert "nnUNetv2_preprocess" in capsys.readouterr().out
 
     def test_preset_with_changes(self, folder: Path) -> None:
-        assert (
-            main(["plan", "-d", "7", "--preset", "patch32_robust", "--batch", "3", "--dropout", "0.5"]) == 0
-        )
+        line = "plan -d 7 --preset patch32_robust --batch 3 --dropout 0.5"
+        assert main(line.split()) == 0
         added = self.added(folder, "3d_fullres_patch32_robust")
         assert (added["patch_size"], added["batch_size"]) == ([32, 32, 32], 3)
         assert added["location"] == {"source": "voxel", "jitter": 0.02, "dropout": 0.5}
@@ -525,24 +529,8 @@ class TestPlan:
         assert "GPU memory      less than 1 GB for the planned U-Net, by nnU-Net's planning rule" in text
 
     def test_own_names(self, folder: Path) -> None:
-        assert (
-            main(
-                [
-                    "plan",
-                    "-d",
-                    "Dataset007_Tiny",
-                    "-c",
-                    "2d",
-                    "--name",
-                    "flat",
-                    "--batch",
-                    "3",
-                    "--plans-name",
-                    "mine",
-                ]
-            )
-            == 0
-        )
+        line = "plan -d Dataset007_Tiny -c 2d --name flat --batch 3 --plans-name mine"
+        assert main(line.split()) == 0
         assert read_plans(folder / "mine.json")["configurations"]["flat"]["inherits_from"] == "2d"
 
     def test_list_of_presets(self, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
@@ -557,7 +545,6 @@ class TestPlan:
             ("-d 7 --batch 2", "needs a name: --name"),
             ("-d 9 --name a", "no dataset 9"),
             ("-d 7 --name a -p other", "there are nnUNetPlans"),
-            ("-d 7 --preset huge", "no preset or file 'huge'"),
             ("-d 7 --preset patch16 patch32 --name a", "--name is for one preset, got patch16, patch32"),
             ("-d 7 --name a --block bands", "--block needs OPTION=VALUE, got 'bands'"),
             ("-d 7 --name a --network heads", "--network needs OPTION=VALUE, got 'heads'"),
@@ -596,8 +583,6 @@ class TestShow:
         [
             ("--fold 0", "need --model"),
             ("--model . --source voxel", "are read from the model"),
-            ("--model .", "is not the folder of a trained model"),
-            ("--source moon", "unknown location source 'moon'"),
             ("--source body_part", "or the dataset that it was fitted on: -d"),
             ("--regressor nothing.pt", "the source 'voxel' takes no --regressor"),
             ("--source body --regressor nothing.pt", "no file nothing.pt"),
@@ -605,8 +590,6 @@ class TestShow:
             ("-o /nowhere/x.png", "there is no folder"),
             ("-o x.xyz", "must end in one of"),
             ("--at 0 0 3", "outside the volume"),
-            ("--patch 4", "two or three sizes"),
-            ("--label nothing.nii.gz", "no file nothing.nii.gz"),
             ("--window 40 0", "a level and a width above 0, got 40 0"),
             ("--dataset-json nothing.json", "dataset.json cannot be read"),
             ("-d 7", "nnUNet_raw"),

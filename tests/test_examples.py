@@ -36,8 +36,8 @@ def test_torchios_patches_know_their_side(example: ModuleType, tmp_path: Path) -
 @pytest.mark.parametrize("example", ["nifti_coordinates"], indirect=True)
 def test_coordinates_of_a_nifti(example: ModuleType, tmp_path: Path) -> None:
     files = importlib.import_module("made_up").write_scans(tmp_path, 2)
-    found = [example.main(scan["image"]) for scan in files]
-    np.testing.assert_allclose(found[0]["voxel"], np.array([0.5 / 32, 0.5 / 16, 0.5 / 16]), atol=1e-6)
+    results = [example.main(scan["image"]) for scan in files]
+    np.testing.assert_allclose(results[0]["voxel"], np.array([0.5 / 32, 0.5 / 16, 0.5 / 16]), atol=1e-6)
     # the second is stored from right to left: its middle voxel lies on the other side of the middle
-    np.testing.assert_allclose(found[1]["voxel"], np.array([-0.5 / 32, 0.5 / 16, 0.5 / 16]), atol=1e-6)
-    np.testing.assert_allclose(found[0]["scanner"] * 500, [80, 40, 40], atol=1e-4)
+    np.testing.assert_allclose(results[1]["voxel"], np.array([-0.5 / 32, 0.5 / 16, 0.5 / 16]), atol=1e-6)
+    np.testing.assert_allclose(results[0]["scanner"] * 500, [80, 40, 40], atol=1e-4)

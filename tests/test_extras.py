@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_locctx.cli import main
-from nnunet_locctx.commands.extras import EXTRAS
+from nnunet_locctx.commands.common import EXTRAS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STUDY = EXTRAS["study"]
@@ -27,8 +27,8 @@ def test_commands_of_an_extra_name_it(
     arguments: list[str], module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    said = f"this command needs {module}, which is not installed: pip install 'nnunet-locctx[study]'\n"
-    assert refused(arguments, capsys) == f"locctx {arguments[0]}: error: {said}"
+    message = f"this command needs {module}, which is not installed: pip install 'nnunet-locctx[study]'\n"
+    assert refused(arguments, capsys) == f"locctx {arguments[0]}: error: {message}"
 
 
 @pytest.mark.parametrize("module", ["torch", "nnunetv2", "SimpleITK", "matplotlib", "nibabel"])

@@ -89,15 +89,9 @@ def preprocessed(raw: Path) -> list[Path]:
         ("body-part -d 5 -c 3d_fullres", "no dataset 5"),
         ("body-part -d 5 --from-json nowhere", "nowhere is not a folder"),
         ("ape -d 5 -np 0", "--processes must be at least 1, got 0"),
-        (
-            "body-part -d 5 --option learning_rate=high",
-            "learning_rate must be a positive number, got 'high'",
-        ),
+        ("body-part -d 5 --option learning_rate=high", "learning_rate must be a positive number, got 'high'"),
         ("body-part -d 5 --option window=5", "window must be two rising numbers, got 5"),
-        (
-            "body-part -d 5 --option validation_share=[1]",
-            "validation_share must be between 0 and 1, got [1]",
-        ),
+        ("body-part -d 5 --option validation_share=[1]", "validation_share must be between 0 and 1, got [1]"),
         ("ape -d 5 --option crop=16", "crop must be a list of numbers, got 16"),
         ("ape -d 5 --seed 99999999999999999999", "seed must be an integer from 0"),
     ],
@@ -294,10 +288,10 @@ def test_measurements_of_earlier_versions_are_read_and_measured_again(
     fitted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     measurements, _ = stored(fitted)
-    found = measurements.read("tiny_0")
-    assert found.stamp
-    found.stamp, found.scan = "", None
-    measurements.write("tiny_0", found)
+    measured = measurements.read("tiny_0")
+    assert measured.stamp
+    measured.stamp, measured.scan = "", None
+    measurements.write("tiny_0", measured)
     file = measurements.folder.parent / "fit.json"
     content = json.loads(file.read_text())
     del content["scans"]
@@ -384,24 +378,24 @@ def test_a_second_fit_waits_for_the_first_and_finds_it_done(
     fitted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     held = fitted.parents[1] / "preprocessed" / DATASET / "locctx_fit.lock"
-    found: list[int] = []
-    second = threading.Thread(target=lambda: found.append(main(["fit", *QUICK])))
+    statuses: list[int] = []
+    second = threading.Thread(target=lambda: statuses.append(main(["fit", *QUICK])))
     with lock(held):
         second.start()
         output = wait_until(lambda: capsys.readouterr().out)
         assert f"Dataset005_Tiny (locctx fit) is in use by process {os.getpid()} on" in output
-        assert not found
+        assert not statuses
     second.join(30)
-    assert found == [0]
+    assert statuses == [0]
     assert "unchanged:" in capsys.readouterr().out
 
 
 def wait_until(answer: Callable[[], str], seconds: float = 20.0) -> str:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        found = answer()
-        if found:
-            return found
+        given = answer()
+        if given:
+            return given
         time.sleep(0.05)
     pytest.fail("waited in vain")
 

@@ -33,9 +33,8 @@ def test_corner_distance_is_in_voxels() -> None:
     moved[0, 3], mirrored[0, 3] = 3, 2 * 3
     frame, other, twin = (Frame.from_affine((4, 4, 4), one, "LPS") for one in (affine, moved, mirrored))
     assert corner_distance(frame, other) == pytest.approx(1.5)
-    assert corner_distance(frame, twin) == pytest.approx(
-        3
-    )  # the corners change places over the voxels between
+    # the corners change places over the voxels between
+    assert corner_distance(frame, twin) == pytest.approx(3)
 
 
 def test_patient_axes_of_an_identity_direction() -> None:
@@ -200,12 +199,12 @@ def test_fractions_are_continuous_in_every_angle(  # type: ignore[no-untyped-def
     box = np.array(shape) * np.array(spacing)
     # no part of a unit of the shortest extent can move faster than the longest side over the shortest
     fastest = 4 * box.max() / box.min()
-    found = []
+    fractions = []
     for turn in (0, little):
         turned = tuple(angle + turn * (axis == a) for a, angle in enumerate(angles))
         properties, array_shape = stored(permutation, flip, shape, spacing, np.zeros(3), rotation(turned))
-        found.append(Frame.as_read(properties, array_shape).fraction(np.array(place) * array_shape))
-    np.testing.assert_allclose(*found, atol=fastest * little * (1 + max(array_shape)))
+        fractions.append(Frame.as_read(properties, array_shape).fraction(np.array(place) * array_shape))
+    np.testing.assert_allclose(*fractions, atol=fastest * little * (1 + max(array_shape)))
 
 
 @pytest.mark.parametrize("degrees", [44, 46])

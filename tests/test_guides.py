@@ -54,7 +54,7 @@ class Code:
 def fenced(text: str) -> list[Code]:
     """The fenced blocks of a page, with the reasons in `<!-- not run: ... -->` and `<!-- commands not run: ... -->`."""
     of_page = re.search(r"<!-- commands not run: (.+?) -->", text, re.DOTALL)
-    found = re.findall(
+    matches = re.findall(
         r"(?:<!-- not run: ([^>]+?) -->\n+)?^( *)```(\w*)\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE
     )
     return [
@@ -63,7 +63,7 @@ def fenced(text: str) -> list[Code]:
             re.sub(rf"^{indent}", "", block, flags=re.MULTILINE),
             reason or (of_page[1] if of_page and language in SHELLS else None),
         )
-        for reason, indent, language, block in found
+        for reason, indent, language, block in matches
     ]
 
 
@@ -78,14 +78,14 @@ def shell_commands(code: Code) -> list[list[str]]:
 
 def command_lines(text: str) -> list[list[str]]:
     """The calls of `locctx` in code blocks, as a shell would split them."""
-    found = []
+    matches = []
     for block in blocks(text):
         for line in block.replace("\\\n", " ").splitlines():
             match = re.match(r"\s*(?:\$ )?locctx (?!\w+: )(.*)", line)  # "locctx plan: error" is printed
             if match:
                 first = re.split(r" (?:&&|;|\||>) ", match[1])[0]
-                found.append(shlex.split(first, comments=True))
-    return found
+                matches.append(shlex.split(first, comments=True))
+    return matches
 
 
 def parse(arguments: list[str]) -> argparse.Namespace | None:

@@ -100,16 +100,16 @@ def test_the_second_waits_and_says_for_whom(tmp_path: Path, capsys: pytest.Captu
         order.append("first")
     thread.join(10)
     assert order == ["first", "second"]
-    said = capsys.readouterr().out
-    assert said.count("plans.json is in use by process ") == 1
-    assert said.endswith(": waiting\n")
+    printed = capsys.readouterr().out
+    assert printed.count("plans.json is in use by process ") == 1
+    assert printed.endswith(": waiting\n")
 
 
 @pytest.mark.parametrize(
-    ("said", "told"), [("", "another process"), ("{", "{"), ('{"pid": 1}', '{"pid": 1}'), ("[]", "[]")]
+    ("content", "holder"), [("", "another process"), ("{", "{"), ('{"pid": 1}', '{"pid": 1}'), ("[]", "[]")]
 )
-def test_a_holder_that_does_not_say_who_it_is(said: str, told: str) -> None:
-    assert locks._described(said) == told
+def test_a_holder_that_does_not_say_who_it_is(content: str, holder: str) -> None:
+    assert locks._described(content) == holder
 
 
 @pytest.mark.parametrize("number", locks.WITHOUT_LOCKS)
@@ -132,10 +132,7 @@ def test_systems_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_other_errors_are_raised(tmp_path: Path) -> None:
     (tmp_path / "a.lock").mkdir()
-    with (
-        pytest.raises(OSError, match=r"a\.lock") as raised,
-        one_at_a_time(tmp_path / "a.lock", "it"),
-    ):
+    with pytest.raises(OSError, match=r"a\.lock") as raised, one_at_a_time(tmp_path / "a.lock", "it"):
         pass
     assert raised.value.errno == errno.EISDIR
     with pytest.raises(OSError, match="of the body"), one_at_a_time(tmp_path / "b.lock", "it"):

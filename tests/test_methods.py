@@ -7,18 +7,10 @@ import pytest
 
 from nnunet_locctx.blocks import DEFAULTS
 from nnunet_locctx.cli import main
-from nnunet_locctx.methods import (
-    FORMATS,
-    MEASURED_FILE,
-    Measured,
-    describe,
-    description,
-    format_methods,
-    list_methods,
-    read_measured,
-)
-from nnunet_locctx.methods.description import GROUPS, YEAR, split_sources
-from nnunet_locctx.methods.measured import Figures
+from nnunet_locctx.methods import description
+from nnunet_locctx.methods.description import YEAR, describe, list_methods, split_sources
+from nnunet_locctx.methods.measured import MEASURED_FILE, Figures, Measured, read_measured
+from nnunet_locctx.methods.table import FORMATS, GROUPS, format_methods
 from nnunet_locctx.nnunet.plans.presets import list_presets
 from nnunet_locctx.nnunet.training.trainer import LocatedTrainer
 from nnunet_locctx.nnunet.training.trainers import RECOMMENDED, TRAINERS
@@ -98,8 +90,8 @@ def test_the_published_form_of_a_method_is_a_preset_for_its_trainer() -> None:
         if "Hash" in row
     ]
     assert row.split(" | ")[3] == "gpe_hash_published"
-    told = " ".join(format_methods(list_methods("gpehasht"), MEASURED).split())
-    assert "; as published: gpe_hash_published" in told
+    printed = " ".join(format_methods(list_methods("gpehasht"), MEASURED).split())
+    assert "; as published: gpe_hash_published" in printed
 
 
 def test_filter() -> None:

@@ -32,14 +32,14 @@ for module in {modules!r}:
 
 def modules_below(*rooms: str) -> list[str]:
     """Dotted names of all modules in the given rooms (files or folders) of the package."""
-    found = []
+    imports = []
     for room in rooms:
         for path in [PACKAGE / f"{room}.py", *(PACKAGE / room).rglob("*.py")]:
             if path.is_file():
                 parts = path.relative_to(REPOSITORY).with_suffix("").parts
-                found.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
-    assert found, f"none of {rooms} is in {PACKAGE}"
-    return sorted(found)
+                imports.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    assert imports, f"none of {rooms} is in {PACKAGE}"
+    return sorted(imports)
 
 
 def import_blocked(modules: list[str], blocked: set[str]) -> subprocess.CompletedProcess[str]:

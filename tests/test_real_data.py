@@ -84,11 +84,11 @@ def test_frame_agrees_with_simpleitk_for_an_oblique_scan(places: ModuleType, tmp
     )
     sitk.WriteImage(image, str(tmp_path / "scan.nii.gz"))
     scan = places.Scan.read(tmp_path / "scan.nii.gz")
-    found = places.positions(scan, {"background": 0, "organ": 1, "absent": 2})
-    assert list(found) == ["organ"]
+    centres = places.positions(scan, {"background": 0, "organ": 1, "absent": 2})
+    assert list(centres) == ["organ"]
     middle = np.array(image.TransformContinuousIndexToPhysicalPoint([1.5, 2.0, 2.5]))
     expected = PATIENT_FROM_LPS @ (np.array(image.TransformIndexToPhysicalPoint([2, 1, 4])) - middle)
-    np.testing.assert_allclose(found["organ"]["mm"], expected, atol=0.01)
+    np.testing.assert_allclose(centres["organ"]["mm"], expected, atol=0.01)
 
 
 def test_the_atlas_tells_what_lies_where_whatever_the_storage_order(

@@ -268,9 +268,8 @@ def test_files_that_cannot_be_shown(tmp_path: Path, array: np.ndarray) -> None:
     with pytest.raises(ValueError, match="no file"):
         locate_scan([tmp_path / "none.nii.gz"], voxel)
     odd = write(tmp_path / "odd.nii", array)
-    odd.write_bytes(
-        odd.read_bytes()[:70] + b"\x0f\x27" + odd.read_bytes()[72:]
-    )  # a type of voxels that is none
+    # a type of voxels that is none
+    odd.write_bytes(odd.read_bytes()[:70] + b"\x0f\x27" + odd.read_bytes()[72:])
     odd.with_suffix(".nii.gz").write_bytes(gzip.compress(odd.read_bytes()))
     with pytest.raises(ValueError, match=r"nnU-Net cannot read .*odd\.nii\.gz.*SimpleITKIO: .*NibabelIO: "):
         locate_scan([odd.with_suffix(".nii.gz")], voxel)
@@ -424,9 +423,8 @@ def test_coordinates_of_sources_have_a_unit_and_panels_are_equally_wide_in_mm(
 
 
 def test_fitted_source_shows_what_its_regressor_says(tmp_path: Path) -> None:
-    options = dataclasses.replace(
-        OPTIONS, steps=60, modality="mr"
-    )  # whose air is the 0 that nnU-Net crops away
+    # whose air is the 0 that nnU-Net crops away
+    options = dataclasses.replace(OPTIONS, steps=60, modality="mr")
     scans = {
         name: dataclasses.replace(scan, image=np.maximum(scan.image + 900, 0))
         for name, scan in small_scans(3).items()
@@ -446,6 +444,6 @@ def test_fitted_source_shows_what_its_regressor_says(tmp_path: Path) -> None:
         whole = stored_scan.frame
         expected = source.field(whole, regressor.measure(stored_scan.voxels[0], whole))
         index = np.array([(0, 0, 0), (5, 7, 3), [n - 1 for n in shown.image.shape]])
-        there = whole.index_from_millimetres(shown.frame.millimetres(index))
-        assert not np.allclose(there, index)
-        np.testing.assert_allclose(shown.field.at(index), expected.at(there), atol=1e-6)
+        whole_index = whole.index_from_millimetres(shown.frame.millimetres(index))
+        assert not np.allclose(whole_index, index)
+        np.testing.assert_allclose(shown.field.at(index), expected.at(whole_index), atol=1e-6)

@@ -11,15 +11,7 @@ import pandas as pd
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from nnunet_locctx.anatomy.region import (
-    Blocks,
-    Example,
-    Region,
-    StoredRegion,
-    Voxel,
-    fingerprint,
-    fit_region,
-)
+from nnunet_locctx.anatomy.region import Blocks, Example, Region, StoredRegion, Voxel, fingerprint, fit_region
 from nnunet_locctx.anatomy.scans import ScanFiles, measure_scan, read_labels
 from nnunet_locctx.files import replacing, write_atomically
 from nnunet_locctx.image_files import check_whole, explain, write_sitk

@@ -27,26 +27,28 @@ from nnunet_locctx.datasets.grids import (
     PATIENT_AXES,
     PATIENT_AXIS,
     robust,
+    three,
     unusual_grids,
 )
-from nnunet_locctx.geometry import OBLIQUE, Array, corner_distance
+from nnunet_locctx.geometry import OBLIQUE, corner_distance
 from nnunet_locctx.image_files import BrokenFileError, check_whole
 from nnunet_locctx.names import named
 from nnunet_locctx.nnunet.data.reading import choose_reader, readers_for
 from nnunet_locctx.nnunet.data.workers import map_in_workers
 
 POSITION_DISTANCE = 0.2
-"""A label whose mean position is this fraction of the volume away from where it usually lies may be reported ..."""
+"""Fraction of the volume. A label is reported if its mean position is at least this far from its median position ..."""
 
 POSITION_DEVIATIONS = 6.0
-"""... if that is also this many (robust) standard deviations."""
+"""... and the distance is also at least this many robust standard deviations."""
 
 VOLUME_FACTOR = 3.0
-"""If the label that varies least in volume is this many times larger or smaller, the voxel size may be wrong."""
+"""Factor. The voxel size may be wrong if the volume of the most constant label differs from its median by at least
+this."""
 
 OBLIQUE_MESSAGE = (
-    f"array axes more than {OBLIQUE:g} degrees from the patient's: fractions are of the box along the patient's axes "
-    "that holds the volume"
+    f"the array axes are more than {OBLIQUE:g} degrees off the patient's: fractions refer to the bounding box along "
+    "the patient's axes"
 )
 
 
@@ -70,8 +72,6 @@ def check_dataset(folder: Path | str, *, processes: int = 1, progress: bool = Tr
     Raises:
         ValueError: The folder is no dataset, or no reader of nnU-Net takes its files.
     """
-    if processes < 1:
-        raise ValueError(f"processes must be at least 1, got {processes}")
     dataset = list_dataset(Path(folder))
     findings = list(dataset.findings)
     with libraries_silenced():
@@ -124,7 +124,7 @@ def check_case(case: Case, reader: str, channels: int, labels: dict[int, str]) -
     if label is not None and label.frame is not None and label.frame.shape == image.shape:
         for value, index in label.labels.items():
             if value != 0:
-                positions[value] = _three(image.fraction(index))
+                positions[value] = three(image.fraction(index))
                 if value not in label.cut:
                     volumes[value] = label.voxels[value] * float(np.prod(image.spacing)) / 1000
     result.summary = CaseSummary(
@@ -133,8 +133,8 @@ def check_case(case: Case, reader: str, channels: int, labels: dict[int, str]) -
         orientation=code,
         oblique=tilt,
         shape=(image.shape[2], image.shape[1], image.shape[0]),
-        spacing=_three(image.spacing[list(image.array_axes)]),
-        extent=_three(image.extent),
+        spacing=three(image.spacing[list(image.array_axes)]),
+        extent=three(image.extent),
         positions=positions,
         volumes=volumes,
         stored=scans[0].stored if image.has_geometry else "",
@@ -143,7 +143,7 @@ def check_case(case: Case, reader: str, channels: int, labels: dict[int, str]) -
 
 
 def _channel_findings(case: Case, scans: list[CheckedFile], channels: int) -> list[Finding]:
-    """Numbers of channels that do not fit dataset.json or each other."""
+    """Findings where the number of channels differs from dataset.json or between files."""
     number = sum(scan.channels for scan in scans)
     if number != channels:
         message = f"{number} image channels found, dataset.json lists {channels}"
@@ -158,11 +158,6 @@ def _channel_findings(case: Case, scans: list[CheckedFile], channels: int) -> li
             Finding("error", "channels", case.name, f"files with different numbers of channels: {numbers}")
         ]
     return []
-
-
-def _three(values: Array) -> tuple[float, float, float]:
-    first, second, third = map(float, values)
-    return first, second, third
 
 
 def _choose_reader(dataset: RawDataset, findings: list[Finding]) -> str:
@@ -183,9 +178,7 @@ def _choose_reader(dataset: RawDataset, findings: list[Finding]) -> str:
         message = f"{candidates[0]} cannot read {first.name}, so nnU-Net will read every case with {reader}"
         findings.append(Finding("note", "reader", None, message))
     elif "Tiff3DIO" in candidates and tiff_spacing_file(first, segmentation=False).is_file():
-        return (
-            "Tiff3DIO"  # such a TIFF is meant for it; the check of the case names the fault of its voxel size
-        )
+        return "Tiff3DIO"  # the TIFF has this reader's .json; the check of the case names the fault in it
     return reader
 
 
@@ -202,7 +195,8 @@ def _label_findings(case: Case, label: CheckedFile, labels: dict[int, str]) -> l
 
 
 def _compare(case: Case, image: CheckedFile, other: CheckedFile, name: str) -> list[Finding]:
-    """The geometry of a case's second file against its first image; errors where nnU-Net refuses the case."""
+    """Findings where the geometry of a case's file differs from its first image; errors where nnU-Net refuses the
+    case."""
     if image.frame is None or other.frame is None:
         return []
     one, two = image.frame, other.frame
@@ -210,7 +204,7 @@ def _compare(case: Case, image: CheckedFile, other: CheckedFile, name: str) -> l
         sizes = f"{one.shape[::-1]} voxels (x, y, z) and {two.shape[::-1]}"
         return [Finding("error", "mismatch", case.name, f"image and {name} differ in size: {sizes}")]
     findings = []
-    # as in nnU-Net, which compares channels with the first one but images with the label: 1e-5 of either
+    # nnU-Net compares channels with the first one, but images with the label: 1e-5 of either
     if not (np.allclose(image.spacing, other.spacing) and np.allclose(other.spacing, image.spacing)):
         sizes = f"{millimetres(image.spacing[::-1])} (x, y, z) and {millimetres(other.spacing[::-1])}"
         message = f"image and {name} differ in voxel size, which nnU-Net refuses: {sizes}"
@@ -263,7 +257,8 @@ def _of_some_or_all(
 
 
 def _absent_labels(checked: list[CheckedCase], dataset: RawDataset) -> list[Finding]:
-    """A note about classes without a voxel, which are trained on and get the Dice nan; none if no label was read."""
+    """A note about classes without a voxel: nnU-Net trains on them and their Dice is nan. No note if no label was
+    read."""
     present = frozenset().union(*(case.labels for case in checked))
     absent = [
         f"{value} ({name})"
@@ -290,14 +285,15 @@ def outliers(cases: list[CaseSummary], labels: dict[int, str]) -> list[Finding]:
     for item in unusual_grids([_as_stored(case) for case in cases]):
         severity, message = "warning", item.message
         if item.kind == "direction" and item.case in in_place:
-            # the header is right about this scan if its organs lie where they lie elsewhere
+            # the header of this scan is right if its organs lie where they lie in other scans
             severity, message = "note", f"{message} Its labels lie where they do in other cases."
         findings.append(Finding(severity, item.kind, item.case, message))
     return findings + displaced + list(_volumes(cases, labels))
 
 
 def _as_stored(case: CaseSummary) -> CaseSummary:
-    """The case with the axes of the file itself, which a reader may have turned: they show a broken header."""
+    """The case with the axes of the file itself. A reader may turn them, but a broken header shows in the stored
+    ones."""
     if not case.stored or case.stored == case.orientation:
         return case
     along = {PATIENT_AXIS[letter]: n for letter, n in zip(case.orientation, case.shape, strict=True)}
@@ -306,7 +302,7 @@ def _as_stored(case: CaseSummary) -> CaseSummary:
 
 
 def _displaced(cases: list[CaseSummary], labels: dict[int, str]) -> Iterator[Finding]:
-    """Labels far from where they lie in all other cases: the usual sign of a wrong direction matrix."""
+    """Labels far from their median position: the usual sign of a wrong direction matrix."""
     far: dict[tuple[str, int], list[str]] = {}
     for value, name in labels.items():
         labelled = [case for case in cases if value in case.positions]
@@ -331,7 +327,8 @@ def _displaced(cases: list[CaseSummary], labels: dict[int, str]) -> Iterator[Fin
 
 
 def _volumes(cases: list[CaseSummary], labels: dict[int, str]) -> Iterator[Finding]:
-    """A wrong voxel size makes organs too large or too small; the label that varies least is the measure."""
+    """Cases in which the label with the most constant volume is too large or too small: their voxel size may be
+    wrong."""
     spread: dict[int, tuple[float, float]] = {}
     for value in labels:
         volumes = np.log([case.volumes[value] for case in cases if value in case.volumes])

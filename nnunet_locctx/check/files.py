@@ -10,7 +10,7 @@ from nnunet_locctx.check.report import Finding
 from nnunet_locctx.nnunet.data.dataset_json import dataset_json_problems, read_dataset_json
 
 COUNTS = ("regions_class_order", "numTraining")
-"""Entries of dataset.json without which the files can be checked all the same."""
+"""Entries of dataset.json that the check of the files does not need."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Case:
 
 @dataclass
 class RawDataset:
-    """What dataset.json and the folders say, before any scan is read.
+    """The content of dataset.json and of the folders, before any scan is read.
 
     Attributes:
         labels: Every label value that dataset.json knows, background 0 included.
@@ -85,7 +85,7 @@ def list_dataset(folder: Path) -> RawDataset:
 
 
 def _label_problems(labels: dict[str, Any]) -> list[str]:
-    """What nnU-Net's integrity check and its label manager refuse besides the form."""
+    """Numbering of the labels that nnU-Net's integrity check and its label manager refuse."""
     if "background" not in labels:
         return ['"labels" must have "background": 0']
     values = sorted({n for name, value in labels.items() if name != "ignore" for n in _numbers(value)})
@@ -97,7 +97,7 @@ def _label_problems(labels: dict[str, Any]) -> list[str]:
 
 
 def _label_values(labels: dict[str, Any]) -> dict[int, str]:
-    """Region-based datasets give a name several values; the first name of a value is kept."""
+    """Label value -> name. A region has several values; a value of several regions gets the name of the first one."""
     values = {0: "background"}
     for name, value in labels.items():
         for number in _numbers(value):
@@ -145,7 +145,7 @@ def _images(dataset: RawDataset, folder: Path) -> dict[str, dict[int, Path]]:
         else:
             images.setdefault(match[1], {})[int(match[2])] = file
     for file in others:
-        # nnU-Net cuts five characters off whatever is there, then looks for that case's channels
+        # nnU-Net cuts five characters off every name, then looks for the channels of that case
         case = file.name[: -len(dataset.ending)][:-5]
         severity, does = "error", f"makes a case {case!r} of it that has no image, and stops there"
         if case in images:
@@ -159,7 +159,7 @@ def _images(dataset: RawDataset, folder: Path) -> dict[str, dict[int, Path]]:
 
 def _add(dataset: RawDataset, name: str, split: str, channels: dict[int, Path], label: Path | None) -> None:
     present = {number: file for number, file in channels.items() if file.is_file()}
-    # one file may hold several channels (RGB), so the number of files is compared once they are read
+    # one file may hold several channels (RGB): channels are counted when the files are read
     missing = sorted(set(range(max(channels, default=0) + 1)) - set(present))
     if missing:
         names = ", ".join(f"{number:04d}" for number in missing)

@@ -34,14 +34,14 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseSummary(Grid):
-    """Geometry of one readable case, beside its :class:`~nnunet_locctx.datasets.grids.Grid`.
+    """A readable case: its :class:`~nnunet_locctx.datasets.grids.Grid`, obliquity and labels.
 
     Attributes:
         split: ``"train"`` or ``"test"``.
         oblique: Largest angle in degrees between a file axis and its patient axis.
         positions: Label value -> mean position of its voxels as a fraction of the volume (R, A, S), -0.5..0.5.
         volumes: Label value -> volume in ml, of the labels that do not reach an outer face.
-        stored: Orientation code of the file itself where it is known; a reader may turn scans while reading.
+        stored: Orientation code of the file before a reader turns the scan; empty if not known.
     """
 
     split: str

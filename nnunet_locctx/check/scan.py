@@ -22,18 +22,18 @@ from nnunet_locctx.nnunet.data.reading import (
 )
 
 LETTERS = (("R", "L"), ("A", "P"), ("S", "I"))
-"""Per patient axis (R, A, S): the letter of an axis that grows along it and of one that grows against it."""
+"""Per patient axis (R, A, S): the letter of an array axis that grows along it and of one that grows against it."""
 
 ORTHONORMAL_TOLERANCE = 1e-3
-"""Direction cosines in files are rounded; a shear above this (about 0.06 degrees) is not rounding."""
+"""Largest shear that rounded direction cosines explain (about 0.06 degrees)."""
 
 SAME_PLACE_VOXELS = 0.1
-"""Two grids whose corners differ by less than this many voxels are the same."""
+"""Voxels. Two grids are the same if their corners lie at most this far apart."""
 
 
 @dataclass
 class CheckedFile:
-    """A file that was read.
+    """The result of reading one file.
 
     Attributes:
         file: Where it is.
@@ -44,7 +44,7 @@ class CheckedFile:
         labels: Label values with their mean index (z, y, x), for segmentations.
         voxels: Label values with their number of voxels.
         cut: Label values that reach an outer face of the volume.
-        stored: Orientation code of the file itself, which a reader may have turned; "" if only the reader knows.
+        stored: Orientation code of the file before a reader turns the scan; "" if not known.
         constant: The one value that every voxel has, None if there are several.
         channels: Image channels in this file.
     """
@@ -71,7 +71,7 @@ class CheckedFile:
 
 
 def check_file(file: Path, reader: str, *, segmentation: bool) -> CheckedFile:
-    """Reads one file with one of nnU-Net's readers and looks at header and voxels.
+    """Reads one file with one of nnU-Net's readers and checks header and voxels.
 
     Args:
         reader: Class name of the reader, such as ``"SimpleITKIO"``.
@@ -100,7 +100,7 @@ def check_file(file: Path, reader: str, *, segmentation: bool) -> CheckedFile:
         _geometry(scan, properties, data.shape[1:], what)
         _voxels(scan, data, what)
         if nifti and not scan.has("not finite"):
-            # a broken voxel type is the reader's to judge
+            # the reader reports a broken voxel type
             with contextlib.suppress(Exception):
                 if share := share_not_finite(file):
                     message = f"the {what} has NaN or infinite voxels ({100 * share:.2g}% of them)"
@@ -111,7 +111,7 @@ def check_file(file: Path, reader: str, *, segmentation: bool) -> CheckedFile:
 
 
 def orientation(frame: Frame) -> tuple[str, float]:
-    """Where the file's x, y and z axes grow to, such as ``"LPS"``, and the largest angle to those axes in degrees."""
+    """Patient directions of the file's x, y and z axes, such as ``"LPS"``, and their largest obliquity in degrees."""
     along = PATIENT_FROM_LPS @ frame.affine_lps[:3, :3]
     letters = [""] * 3
     for patient, axis in enumerate(frame.array_axes):
@@ -122,7 +122,7 @@ def orientation(frame: Frame) -> tuple[str, float]:
 
 @contextlib.contextmanager
 def libraries_silenced() -> Iterator[None]:
-    """nibabel and ITK print what they repair in a header; the findings say it, with the case."""
+    """Silences nibabel and ITK, which print what they repair in a header; the findings report it with the case."""
     import nibabel
     import SimpleITK
 
@@ -142,9 +142,9 @@ def libraries_silenced() -> Iterator[None]:
 def _layout(
     scan: CheckedFile, properties: dict[str, Any], shape: tuple[int, ...], what: str, reader: str
 ) -> bool:
-    """Whether the array has the axes that nnU-Net takes them for; reports files that hold several channels."""
+    """Whether nnU-Net interprets the array's axes correctly; reports files that hold several channels."""
     axes = len(properties.get("sitk_stuff", {}).get("spacing", (0, 0, 0)))
-    if len(properties["spacing"]) != 3:  # four axes of the array, of which the header knows three
+    if len(properties["spacing"]) != 3:  # the array has four axes, the header three
         scan.report(
             "error",
             "channels",
@@ -166,7 +166,7 @@ def _layout(
 
 
 def _spacing_file(scan: CheckedFile, what: str) -> None:
-    """Reports that there is no file with a TIFF's voxel size; ValueError if it is there and nnU-Net cannot use it."""
+    """Reports a TIFF without a file for its voxel size; raises ValueError if nnU-Net cannot use that file."""
     file = tiff_spacing_file(scan.file, segmentation=what == "label")
     if file.is_file():
         _check_tiff_spacing(file)
@@ -176,7 +176,7 @@ def _spacing_file(scan: CheckedFile, what: str) -> None:
 
 
 def tiff_spacing_file(file: Path, *, segmentation: bool) -> Path:
-    """Where nnU-Net looks for the voxel size of a TIFF: without the channel's number."""
+    """The file from which nnU-Net reads the voxel size of a TIFF; its name lacks the channel's number."""
     name = file.name.removesuffix(file_ending(file))
     return file.with_name(f"{name if segmentation else name[:-5]}.json")
 
@@ -219,7 +219,7 @@ def _geometry(scan: CheckedFile, properties: dict[str, Any], shape: tuple[int, .
             "header",
             f"the {what}'s direction matrix is not orthonormal (axes {90 - angle:.1f} degrees apart)",
         )
-    # a label that differs from its image is reported as such
+    # labels are compared with their image elsewhere
     if what == "image" and _is_default(frame):
         scan.report(
             "warning",
@@ -229,7 +229,7 @@ def _geometry(scan: CheckedFile, properties: dict[str, Any], shape: tuple[int, .
 
 
 def _is_default(frame: Frame) -> bool:
-    # np.eye(4) as NIfTI affine reads as -1, -1, 1 in LPS; other formats store LPS itself
+    # a NIfTI affine of np.eye(4) is -1, -1, 1 in LPS; other formats store LPS
     axes = np.abs(frame.affine_lps[:3, 2::-1])
     return bool(
         np.allclose(axes, np.eye(3), atol=1e-6) and np.allclose(frame.affine_lps[:3, 3], 0, atol=1e-6)
@@ -237,7 +237,8 @@ def _is_default(frame: Frame) -> bool:
 
 
 def _nifti_header(scan: CheckedFile, what: str) -> str | None:
-    """Reports what only the NIfTI header itself tells; returns why a reader will refuse the file, if it is clear."""
+    """Reports faults that only the NIfTI header shows; returns the reason if a reader will certainly refuse the
+    file."""
     import nibabel
 
     try:
@@ -303,7 +304,7 @@ def _nifti_header(scan: CheckedFile, what: str) -> str | None:
 
 
 def _pixdim(file: Path, header: Any) -> npt.NDArray[np.float64]:
-    """(3,) pixdim[1] to pixdim[3] as they stand in the file; nibabel repairs them when it loads an image."""
+    """(3,) pixdim[1] to pixdim[3] as stored; nibabel repairs them when it loads an image."""
     import nibabel
 
     with nibabel.openers.ImageOpener(str(file)) as stream:
@@ -311,7 +312,7 @@ def _pixdim(file: Path, header: Any) -> npt.NDArray[np.float64]:
 
 
 def millimetres(sizes: npt.ArrayLike) -> str:
-    """Voxel sizes for people, with as many digits as a header has."""
+    """Voxel sizes as text, with as many digits as a header has."""
     return " x ".join(f"{size:.7g}" for size in np.asarray(sizes)) + " mm"
 
 

@@ -1,4 +1,4 @@
-"""Compares the classes that are named for a side of the body with the side that they lie on."""
+"""Compares the side of the body in a class's name with the side on which the class lies."""
 
 import itertools
 import re
@@ -9,16 +9,16 @@ from nnunet_locctx.evaluation.classes import find_pairs
 from nnunet_locctx.names import named
 
 FARTHER = 0.01
-"""Least distance of two twins as a share of the scan's width; nearer ones do not show the sides."""
+"""Smallest distance between two twins, as a share of the scan's width, that shows on which side each lies."""
 
 
 def side_findings(cases: Sequence[CaseSummary], labels: Mapping[int, str]) -> list[Finding]:
-    """Compares twins, a left and a right class, with the side that one lies on as seen from the other.
+    """Reports left and right twin classes that lie on each other's side.
 
     A mirrored header concerns all twins of a case; exchanged names concern one pair of twins.
 
     Args:
-        cases: Those that could be read. Without a geometry there are no sides.
+        cases: The readable cases. A case without geometry has no sides and is skipped.
         labels: Label value -> name.
     """
     values = {name: value for value, name in labels.items()}
@@ -37,7 +37,7 @@ def side_findings(cases: Sequence[CaseSummary], labels: Mapping[int, str]) -> li
 
 
 def _findings(mirrored: Mapping[str, Mapping[tuple[str, str], bool]]) -> Iterator[Finding]:
-    """Case -> (left, right) class -> whether the left one lies to the right."""
+    """The findings; `mirrored` is case -> (left, right) class -> whether the left one lies to the right."""
     wrong = [case for case, twins in mirrored.items() if 2 * sum(twins.values()) > len(twins)]
     pairs = list(dict.fromkeys(pair for twins in mirrored.values() for pair in twins))
     unlike, here, elsewhere = wrong, "right", "left"

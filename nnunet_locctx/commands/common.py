@@ -1,6 +1,7 @@
-"""What the commands share."""
+"""Code that the commands share."""
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -20,16 +21,19 @@ INTERRUPTED, UNREAD = 130, 141
 """Exit status as of shells after SIGINT and SIGPIPE: interrupted; nobody reads what is printed (`| head`)."""
 
 BOLD, RED, YELLOW, CYAN = 1, 31, 33, 36
-"""Of a terminal."""
+"""Style codes of a terminal."""
+
+EXTRAS = {"study": ("snakemake", "jinja2", "yaml", "pydantic")}
+"""Extra of pyproject.toml -> its modules that commands need."""
 
 
 def styled(text: str, style: int, stream: TextIO | None = None) -> str:
-    """The text as a terminal shows it in a style; as it is for a file, a pipe, or a user who set NO_COLOR.
+    """The text with the codes of a style for a terminal; unchanged for a file, a pipe, or a user who set NO_COLOR.
 
     Args:
-        text: To be printed.
-        style: Such as :data:`BOLD`.
-        stream: Where to; None: the output.
+        text: The text.
+        style: A style code, such as :data:`BOLD`.
+        stream: Where it is printed; None: standard output.
     """
     stream = stream or sys.stdout
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
@@ -37,7 +41,7 @@ def styled(text: str, style: int, stream: TextIO | None = None) -> str:
 
 
 def print_next(lines: Iterable[str]) -> None:
-    """Prints the commands to type next, in their order; before nnU-Net's, what it needs to find the trainers."""
+    """Prints the commands to type next, in their order; nnU-Net's are preceded by the export that it needs."""
     lines = list(lines)
     known = os.environ.get("nnUNet_extTrainer", "").split(os.pathsep)
     if any("-tr " in line for line in lines) and str(trainers_folder()) not in known:
@@ -51,7 +55,7 @@ def warn(sentence: str) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that knows what was meant by an unknown name.
+    """A parser that suggests the nearest name for an unknown one.
 
     Attributes:
         summary: One line for the list of the commands.
@@ -66,7 +70,7 @@ class Parser(argparse.ArgumentParser):
             )
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Refuses an unknown option where its command is known."""
+        """Refuses an unknown option in the parser of its command."""
         parsed, rest = super().parse_known_args(args, namespace)
         for option in rest:
             if option.startswith("--"):
@@ -75,10 +79,10 @@ class Parser(argparse.ArgumentParser):
         return parsed, rest
 
     def format_help(self) -> str:
-        """With headings and options in style."""
+        """The help with styled headings and options."""
         text = super().format_help()
         if hasattr(self, "color"):
-            return text  # Python 3.14 does it itself
+            return text  # Python 3.14 styles the help
         text = re.sub(r"(?m)^\S.*:$", lambda heading: styled(heading[0], BOLD), text)
         return re.sub(r"(?<![\w-])--?[a-z][\w-]*", lambda option: styled(option[0], CYAN), text)
 
@@ -98,7 +102,7 @@ def add_command(
         name: Name of the command.
         run: Does the work; returns the exit status.
         summary: One line for the list of the commands.
-        description: What the command's own help says first.
+        description: Begins the command's own help.
         example: Command lines.
     """
     parser: Parser = commands.add_parser(
@@ -127,7 +131,7 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
 
 
 def add_dataset_json(parser: argparse.ArgumentParser, default: str) -> None:
-    """Adds the two ways to name the dataset.json; :func:`dataset_json` says which it is."""
+    """Adds the two options that name the dataset.json; :func:`dataset_json` evaluates them."""
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "-d",
@@ -139,7 +143,7 @@ def add_dataset_json(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def dataset_json(options: argparse.Namespace) -> Path | None:
-    """The dataset.json that was asked for with :func:`add_dataset_json`.
+    """The dataset.json of the options of :func:`add_dataset_json`.
 
     Raises:
         ValueError: There is no such dataset.
@@ -161,13 +165,13 @@ def add_regressor(parser: argparse.ArgumentParser) -> None:
 
 
 def check_folder(option: str, folder: Path | None) -> None:
-    """Raises ValueError if a folder that an option names is not there."""
+    """Raises ValueError if an option's folder does not exist."""
     if folder is not None and not folder.is_dir():
         raise ValueError(f"{option}: there is no folder {folder}")
 
 
 def check_model(folder: Path | None) -> None:
-    """Raises ValueError if a folder that an option names is no trained model's."""
+    """Raises ValueError if an option's folder is not the folder of a trained model."""
     if folder is not None and not (folder / "plans.json").is_file():
         raise ValueError(
             f"{folder} is not the folder of a trained model (TRAINER__PLANS__CONFIGURATION below nnUNet_results)"
@@ -175,19 +179,19 @@ def check_model(folder: Path | None) -> None:
 
 
 def check_file(file: Path | None) -> None:
-    """Raises ValueError if a file that an option names is not there."""
+    """Raises ValueError if an option's file does not exist."""
     if file is not None and not file.is_file():
         raise ValueError(f"no file {file}")
 
 
 def check_device(device: str | None) -> None:
-    """Raises ValueError if torch knows no such device; whether the machine has it is asked later."""
+    """Raises ValueError if torch knows no such device; the machine need not have it."""
     if device is not None and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
         raise ValueError(f"--device must be cpu, cuda (also cuda:1) or mps, got {device!r}")
 
 
 def check_output(option: str, file: Path | None) -> None:
-    """Raises ValueError if a file cannot be written because its folder is missing or it is a folder itself."""
+    """Raises ValueError if a file cannot be written: its folder is missing, or it is a folder itself."""
     if file is None:
         return
     if not file.resolve().parent.is_dir():
@@ -197,7 +201,7 @@ def check_output(option: str, file: Path | None) -> None:
 
 
 def assignments(texts: list[str], option: str) -> dict[str, Any]:
-    """OPTION=VALUE -> {OPTION: VALUE}; a value that is no JSON is text."""
+    """OPTION=VALUE -> {OPTION: VALUE}; a value that is not JSON is text."""
     options: dict[str, Any] = {}
     for text in texts:
         key, separator, value = text.partition("=")
@@ -208,3 +212,30 @@ def assignments(texts: list[str], option: str) -> dict[str, Any]:
         except ValueError:
             options[key] = value  # a bare word is text
     return options
+
+
+def require(extra: str) -> None:
+    """Raises ValueError if a module of an extra is not installed, before a command begins."""
+    missing = [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
+    if missing:
+        names = f"{', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed"
+        raise ValueError(f"this command needs {names}: pip install 'nnunet-locctx[{extra}]'")
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """Runs a command; returns its exit status.
+
+    Raises:
+        ValueError: Among others, a module of another package is missing.
+    """
+    try:
+        status: int = options.run(options)
+    except ModuleNotFoundError as error:
+        package = str(error.name).split(".")[0]
+        if package == "nnunet_locctx":
+            raise
+        raise ValueError(
+            f"this command needs {package}, which is not installed. Install nnunet_locctx again with pip, which "
+            "installs its requirements"
+        ) from error
+    return status

@@ -24,7 +24,7 @@ FEW = 0.9
 """Share of the scans that should be measured; with fewer there is a warning."""
 
 SOURCES = {"body": "body", "body-part": "body_part", "ape": "anatomical"}
-"""What is given on the command line -> location source."""
+"""Name of a source on the command line -> name of the location source in plans."""
 
 
 def add(commands: Any) -> None:
@@ -197,10 +197,6 @@ def _add_configuration(options: argparse.Namespace, source: str) -> None:
     name = f"{options.configuration}_{source}"
     folder = dataset_folder("nnUNet_preprocessed", options.dataset)
     plans, changed = plan_configuration(
-        folder,
-        options.plans or "nnUNetPlans",
-        options.configuration,
-        name,
-        location={"source": source},
+        folder, options.plans or "nnUNetPlans", options.configuration, name, location={"source": source}
     )
     print_configurations(folder, plans, {name: None}, changed)

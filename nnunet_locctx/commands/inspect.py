@@ -1,4 +1,4 @@
-"""`locctx inspect`: predictions looked through without a truth."""
+"""`locctx inspect`: predictions judged without a truth."""
 
 import argparse
 from pathlib import Path

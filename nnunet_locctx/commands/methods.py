@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from nnunet_locctx.commands.common import CLEAN, add_command
+from nnunet_locctx.methods.table import FORMATS, format_methods
 
 
 def add(commands: Any) -> None:
@@ -27,16 +28,14 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--all", action="store_true", help="also those with networks of their own")
     parser.add_argument(
-        "--format",
-        choices=("table", "markdown", "json"),
-        default="table",
-        help="default: table; markdown and json list all",
+        "--format", choices=FORMATS, default=FORMATS[0], help="default: table; markdown and json list all"
     )
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
-    from nnunet_locctx.methods import format_methods, list_methods, read_measured
+    from nnunet_locctx.methods.description import list_methods
+    from nnunet_locctx.methods.measured import read_measured
 
     short = options.format == "table" and not (options.all or options.part)
     print(format_methods(list_methods(options.part, planned=short), read_measured(), options.format))

@@ -1,4 +1,4 @@
-"""What `locctx plan` prints."""
+"""The output of `locctx plan`."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -15,15 +15,7 @@ from nnunet_locctx.nnunet.plans.presets import MadeFor
 from nnunet_locctx.nnunet.plans.suitability import suitable_trainers
 from nnunet_locctx.nnunet.training.trainers import RECOMMENDED, find_trainer
 
-SHOWN = (
-    "inherits_from",
-    "batch_size",
-    "batch_dice",
-    "spacing",
-    "data_identifier",
-    "location",
-    "network",
-)
+SHOWN = ("inherits_from", "batch_size", "batch_dice", "spacing", "data_identifier", "location", "network")
 
 SIDES = (
     "Classes are sides ({}, {}), and mirroring in training exchanges them: on real heads, in small patches, it cost "
@@ -98,11 +90,7 @@ def proposed_trainer(trainers: Sequence[str], pairs: Sequence[tuple[str, str]]) 
 
 
 def _print(
-    folder: Path,
-    plans: Plans,
-    added: Mapping[str, Any],
-    full: Mapping[str, Any],
-    made_for: MadeFor | None,
+    folder: Path, plans: Plans, added: Mapping[str, Any], full: Mapping[str, Any], made_for: MadeFor | None
 ) -> list[str]:
     """Prints one configuration; returns the trainers that take it."""
     for key in SHOWN:

@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.commands.common import CLEAN, add_command
-from nnunet_locctx.commands.extras import require
+from nnunet_locctx.commands.common import CLEAN, add_command, require
 
 
 def add(commands: Any) -> None:

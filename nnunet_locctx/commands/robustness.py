@@ -1,4 +1,4 @@
-"""`locctx robustness`: what a trained model's Dice becomes when its location is wrong."""
+"""`locctx robustness`: Dice of a trained model when its location is wrong."""
 
 import argparse
 from pathlib import Path

@@ -172,7 +172,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _window(level: float, width: float) -> tuple[float, float]:
-    """What is black and what white."""
+    """The values drawn black and white."""
     if not (math.isfinite(level) and math.isfinite(width) and width > 0):
         raise ValueError(f"--window needs a level and a width above 0, got {level:g} {width:g}")
     return level - width / 2, level + width / 2

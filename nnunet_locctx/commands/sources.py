@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _options_of_plan(best: "Candidate", configuration: str, helps: bool) -> str:
-    """Of the configuration to plan: one with the recommended source, and with a smaller patch where it adds nothing."""
+    """Options for `locctx plan`: the recommended source, or a smaller patch where location adds nothing."""
     source = best.location["source"]
     what = f"--name {configuration}_{source}" if helps else f"--preset {SMALLER}"
     absolute = " --absolute" if best.location.get("absolute") else ""

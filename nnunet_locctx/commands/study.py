@@ -5,8 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from nnunet_locctx.commands.common import CLEAN, add_command
-from nnunet_locctx.commands.extras import require
+from nnunet_locctx.commands.common import CLEAN, add_command, require
 
 
 def add(commands: Any) -> None:

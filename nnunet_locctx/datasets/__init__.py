@@ -1,1 +1,1 @@
-"""Public releases in nnU-Net's raw format, and the grids of a dataset that differ from the rest."""
+"""Converts public releases to nnU-Net's raw format, and finds cases whose voxel grid differs from the others."""

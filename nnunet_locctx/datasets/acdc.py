@@ -61,8 +61,8 @@ class Acdc(Release):
             patients are the test cases. ``nnformer``: one fold with 70 training and 10 validation patients; nnFormer's
             20 test patients become the test cases, the release's own test patients are left out.
         window: Clip each scan to its own 0.5th and 99.5th percentile, and name the channel so that nnU-Net then scales
-            each scan to 0..1, as LightMedSeg (Tyagi, Rathi and Goyal, arXiv 2603.07228, 2026). A model trained so wants
-            scans that were clipped likewise.
+            each scan to 0..1, as LightMedSeg (Tyagi, Rathi and Goyal, arXiv 2603.07228, 2026). A model trained on
+            clipped scans needs clipped scans for prediction.
     """
 
     split: str = "folds"
@@ -110,7 +110,7 @@ class Acdc(Release):
         superfluous(listing, folder, expected)
 
     def write(self, case: SourceCase, folder: Path, copy: Copy) -> None:
-        """nnU-Net's converter, on one frame; it leaves out labels of test patients, which are copied here."""
+        """Runs nnU-Net's converter on one frame. The converter leaves out labels of test patients; this copies them."""
         with TemporaryDirectory(dir=folder) as work:
             view = _view(Path(work), "testing" if case.test else "training")
             for file in case.files:
@@ -134,12 +134,12 @@ class Acdc(Release):
         return describe(content, training, name=self.title, reference=reference, licence="see reference")
 
     def settings(self) -> dict[str, Any]:
-        """See :class:`Release`; without the window as before there was one."""
+        """See :class:`Release`. Without a window the option is left out, as in records of versions that had none."""
         options = super().settings()
         return options if self.window else {key: value for key, value in options.items() if key != "window"}
 
     def splits(self, cases: Sequence[SourceCase]) -> list[Split]:
-        """See :class:`Release`. nnU-Net's own function for ACDC keeps a patient's frames in one fold."""
+        """See :class:`Release`. Uses nnU-Net's function for ACDC, which keeps a patient's frames in one fold."""
         names = training_names(cases)
         if self.split == "nnformer":
             patients = {f"patient{number:03d}" for number in NNFORMER_VALIDATION}
@@ -147,7 +147,7 @@ class Acdc(Release):
         if len({name[:10] for name in names}) < FOLDS:
             raise ValueError(f"{FOLDS} folds need at least {FOLDS} patients")
         with TemporaryDirectory() as folder:
-            for name in names:  # it takes the names from a folder of labels
+            for name in names:  # the function takes the names from a folder of labels
                 (Path(folder) / f"{name}.nii.gz").touch()
             splits: list[Split] = converter(CONVERTER[0]).create_ACDC_split(folder)
         return splits
@@ -168,7 +168,7 @@ def _frames(file: Path, problems: list[str]) -> list[int]:
 
 
 def _view(work: Path, part: str) -> Path:
-    """Folders in the release's layout; returns that of the one patient."""
+    """Makes folders in the release's layout; returns the one patient's folder."""
     for name in ("training", "testing"):
         (work / "view" / name).mkdir(parents=True)
     folder = work / "view" / part / "patient"
@@ -177,7 +177,7 @@ def _view(work: Path, part: str) -> Path:
 
 
 def clip_to_percentiles(source: Path, target: Path, lower: float, upper: float) -> None:
-    """Writes a scan clipped to two percentiles (0 to 100) of its own voxels, as float32; the geometry stays."""
+    """Writes a scan as float32, clipped to two percentiles (0 to 100) of its own voxels; the geometry stays."""
     image: Any = nibabel.load(source)
     values = np.asanyarray(image.dataobj).astype(np.float32)
     low, high = np.percentile(values, (lower, upper))

@@ -39,10 +39,10 @@ BOTH_CONVERTER = ("Dataset219_Amos2022_task2", "convert_amos_task2")
 
 @dataclass(frozen=True)
 class Amos22(Release):
-    """AMOS22; the release's training and validation scans together are the training cases, as nnU-Net does it.
+    """AMOS22. The training cases are the release's training and validation scans, as in nnU-Net's converter.
 
     Attributes:
-        with_mr: MR scans too (task 2); else CT only, as in the LocBAM paper.
+        with_mr: Convert MR scans too (task 2); otherwise CT only, as in the LocBAM paper.
         split: ``folds``: five folds over all; ``official``: one fold, imagesTr train, imagesVa validate.
     """
 
@@ -88,7 +88,7 @@ class Amos22(Release):
             superfluous(listing, root / folder, files)
 
     def write(self, case: SourceCase, folder: Path, copy: Copy) -> None:
-        """nnU-Net's converter for CT and MR, on one case. (Its CT converter skips numbers by a limit of its own.)"""
+        """Runs nnU-Net's converter for CT and MR on one case; its converter for CT skips some case numbers."""
         part = "test" if case.test else "training"
         with TemporaryDirectory(dir=folder) as work:
             view = Path(work) / "view"
@@ -139,7 +139,7 @@ def _read(root: Path) -> dict[str, Any]:
 
 
 def _name(entry: Any) -> str:
-    """Name of a case; entries are {"image": path} or, of test scans, a path alone."""
+    """Name of a case. An entry is {"image": path}; for test scans it is the path."""
     path = str(entry["image"] if isinstance(entry, dict) else entry)
     return path.rsplit("/", 1)[-1].removesuffix(".nii.gz")
 

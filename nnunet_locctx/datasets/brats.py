@@ -1,6 +1,6 @@
 """BraTS: gliomas in four MR sequences, with the challenge's nested regions.
 
-Two releases are read, by their layout:
+Two releases are recognised by their layout:
 
 * BraTS 2021 (Synapse syn25829067): folders BraTS2021_00000 with _t1, _t1ce, _t2, _flair and _seg; 1251 cases. Labels 1
   necrotic core, 2 oedema, 4 enhancing tumour. Channels and labels become those of nnU-Net's Dataset137_BraTS21.
@@ -36,7 +36,7 @@ CASES_DECATHLON = 484
 SEQUENCES_2021 = ("t1", "t1ce", "t2", "flair")
 CHANNELS_2021 = ("T1", "T1ce", "T2", "Flair")
 CHANNELS_DECATHLON = ("FLAIR", "T1w", "t1gd", "T2w")
-"""Channel names in the order of the files; the first pair as in nnU-Net's converter."""
+"""Channel names in the order of the files; those of BraTS 2021 as in nnU-Net's converter."""
 
 NNFORMER_VALIDATION = tuple(
     int(number)
@@ -49,10 +49,10 @@ NNFORMER_VALIDATION = tuple(
         """,
     )
 )
-"""Numbers of the 73 Decathlon cases that nnFormer validates on, from the case list in its tumour trainer."""
+"""Numbers of nnFormer's 73 validation cases of the Decathlon, from the case list in its tumour trainer."""
 
 REGIONS = {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": [3]}
-"""As nnU-Net's Dataset137_BraTS21; the Decathlon's labels 1, 2, 3 have the same meaning."""
+"""Regions of nnU-Net's Dataset137_BraTS21; the Decathlon's labels 1, 2, 3 have the same meaning."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Brats(Release):
 
     def _count(self, listing: Listing, present: int, expected: int) -> None:
         if present < expected:
-            self.absent(listing, f"{present} of the release's {expected} cases are there")
+            self.absent(listing, f"the folder holds {present} of the release's {expected} cases")
 
     def _find_decathlon(self, root: Path, listing: Listing) -> None:
         numbers = range(1, CASES_DECATHLON + 1)
@@ -126,7 +126,7 @@ class Brats(Release):
         return frozenset({0, 1, 2, 3}) if len(case.images) == 1 else frozenset({0, 1, 2, 4})
 
     def write(self, case: SourceCase, folder: Path, copy: Copy) -> None:
-        """Files of the case; nnU-Net's functions change the labels and take the channels of a file apart.
+        """Writes the files of a case; nnU-Net's functions change the labels and split the channels of a file.
 
         nnU-Net has no function for a whole BraTS 2021: its script names a folder of its author's machine.
         """

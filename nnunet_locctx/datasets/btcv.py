@@ -53,8 +53,8 @@ left kidney, gallbladder, liver, stomach, aorta, pancreas). TransUNet's prepared
 alphabetically instead."""
 
 SYNAPSE_VALIDATION = (1, 2, 3, 4, 8, 22, 25, 29, 32, 35, 36, 38)
-"""The 12 scans that the protocol evaluates on; the other 18 train. From the training code of GPE (P_network), the same
-as nnFormer's."""
+"""The protocol's 12 validation scans; the other 18 train. Source: training code of GPE (P_network), equal to
+nnFormer's."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Btcv(Release):
             self.write_label(case.label, label[0], copy)
 
     def write_label(self, source: Path, target: Path, copy: Copy) -> None:
-        """Puts a segmentation in place."""
+        """Writes the converted segmentation."""
         copy(source, target)
 
     def organs(self) -> dict[str, int]:
@@ -159,7 +159,7 @@ class Synapse(Btcv):
 
 
 def relabel(source: Path, target: Path, mapping: dict[int, int]) -> None:
-    """Writes a segmentation with other values (those not named become 0); the header's geometry stays as it is."""
+    """Writes a segmentation with mapped label values; labels without a mapping become 0. The geometry stays."""
     image: Any = nibabel.load(source)
     values = np.asanyarray(image.dataobj)
     result = np.zeros(values.shape, dtype=np.uint8)

@@ -1,8 +1,8 @@
-"""From a release's folder to a dataset in nnU-Net's raw format: checked first, written in one step, can be resumed.
+"""Converts a release's folder to nnU-Net's raw format: checked first, resumable, published in one step.
 
-A conversion writes to the hidden folder `.DatasetXXX_Name.converting` beside its target. A file there is whole or
-absent, so a conversion that was stopped goes on with the cases that are missing. At the end the folder takes the
-target's place, with a record of what it was made from and the SHA-256 of every file.
+A conversion writes to the hidden folder `.DatasetXXX_Name.converting` beside its target. Each file in it is complete,
+so a stopped conversion goes on with the missing cases. At the end the folder is renamed to the target, with a record of
+the source, the options and the SHA-256 of every file.
 """
 
 from __future__ import annotations
@@ -42,14 +42,7 @@ from nnunet_locctx.datasets.job import (
     write_splits,
 )
 from nnunet_locctx.datasets.kits23 import Kits23
-from nnunet_locctx.datasets.release import (
-    UNREADABLE,
-    Listing,
-    Release,
-    SourceCase,
-    check_case,
-    read_grid,
-)
+from nnunet_locctx.datasets.release import UNREADABLE, Listing, Release, SourceCase, check_case, read_grid
 from nnunet_locctx.image_files import check_written
 
 RELEASES: dict[str, type[Release]] = {
@@ -72,24 +65,25 @@ def convert(
     """Converts a release into nnUNet_raw, and writes its split to nnUNet_preprocessed too.
 
     Args:
-        release: What is converted, with its options.
+        release: The release and its options.
         source: Folder of the release.
         dataset_id: nnU-Net's number, 1 to 999.
         name: Name after the number; None: the release's own.
         processes: Worker processes.
-        link: Files that need no change become symbolic links.
-        tolerance: Voxels by which the corners of the files of a case may lie apart.
+        link: Make symbolic links to files that need no change.
+        tolerance: Largest distance in voxels between the corners of a case's files.
         progress: Progress bars on stderr.
 
     Raises:
-        ValueError: The arguments are not usable; the release has missing, superfluous or corrupt files (all are
-            listed and nothing is written); another dataset, or an unfinished conversion with other options, is there.
+        ValueError: An argument is not usable; the release has missing, superfluous or corrupt files (all are listed and
+            nothing is written); the target exists and holds another dataset, or an unfinished conversion with other
+            options.
     """
     job = Job(release, dataset_id, name, link, tolerance, processes, progress)
     if job.target.exists():
         return _existing(job, source)
     listing = release.listing(source)
-    if listing.problems:  # what is there is read all the same: one list says everything
+    if listing.problems:  # the present files are checked too, so that one message lists all problems
         present = sorted(listing.cases + listing.incomplete, key=lambda case: case.name)
         corrupt = _check(job, present)
         raise ValueError(_complaint(source, listing.problems + corrupt))
@@ -115,7 +109,7 @@ def _complaint(source: Path, problems: Sequence[str]) -> str:
 
 
 def _fingerprint(listing: Listing) -> str:
-    """Changes if a file of the release does."""
+    """A digest that changes when a file of the release changes."""
     digest = hashlib.sha256()
     for case in listing.cases:
         for file in case.files:
@@ -125,7 +119,7 @@ def _fingerprint(listing: Listing) -> str:
 
 
 def _was_checked(job: Job, state: dict[str, Any]) -> bool:
-    """Whether a stopped conversion of the same files is there."""
+    """Whether a stopped conversion has already checked the same files."""
     if not (job.staging / PROGRESS).exists():
         return False
     before = read_json(job.staging / PROGRESS)
@@ -147,7 +141,7 @@ def _check_one(case: SourceCase, release: Release, tolerance: float) -> list[str
 
 
 def _write(job: Job, state: dict[str, Any], cases: Sequence[SourceCase]) -> int:
-    """Writes the cases that are not in the staging folder yet; returns the number of those that were."""
+    """Writes the cases that the staging folder lacks; returns the number of cases that it already had."""
     job.staging.mkdir(exist_ok=True)
     files.write_atomically(job.staging / PROGRESS, json.dumps(state).encode())
     shutil.rmtree(job.staging / "working", ignore_errors=True)
@@ -162,7 +156,7 @@ def _write(job: Job, state: dict[str, Any], cases: Sequence[SourceCase]) -> int:
 
 
 def write_case(case: SourceCase, release: Release, staging: Path, link: bool) -> None:
-    """Writes one case: to a working folder first, then each file in one step to its place."""
+    """Writes one case to a working folder, then moves each file into place in one step."""
     working = staging / "working" / case.name
     _make(case, release, working, link)
     for file in case.outputs(release.channels):
@@ -171,7 +165,7 @@ def write_case(case: SourceCase, release: Release, staging: Path, link: bool) ->
 
 
 def _make(case: SourceCase, release: Release, working: Path, link: bool) -> None:
-    """Writes one case below a folder of its own, and checks that all of its files are whole."""
+    """Writes one case into its own folder and checks that all of its files are complete."""
     for folder in FOLDERS:
         (working / folder).mkdir(parents=True)
     release.write(case, working, files.link if link else shutil.copyfile)
@@ -180,12 +174,12 @@ def _make(case: SourceCase, release: Release, working: Path, link: bool) -> None
     if missing:
         raise ValueError(f"{case.name}: the converter did not write {', '.join(missing)}")
     for file in outputs:
-        if not (working / file).is_symlink():  # its target was checked
+        if not (working / file).is_symlink():  # the target of the link was checked
             check_written(working / file)
 
 
 def _result(job: Job, listing: Listing) -> Converted:
-    """The result before anything is written; compares all headers, those of the cases left out too."""
+    """The result, made before anything is written; compares all headers, including those of left-out cases."""
     left_out = {case.name: reason for case, reason in listing.left_out}
     cases = [*listing.cases, *(case for case, _ in listing.left_out)]
     grids = [grid for case in cases if (grid := read_grid(case)) is not None]
@@ -207,7 +201,7 @@ def _result(job: Job, listing: Listing) -> Converted:
 
 
 def _existing(job: Job, source: Path) -> Converted:
-    """Compares a dataset that is there with its record; one of version 1, which holds sizes, with the release."""
+    """Compares an existing dataset with its record. A record of version 1 holds sizes only: then with the release."""
     record = read_json(job.target / RECORD)
     if not isinstance(record, dict) or "files" not in record:
         raise ValueError(f"{job.target} exists and was not made by `locctx convert`; choose another number")
@@ -236,13 +230,13 @@ def _existing(job: Job, source: Path) -> Converted:
     result = Converted(
         job.target, splits=job.splits, existed=True, **{name: record[name] for name in RECORDED}
     )
-    (job.target / PROGRESS).unlink(missing_ok=True)  # a stop just before the end may have left it
+    (job.target / PROGRESS).unlink(missing_ok=True)  # left by a stop just before the end
     write_splits(job, result)
     return result
 
 
 def _unlike_the_release(job: Job, source: Path, record: dict[str, Any]) -> set[str]:
-    """The dataset's files that differ from what the release gives now, case by case.
+    """The dataset's files that differ from a new conversion of the release.
 
     Raises:
         ValueError: The release lacks cases that were converted.
@@ -261,7 +255,7 @@ def _unlike_the_release(job: Job, source: Path, record: dict[str, Any]) -> set[s
 
 
 def _changed_files(case: SourceCase, release: Release, target: Path) -> list[str]:
-    """The case's files that hold other voxels, or another place of them, than a new conversion."""
+    """The case's files whose voxels or geometry differ from a new conversion."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.comparing") as folder:
         _make(case, release, Path(folder), link=True)
         return [
@@ -272,7 +266,7 @@ def _changed_files(case: SourceCase, release: Release, target: Path) -> list[str
 
 
 def _same_image(first: Path, second: Path) -> bool:
-    """Whether two files are equal, or hold equal voxels at equal places (compression differs between libraries)."""
+    """Whether two files have equal voxels and geometry; compression may differ between libraries."""
     if files.file_digest(first) == files.file_digest(second):
         return True
     try:

@@ -1,9 +1,9 @@
-"""Voxel grids of a dataset's cases, and those that are unlike the rest: the signs of a corrupted header.
+"""Finds cases whose voxel grid is unlike the other cases of a dataset: signs of a corrupted header.
 
 The LocBAM paper leaves nine KiTS23 cases out by hand because orientation or spacing are corrupted; its rule is not
-published. Here robust statistics over the dataset (medians and median absolute deviations of logarithms, shares of
-cases) say what is unlike the others. What many cases do (more than :data:`RARE` of them) is taken as the dataset's
-own mixture and not reported. All limits are this project's choices.
+published. This module uses robust statistics over the dataset: medians and median absolute deviations of logarithms,
+and shares of cases. A deviation that more than :data:`RARE` of the cases have counts as a property of the dataset and
+is not reported. All limits are this project's choices.
 """
 
 from __future__ import annotations
@@ -19,35 +19,40 @@ import numpy.typing as npt
 PATIENT_AXES = ("left-right", "posterior-anterior", "inferior-superior")
 
 PATIENT_AXIS = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
-"""Patient axis (R, A, S) of a letter of an orientation code."""
+"""Letter of an orientation code -> patient axis (R, A, S)."""
 
 SAME_SIZE = 0.01
-"""Voxel sizes that differ by this fraction are the same, "another size" begins at five times that."""
+"""Voxel sizes count as equal up to this relative difference, and as different from five times it."""
 
 FEWEST_CASES = 5
-"""Below this number of cases "unlike the others" means nothing."""
+"""Smallest number of cases in which an unusual one can be told."""
 
 RARE = 0.1
-"""A deviation that a larger share of the cases has belongs to the dataset (one case is always rare)."""
+"""Largest share of the cases with a deviation that is reported; a single case always is."""
 
 LOST_SHARE = 0.2
-"""As :data:`RARE`, for voxels of exactly 1 mm. LiTS, a known example, has them in 20 of 131 cases."""
+"""The same share for voxels of exactly 1 mm. In LiTS, a known example, 20 of 131 cases have them."""
 
 COMMON = 0.9
-"""Share of the cases that must agree before another one counts as unlike them."""
+"""Smallest share of agreeing cases from which a differing case is reported."""
 
 SPACING_FACTOR = 5.0
 EXTENT_FACTOR = 4.0
-"""Distance from the median, as a factor, that is reported at the earliest ..."""
+"""Smallest factor from the median that is reported ..."""
 
 DEVIATIONS = 6.0
-"""... and at least this many robust standard deviations of the logarithm."""
+"""... if it is also at least this many robust standard deviations of the logarithm."""
 
 SLICE_MM = (0.4, 10.0)
-"""Distances between slices that are ordinary beside each other, whatever the median: thin and thick series."""
+"""Slice distances from thin to thick series, which are never reported, whatever the median."""
 
 LONGEST_MM = (1000.0, 1000.0, 2300.0)
 """Longest scan along each patient axis: no scanner's field of view is wider than 1 m, no patient longer than 2.3 m."""
+
+
+def three(values: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    """An array (3,) as a tuple."""
+    return float(values[0]), float(values[1]), float(values[2])
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Grid:
 
     Attributes:
         name: Case.
-        orientation: Where the file's x, y and z axes grow to, such as ``"LPS"``; ``"none"`` without geometry.
+        orientation: Patient directions of the file's x, y and z axes, such as ``"LPS"``; ``"none"`` without geometry.
         shape: Voxels along the file's x, y, z.
         spacing: Voxel size in mm along the patient axes (left-right, posterior-anterior, inferior-superior).
         extent: Length in mm along the patient axes.
@@ -71,7 +76,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Unusual:
-    """One thing that is unlike the other cases.
+    """A deviation of one case from the other cases.
 
     Attributes:
         case: Name of the case.
@@ -88,7 +93,7 @@ def unusual_grids(grids: Sequence[Grid]) -> list[Unusual]:
     """Compares the grids of a dataset's cases.
 
     Args:
-        grids: One per case, in any order. Below five, only lengths that no body has are reported.
+        grids: One per case, in any order. With fewer than five only lengths that no body has are reported.
     """
     unusual = _impossible_lengths(grids)
     if len(grids) < FEWEST_CASES:
@@ -120,7 +125,7 @@ def _impossible_lengths(grids: Sequence[Grid]) -> list[Unusual]:
 
 
 def _far_off(grids: Sequence[Grid], flagged: set[tuple[str, int]], kind: str, factor: float) -> list[Unusual]:
-    """Voxel size or extent far from the median; an axis that is in `flagged` already is not reported again."""
+    """Voxel sizes or extents far from the median; a (case, axis) in `flagged` is not reported again."""
     lengths = np.log([grid.spacing if kind == "voxel size" else grid.extent for grid in grids])
     median, deviation = robust(lengths)
     limit = np.maximum(math.log(factor), DEVIATIONS * deviation)
@@ -151,7 +156,7 @@ def robust(values: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], np
 
 
 def _lost_sizes(grids: Sequence[Grid]) -> list[Unusual]:
-    """Voxels of exactly 1 mm in few cases, where no other case is near that: the default of a lost header."""
+    """Voxels of exactly 1 mm in a few cases while no other case is near 1 mm: the default of a lost header."""
     spacing = np.array([grid.spacing for grid in grids])
     lost = np.flatnonzero((spacing == 1).all(axis=1))
     near = (np.abs(spacing - 1) < 5 * SAME_SIZE).all(axis=1).sum()
@@ -168,7 +173,7 @@ def _unlike(
     message: Callable[[Grid, Grid, str], str],
     among: Callable[[Grid], object] | None = None,
 ) -> list[Unusual]:
-    """Cases that differ in a feature (None: undefined) that nearly all share; `among`: only cases that share this."""
+    """Cases that differ in a feature (None: undefined) that nearly all share; `among` limits the compared cases."""
     compared = [grid for grid in grids if feature(grid) is not None]
     if among is not None and compared:
         usual = Counter(map(among, compared)).most_common(1)[0][0]
@@ -207,7 +212,7 @@ def _slices_message(grid: Grid, usual: Grid, share: str) -> str:
 
 
 def _mixed_up_sizes(grids: Sequence[Grid]) -> list[Unusual]:
-    """Square slices say which axis runs across them, and so do voxel sizes; in a sound dataset they agree."""
+    """Cases in which the number of voxels and the voxel size disagree on the slice axis."""
     pairs = []
     for grid in grids:
         by_number, by_size = odd_one(counts(grid), 0.0), slice_axis(grid)
@@ -233,12 +238,12 @@ def axis_order(grid: Grid) -> object:
 
 
 def slice_axis(grid: Grid) -> int | None:
-    """The patient axis across the slices: two voxel sizes agree, the third is another. None: not so."""
+    """The patient axis across the slices: the axis whose voxel size differs from two equal ones; None without one."""
     return odd_one(grid.spacing, SAME_SIZE)
 
 
 def odd_one(values: Sequence[float], same: float) -> int | None:
-    """The axis whose value is another than the two others, which agree within the fraction `same`; else None."""
+    """The axis whose value differs while the two others agree within the fraction `same`; None without one."""
     for axis in range(3):
         first, second = (values[a] for a in range(3) if a != axis)
         alike = abs(first - second) <= same * max(first, second)
@@ -256,5 +261,5 @@ def counts(grid: Grid) -> tuple[int, int, int]:
 
 
 def sizes(grid: Grid) -> str:
-    """Voxel sizes for people."""
+    """Voxel sizes as text."""
     return f"{' x '.join(f'{size:.3g}' for size in grid.spacing)} mm ({', '.join(PATIENT_AXES)})"

@@ -1,4 +1,4 @@
-"""One conversion: its target and options, its result, and its record."""
+"""The target, options, result and record of a conversion."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 RECORD = "conversion.json"
-"""In the dataset's folder: what it was made from, with the SHA-256 of every file."""
+"""Name of the record in the dataset's folder: source, options and the SHA-256 of every file."""
 
 RECORD_VERSION = 2
-"""Version 1 held sizes in place of digests."""
+"""Version of the record; version 1 held sizes instead of digests."""
 
 SPLITS = "splits_final.json"
 
 PROGRESS = "progress.json"
-"""In the folder of a conversion under way: what is converted, and that it was checked."""
+"""Name of the file in a staging folder that says which files are converted and that they were checked."""
 
 TOLERANCE = 0.5
-"""Voxels by which the grids of a case's files may differ by default."""
+"""Default of the largest distance in voxels between the corners of a case's files."""
 
 FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 
 RECORDED = ("training", "testing", "notes", "left_out", "unusual")
-"""What of the result the record holds."""
+"""Fields of the result that the record holds."""
 
 
 @dataclass
@@ -46,12 +46,12 @@ class Converted:
         folder: The dataset.
         training: Names of the training cases.
         testing: Names of the test cases.
-        existed: Whether the complete dataset existed before, so that nothing was done.
+        existed: Whether the complete dataset existed before; then nothing was done.
         resumed: Number of cases that an earlier, stopped conversion had written.
         splits: splits_final.json in nnUNet_preprocessed.
         notes: Sentences for the user.
-        left_out: Case -> the reason why it was not converted.
-        unusual: Case, converted or left out -> what its header has unlike the other cases.
+        left_out: Case -> reason for not converting it.
+        unusual: Case, converted or left out -> sentences on its unusual header.
     """
 
     folder: Path
@@ -66,7 +66,7 @@ class Converted:
 
 
 class Job:
-    """One conversion: where to, with which options, and by how many processes."""
+    """One conversion: its target, options and number of processes."""
 
     def __init__(
         self,
@@ -83,8 +83,6 @@ class Job:
         self.tolerance = tolerance
         self.processes = processes
         self.progress = progress
-        if processes < 1:
-            raise ValueError(f"processes must be at least 1, got {processes}")
         if not 1 <= dataset_id <= 999:
             raise ValueError(f"a dataset's number is 1 to 999, got {dataset_id}")
         title = release.title if name is None else name
@@ -102,11 +100,11 @@ class Job:
             raise ValueError(f"the number {dataset_id} is taken in {self.raw}: {', '.join(sorted(others))}")
 
     def settings(self) -> dict[str, Any]:
-        """What must be equal for two conversions to give the same."""
+        """The settings that decide the converted files."""
         return {"release": self.release.key, "options": self.release.settings(), "link": self.link}
 
     def each(self, function: Callable[[Item], Answer], items: Sequence[Item], what: str) -> Iterator[Answer]:
-        """The answers for some cases or files, in their order, from worker processes; shows a bar."""
+        """Results of a function for cases or files, in their order, from worker processes; shows a bar."""
         return map_in_workers(function, items, self.processes, what if self.progress else None)
 
     def outputs(self, case: SourceCase) -> list[str]:
@@ -143,7 +141,7 @@ def digests(job: Job, folder: Path) -> dict[str, str]:
 
 
 def write_splits(job: Job, result: Converted) -> None:
-    """The split where nnU-Net looks for it; one that was changed since is left alone."""
+    """Writes the split to nnUNet_preprocessed, where nnU-Net reads it; a changed split stays."""
     own = (job.target / SPLITS).read_bytes()
     if not job.splits.exists():
         job.splits.parent.mkdir(exist_ok=True)
@@ -161,5 +159,5 @@ def read_json(file: Path) -> Any:
 
 
 def to_json(content: object) -> bytes:
-    """Content of a file that people may read too."""
+    """Content as readable JSON."""
     return (json.dumps(content, indent=2) + "\n").encode()

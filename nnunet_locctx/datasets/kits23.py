@@ -32,9 +32,9 @@ class Kits23(Release):
     """KiTS23.
 
     Attributes:
-        keep_excluded: Convert the nine cases too that the LocBAM paper leaves out.
+        keep_excluded: Convert also the nine cases that the LocBAM paper leaves out.
         regions: The challenge's nested regions (kidney and masses, masses, tumour), as nnU-Net's converter writes them;
-            else three labels of their own, as in the LocBAM paper.
+            otherwise three exclusive labels, as in the LocBAM paper.
     """
 
     keep_excluded: bool = False
@@ -76,7 +76,7 @@ class Kits23(Release):
             listing.cases[:] = [case for case in listing.cases if case.name not in excluded]
 
     def write(self, case: SourceCase, folder: Path, copy: Copy) -> None:
-        """nnU-Net's converter, on one case."""
+        """Runs nnU-Net's converter on one case."""
         assert case.label is not None
         with TemporaryDirectory(dir=folder) as work:
             view = Path(work) / "view" / case.name

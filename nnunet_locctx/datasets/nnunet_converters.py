@@ -1,10 +1,10 @@
 """nnU-Net's own dataset converters, called on one case at a time.
 
 The functions of nnunetv2.dataset_conversion copy a whole tree into the folder that their module's global `nnUNet_raw`
-names, cannot go on after a stop, and do not check what they copy. So each call gets a folder of links that looks like
-the release but holds one case only, and the two globals `nnUNet_raw` and `shutil` of its module are replaced for the
-time of the call: by a working folder, and by a copy that can make links. Replacing `nnUNet_raw` by text is needed for
-ACDC in any case, whose `nnUNet_raw.replace(...)` fails with nnU-Net 2.8's path objects. Not for threads.
+names, cannot go on after a stop, and do not check what they copy. So each call gets a folder of links in the release's
+layout with one case. During the call two globals of the module are replaced: `nnUNet_raw` by a working folder, and
+`shutil` by a copy function that can make links. ACDC needs `nnUNet_raw` as text anyway: its `nnUNet_raw.replace(...)`
+fails with nnU-Net 2.8's path objects. Not thread-safe.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from nnunet_locctx.datasets.release import Copy
 
 SOME_ID = 1
-"""The converters want a dataset's number; their folder is renamed anyway."""
+"""Dataset number for the converters; their folder is renamed afterwards."""
 
 
 def converter(module: str) -> ModuleType:
@@ -69,7 +69,7 @@ def move_files(made: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def replaced(module: ModuleType, **values: object) -> Iterator[None]:
-    """Gives globals of a module other values for the time of a block."""
+    """Replaces globals of a module within a ``with`` block."""
     before = {name: getattr(module, name) for name in values}
     try:
         for name, value in values.items():
@@ -81,5 +81,5 @@ def replaced(module: ModuleType, **values: object) -> Iterator[None]:
 
 
 def describe(content: dict[str, Any], training: int, **entries: object) -> dict[str, Any]:
-    """A converter's dataset.json with the true number of cases, and no claim about licence or author it cannot know."""
+    """A converter's dataset.json with the true number of cases and the given entries."""
     return {**content, "numTraining": training, "converted_by": "locctx convert", **entries}

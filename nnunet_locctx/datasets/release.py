@@ -1,7 +1,7 @@
-"""A public release on disk: which cases it has, which files are missing, too many or corrupt, how a case is written.
+"""A public release on disk: lists its cases, finds missing, superfluous and corrupt files, and writes a case.
 
 Each dataset is a subclass of :class:`Release` (btcv.py, amos22.py, kits23.py, acdc.py, brats.py); job.py and
-conversion.py do what they share.
+conversion.py hold the code that they share.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import nibabel
 import numpy as np
 import numpy.typing as npt
 
-from nnunet_locctx.datasets.grids import PATIENT_AXIS, Grid
+from nnunet_locctx.datasets.grids import PATIENT_AXIS, Grid, three
 from nnunet_locctx.geometry import Frame, corner_distance
 from nnunet_locctx.image_files import check_whole
 
 Copy = Callable[[Path | str, Path | str], object]
-"""Puts a file of the release, unchanged, at another place: (source, target)."""
+"""Copies or links a file of the release: (source, target)."""
 
 Split = dict[str, list[str]]
-"""One fold: the keys `train` and `val`, names of cases."""
+"""One fold: the keys `train` and `val` with names of cases."""
 
 FOLDS = 5
-"""Folds of a cross-validation, as nnU-Net makes."""
+"""Folds of nnU-Net's cross-validation."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class SourceCase:
         name: nnU-Net's case identifier.
         images: One file per channel, or one file with all channels along the fourth axis.
         label: The segmentation; None if the release has none (test scans only).
-        test: Goes to imagesTs, and labelsTs if it has a label.
+        test: Whether it goes to imagesTs (and labelsTs if it has a label).
     """
 
     name: str
@@ -63,13 +63,13 @@ class SourceCase:
 
 @dataclass
 class Listing:
-    """What a release's folder holds.
+    """The content of a release's folder.
 
     Attributes:
-        cases: Cases to be converted, complete once :meth:`Release.listing` is through.
-        incomplete: Cases of which some files are missing.
+        cases: Cases to be converted; :meth:`Release.listing` leaves only complete ones.
+        incomplete: Cases with missing files.
         problems: Missing and superfluous files, one sentence each.
-        notes: For the user, no reason to stop.
+        notes: Sentences for the user that do not stop the conversion.
         left_out: (case, reason) of cases that are not converted, complete or not.
     """
 
@@ -86,7 +86,7 @@ class Release(abc.ABC):
 
     Attributes:
         exclude: Names of cases to leave out.
-        partial: Convert what is there although whole cases, or files of some cases, are missing.
+        partial: Convert the complete cases although whole cases, or files of some cases, are missing.
         test: Convert unlabelled test scans too.
     """
 
@@ -97,7 +97,7 @@ class Release(abc.ABC):
     key: ClassVar[str]
     """Name on the command line."""
     title: ClassVar[str]
-    """Name of the dataset unless another is given."""
+    """Default name of the dataset."""
     channels: ClassVar[int] = 1
     """Image channels of a case."""
     values: ClassVar[frozenset[int]]
@@ -105,19 +105,19 @@ class Release(abc.ABC):
 
     @abc.abstractmethod
     def root(self, source: Path) -> Path:
-        """The folder that holds the release's files, found below what the user gave.
+        """The folder that holds the release's files, at or below the user's folder.
 
         Raises:
-            ValueError: It has not the release's layout.
+            ValueError: The folder does not have the release's layout.
         """
 
     @abc.abstractmethod
     def find(self, root: Path, listing: Listing) -> None:
-        """Adds the cases below `root`, complete or not, and what is absent as a whole or too many to `listing`."""
+        """Adds to `listing` the cases below `root`, complete or not, the missing cases and the superfluous files."""
 
     @abc.abstractmethod
     def write(self, case: SourceCase, folder: Path, copy: Copy) -> None:
-        """Writes one case in nnU-Net's raw format below `folder` (imagesTr, labelsTr ...); geometry stays as it is."""
+        """Writes one case in nnU-Net's raw format below `folder` (imagesTr, labelsTr ...); the geometry stays."""
 
     @abc.abstractmethod
     def description(self, root: Path, training: int) -> dict[str, Any]:
@@ -128,19 +128,19 @@ class Release(abc.ABC):
         return self.values
 
     def splits(self, cases: Sequence[SourceCase]) -> list[Split]:
-        """Content of splits_final.json; five folds as nnU-Net itself makes them unless the release says otherwise."""
+        """Content of splits_final.json; by default nnU-Net's five folds."""
         return crossval_folds(training_names(cases))
 
     def settings(self) -> dict[str, Any]:
-        """The options, ready for JSON; two conversions with equal ones give the same dataset."""
+        """The options as JSON can hold them; conversions with equal options give the same dataset."""
         options = dataclasses.asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
 
     def listing(self, source: Path) -> Listing:
-        """Looks through a release's folder.
+        """Lists a release's folder.
 
         Raises:
-            ValueError: The folder has not the release's layout at all.
+            ValueError: The folder does not have the release's layout.
         """
         if not source.is_dir():
             raise ValueError(f"{source} is not a folder")
@@ -149,7 +149,9 @@ class Release(abc.ABC):
         known = {case.name for case in listing.cases}
         known |= {case.name for case, _ in listing.left_out}
         listing.problems += [
-            f"{name}: to be left out, but there is no such case" for name in self.exclude if name not in known
+            f"{name}: named by --exclude, but the release has no such case"
+            for name in self.exclude
+            if name not in known
         ]
         complete: list[SourceCase] = []
         for case in listing.cases:
@@ -173,16 +175,16 @@ class Release(abc.ABC):
     def add(
         self, listing: Listing, name: str, images: Iterable[Path], label: Path | None, *, test: bool = False
     ) -> None:
-        """Adds a case, whether all of its files are there or not."""
+        """Adds a case, complete or not."""
         listing.cases.append(SourceCase(name, tuple(images), label, test))
 
     def absent(self, listing: Listing, what: str) -> None:
-        """Notes whole cases that the release should have and this copy has not."""
+        """Notes whole cases that this copy of the release lacks."""
         (listing.notes if self.partial else listing.problems).append(f"missing: {what}")
 
 
 def crossval_folds(names: Sequence[str]) -> list[Split]:
-    """Five folds by nnU-Net's own function (sorted names, its fixed seed): what it would draw without the file.
+    """Five folds by nnU-Net's own function (sorted names, its fixed seed): the folds it draws without a file.
 
     Raises:
         ValueError: Fewer than five cases.
@@ -203,7 +205,7 @@ def training_names(cases: Sequence[SourceCase]) -> list[str]:
 
 
 def one_fold(cases: Sequence[SourceCase], validation: Iterable[str]) -> list[Split]:
-    """One fold: the named cases that are there validate, all others train."""
+    """One fold: the present cases among `validation` validate, all others train."""
     names = training_names(cases)
     chosen = set(validation)
     fold = {
@@ -217,10 +219,10 @@ def one_fold(cases: Sequence[SourceCase], validation: Iterable[str]) -> list[Spl
 
 
 def below(source: Path, candidates: Sequence[str], marks: Sequence[str], layout: str) -> Path:
-    """The first of some folders below `source` that has the entries `marks`.
+    """The first folder of `candidates` below `source` that has the entries `marks`.
 
     Raises:
-        ValueError: None has; says what the layout is.
+        ValueError: No folder has them; the message describes the layout.
     """
     for candidate in candidates:
         folder = source / candidate
@@ -230,14 +232,14 @@ def below(source: Path, candidates: Sequence[str], marks: Sequence[str], layout:
 
 
 def nifti_files(folder: Path) -> list[Path]:
-    """The .nii.gz files of a folder, sorted; without hidden ones (macOS leaves `._` copies in archives)."""
+    """The .nii.gz files of a folder, sorted, without hidden files (macOS leaves `._` copies in archives)."""
     if not folder.is_dir():
         return []
     return sorted(file for file in folder.glob("*.nii.gz") if not file.name.startswith("."))
 
 
 def superfluous(listing: Listing, folder: Path, expected: Iterable[Path]) -> None:
-    """Adds the .nii.gz files of a folder that no case has to the problems."""
+    """Adds the .nii.gz files of a folder that belong to no case to the problems."""
     known = set(expected)
     listing.problems += [
         f"not part of the release: {file}" for file in nifti_files(folder) if file not in known
@@ -245,7 +247,7 @@ def superfluous(listing: Listing, folder: Path, expected: Iterable[Path]) -> Non
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """`1-3, 7`: numbers for people."""
+    """Numbers as text, such as `1-3, 7`."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:
@@ -264,20 +266,20 @@ UNREADABLE = (
     nibabel.filebasedimages.ImageFileError,
     nibabel.spatialimages.HeaderDataError,
 )
-"""What nibabel raises for files that are empty, cut off, or no NIfTI."""
+"""Exceptions that nibabel raises for files that are empty, cut off, or no NIfTI."""
 
 
 def check_case(case: SourceCase, values: frozenset[int], channels: int, tolerance: float) -> list[str]:
-    """Reads every voxel of those of a case's files that exist.
+    """Reads every voxel of a case's existing files.
 
     Args:
-        case: Its files; those that are missing are named elsewhere.
+        case: The case; missing files are skipped, as the listing names them.
         values: Label values allowed.
-        channels: Image channels; a single file must have them along its fourth axis if there are several.
-        tolerance: Voxels by which the corners of two files of the case may lie apart.
+        channels: Image channels; a single file with several channels must have them along its fourth axis.
+        tolerance: Largest distance in voxels between the corners of two files.
 
     Returns:
-        What is wrong, one sentence each, each naming the case.
+        The problems; each sentence names the case.
     """
     problems: list[str] = []
     first: Any = None
@@ -329,11 +331,11 @@ def read_grid(case: SourceCase) -> Grid | None:
     for axis, letter in enumerate(letters):
         spacing[PATIENT_AXIS[letter]] = sizes[axis]
         extent[PATIENT_AXIS[letter]] = sizes[axis] * shape[axis]
-    return Grid(case.name, letters, shape, _three(spacing), _three(extent))
+    return Grid(case.name, letters, shape, three(spacing), three(extent))
 
 
 def _voxels(image: Any, *, label: bool) -> npt.NDArray[Any]:
-    # an image's scaling to float64 is not needed to see that its data are whole
+    # unscaled data suffice to see that an image is complete
     return np.asanyarray(image.dataobj) if label else np.asanyarray(image.dataobj.get_unscaled())
 
 
@@ -359,10 +361,6 @@ def _values(voxels: npt.NDArray[Any]) -> set[float]:
     for plane in np.moveaxis(voxels, -1, 0):  # np.unique of a whole scan would sort it
         values.update(map(float, np.unique(plane)))
     return values
-
-
-def _three(values: npt.NDArray[np.float64]) -> tuple[float, float, float]:
-    return float(values[0]), float(values[1]), float(values[2])
 
 
 def _words(error: Exception) -> str:

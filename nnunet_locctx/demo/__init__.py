@@ -1,4 +1,4 @@
-"""The demo: plain and located nnU-Net on a phantom whose organs only their position tells apart."""
+"""The demo: nnU-Net without and with location on a phantom whose organs differ only in their position."""
 
 from nnunet_locctx.demo.run import DemoSettings, make_study_data, run_demo
 

@@ -34,7 +34,7 @@ FOLD = "0"
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What the demo trains on and with; everything but `located` holds for both trainings.
+    """Settings of the phantom and of the two trainings; all but `located` apply to both trainings.
 
     Attributes:
         seed: Seed of the phantom. nnU-Net itself draws its batches and weights without a seed.

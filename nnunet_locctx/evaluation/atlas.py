@@ -1,11 +1,11 @@
 """An atlas of where each class occurs, and its use as a mask (atlas masking, LocBAM paper, section 3.3).
 
-The training labels are brought to one grid and counted; cells where a class's share of the scans is above a threshold,
-and those within a radius of them, may hold the class. The fit is described in :mod:`.atlas_fit`.
+The training labels are resampled to one grid and counted. A class may lie in the cells where its share of the scans is
+above a threshold, and in cells within a radius of these. The fit is described in :mod:`.atlas_fit`.
 
-The grid is made of fractions of each scan's volume along the patient's axes. Index frames here have the patient's axis
-order (R, A, S): a stored array is first flipped and transposed so that each axis grows along the patient axis next to
-it. Flips and permutations of the storage then change nothing.
+The grid divides each scan's volume along the patient's axes. Indices in this module are in patient order (R, A, S): a
+stored array is first flipped and transposed so that each axis grows along the nearest patient axis. So the storage
+order of a scan does not matter.
 """
 
 import functools
@@ -24,10 +24,10 @@ from nnunet_locctx.geometry import Array, Frame
 
 FORMAT = 1
 TIE = 1e-6
-"""Cells: a place half way between two cells belongs to the greater one, whatever its last bits are."""
+"""Cells. Added before rounding down, so that a place half way between two cells belongs to the greater one."""
 
 SLACK = 1e-4
-"""Millimetres: distances are sums of rounded cell sizes, kept in single precision."""
+"""Millimetres. Tolerance for distances, which are sums of rounded cell sizes in single precision."""
 
 Indices = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.int32]
@@ -39,7 +39,7 @@ class Grid:
 
     Attributes:
         shape: Cells along (R, A, S).
-        spacing: Size of a cell in mm in a scan of median extent, (R, A, S); gives distances on the grid their unit.
+        spacing: Size of a cell in mm in a scan of median extent, (R, A, S); distances on the grid are in these mm.
     """
 
     shape: tuple[int, int, int]
@@ -70,7 +70,7 @@ class Grid:
     def cells(self, frame: Frame, voxels: npt.NDArray[np.integer]) -> Indices:
         """(N, 3) cell that holds the centre of each voxel (N, 3) of a patient-ordered scan."""
         index = np.floor((frame.fraction(voxels) + 0.5) * self.shape + TIE).astype(np.int64)
-        # a face of the scan may be rounded outwards
+        # rounding may put a face of the scan outside
         return np.asarray(np.clip(index, 0, np.array(self.shape) - 1))
 
 
@@ -94,19 +94,19 @@ def occupied_cells(
 ) -> dict[int, Indices]:
     """Label -> the cells (flat index, sorted) where it occurs in a scan.
 
-    These are the cells at whose centre the scan has the label, by the nearest voxel, and those that hold the centre of
-    one of its voxels: no voxel is lost where the grid is coarser than the scan.
+    A cell counts if the voxel nearest to its centre has the label, or if the centre of a voxel with the label lies in
+    it: no voxel is lost where the grid is coarser than the scan.
 
     Args:
         segmentation: (z, y, x) label values as stored.
-        frame: That array's.
+        frame: Frame of the array.
         grid: The atlas's grid.
         labels: Label values to look for.
     """
     from scipy.ndimage import affine_transform
 
     ordered, patient = patient_order(segmentation, frame)
-    # cell -> voxel is affine and follows from four cells
+    # the map from cells to voxels is affine: four cells determine it
     origin, *ends = patient.index_from_fraction(grid.fraction(np.vstack([np.zeros(3), np.eye(3)])))
     matrix = (np.array(ends) - origin).T
     sampled = affine_transform(
@@ -122,14 +122,14 @@ def occupied_cells(
 
 @dataclass(frozen=True)
 class Atlas:
-    """Where each label occurs in the training scans.
+    """The places of each label in the training scans.
 
     Attributes:
         grid: Its grid.
         cases: Names of the scans.
-        cells: Label -> (cells, counts): flat indices of the cells where it occurs, and in how many scans.
+        cells: Label -> (cells, counts): flat indices of the cells where it occurs, and the number of scans for each.
         labels: The ``labels`` of the ``dataset.json``.
-        threshold: Cells count whose share of the scans is above this.
+        threshold: A cell counts if its share of the scans is above this.
         radius_mm: Radius of the dilation, mm on the grid.
         history: How the atlas was made, as JSON can hold it.
     """
@@ -150,11 +150,11 @@ class Atlas:
 
 
 class AtlasMask:
-    """An atlas with its distances: the radius by which a label must be dilated to reach a cell.
+    """An atlas with distances: for each cell the radius by which a label must be dilated to reach it.
 
     Args:
         atlas: The atlas.
-        reach_mm: The largest distance that is computed; None: the atlas's radius.
+        reach_mm: Largest distance that is computed; None: the atlas's radius.
     """
 
     def __init__(self, atlas: Atlas, reach_mm: float | None = None) -> None:
@@ -163,7 +163,7 @@ class AtlasMask:
         self._boxes = {label: self._distance_box(label) for label in atlas.cells}
 
     def apply(self, segmentation: Labels, frame: Frame) -> Labels:
-        """(z, y, x) label values as stored -> the same with those voxels 0 that the atlas's radius does not reach."""
+        """(z, y, x) label values as stored -> a copy in which voxels beyond the atlas's radius are 0."""
         changed = segmentation.copy()
         ordered, _ = patient_order(changed, frame)  # a view: writes to `changed`
         for _, voxels, distances in self.distances(segmentation, frame):
@@ -175,7 +175,7 @@ class AtlasMask:
     ) -> Iterator[tuple[int, Indices, npt.NDArray[np.float32]]]:
         """(label, its voxels (N, 3) in patient order, mm on the grid to the label's cells) for each label of the atlas.
 
-        Voxels out of reach are infinitely far.
+        The distance of voxels out of reach is infinite.
         """
         ordered, patient = patient_order(segmentation, frame)
         for label, (lower, box) in self._boxes.items():
@@ -203,7 +203,7 @@ class AtlasMask:
 
 
 def mask_of_file(file: Path, reach_mm: float | None = None) -> AtlasMask:
-    """The atlas of a file as a mask. It is kept for the next call, as a worker masks many scans with it.
+    """The atlas of a file as a mask; cached, as a worker masks many scans with it.
 
     Raises:
         ValueError: The file cannot be read, or holds something else.

@@ -1,8 +1,8 @@
 """Makes an atlas from training labels and tunes its dilation on validation predictions.
 
-A fold's validation cases are masked by an atlas of the fold's other cases, so that no case is tuned on that is in the
-atlas. The Dice at each radius needs no masked files: it follows from the distance of each predicted voxel from the
-cells of its class.
+For the tuning, a fold's validation cases are masked by an atlas of the other cases, so that no case is in its own
+atlas. The Dice at each radius is computed without masked files, from the distance of each predicted voxel to the cells
+of its class.
 """
 
 import functools
@@ -40,14 +40,15 @@ from nnunet_locctx.evaluation.label_files import (
 )
 from nnunet_locctx.files import file_digest, replacing
 from nnunet_locctx.geometry import Frame
+from nnunet_locctx.names import near_name
 from nnunet_locctx.nnunet.data.reading import choose_reader
 from nnunet_locctx.nnunet.data.workers import map_in_workers
 
 RADII = (0.0, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 60.0)
-"""Radii in mm that are tried."""
+"""Default radii in mm for the tuning."""
 
 Curves = npt.NDArray[np.float64]
-"""(cases, classes, radii + 1) Dice, NaN where a class is in neither mask; the last radius is that without mask."""
+"""(cases, classes, radii + 1) Dice, NaN where a class is in neither mask; the last entry is the Dice without a mask."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class _Fold:
     """A fold's validation predictions.
 
     Attributes:
-        name: ``fold_N`` as in the folder's path, or by its place among the folders.
-        training: The training cases, which are all that it does not validate.
+        name: ``fold_N`` from the folder's path, or from its place among the folders.
+        training: Names of the training cases: all cases that the fold does not validate.
         cases: Case -> predicted file.
     """
 
@@ -80,19 +81,19 @@ def fit_atlas(
     processes: int = 1,
     progress: bool = True,
 ) -> Atlas:
-    """Makes an atlas and writes it, unless the file holds just that already.
+    """Makes an atlas and writes it, unless the file already holds this atlas.
 
     Args:
         labels: Folder of the training labels.
         output: File of the atlas (``.npz``).
         validation: Folders of predictions of validation cases, one for each fold, to tune the dilation on.
         cases: The training cases; None: all of `labels`.
-        radius_mm: The dilation, where it is not tuned.
-        radii: Dilations that are tried, mm on the grid, ascending.
-        threshold: Cells count in whose place more than this share of the training cases has the class.
+        radius_mm: The dilation in mm; None: it is tuned.
+        radii: Dilations for the tuning, mm on the grid, ascending.
+        threshold: A cell counts if more than this share of the training cases has the class there.
         grid: Cells along (R, A, S); None: the cases' median size in voxels.
-        fold_atlases: Write each fold's atlas beside the file too, as STEM_FOLD.npz, to mask its validation cases with.
-            Its radius is tuned on the other folds; on its own predictions if there is one fold only.
+        fold_atlases: Also write each fold's atlas beside the file, as STEM_FOLD.npz, for its validation cases. Its
+            radius is tuned on the other folds, or on its own predictions if there is only one fold.
         dataset_json: See :func:`~nnunet_locctx.evaluation.folders.evaluate_folders`.
         processes: Worker processes.
         progress: Show bars.
@@ -114,7 +115,11 @@ def fit_atlas(
     references = description.list_files(labels)
     names = sorted(references) if cases is None else sorted(set(cases))
     refuse(
-        [f"case {name} is not in {labels}" for name in names if name not in references],
+        [
+            f"case {name} is not in {labels}{near_name(name, references)}"
+            for name in names
+            if name not in references
+        ],
         "training cases are missing",
     )
     if not names:
@@ -194,12 +199,9 @@ def fit_atlas(
 
 
 def _find_folds(
-    validation: Sequence[Path],
-    names: Sequence[str],
-    references: Mapping[str, Path],
-    description: Description,
+    validation: Sequence[Path], names: Sequence[str], references: Mapping[str, Path], description: Description
 ) -> list[_Fold]:
-    """The folds with their cases; `names` are the training cases of the whole atlas."""
+    """The folds with their cases."""
     folds: list[_Fold] = []
     for number, folder in enumerate(validation):
         cases = description.list_files(folder)
@@ -219,12 +221,12 @@ def _find_folds(
 
 
 def _existing(files: Sequence[Path], origin: Any, radius_mm: float | None) -> Atlas | None:
-    """The atlas of the first file, if all files were made of the same labels, predictions and options.
+    """The atlas of the first file, if all files were made from the same labels, predictions and options; else None.
 
     Args:
         files: The atlas and those of the folds.
-        origin: History without the tuning, threshold and labels, as JSON gives them back.
-        radius_mm: The dilation, where it is not tuned.
+        origin: History without the tuning, threshold and labels, as read back from JSON.
+        radius_mm: The dilation in mm; None: it is tuned.
     """
     try:
         atlases = [read_atlas(file) for file in files]
@@ -242,7 +244,7 @@ def _frame(file: Path, reader: str) -> Frame:
 
 
 def _keep_cells(job: tuple[Path, str], reader: str, grid: Grid, labels: Sequence[int], folder: Path) -> Path:
-    """Writes the cells of a case to the folder, unless an interrupted run left them there; returns their file.
+    """Writes the cells of a case to the folder, unless an earlier, interrupted run did so; returns their file.
 
     `job` is the case's label file and its fingerprint.
     """
@@ -261,7 +263,7 @@ def _keep_cells(job: tuple[Path, str], reader: str, grid: Grid, labels: Sequence
 def _count_cells(
     files: Sequence[Path], labels: Sequence[int], grid: Grid
 ) -> dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """Label -> the cells (flat index) of all cases, and how many cases have each."""
+    """Label -> the cells (flat index) of all cases, and the number of cases for each."""
     counted = {}
     for label in labels:
         counts = np.zeros(grid.shape, dtype=np.int64).ravel()
@@ -290,7 +292,7 @@ def _dice_at_radii(
         predicted, correct = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
         for label, voxels, millimetres in distances:
             if label in values:
-                # the smallest radius that keeps a voxel; every greater one keeps it too
+                # the smallest radius that keeps a voxel; all greater radii keep it too
                 smallest = np.searchsorted(radii, millimetres - SLACK)
                 true = np.isin(ordered[tuple(voxels.T)], values)
                 predicted += np.bincount(smallest, minlength=count)
@@ -304,8 +306,8 @@ def _dice_at_radii(
 def _best_radius(curves: Sequence[Curves], radii: Sequence[float]) -> tuple[float, dict[str, Any]]:
     """The radius of the greatest mean Dice, and the Dice at each.
 
-    The mean is that of `locctx evaluate`: over the cases of a class, then over the classes, without the classes that
-    are in neither mask. Of equal radii the greatest is taken, as it removes least.
+    The mean is computed as in `locctx evaluate`: over the cases of a class, then over the classes, without the classes
+    that are in neither mask. Of radii with equal Dice the greatest is taken, as it removes least.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Mean of empty slice")  # NaN is the answer

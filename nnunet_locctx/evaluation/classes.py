@@ -20,7 +20,7 @@ class Classes:
 
     Attributes:
         labels: Class name -> label value, or the label values of a region.
-        ignore: Value of voxels of the reference that count nowhere; None: there are none.
+        ignore: Value of the reference's voxels that are ignored; None without an ignore label.
     """
 
     labels: dict[str, int | tuple[int, ...]]
@@ -85,7 +85,7 @@ class Classes:
 def value_names(labels: Mapping[str, Any]) -> dict[int, str]:
     """Value in a label file -> name of its class, without the background, in the order of dataset.json.
 
-    A value of several regions is called by the smallest, which says most.
+    A value of several regions gets the name of the smallest region.
     """
     regions = {name: label if isinstance(label, list | tuple) else [label] for name, label in labels.items()}
     names: dict[int, str] = {}
@@ -100,16 +100,16 @@ def find_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
     """The (left, right) classes whose names differ in the side alone.
 
     By one word: ``kidney_left`` and ``kidney_right``, ``L. kidney`` and ``R. kidney``, ``LeftKidney`` and
-    ``RightKidney``. Words are told apart by everything that is no letter or digit and by a capital after a small
-    letter; case does not matter. By a letter before a number: ``rib_L3`` and ``rib_R3``. By the number of a tooth:
-    ``tooth_21`` and ``tooth_11``.
+    ``RightKidney``. Words end at any character that is no letter or digit, and before a capital after a small letter;
+    case does not matter. By a letter before a number: ``rib_L3`` and ``rib_R3``. By a tooth's number: ``tooth_21`` and
+    ``tooth_11``.
     """
     sides: dict[str, dict[tuple[str, ...], list[str]]] = {"left": {}, "right": {}}
     for name in names:
         words = _words(name)
         for side, known in (("left", LEFT), ("right", RIGHT)):
             places = [number for number, word in enumerate(words) if word in known]
-            # "left" alone names no organ, and two words for a side are not understood
+            # "left" alone names no organ; a name with two words for a side is ambiguous
             if len(places) == 1 and len(words) > 1:
                 rest = (*words[: places[0]], "", *words[places[0] + 1 :])
                 sides[side].setdefault(rest, []).append(name)
@@ -127,10 +127,11 @@ def find_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def check_pairs(pairs: Sequence[Sequence[str]], classes: Classes) -> list[tuple[str, str]]:
-    """The pairs of classes that a caller names, as (left, right).
+    """Checks the pairs of classes that a caller names; returns them as (left, right).
 
     Raises:
-        ValueError: A pair is not two different classes, a class is in two pairs, or the two share a label.
+        ValueError: A pair is not two different classes, a class is in two pairs, or the classes of a pair share a
+            label.
     """
     checked: list[tuple[str, str]] = []
     used: set[str] = set()
@@ -159,7 +160,7 @@ def _words(name: str) -> list[str]:
 def _left_letter(name: str) -> str:
     """``rib_R3`` -> ``rib_L3``; empty if there is no such letter."""
     match = re.search(r"(?<![A-Za-z])[Rr](?=_?\d+$)", name)
-    if match is None or match.start() == 0:  # R3 alone may be anything
+    if match is None or match.start() == 0:  # "R3" alone names no organ
         return ""
     return name[: match.start()] + ("L" if match[0] == "R" else "l") + name[match.end() :]
 
@@ -167,7 +168,7 @@ def _left_letter(name: str) -> str:
 def _left_tooth(name: str, names: Sequence[str]) -> str:
     """The twin of a right tooth; empty if the name is no tooth's.
 
-    A number is a tooth's if the name has a word for teeth, or if every class is called by such a number.
+    A number is a tooth's if the name contains a word for teeth, or if the name of every class is such a number.
     """
     match = re.search(r"(?<!\d)([1458])([1-8])$", name)
     if match is None or not (

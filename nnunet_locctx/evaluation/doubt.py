@@ -1,4 +1,4 @@
-"""What is doubtful about a segmentation, judged by the ranges of the training labels; no truth is needed."""
+"""Finds doubtful parts of a segmentation by the ranges of the training labels; no reference is needed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from nnunet_locctx.evaluation.label_summary import LabelSummary, to_index, twins
 from nnunet_locctx.evaluation.training_ranges import Ranges
 
 MOST = 10.0
-"""Largest doubt of a class, however far beyond the limit it is; a missing or unseen class counts for as much."""
+"""Largest doubt of a class, however far it is beyond the limit; also the doubt of a missing or unseen class."""
 
 MIRRORED = 0.9
-"""A case is called mirrored along an axis if more than this share of the offsets between its classes is reversed."""
+"""A case counts as mirrored along an axis if more than this share of the offsets between its classes is reversed."""
 
 DIRECTIONS = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
 """Against and along each patient axis."""
@@ -24,7 +24,7 @@ AXES = ("left-right", "front-back", "head-feet")
 
 @dataclass(frozen=True)
 class Finding:
-    """Something doubtful.
+    """One doubtful property of a segmentation.
 
     Attributes:
         kind: ``mirrored``, ``sides``, ``position``, ``pieces``, ``volume``, ``missing``, ``unseen`` (a class that no
@@ -32,10 +32,10 @@ class Finding:
         classes: The classes concerned.
         value: The measured value; None where nothing is measured.
         unit: Unit of the value and its limits: ``mm``, ``ml`` or ``fraction``.
-        low, high: Limits by the training labels; None: there is none.
-        times: The deviation from the usual value, relative to that of the limit; :data:`MOST` without a value.
-        sentence: All of this in words.
-        place: Where to look, mm along the patient's axes; None: at the classes.
+        low, high: Limits from the training labels; None without one.
+        times: The deviation from the usual value as a multiple of the limit's; :data:`MOST` without a value.
+        sentence: The finding in words.
+        place: Place to look at, mm along the patient's axes; None: the place of the classes.
     """
 
     kind: str
@@ -50,14 +50,14 @@ class Finding:
 
 
 def judge(case: str, summary: LabelSummary, ranges: Ranges, classes: Classes) -> tuple[list[Finding], float]:
-    """The findings, the most doubtful first, and the doubt.
+    """The findings, the most doubtful first, and the doubt of the case.
 
-    Where nothing exceeds its limit, the doubt is the largest deviation as a fraction of its limit, so at most 1. Beyond
-    that, each class adds by how many times its worst deviation exceeds the limit, at most :data:`MOST` times.
+    Deviations are multiples of their limits, at most :data:`MOST`. The doubt is the largest deviation, at most 1, plus
+    the excess over 1 of each class's worst deviation. So it is at most 1 if no deviation exceeds its limit.
 
     Args:
-        case: Name of the case; a training case is judged by the others.
-        summary: The numbers of its segmentation.
+        case: Name of the case; a training case is judged by the other training cases.
+        summary: The summary of its segmentation.
         ranges: The ranges of the training labels.
         classes: The classes.
     """
@@ -86,11 +86,11 @@ class _Judged:
         self.mirrored = [int(axis) for axis in np.flatnonzero(turned > MIRRORED)]
 
     def _missing(self) -> npt.NDArray[np.bool_]:
-        """(C,) classes of every training case that this one lacks, though the scan shows where they usually lie."""
+        """(C,) classes that every training case has and this case lacks, although the scan shows their usual place."""
         frame = self.summary.frame
         index = to_index(self.deviations.expected, frame)
         margin = self.usual.position_scatter.mean(axis=1, keepdims=True) / frame.spacing - 0.5
-        # a place that is NaN is never shown
+        # comparisons with NaN are False: a NaN place counts as not shown
         shown = ((index >= margin) & (index <= np.array(frame.shape) - 1 - margin)).all(axis=1)
         return np.asarray((self.share == 1) & ~self.summary.present & shown)
 
@@ -105,7 +105,7 @@ class _Judged:
         return float((worst - 1).clip(min=0).sum() + min(1.0, worst.max()))
 
     def findings(self) -> Iterator[Finding]:
-        """All findings but those that follow from another one."""
+        """All findings, without those that follow from another finding."""
         if not self.summary.present.any():
             if self.fewest > 0:
                 classes = f"{self.fewest} to {self.most}" if self.fewest < self.most else f"{self.most}"
@@ -180,7 +180,7 @@ def _at_most(fraction: float) -> str:
 
 
 def _ml(volumes: Sequence[float]) -> str:
-    """Millilitres, or mm3 where that reads better."""
+    """Volumes as text in ml, or in mm3 below 0.1 ml."""
     unit, factor = ("mm3", 1000.0) if max(volumes) < 0.1 else ("ml", 1.0)
     shown = (
         f"{factor * volume:.0f}" if factor * volume >= 100 else f"{factor * volume:.2g}" for volume in volumes

@@ -1,4 +1,4 @@
-"""Evaluates a folder of predictions (`locctx evaluate`), and what that writes: JSON, CSV and Markdown."""
+"""Evaluates a folder of predictions (`locctx evaluate`) and writes the result as JSON, CSV and Markdown."""
 
 import functools
 import json
@@ -16,7 +16,6 @@ from nnunet_locctx.evaluation.classes import Classes, check_pairs
 from nnunet_locctx.evaluation.label_files import (
     LabelFile,
     check_label_files,
-    check_processes,
     read_description,
     read_labels,
     refuse,
@@ -24,12 +23,13 @@ from nnunet_locctx.evaluation.label_files import (
 from nnunet_locctx.evaluation.measures import PAPER_MEASURES, Settings, definitions, measure_case
 from nnunet_locctx.evaluation.records import Records
 from nnunet_locctx.files import file_digest, write_atomically
+from nnunet_locctx.names import near_name
 from nnunet_locctx.nnunet.data.reading import choose_reader
 from nnunet_locctx.nnunet.data.workers import map_in_workers
 
 RECORDS = "evaluation.jsonl"
 VERSION = 1
-"""Of the measures; results of another version are measured again."""
+"""Version of the measures; results of another version are measured again."""
 
 JSON, CSV, MARKDOWN = "evaluation.json", "evaluation.csv", "evaluation.md"
 KEYS = ("version", "definitions", "settings", "classes", "pairs", "cases", "mean", "foreground")
@@ -48,10 +48,10 @@ COLUMNS = {
 """Measure -> heading in the table."""
 
 SMALL_ML = 0.1
-"""Where no class is larger, the table has mm3."""
+"""Millilitres. If every class is smaller, the table is in mm3."""
 
 MOST_VOXELS = 5.0
-"""A tolerance of more voxels says nearly nothing: it is larger than the errors of any usable segmentation."""
+"""Voxels. Within a larger tolerance lie the errors of any usable segmentation, so the NSD says nearly nothing."""
 
 PRESENCE = ("both", "missing", "spurious", "absent")
 
@@ -73,18 +73,18 @@ def evaluate_folders(
 ) -> dict[str, Any]:
     """Measures every prediction against its reference, on the grid of the files.
 
-    Every file is checked before anything is measured. Results are kept case by case in ``evaluation.jsonl``, with a
-    fingerprint of both files' content, and are not measured again.
+    Every file is checked before anything is measured. The result of each case is kept in ``evaluation.jsonl`` with a
+    digest of both files; a case with unchanged files is not measured again.
 
     Args:
         predictions: Folder of ``CASE.ENDING`` files, as nnU-Net writes them.
         references: Folder of the true segmentations, named likewise.
         output: Folder of the results; made if needed.
-        dataset_json: The dataset's description (labels, file ending) or its file; None: the one that lies with the
-            predictions, in a folder above them, or with the references.
+        dataset_json: The dataset's description (labels, file ending) or its file; None: the first dataset.json in or
+            above the folder of the predictions, then of the references.
         tolerance_mm: Tolerance of the NSD.
         off_region_mm: Predicted voxels farther than this from their class are off its region.
-        pairs: (left, right) classes, for the swap rate; None: the pairs that the names of the classes show.
+        pairs: (left, right) classes for the swap rate; None: the pairs that the classes' names show.
         paper: Add the measures of a paper (:data:`~nnunet_locctx.evaluation.measures.PAPERS`); True: ``"locbam"``.
         cases: The cases to evaluate; None: all.
         predicted_only: Leave out references without a prediction instead of refusing them.
@@ -100,7 +100,6 @@ def evaluate_folders(
     settings = Settings(
         float(tolerance_mm), float(off_region_mm), "locbam" if paper is True else paper or None
     )
-    check_processes(processes)
     description = read_description(dataset_json, (predictions, references))
     classes = description.classes
     sides = classes.pairs if pairs is None else check_pairs(pairs, classes)
@@ -171,10 +170,10 @@ def evaluate_folders(
 def summarise_cases(
     rows: Sequence[Mapping[str, Any]], classes: Sequence[str], settings: Settings
 ) -> dict[str, Any]:
-    """Means over the cases, then over the classes. Values that are None do not count.
+    """Means over the cases, then over the classes, of all values that are not None.
 
     Args:
-        rows: The cases' rows, those of the background (if a paper counts it) among them.
+        rows: The cases' rows, including those of the background if a paper counts it.
         classes: The foreground classes.
         settings: The settings of the measurement.
 
@@ -222,7 +221,7 @@ def read_evaluation(file: Path) -> dict[str, Any]:
 
 
 def to_csv(content: Mapping[str, Any]) -> str:
-    """One line per case and class; nothing where a measure is not defined."""
+    """One line per case and class; the cell of an undefined measure is empty."""
     measures = [name for name in content["definitions"] if name != "presence"]
     frame = _frame(content["cases"], measures)[["case", "class", *content["definitions"]]]
     return str(frame.to_csv(index=False, float_format="%.8g", lineterminator="\n"))
@@ -283,18 +282,18 @@ def _names(
     """The cases to evaluate, sorted; refuses those that a folder lacks."""
     chosen = set(cases) if cases is not None else set(predicted) | (set() if predicted_only else set(true))
     if not chosen:
-        raise ValueError("no case is to be evaluated")
-    problems = [f"case {name} is not in {predictions}" for name in sorted(chosen - set(predicted))]
-    problems += [f"case {name} is not in {references}" for name in sorted(chosen - set(true))]
+        raise ValueError("there is no case to evaluate")
+    problems = [
+        f"case {name} is not in {folder}{near_name(name, files) if cases else ''}"
+        for folder, files in ((predictions, predicted), (references, true))
+        for name in sorted(chosen - set(files))
+    ]
     refuse(problems, "the folders do not hold the same cases (see --cases and --predicted-only)")
     return sorted(chosen)
 
 
 def _measure(
-    files: tuple[LabelFile, LabelFile],
-    classes: Classes,
-    pairs: Sequence[tuple[str, str]],
-    settings: Settings,
+    files: tuple[LabelFile, LabelFile], classes: Classes, pairs: Sequence[tuple[str, str]], settings: Settings
 ) -> list[dict[str, Any]]:
     prediction, reference = (read_labels(one.file, one.reader) for one in files)
     spacing = [float(size) for size in reference.properties["spacing"]]
@@ -331,12 +330,12 @@ def _frame(rows: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> pd.Dat
 
 
 def _without_nan(values: Mapping[Any, float]) -> dict[Any, float | None]:
-    """As JSON can hold it."""
+    """None for NaN, which JSON cannot hold."""
     return {name: None if pd.isna(value) else value for name, value in values.items()}
 
 
 def _number(value: float | None, factor: float = 1.0) -> str:
-    """With three significant digits or more."""
+    """A number with three significant digits or more."""
     if value is None:
         return "-"
     value *= factor

@@ -1,4 +1,4 @@
-"""Judges a folder of predictions without a truth: what to look at first, and why (`locctx inspect`)."""
+"""Judges a folder of predictions without references, the most doubtful case first (`locctx inspect`)."""
 
 import functools
 import json
@@ -11,7 +11,7 @@ import pandas as pd
 
 from nnunet_locctx.evaluation.classes import Classes
 from nnunet_locctx.evaluation.doubt import MOST, Finding, judge
-from nnunet_locctx.evaluation.label_files import LabelFile, check_processes, read_description, refuse
+from nnunet_locctx.evaluation.label_files import LabelFile, read_description, refuse
 from nnunet_locctx.evaluation.label_summary import LabelSummary, summarise_labels, twins
 from nnunet_locctx.evaluation.training_ranges import learn_ranges
 from nnunet_locctx.location.locator import LEFT_OUT
@@ -27,7 +27,8 @@ class InspectedCase:
     Attributes:
         case: Name of the case.
         file: Its segmentation.
-        doubt: See :func:`~nnunet_locctx.evaluation.doubt.judge`; a file that cannot be judged has the largest doubt.
+        doubt: The doubt of :func:`~nnunet_locctx.evaluation.doubt.judge`; a file that cannot be judged has the largest
+            one.
         findings: The findings, the most doubtful first.
     """
 
@@ -77,8 +78,8 @@ def inspect_predictions(
 ) -> Inspection:
     """Judges every predicted segmentation by the training labels.
 
-    A predicted case that is among the training cases is judged by the others, so the predictions of a validation or of
-    a whole cross-validation can be inspected too. A prediction that cannot be read or judged is a finding.
+    A predicted case that is among the training cases is judged by the other training cases, so predictions of a
+    validation or of a whole cross-validation can be inspected too. A prediction that cannot be read is a finding.
 
     Args:
         predictions: Folder of predictions, as nnU-Net writes them.
@@ -90,7 +91,6 @@ def inspect_predictions(
     Raises:
         ValueError: There are no predictions, or training labels cannot be used or are too few.
     """
-    check_processes(processes)
     description = read_description(dataset_json, (predictions, labels))
     classes = description.classes
     predicted, training = description.list_files(predictions), description.list_files(labels)
@@ -139,7 +139,8 @@ def _summarise(job: LabelFile, classes: Classes) -> _Answer:
 
 
 def _unknown_locations(predictions: Path) -> dict[str, str]:
-    """Case -> a sentence, for each case whose location was unknown to the model by its own record."""
+    """Case -> a sentence, for each case whose location was unknown to the model according to the prediction's
+    record."""
     from nnunet_locctx.nnunet.predicting.location_file import LOCATION_FILE, describe, read_records
 
     if not (predictions / LOCATION_FILE).is_file():

@@ -1,4 +1,4 @@
-"""Folders of segmentations: which cases they hold, how they are read, and what is wrong with them."""
+"""Folders of segmentations: lists, reads and checks their files."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,17 +11,13 @@ import numpy as np
 from nnunet_locctx.evaluation.classes import Classes
 from nnunet_locctx.geometry import corner_distance
 from nnunet_locctx.names import summarise
-from nnunet_locctx.nnunet.data.dataset_json import (
-    checked_content,
-    places_of_dataset_json,
-    read_dataset_json,
-)
+from nnunet_locctx.nnunet.data.dataset_json import checked_content, places_of_dataset_json, read_dataset_json
 from nnunet_locctx.nnunet.data.reading import read_scan, share_not_finite
 from nnunet_locctx.nnunet.data.workers import map_in_workers
 from nnunet_locctx.scan import Scan
 
 SAME_PLACE = 0.01
-"""Two grids are the same if no corner is farther apart than this share of a voxel (headers are rounded)."""
+"""Voxels. Two grids are the same if their corners lie at most this far apart (headers are rounded)."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,7 @@ class Description:
     Attributes:
         content: The whole content.
         classes: The classes of its ``labels``.
-        file: The file; None if the caller passed the content itself.
+        file: The file; None if the caller passed the content.
     """
 
     content: Mapping[str, Any]
@@ -42,7 +38,7 @@ class Description:
         """Case -> segmentation of a folder.
 
         Raises:
-            ValueError: There is no folder, or no file with the dataset's ending in it.
+            ValueError: The folder does not exist, or has no file with the dataset's ending.
         """
         ending = self.content["file_ending"]
         if not folder.is_dir():
@@ -61,13 +57,13 @@ def read_description(dataset_json: Path | Mapping[str, Any] | None, folders: Seq
     """The dataset's description.
 
     Args:
-        dataset_json: The file or its content; None: the first file that lies in one of the folders, or one or two
-            levels above. nnU-Net puts one into a folder of predictions, and into a model's folder, which is two levels
-            above a fold's validation.
-        folders: Where to look.
+        dataset_json: The file or its content; None: the first dataset.json in one of the folders, or one or two levels
+            above. nnU-Net writes one to a folder of predictions, and to a model's folder, which is two levels above a
+            fold's validation.
+        folders: Folders to search.
 
     Raises:
-        ValueError: There is no file, it cannot be read, or it lacks what is needed.
+        ValueError: There is no file, it cannot be read, or it lacks a needed entry.
     """
     needed = ("labels", "file_ending")
     file = None
@@ -85,10 +81,10 @@ def read_description(dataset_json: Path | Mapping[str, Any] | None, folders: Seq
 
 
 def read_labels(file: Path, reader: str) -> Scan:
-    """A segmentation. The frame of files without geometry (such as png) is that of their array.
+    """Reads a segmentation. The frame of files without geometry (such as png) follows the array axes.
 
     Raises:
-        ValueError: It cannot be read, or its header is not usable.
+        ValueError: The file cannot be read, or its header is not usable.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -112,7 +108,7 @@ class LabelFile:
     allowed: frozenset[int]
 
     def read(self) -> tuple[Scan | None, list[str]]:
-        """The segmentation, None if it cannot be read, and a line for each problem that it has."""
+        """The segmentation (None if it cannot be read) and a line for each of its problems."""
         try:
             scan = read_labels(self.file, self.reader)
         except ValueError as error:
@@ -137,7 +133,7 @@ class LabelFile:
 def check_label_files(
     groups: Sequence[tuple[LabelFile, ...]], processes: int, failure: str, *, progress: bool
 ) -> None:
-    """Reads all files.
+    """Reads all files and refuses them if one has a problem.
 
     Args:
         groups: A file alone, or the prediction and the reference of one case, which must have the same grid.
@@ -148,15 +144,8 @@ def check_label_files(
     Raises:
         ValueError: There are problems; the message has a line for each.
     """
-    check_processes(processes)
     problems = map_in_workers(_problems, groups, processes, "checking" if progress else None)
     refuse([line for lines in problems for line in lines], failure)
-
-
-def check_processes(processes: int) -> None:
-    """Raises ValueError unless there is at least one worker process."""
-    if processes < 1:
-        raise ValueError(f"the number of processes must be at least 1, got {processes}")
 
 
 def refuse(problems: Sequence[str], failure: str) -> None:
@@ -175,7 +164,7 @@ def _problems(group: tuple[LabelFile, ...]) -> list[str]:
     differ = f"case {group[0].case}: prediction and reference"
     if predicted.shape != true.shape:
         return [*lines, f"{differ} differ in shape, {predicted.shape} and {true.shape} (z, y, x)"]
-    # along an axis of one voxel the corners do not show a voxel's size
+    # along an axis of one voxel the corners do not show the voxel size
     sizes = np.abs(predicted.spacing - true.spacing).max() / predicted.spacing.min()
     distance = max(corner_distance(predicted, true), float(sizes))
     if distance > SAME_PLACE:

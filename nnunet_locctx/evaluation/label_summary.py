@@ -1,4 +1,4 @@
-"""A segmentation in numbers: where each class lies, how large it is, in how many pieces, on which side."""
+"""Summarises a segmentation in numbers: place, size, pieces and side of each class."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from nnunet_locctx.evaluation.classes import Classes
 from nnunet_locctx.geometry import PATIENT_FROM_LPS, Array, Frame
 
 SAMPLES = 20000
-"""Voxels of a class from which its reach and its side of the mid-plane are computed."""
+"""Largest number of a class's voxels from which its place and its side of the mid-plane are computed."""
 
 ENDS = (0.05, 0.95)
-"""Quantiles of a class's voxels along an axis: how far the class reaches without its few stray voxels."""
+"""Quantiles of a class's voxels along an axis that count as its ends; a few stray voxels do not move them."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class LabelSummary:
         centres: (C, 3) centroids in mm along the patient's axes (R, A, S); NaN for an absent class.
         reach: (C, 2, 3) :data:`ENDS` of the class along R, A and S in mm; NaN for an absent class.
         volumes: (C,) ml; 0 for an absent class.
-        strays: (C,) fraction of the volume outside of the largest piece; voxels that touch at a corner are one piece,
-            as for nnU-Net's postprocessing. NaN for an absent class.
+        strays: (C,) fraction of the volume outside the largest piece; voxels that touch at a corner belong to one
+            piece, as in nnU-Net's postprocessing. NaN for an absent class.
         cut: (C, 3) whether the class reaches an outer face of the scan that is perpendicular to R, A or S.
-        across: (P, 3) fraction of the pair's voxels on the twin's side of the mid-plane, if the left class lies before
-            the right one along R, A or S; NaN unless both are present. The mid-plane is perpendicular to that axis and
-            passes through the median of the pairs' common centroids, which do not depend on the side that voxels are
-            given to.
+        across: (P, 3) fraction of the pair's voxels on the twin's side of the mid-plane, assuming that the left class
+            has the lower coordinate along R, A or S; NaN unless both are present. The mid-plane is perpendicular to
+            that axis and passes through the median of the pairs' common centroids, which do not depend on the labelled
+            side.
     """
 
     frame: Frame
@@ -68,7 +68,7 @@ def _class_mask(
     Args:
         labels: (i, j, k) label values.
         values: Label values of the class.
-        boxes: Of the label values 1, 2, ..., as ``scipy.ndimage.find_objects`` gives them.
+        boxes: Bounding boxes of the label values 1, 2, ..., as ``scipy.ndimage.find_objects`` gives them.
     """
     parts = [box for value in values if value <= len(boxes) and (box := boxes[value - 1]) is not None]
     if not parts:
@@ -106,7 +106,7 @@ def summarise_labels(labels: npt.NDArray[np.int32], frame: Frame, classes: Class
         voxels[number] = sizes.sum()
         strays[number] = 1 - sizes.max() / sizes.sum()
         shape = np.array(frame.shape)
-        # an image of one slice cuts nothing off
+        # an axis of one voxel cuts nothing off
         at_face = ((lower == 0) | (lower + mask.shape == shape)) & (shape > 1)
         cut[number] = at_face[list(frame.array_axes)]
         inside = np.flatnonzero(mask)
@@ -120,7 +120,7 @@ def summarise_labels(labels: npt.NDArray[np.int32], frame: Frame, classes: Class
 
 
 def _across(pairs: Sequence[tuple[int, int]], samples: Mapping[int, Array], voxels: Array) -> Array:
-    """(P, 3) see :class:`LabelSummary`; `samples` are positions (N, 3) of the classes that are present."""
+    """``across`` of :class:`LabelSummary`; `samples` holds positions (N, 3) of the present classes."""
     across = np.full((len(pairs), 3), np.nan)
     complete = [(number, pair) for number, pair in enumerate(pairs) if voxels[list(pair)].all()]
     if not complete:

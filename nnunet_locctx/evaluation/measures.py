@@ -14,15 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_locctx.evaluation.classes import Classes
+from nnunet_locctx.values import check_choice, check_number
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Labels: TypeAlias = npt.NDArray[np.integer[Any]]
 
 MARGIN = (1, 1, 1)
-"""Voxels left around masks that are cropped: a mask of one slice must not look like an image of one slice."""
+"""Voxels around a cropped mask, so that a mask of one slice does not look like an image of one slice."""
 
 PAPERS = ("locbam", "gpe")
-"""Papers whose own measures can be added."""
+"""Papers whose measures can be added."""
 
 MEASURES = (
     "reference_ml",
@@ -51,12 +52,12 @@ _PAPER_HD95 = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What the measures depend on.
+    """Settings of the measures.
 
     Attributes:
         tolerance_mm: Tolerance of the NSD, mm.
         off_region_mm: Predicted voxels farther than this from the class are off its region, mm.
-        paper: One of :data:`PAPERS`, whose measures are added; None: no paper's.
+        paper: The paper (of :data:`PAPERS`) whose measures are added; None: no paper.
     """
 
     tolerance_mm: float = 2.0
@@ -65,11 +66,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("tolerance_mm", "off_region_mm"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a number of mm, at least 0, got {value}")
-        if self.paper is not None and self.paper not in PAPERS:
-            raise ValueError(f"paper must be one of {', '.join(PAPERS)}, got {self.paper!r}")
+            check_number(name, getattr(self, name), 0)
+        if self.paper is not None:
+            check_choice("paper", self.paper, PAPERS)
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -78,7 +77,7 @@ class Settings:
 
 
 def definitions(settings: Settings) -> dict[str, str]:
-    """Measure -> what it is, in a sentence or two."""
+    """Measure -> its definition, in a sentence or two."""
     texts = {
         "reference_ml": "Volume of the class in the reference, ml. Voxels with the ignore label in the reference "
         "count nowhere.",
@@ -118,7 +117,7 @@ def measure_case(
 
     Args:
         reference: (z, y, x) label values.
-        prediction: Likewise, on the same grid.
+        prediction: (z, y, x) label values on the same grid.
         spacing: Voxel size in mm, (z, y, x).
         classes: The classes.
         pairs: (left, right) classes.
@@ -137,7 +136,7 @@ def measure_case(
         rows.append(_background(reference, prediction, ignored))
     if ignored is not None:
         reference, prediction = (np.where(ignored, 0, array) for array in (reference, prediction))
-    # beyond this box both are background
+    # outside this box both are background
     box = bounding_box((reference != 0) | (prediction != 0), MARGIN)
     if box is not None:
         reference, prediction = reference[box], prediction[box]
@@ -188,7 +187,7 @@ def _measure(true: Mask, predicted: Mask, spacing: Sequence[float], settings: Se
 
 
 def _background(reference: Labels, prediction: Labels, ignored: Mask | None) -> dict[str, Any]:
-    """The row of the background, which one paper counts as a class."""
+    """The row of the background, which LocBAM's paper counts as a class."""
     true, predicted = reference == 0, prediction == 0
     if ignored is not None:
         predicted &= ~ignored
@@ -214,8 +213,8 @@ def surface_measures(
 ) -> tuple[float, float]:
     """(95th percentile Hausdorff distance in mm, NSD) of two masks, neither empty, by MONAI.
 
-    Images of one slice are measured in their plane. Masks that are cropped to their common box with a margin of
-    :data:`MARGIN` give the same in less time.
+    Images of one slice are measured in their plane. Masks cropped to their common box with a margin of :data:`MARGIN`
+    give the same result in less time.
 
     Args:
         true: (z, y, x).
@@ -243,7 +242,8 @@ def voxel_distance(true: Mask, predicted: Mask, *, pooled: bool) -> float:
     Args:
         true: (z, y, x).
         predicted: (z, y, x).
-        pooled: Take the percentile over both directions together; else the larger of the two directions' percentiles.
+        pooled: Take the percentile over both directions together; otherwise the larger of the two directions'
+            percentiles.
     """
     from monai.metrics.hausdorff_distance import compute_hausdorff_distance
     from monai.metrics.utils import get_edge_surface_distance
@@ -268,14 +268,14 @@ def off_region_voxels(true: Mask, predicted: Mask, spacing: Sequence[float], dis
     box = bounding_box(true)
     if not total or box is None:
         return total
-    # whatever is outside the grown box is too far along one axis already
+    # voxels outside the grown box are too far along one axis
     margin = [math.ceil(distance / size) for size in spacing]
     grown = bounding_box(true, margin)
     assert grown is not None
     far = total - int(predicted[grown].sum())
     near = np.argwhere(predicted[grown] & ~true[grown]) + [part.start for part in grown]
     if len(near):
-        # the nearest voxel of the class is one of its surface
+        # the nearest voxel of the class is on its surface
         inner = true[box]
         surface = np.argwhere(inner & ~binary_erosion(inner)) + [part.start for part in box]
         sizes = np.asarray(spacing, dtype=np.float64)
@@ -287,7 +287,7 @@ def off_region_voxels(true: Mask, predicted: Mask, spacing: Sequence[float], dis
 
 @contextlib.contextmanager
 def _without_own_warnings() -> Iterator[None]:
-    """MONAI 1.6 calls itself with an argument that it deprecates."""
+    """Ignores a warning: MONAI 1.6 calls itself with an argument that it deprecates."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)
         yield

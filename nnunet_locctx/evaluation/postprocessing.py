@@ -1,8 +1,8 @@
-"""Changes a folder of predictions into another one: largest components, atlas masks, sides (`locctx postprocess`).
+"""Writes a postprocessed copy of a folder of predictions: largest components, atlas masks, sides (`locctx
+postprocess`).
 
-The files of the new folder keep name, grid and header of the old ones, and ``dataset.json`` goes with them.
-``postprocessing.jsonl`` records how many voxels of each label each case lost. A case that it names is not done again
-unless a file has changed.
+The new files keep name, grid and header of the old ones; ``dataset.json`` is copied. ``postprocessing.jsonl`` records
+the number of voxels that each case lost per label. A recorded case is not processed again unless a file has changed.
 """
 
 import functools
@@ -40,7 +40,7 @@ class Change(Protocol):
     """Changes one segmentation; can be pickled."""
 
     def __call__(self, segmentation: npt.NDArray[np.int32], frame: Frame) -> npt.NDArray[np.int32]:
-        """(z, y, x) label values -> the same, changed; the input stays as it is."""
+        """(z, y, x) label values -> a changed copy."""
         ...
 
 
@@ -49,7 +49,7 @@ class LargestComponent:
     """nnU-Net's removal of all but the largest component, class after class.
 
     Attributes:
-        classes: The label values of each class; the values of a region form one component.
+        classes: Label values of each class; the values of a region form one component.
     """
 
     classes: tuple[tuple[int, ...], ...]
@@ -89,7 +89,7 @@ def largest_component(
 
     Args:
         predictions: Folder of predictions, as nnU-Net writes them.
-        output: Folder of the results, another one.
+        output: Folder of the results; must be another one.
         classes: Names of the classes; None: every foreground class (or region), in the order of ``dataset.json``.
         dataset_json: See :func:`~nnunet_locctx.evaluation.folders.evaluate_folders`.
         processes: Worker processes.
@@ -119,7 +119,7 @@ def apply_atlas(
     processes: int = 1,
     progress: bool = True,
 ) -> list[Path]:
-    """Makes predicted voxels background where their class does not occur by the atlas.
+    """Makes predicted voxels background where their class does not occur according to the atlas.
 
     Args:
         atlas: File that :func:`~nnunet_locctx.evaluation.atlas_fit.fit_atlas` wrote.
@@ -129,7 +129,8 @@ def apply_atlas(
         The files.
 
     Raises:
-        ValueError: The file is no atlas or one of other labels, or files cannot be used; nothing is written.
+        ValueError: The file is no atlas, its labels differ from the predictions', or files cannot be used; nothing is
+            written.
     """
     description = read_description(dataset_json, (predictions,))
     mask = read_atlas(atlas)
@@ -157,15 +158,14 @@ def repair_sides(
     (:mod:`~nnunet_locctx.evaluation.sides`).
 
     Args:
-        labels: Folder of training labels that the sides are learned from, without the cases that are among the
-            predictions.
+        labels: Folder of the training labels that show the sides; cases that are among the predictions are left out.
         predictions, output, dataset_json, processes, progress: See :func:`largest_component`.
 
     Returns:
         The files.
 
     Raises:
-        ValueError: No classes are twins, no training label is left, or files cannot be used; nothing is written.
+        ValueError: No two classes are twins, no training label is left, or files cannot be used; nothing is written.
     """
     description = read_description(dataset_json, (predictions, labels))
     classes, pairs = description.classes, paired_labels(description.classes)
@@ -190,7 +190,7 @@ def _change_folder(
     processes: int,
     progress: bool,
 ) -> list[Path]:
-    """Changes every file; `operation` is what the records name the change by."""
+    """Changes every file of a folder; `operation` identifies the change in the records."""
     sources = description.list_files(predictions)
     if output.exists() and (not output.is_dir() or output.resolve() == predictions.resolve()):
         raise ValueError(f"{output} must be another folder than the predictions'")
@@ -198,7 +198,7 @@ def _change_folder(
     records = Records(output / RECORDS)
     targets = {case: output / file.name for case, file in sources.items()}
     keys = {
-        # earlier versions also changed files that were cut off, and wrote such
+        # earlier versions also changed truncated files
         case: {**operation, "whole": True, "case": case, "prediction": file_digest(file)}
         for case, file in sources.items()
     }
@@ -225,7 +225,7 @@ def _change_folder(
 
 
 def _change(source: LabelFile, folder: Path, change: Change) -> dict[str, Any]:
-    """Writes one file; returns its fingerprint and the number of voxels that each label lost."""
+    """Writes one file; returns its digest and the number of voxels that each label lost."""
     from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 
     scan, target = read_labels(source.file, source.reader), folder / source.file.name

@@ -7,12 +7,12 @@ from typing import Any
 
 
 class Records:
-    """A file of JSON lines: each holds a measured ``result`` and, in its other entries, the key it is kept under.
+    """A file of JSON lines. Each line holds a ``result``; its other entries are the key of the result.
 
-    A line is appended as a whole. What an interrupted run left of a line is cut off before the next line is added.
+    A line is appended as a whole. The partial line of an interrupted run is cut off before the next line is added.
 
     Args:
-        file: The file; need not exist yet.
+        file: The file; it may not exist yet.
 
     Raises:
         ValueError: The file holds something else.
@@ -42,7 +42,7 @@ class Records:
         return _text(key) in self._results
 
     def get(self, key: Mapping[str, Any]) -> Any:
-        """The result that is kept under a key.
+        """The result of a key.
 
         Raises:
             KeyError: There is none.

@@ -1,9 +1,9 @@
-"""The Dice of a trained model when its location is wrong (`locctx robustness`).
+"""Measures the Dice of a trained model with a wrong location (`locctx robustness`).
 
 Every scan is preprocessed once and predicted with each of the errors of
 :mod:`~nnunet_locctx.evaluation.wrong_location`. The error is added to the location channels of the preprocessed scan,
-before nnU-Net pads it for the sliding window; image and padding stay as they are. Predictions are brought back to the
-scan's own grid and compared with its label by nnU-Net's own export and evaluator.
+before nnU-Net pads it for the sliding window; image and padding do not change. nnU-Net's own export resamples the
+predictions to the scan's grid, and its evaluator compares them with the label.
 """
 
 import math
@@ -41,16 +41,16 @@ class Case:
 
 
 def list_cases(images: Path, labels: Path, file_ending: str, channels: int) -> list[Case]:
-    """The scans of a folder that is named as nnU-Net names them, with their labels.
+    """The scans of a folder in nnU-Net's naming, with their labels.
 
     Args:
         images: Folder of ``CASE_0000.ENDING`` files, one per channel.
         labels: Folder of ``CASE.ENDING`` files.
-        file_ending: Of the model's dataset.
+        file_ending: File ending of the model's dataset.
         channels: Image files per case.
 
     Raises:
-        ValueError: A folder is missing, there are no scans, a case has another number of files, or no label.
+        ValueError: A folder is missing, there are no scans, or a case has another number of files or no label.
     """
     from nnunetv2.utilities.utils import create_paths_fn, get_identifiers_from_splitted_dataset_folder
 
@@ -84,13 +84,13 @@ def load_models(
     device: str | None = None,
     mirroring: bool = False,
 ) -> dict[str, LocatedModel]:
-    """Loads the models to compare, by name.
+    """Loads the models to compare.
 
     Args:
         folders: Trained models' folders (TRAINER__PLANS__CONFIGURATION), of one dataset.
-        names: The models' names in tables and pictures; None: trainer, folder, or folder within its parent, whichever
-            differs between them.
-        fold: The fold of each; None: the first that exists.
+        names: The models' names in tables and pictures; None: the trainer, the folder, or the folder with its parent,
+            whichever is the first to differ.
+        fold: The fold of each model; None: its first existing fold.
         device: Torch device; None: the GPU if there is one.
         mirroring: Average predictions of mirrored patches.
 
@@ -137,10 +137,11 @@ class Robustness:
         images: Folder of scans.
         labels: Folder of their labels.
         design: The errors.
-        output: Folder of the results; made by :meth:`run`.
+        output: Folder of the results; :meth:`run` makes it.
 
     Raises:
-        ValueError: Scans and labels cannot be used (:func:`list_cases`), or the folder holds something else.
+        ValueError: Scans and labels cannot be used (:func:`list_cases`), or the folder holds no results of a robustness
+            run.
     """
 
     def __init__(
@@ -157,7 +158,7 @@ class Robustness:
         self._folders = {"images": str(images.resolve()), "labels": str(labels.resolve())}
 
     def run(self, *, progress: bool = True) -> None:
-        """Predicts what no earlier run has predicted.
+        """Predicts every case and change that no earlier run has predicted.
 
         Raises:
             ValueError: A scan has no usable geometry or intensities, or a label does not fit its image.
@@ -211,7 +212,7 @@ class Robustness:
                 scan.location[:] = wrong_location(
                     true, scan.frame, lengths, change, case=case.name, seed=self.design.seed
                 )
-                model.locator.hide_unseen(scan.location)  # as for a scan whose location comes out like this
+                model.locator.hide_unseen(scan.location)  # as for a scan with such a location
                 model.export(model.logits(scan.data), scan, predicted)
                 dice = file_dice(case.label, predicted, self.labels, reader)
                 self.records.add(
@@ -222,7 +223,7 @@ class Robustness:
 
 
 def file_dice(reference: Path, prediction: Path, labels: Mapping[str, Any], reader: Any) -> dict[str, float]:
-    """Class name -> Dice of one predicted file by nnU-Net's own evaluator (a fraction; NaN if in neither file).
+    """Class name -> Dice of one predicted file by nnU-Net's evaluator (a fraction; NaN if in neither file).
 
     Args:
         reference: The true segmentation.
@@ -231,7 +232,7 @@ def file_dice(reference: Path, prediction: Path, labels: Mapping[str, Any], read
         reader: nnU-Net's reader of the files.
 
     Raises:
-        BrokenFileError: A file is not whole.
+        BrokenFileError: A file is truncated.
     """
     from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 

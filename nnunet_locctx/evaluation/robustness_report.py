@@ -14,7 +14,7 @@ from nnunet_locctx.files import write_atomically
 from nnunet_locctx.viewing import COLOURS
 
 CURVE = ["model", "kind", "axes", "percent"]
-"""What tells the points of the curves apart: names of the index of :func:`collect`'s frames."""
+"""Index of :func:`collect`'s frames: identifies a point of a curve."""
 
 NAMES = ("robustness.md", "robustness.csv", "robustness.json", "robustness.png")
 KIND_WORDS = {
@@ -56,8 +56,8 @@ def collect(run: Robustness) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     Returns:
         points: ``dice`` (foreground Dice, a fraction: mean over the classes of a case, then over directions, then over
-            cases), ``deviation`` (standard deviation over the cases, n - 1) and ``cases`` (those that count). Classes
-            in neither label nor prediction are left out; NaN where nothing is left.
+            cases), ``deviation`` (standard deviation over the cases, n - 1) and ``cases`` (number of cases with a
+            Dice). Classes in neither label nor prediction are left out; NaN if none is left.
         per_class: A column per class: mean over directions, then over cases.
     """
     keys, values = [], []
@@ -108,7 +108,7 @@ def to_markdown(points: pd.DataFrame, settings: Mapping[str, Any]) -> str:
     for kind in points.index.unique("kind"):
         table = points["dice"].xs(kind, level="kind").unstack("percent", sort=False)
         amounts = [f"{amount:g} %" for amount in table.columns]
-        if kind == "unknown":  # the same, whatever the amount
+        if kind == "unknown":  # an unknown location has no amount
             wrong = [amount for amount in table.columns if amount > 0]
             table = table.drop(columns=wrong[1:])
             amounts = ["unknown" if amount in wrong else f"{amount:g} %" for amount in table.columns]
@@ -157,8 +157,8 @@ def _or_null(value: float) -> float | None:
 def draw_curves(points: pd.DataFrame) -> bytes:
     """A panel for each kind of error, with a line for each model (colour) and axes (dash).
 
-    The amounts stand at equal distances, as they span two orders of magnitude and begin at 0. An unknown location has
-    no amount: its panel has the true location and the unknown one.
+    The amounts are drawn at equal distances, as they span two orders of magnitude and begin at 0. An unknown location
+    has no amount: its panel compares the true with the unknown location.
 
     Args:
         points: A row per point: ``model``, ``kind``, ``axes``, ``percent``, ``dice``.
@@ -195,7 +195,7 @@ def draw_curves(points: pd.DataFrame) -> bytes:
         panel.grid(axis="y", alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(labelleft=True)
-    # some air above and below, but nothing that Dice cannot be
+    # a margin above and below, within the possible values of Dice
     low, high = panels[0].get_ylim()
     panels[0].set_ylim(max(-0.02, low), min(1.02, high))
     panels[0].set_ylabel("foreground Dice")

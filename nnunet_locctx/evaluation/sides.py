@@ -1,8 +1,8 @@
-"""Left and right repaired: how far each class reaches over the mid-plane is learned, what lies beyond is the twin's.
+"""Repairs left and right: learns how far each class reaches over the mid-plane, gives voxels beyond to the twin.
 
 The direction from left to right is the mean, over training cases and pairs, of the vector between the two centroids.
 The mid-plane of a case is perpendicular to it and passes through the centroid of all paired voxels, which does not
-depend on the side that they were predicted as.
+depend on the predicted side.
 """
 
 import functools
@@ -19,10 +19,10 @@ from nnunet_locctx.geometry import Array, Frame
 from nnunet_locctx.nnunet.data.workers import map_in_workers
 
 SAMPLES = 1000
-"""Voxels of a class that each case contributes to the limits."""
+"""Largest number of voxels per class that a case contributes to the limits."""
 
 REACH = 0.999
-"""Share of a class's training voxels that lie within its limit."""
+"""Share of a class's training voxels within its limit."""
 
 MIXED = 0.1
 """A pair has no sides if more than this share of one class's training voxels is nearer to the twin's usual place."""
@@ -33,14 +33,14 @@ Samples = Mapping[int, Array]
 
 @dataclass(frozen=True)
 class Sides:
-    """Gives paired voxels on the wrong side to their twin; changes one segmentation, can be pickled.
+    """Gives paired voxels on the wrong side to their twin; a picklable :class:`~.postprocessing.Change`.
 
     Attributes:
         normal: Unit vector from left to right, in LPS.
-        paired: Labels whose voxels' centroid is a point of the mid-plane.
-        limits: (left label, right label, limit of left, limit of right), of the pairs that training shows on their
-            sides: mm from the case's mid-plane, positive to the right. Voxels that are called left and lie beyond the
-            first limit are right; voxels that are called right and lie below the second limit are left.
+        paired: Labels whose common centroid lies on the mid-plane.
+        limits: (left label, right label, limit of left, limit of right) of the pairs that lie on their sides in
+            training. Limits are in mm from the case's mid-plane, positive to the right. Left voxels above the first
+            limit become right, right voxels below the second limit become left.
     """
 
     normal: tuple[float, float, float]
@@ -48,7 +48,7 @@ class Sides:
     limits: tuple[tuple[int, int, float, float], ...]
 
     def __call__(self, segmentation: npt.NDArray[np.int32], frame: Frame) -> npt.NDArray[np.int32]:
-        """(z, y, x) label values -> the same with those voxels the twin's; the input stays as it is."""
+        """(z, y, x) label values -> a copy with these voxels relabelled."""
         changed = segmentation.copy()
         voxels = np.argwhere(np.isin(segmentation, self.paired))
         if not len(voxels):
@@ -70,7 +70,7 @@ def places(voxels: npt.NDArray[np.integer], frame: Frame) -> Array:
 
 
 def paired_labels(classes: Classes) -> list[tuple[int, int]]:
-    """(left, right) label values of the classes that are named as twins; regions are left out.
+    """(left, right) label values of the classes with twin names; regions are left out.
 
     Raises:
         ValueError: There are none.
@@ -86,14 +86,9 @@ def paired_labels(classes: Classes) -> list[tuple[int, int]]:
 
 
 def learn_sides(
-    files: Sequence[Path],
-    pairs: Sequence[tuple[int, int]],
-    reader: str,
-    processes: int,
-    *,
-    progress: bool,
+    files: Sequence[Path], pairs: Sequence[tuple[int, int]], reader: str, processes: int, *, progress: bool
 ) -> Sides:
-    """Learns direction and limits.
+    """Learns the direction and the limits from training labels.
 
     Args:
         files: Training labels.
@@ -125,7 +120,7 @@ def learn_sides(
             lefts, rights = (np.concatenate(parts) for parts in across)
             between = (np.median(lefts) + np.median(rights)) / 2
             if max(np.mean(lefts > between), np.mean(rights < between)) > MIXED:
-                continue  # the name does not tell where the class lies
+                continue  # the name does not show where the class lies
             upper, lower = float(np.quantile(lefts, REACH)), float(np.quantile(rights, 1 - REACH))
             middle = (upper + lower) / 2
             limits.append((left, right, max(upper, middle), min(lower, middle)))

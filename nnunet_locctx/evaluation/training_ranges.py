@@ -1,18 +1,17 @@
-"""Ranges of the training labels: where the classes lie, how large they are, in how many pieces, on which sides.
+"""Learns ranges from the training labels: places, sizes, numbers of pieces and sides of the classes.
 
-The place of a class (both of its ends) is predicted from the other classes of the same case. Each of them, and the
-scan's centre, predicts it by the median offset that training has. The weighted median of the predictions is taken; the
-weight is the reciprocal of the offset's scatter. So neither the position of the scan's frame matters nor the part of
-the body that it shows (fields of view differ more than patients do), close neighbours count most, and no single
-displaced or missing class decides. The place of a class that stands alone is predicted from the scan's centre, as badly
-as in training. A class is displaced along an axis by as much as both of its ends are, in one direction: a class that is
-incomplete, or has grown, is not displaced.
+The place of a class (both of its ends) is predicted from the other classes of the same case. Each other class, and the
+scan's centre, predicts it by the median offset in training. The prediction is the median of these, weighted by the
+reciprocal of each offset's scatter. So the field of view does not matter (fields of view differ more than patients),
+close neighbours count most, and no single displaced or missing class decides. The place of a class that is alone in a
+scan is predicted from the scan's centre only. The displacement of a class along an axis is the smaller displacement of
+its two ends, if both are displaced in one direction: a class that is incomplete, or has grown, is not displaced.
 
 The limits are calibrated on the training cases: each is judged by the others (in at most :data:`GROUPS` groups).
 Deviations are in units of the class's own robust scatter, and only the case's largest deviation counts, because every
-class may raise an alarm. The median and the robust spread of these (of the values or their logarithms) give the upper
-limit of a prediction interval: a further case like those of training exceeds it with the probability :data:`ALARMS` per
-kind of deviation. Training cases that are unlike the others do not widen it.
+class may raise an alarm. The median and the robust spread of the largest deviations (or of their logarithms) give the
+upper limit of a prediction interval: a further case like those of training exceeds it with the probability
+:data:`ALARMS` per kind of deviation. Robust statistics keep unusual training cases from widening it.
 """
 
 import math
@@ -27,36 +26,36 @@ from nnunet_locctx.evaluation.label_summary import LabelSummary, voxel_ml
 from nnunet_locctx.geometry import PATIENT_FROM_LPS, Array
 
 FEWEST = 3
-"""Least number of cases with a class, or an offset, from which its usual range is computed."""
+"""Smallest number of cases with a class, or an offset, from which its usual range is computed."""
 
 GROUPS = 20
-"""Groups of training cases, each judged by the others; with fewer cases each case is a group."""
+"""Largest number of groups of training cases for the calibration; each group is judged by the others."""
 
 ALARMS = 0.005
-"""Probability that a case like those of training goes beyond the limit of one kind of deviation."""
+"""Probability that a case like those of training exceeds the limit of one kind of deviation."""
 
 PRIOR = 5.0
-"""Weight, in cases, of the scatter usual among the classes beside a class's own, which few cases leave uncertain."""
+"""Weight, in cases, of the median scatter of all classes in a class's scatter, which few cases leave uncertain."""
 
 TELLING = 3.0
-"""An offset has a direction if it is this many times its scatter."""
+"""An offset counts as directed if it is at least this many times its scatter."""
 
 ONE_SIDED = 0.25
-"""A pair has sides along an axis if training has a smaller share of its voxels on the twin's side."""
+"""A pair has sides along an axis if in training a smaller share of its voxels lies on the twin's side."""
 
 KINDS = ("position", "volume", "pieces", "sides")
-"""Kinds of deviations; ``sides`` has a number for each pair, the others have a number for each class."""
+"""Kinds of deviations; ``sides`` has one value per pair, the others have one per class."""
 
 
 @dataclass(frozen=True)
 class Deviations:
-    """How far a case is from the training cases.
+    """The deviations of a case from the training cases.
 
     Attributes:
         scaled: Kind -> (C,) or (P,) deviations in units of the scatter; NaN where they are not known.
-        offset: (C, 3) mm from the usual place along R, A, S.
-        expected: (C, 3) middle of the usual place in mm, also of absent classes; NaN where it is not known.
-        reversed: (3,) fraction of the offsets with a direction that point the other way; NaN where none has one.
+        offset: (C, 3) displacement in mm along R, A, S.
+        expected: (C, 3) middle of the usual place in mm, also of absent classes; NaN if not known.
+        reversed: (3,) fraction of the directed offsets that point the other way; NaN if no offset is directed.
     """
 
     scaled: Mapping[str, Array]
@@ -71,7 +70,7 @@ class LogScale:
 
     Attributes:
         middle, scatter: (N,) of the logarithms of the numbers with :attr:`unit` added.
-        unit: (N,) differences below this mean little.
+        unit: (N,) numbers that are added before taking logarithms; smaller differences hardly count.
     """
 
     middle: Array
@@ -89,7 +88,7 @@ class LogScale:
         return np.asarray((np.log(values + self.unit) - self.middle) / self.scatter)
 
     def at(self, number: int, deviation: float) -> float:
-        """The number that deviates by so much."""
+        """The value with this deviation."""
         logarithm = self.middle[number] + deviation * self.scatter[number]
         return float(np.exp(logarithm) - self.unit[number])
 
@@ -99,14 +98,14 @@ class Usual:
     """Medians and robust scatters of training cases.
 
     Attributes:
-        offsets, offset_scatter: (C, C + 1, 2, 3) mm, from the centroid of another class, or (last) the scan's centre,
-            to both ends of a class.
+        offsets, offset_scatter: (C, C + 1, 2, 3) mm from the centroid of another class, or (last) the scan's centre, to
+            both ends of a class.
         position_scatter: (C, 3) root mean square of the displacements in mm.
-        volume: ml of the classes, where the scan does not cut them off.
-        stray: Fraction outside of the largest piece; its unit is the mean of the training cases and a voxel.
-        side_axis: Number of the axis (R, A, S) along which the sides differ.
-        side_sign: (P,) 1 if the left class lies before the right one along it, -1 if behind it, 0 if that differs.
-        side: Fraction of each pair on the twin's side; its unit likewise.
+        volume: Scale of the volumes (ml) of the classes that the scan does not cut off.
+        stray: Scale of the fractions outside the largest piece; its unit is the training mean plus one voxel.
+        side_axis: The axis (0: R, 1: A, 2: S) along which the sides differ.
+        side_sign: (P,) 1 if the left class has the lower coordinate along it, -1 if the higher, 0 if the cases differ.
+        side: Scale of each pair's fraction on the twin's side; its unit is the training mean plus one voxel.
     """
 
     offsets: Array
@@ -120,7 +119,7 @@ class Usual:
 
     @classmethod
     def of(cls, cases: Sequence[LabelSummary], pairs: Sequence[tuple[int, int]]) -> "Usual":
-        """Learns from cases; `pairs` are the numbers of the twins."""
+        """Learns from cases; `pairs` holds (left, right) numbers of classes."""
         half_voxel = float(np.median([case.frame.spacing.mean() for case in cases])) / 2
         anchors = np.stack([_anchors(case) for case in cases])
         reach = np.stack([case.reach for case in cases])
@@ -166,7 +165,7 @@ class Usual:
         offset, expected = _displacement(case, self.offsets, self.offset_scatter)
         position = np.sqrt(np.mean((offset / self.position_scatter) ** 2, axis=1))
         volume = self.volume.deviations(np.where(case.present, case.volumes, np.nan))
-        # a class that the scan cuts off may be smaller
+        # a class that the scan cuts off may be smaller than usual
         volume = np.where(case.cut.any(axis=1), volume.clip(min=0), np.abs(volume))
         stray, side = self.stray.deviations(case.strays), self.side.deviations(self.wrong_side(case))
         between = case.centres[:, None] - case.centres[None]
@@ -185,13 +184,13 @@ class Usual:
 
 @dataclass(frozen=True)
 class Ranges:
-    """The ranges of the training cases, and how far from them a case may be.
+    """The ranges of the training cases and the largest usual deviations from them.
 
     Attributes:
         usual: The medians and scatters of all training cases.
-        without: Training case -> the medians and scatters of the others.
-        limits: Kind -> largest deviation in units of the scatter.
-        present: Training case -> (C,) which classes it has.
+        without: Training case -> the medians and scatters of the other cases.
+        limits: Kind -> largest usual deviation in units of the scatter.
+        present: Training case -> (C,) whether each class is present.
     """
 
     usual: Usual
@@ -204,11 +203,11 @@ def learn_ranges(cases: Mapping[str, LabelSummary], pairs: Sequence[tuple[int, i
     """Learns from training cases.
 
     Args:
-        cases: Case -> the numbers of its segmentation.
+        cases: Case -> summary of its segmentation.
         pairs: Numbers of the twins.
 
     Raises:
-        ValueError: Too few of them hold a class.
+        ValueError: Too few cases have a class.
     """
     names = [name for name, case in cases.items() if case.present.any()]
     if len(names) <= FEWEST:
@@ -235,8 +234,8 @@ def learn_ranges(cases: Mapping[str, LabelSummary], pairs: Sequence[tuple[int, i
 def _limit(kind: str, largest: Sequence[float]) -> float:
     """Upper limit of the prediction interval of a further case, at least 1.
 
-    Deviations of fractions are those of logarithms already. Of the other kinds, either the values or their logarithms
-    may be near to normal, depending on the number of classes; the larger limit is taken.
+    Deviations of fractions are already deviations of logarithms. For the other kinds, either the values or their
+    logarithms may be nearly normal, depending on the number of classes; the larger limit is taken.
     """
     limits = [_interval(np.asarray(largest))]
     if kind in ("position", "volume"):
@@ -256,7 +255,7 @@ def _anchors(case: LabelSummary) -> Array:
 
 
 def _displacement(case: LabelSummary, offsets: Array, scatter: Array) -> tuple[Array, Array]:
-    """(C, 3) mm by which both ends of each class are beyond the usual, and (C, 3) the middle of the usual ends."""
+    """(C, 3) displacement of each class in mm, and (C, 3) the middle of its usual ends."""
     places = _anchors(case)[None, :, None] + offsets
     weights = np.where(np.isfinite(places), 1 / scatter, 0.0)
     order = np.argsort(places, axis=1)  # NaN last
@@ -270,13 +269,14 @@ def _displacement(case: LabelSummary, offsets: Array, scatter: Array) -> tuple[A
 
 
 def _wrong(across: Array, axis: int, sign: npt.NDArray[np.int64]) -> Array:
-    """(..., P) fraction on the twin's side along the axis that tells it."""
+    """(..., P) fraction on the twin's side along the axis of the sides."""
     along = across[..., axis]
     return np.where(sign > 0, along, 1 - along)
 
 
 def _robust(values: Array) -> tuple[Array, Array]:
-    """Median and robust standard deviation along the first axis, without NaN; NaN of fewer than :data:`FEWEST`."""
+    """Median and robust standard deviation along the first axis, ignoring NaN; NaN for fewer than :data:`FEWEST`
+    values."""
     few = _counts(values) < FEWEST
     filled = np.where(few, 0.0, values)
     median = np.nanmedian(filled, axis=0)
@@ -285,7 +285,7 @@ def _robust(values: Array) -> tuple[Array, Array]:
 
 
 def _shared(scatter: Array, counts: Array, least: float | Array) -> Array:
-    """Each class's scatter, drawn towards that of the classes together the fewer its cases; at least `least`."""
+    """Each class's scatter, shrunk towards the median of all classes (more with fewer cases), and at least `least`."""
     known = np.isfinite(scatter)
     if not known.any():
         return scatter

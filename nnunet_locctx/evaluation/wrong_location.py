@@ -1,21 +1,21 @@
-"""Locations that are wrong by a known amount, or unknown.
+"""Makes locations that are wrong by a known amount, or unknown.
 
 There are two errors, each with an amount in percent of the axis:
 
-* **shift**: one constant is added to the whole scan, as if the field of view had been misjudged;
-* **noise**: every slice is off by a number of its own, drawn from a Gaussian whose standard deviation is the amount.
-  Slice scores err in this way: all voxels of a slice share one error, neighbouring slices do not.
+* **shift**: one constant is added to the location of the whole scan, as if its field of view were misjudged;
+* **noise**: every slice gets its own error, drawn from a Gaussian whose standard deviation is the amount. Slice scores
+  err in this way: all voxels of a slice share one error, neighbouring slices do not.
 
 A third change, **unknown**, removes the coordinate (NaN). It has no amount: a curve shows it at every amount above 0.
 
-Each change concerns one channel (``R``, ``A``, or ``axial``: the coordinate along the body, S), or all three
-(``all``). With noise, channel R is off by one number per slice across R, A by one per slice across A, S by one per
-slice across S; the slices are those of the preprocessed array's axis closest to the patient's. The *axis* is 1.0 for
-sources whose coordinates run from -0.5 to 0.5 (``voxel``, ``body_part``, ``anatomical``); for ``scanner`` it is the
-scan's extent in mm over :data:`~nnunet_locctx.location.MILLIMETRES_PER_UNIT`.
+Each change concerns one channel (``R``, ``A``, or ``axial``: the coordinate along the body, S), or all three (``all``).
+With noise, each channel gets one error per slice across its own axis; the slices are those of the preprocessed array
+along the axis closest to the patient's. The *axis* is 1.0 for sources whose coordinates run from -0.5 to 0.5
+(``voxel``, ``body_part``, ``anatomical``); for ``scanner`` it is the scan's extent in mm over
+:data:`~nnunet_locctx.location.MILLIMETRES_PER_UNIT`.
 
-Source of the experiment: Hooft et al., "LocBAM", ISBI 2026, section 3.4, axial shifts. Its code adds the shift twice,
-and to all axes; here it is added once.
+Source of the experiment: Hooft et al., "LocBAM", ISBI 2026, section 3.4, axial shifts. The authors' code adds the shift
+twice, and to all axes; this module adds it once.
 """
 
 import math
@@ -71,8 +71,8 @@ class Design:
         amounts: Percent of the axis, increasing.
         axes: Keys of :data:`AXES`.
         kinds: Some of :data:`KINDS`.
-        sign: Key of :data:`SIGNS`: directions of a shift; with ``both`` the mean of the two is reported, as the Dice
-            depends on the direction.
+        sign: Key of :data:`SIGNS`: directions of a shift. With ``both`` the mean of two directions is reported, as the
+            Dice depends on the direction.
         seed: Seed of the noise.
     """
 
@@ -113,13 +113,13 @@ class Design:
         return [Change(kind, axes, sign * amount) for sign in signs]
 
     def changes(self) -> list[Change]:
-        """Everything to predict, each once."""
+        """All changes to predict, each once."""
         points = (self.point(*curve, amount) for curve in self.curves() for amount in self.amounts)
         return list(dict.fromkeys(change for point in points for change in point))
 
 
 def axis_lengths(source: LocationSource, frame: Frame) -> Array:
-    """(3,) length of the scan along R, A and S in the units of its location: 100 percent."""
+    """(3,) length of the scan (100 percent) along R, A and S in the units of its location."""
     if source.name == "scanner":
         return np.asarray(frame.extent / MILLIMETRES_PER_UNIT)
     return np.ones(3)
@@ -136,12 +136,12 @@ def wrong_location(
 ) -> npt.NDArray[np.float32]:
     """A scan's location with an error.
 
-    The noise of a case depends on nothing but its name, the seed and the axis: every model meets the same errors, and
-    a larger amount means larger errors in the same places.
+    The noise of a case depends only on its name, the seed and the axis: every model gets the same errors, and a larger
+    amount means larger errors at the same places.
 
     Args:
-        location: (3, *shape), the true one (R, A, S); not changed.
-        frame: The preprocessed array's.
+        location: (3, *shape) true location (R, A, S); not changed.
+        frame: Frame of the preprocessed array.
         lengths: (3,) lengths of 100 percent (:func:`axis_lengths`).
         change: The error.
         case: Name of the case.
@@ -165,6 +165,6 @@ def wrong_location(
         generator = np.random.default_rng([seed, zlib.crc32(case.encode()), channel])
         errors = amount * generator.standard_normal(frame.shape[axis])
         wrong[channel] += errors.astype(np.float32).reshape([-1 if a == axis else 1 for a in range(3)])
-    # a voxel that is 0 in all channels would pass for nnU-Net's padding
+    # nnU-Net's padding is 0 in all channels; no voxel of the scan may look like it
     wrong[0][wrong[0] == 0] = NEVER_ZERO
     return wrong

@@ -3,10 +3,10 @@
 import functools
 import inspect
 import re
-from dataclasses import dataclass
 from typing import Any
 
 from nnunet_locctx.blocks import complete_options
+from nnunet_locctx.methods.table import GROUPS, Method
 from nnunet_locctx.names import instead
 from nnunet_locctx.networks.registry import complete_network_options
 from nnunet_locctx.nnunet.options import LocationOptions
@@ -18,40 +18,6 @@ from nnunet_locctx.nnunet.training.whole_network import WholeNetworkTrainer
 YEAR = re.compile(r"\b(19|20)\d\d\b")
 OWN = "This project's own"
 PUBLISHED = "_published"
-
-GROUPS = (
-    "to try first",
-    "in the planned U-Net",
-    "networks of their own",
-    "networks of their own, without location",
-)
-"""Kinds of trainers, in the order of the table."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """One trainer.
-
-    Attributes:
-        name: The trainer's, for ``nnUNetv2_train -tr``.
-        what: What it does, one line.
-        source: Where it was published.
-        place: Where location enters unless the plans say otherwise; None: nowhere.
-        encoding: How location is encoded unless the plans say otherwise; None: no choice.
-        published: How to have it as its authors' code: presets of ``locctx plan`` by name, or that it is so as it is;
-            None: not a published method, or not as a whole.
-        recommended: Whether it is the one to try first.
-        group: One of :data:`GROUPS`.
-    """
-
-    name: str
-    what: str
-    source: str | None
-    place: str | None
-    encoding: str | None
-    published: str | None = None
-    recommended: bool = False
-    group: str = GROUPS[1]
 
 
 def list_methods(part: str = "", *, planned: bool = False) -> list[Method]:
@@ -72,7 +38,7 @@ def list_methods(part: str = "", *, planned: bool = False) -> list[Method]:
 
 
 def describe(trainer: Trainer) -> Method:
-    """What one trainer is."""
+    """Describes one trainer."""
     what, _ = split_sources(inspect.getdoc(trainer) or "")
     sources: list[str] = []
     for parent in trainer.__mro__:  # a variant of a published method need not repeat the source

@@ -1,11 +1,10 @@
 """The methods as a table."""
 
-import dataclasses
 import json
 import textwrap
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
-from nnunet_locctx.methods.description import Method
 from nnunet_locctx.methods.measured import Figures, Measured
 from nnunet_locctx.resources import with_pages
 
@@ -14,6 +13,40 @@ WIDTH = 120
 HEADS = ("place", "encoding", "parameters, x", "MACs, x", "step, x", "Dice, 0-1")
 AS_PUBLISHED = "as published"
 MARK = " *"
+
+GROUPS = (
+    "to try first",
+    "in the planned U-Net",
+    "networks of their own",
+    "networks of their own, without location",
+)
+"""Kinds of trainers, in the order of the table."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One trainer, a row of the table.
+
+    Attributes:
+        name: The trainer's, for ``nnUNetv2_train -tr``.
+        what: What it does, one line.
+        source: Where it was published.
+        place: Where location enters unless the plans say otherwise; None: nowhere.
+        encoding: How location is encoded unless the plans say otherwise; None: no choice.
+        published: How to have it as its authors' code: presets of ``locctx plan`` by name, or that it is so as it is;
+            None: not a published method, or not as a whole.
+        recommended: Whether it is the one to try first.
+        group: One of :data:`GROUPS`.
+    """
+
+    name: str
+    what: str
+    source: str | None
+    place: str | None
+    encoding: str | None
+    published: str | None = None
+    recommended: bool = False
+    group: str = GROUPS[1]
 
 
 def format_methods(methods: Sequence[Method], measured: Measured, form: str = "table") -> str:
@@ -31,10 +64,7 @@ def format_methods(methods: Sequence[Method], measured: Measured, form: str = "t
     if form not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {form!r}")
     if form == "json":
-        rows = [
-            {**dataclasses.asdict(method), **dataclasses.asdict(measured.of(method.name))}
-            for method in methods
-        ]
+        rows = [{**asdict(method), **asdict(measured.of(method.name))} for method in methods]
         return json.dumps({"methods": rows, "notes": measured.notes}, indent=2)
     if form == "markdown":
         return _markdown(methods, measured)

@@ -1,4 +1,4 @@
-"""What a network of this package does with its input before its own work begins."""
+"""Preparation of the input, which the networks of this package share."""
 
 import torch
 from torch import Tensor

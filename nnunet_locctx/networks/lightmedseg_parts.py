@@ -214,9 +214,7 @@ class Router(nn.Module):
         self.align = nn.ModuleList(conv(channels, ROUTED, 1) for channels in encoder)
         self.controllers = nn.ModuleList(
             nn.Sequential(
-                conv(ROUTED * len(encoder), ROUTED, 1),
-                nn.SiLU(inplace=True),
-                conv(ROUTED, len(encoder), 1),
+                conv(ROUTED * len(encoder), ROUTED, 1), nn.SiLU(inplace=True), conv(ROUTED, len(encoder), 1)
             )
             for _ in range(1 if shared else 2)
         )

@@ -92,13 +92,9 @@ class NNFormer(WholeNetwork):
         published_windows: bool = False,
         **encoding: Any,
     ) -> None:
+        located = encoding.get("encoding") is not None
         super().__init__(
-            image_channels,
-            classes,
-            patch_size,
-            previous_channels,
-            deep_supervision,
-            located=encoding.get("encoding") is not None,
+            image_channels, classes, patch_size, previous_channels, deep_supervision, located=located
         )
         self.check_patch(patch_size, stem=stem, strides=strides)
         check_integer("embed_dim", embed_dim, 2)
@@ -117,12 +113,9 @@ class NNFormer(WholeNetwork):
             )
         if not is_number(mlp_ratio) or mlp_ratio * embed_dim < 1:
             raise ValueError(f"mlp_ratio must be a positive number, got {mlp_ratio!r}")
-        for name, value in (
-            ("drop_rate", drop_rate),
-            ("attn_drop_rate", attn_drop_rate),
-            ("dropout_path_rate", dropout_path_rate),
-        ):
-            check_share(name, value)
+        check_share("drop_rate", drop_rate)
+        check_share("attn_drop_rate", attn_drop_rate)
+        check_share("dropout_path_rate", dropout_path_rate)
 
         rank = self.rank
         stride = stem_stride(rank, stem, STEM)

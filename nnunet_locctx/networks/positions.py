@@ -31,7 +31,7 @@ class EncodedLocation:
         size: torch.Size | tuple[int, ...],
         through: torch.Size | tuple[int, ...] | None = None,
     ) -> Tensor:
-        """What is added at a place: (B, C, *size). Only in a network with location.
+        """The encoding that is added at a place: (B, C, *size). Only for a network with location.
 
         Args:
             place: Which of the encodings.
@@ -58,7 +58,7 @@ class EncodedLocation:
         return features if self.location is None else features + self.at(place, features.shape[2:])
 
     def join(self, up_block: Any, place: int, features: Tensor, skip: Tensor) -> Tensor:
-        """What MONAI's UnetrUpBlock does, the encoding added between its concatenation and its convolutions.
+        """Runs MONAI's UnetrUpBlock, and adds the encoding between its concatenation and its convolutions.
 
         Args:
             up_block: A ``monai.networks.blocks.UnetrUpBlock``.

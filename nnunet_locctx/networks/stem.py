@@ -1,4 +1,4 @@
-"""What the transformers with a strided stem and halvings behind it have in common."""
+"""Code shared by the transformers that have a strided stem and halve the resolution behind it."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -18,7 +18,7 @@ STAGES = 4
 STRIDE = 2 ** (STAGES + 1)
 
 NEIGHBOURS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1))
-"""What merging took from each cube of eight tokens in MONAI up to 1.4: offsets along the three axes."""
+"""The tokens of each cube of eight that MONAI up to 1.4 merged, two of them twice: offsets along the three axes."""
 
 
 class MergingWithDuplicates(monai_swin_unetr.PatchMerging):
@@ -98,22 +98,15 @@ class SwinUNETR(WholeNetwork):
         duplicate_neighbours: bool = False,
         **encoding: Any,
     ) -> None:
+        located = encoding.get("encoding") is not None
         super().__init__(
-            image_channels,
-            classes,
-            patch_size,
-            previous_channels,
-            deep_supervision,
-            located=encoding.get("encoding") is not None,
+            image_channels, classes, patch_size, previous_channels, deep_supervision, located=located
         )
         self.check_patch(patch_size)
         windows = _check_sizes(self.rank, feature_size, depths, num_heads, window_size)
-        for name, value in (
-            ("drop_rate", drop_rate),
-            ("attn_drop_rate", attn_drop_rate),
-            ("dropout_path_rate", dropout_path_rate),
-        ):
-            check_share(name, value)
+        check_share("drop_rate", drop_rate)
+        check_share("attn_drop_rate", attn_drop_rate)
+        check_share("dropout_path_rate", dropout_path_rate)
         channels = image_channels + previous_channels
         # Any: MONAI takes the class, and says a module
         merging: Any = MergingWithDuplicates if duplicate_neighbours else monai_swin_unetr.PatchMerging

@@ -56,13 +56,9 @@ class UNETR(WholeNetwork):
         qkv_bias: bool = False,
         **encoding: Any,
     ) -> None:
+        located = encoding.get("encoding") is not None
         super().__init__(
-            image_channels,
-            classes,
-            patch_size,
-            previous_channels,
-            deep_supervision,
-            located=encoding.get("encoding") is not None,
+            image_channels, classes, patch_size, previous_channels, deep_supervision, located=located
         )
         self.check_patch(patch_size)
         for name, value in (("feature_size", feature_size), ("mlp_dim", mlp_dim), ("num_heads", num_heads)):

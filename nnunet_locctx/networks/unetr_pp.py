@@ -100,13 +100,9 @@ class UNETRPP(WholeNetwork):
         replace_positions: bool = False,
         **encoding: Any,
     ) -> None:
+        located = encoding.get("encoding") is not None
         super().__init__(
-            image_channels,
-            classes,
-            patch_size,
-            previous_channels,
-            deep_supervision,
-            located=encoding.get("encoding") is not None,
+            image_channels, classes, patch_size, previous_channels, deep_supervision, located=located
         )
         self.check_patch(patch_size, stem=stem)
         check_integer("feature_size", feature_size, 1)

@@ -145,7 +145,7 @@ class WholeNetwork(nn.Module):
 
     @abstractmethod
     def segment(self, image: Tensor, location: LocationPyramid | None) -> Tensor | list[Tensor]:
-        """What the network does.
+        """The network's forward pass.
 
         Args:
             image: [image | previous stage], (B, image + previous, *patch).

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class WindowGrid:
-    """How a grid of tokens is cut into windows.
+    """The division of a grid of tokens into windows.
 
     The grid is padded at its end to a multiple of the window, and moved cyclically by `shift` towards its beginning.
 

@@ -1,1 +1,1 @@
-"""The adapter: the only room of the house that knows nnU-Net."""
+"""The adapter to nnU-Net: options, commands, data, prediction, training and planning."""

@@ -1,4 +1,4 @@
-"""Phantoms in nnU-Net's raw format: two kinds of scans whose organs only their place tells apart."""
+"""Phantoms in nnU-Net's raw format: two kinds of scans whose organs differ only in their place."""
 
 from nnunet_locctx.phantoms.twin_organs import make_phantom
 from nnunet_locctx.phantoms.whole_body import make_whole_body

@@ -1,4 +1,4 @@
-"""What the phantoms share: storage orientations, writing scans, and datasets that are never half written.
+"""Parts shared by the phantoms: storage orientations, writing scans, and datasets that are never half written.
 
 A phantom is drawn in the *canonical array*: axes (x, y, z), the index grows along L, P and S (up to the small rotation
 of an oblique scan). The *stored array* is the canonical one with its axes permuted and flipped as an orientation code

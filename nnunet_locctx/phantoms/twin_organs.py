@@ -1,4 +1,4 @@
-"""A labelled CT phantom whose organs only their position tells apart.
+"""A labelled CT phantom whose organs differ only in their position.
 
 Every patient is an ellipsoid of soft tissue in air. Six organs lie in it, a left and a right one at three
 levels. All six draw their size, shape, intensity and texture from one distribution, so nothing but the

@@ -89,7 +89,7 @@ class WholeBodyCase(Stored):
 
 @dataclass(frozen=True)
 class Settings:
-    """What a dataset's cases are drawn from."""
+    """Ranges from which the cases of a dataset are drawn."""
 
     in_plane: Range
     slices: Range
@@ -122,7 +122,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Fixed:
-    """What one case has instead of what its settings draw."""
+    """Properties of one case that are given instead of drawn; None: drawn."""
 
     crop: Range | None = None
     spacing: Triple | None = None

@@ -198,9 +198,8 @@ def _pelvis(canvas: Canvas, bone: float) -> None:
         wing: Mask = (np.abs(depth - 0.95) < 0.055) & (side * canvas.right[part] > 48)
         wing &= (canvas.front[part] < 52) & (canvas.front[part] > -92)
         canvas.values[part][wing] = bone
-        canvas.ellipsoid(
-            (side * 90, 4, 180), (32, 34, 34), bone + 100, hollow=0.82
-        )  # socket and head of the femur
+        # socket and head of the femur
+        canvas.ellipsoid((side * 90, 4, 180), (32, 34, 34), bone + 100, hollow=0.82)
         canvas.ellipsoid((side * 90, 4, 178), (23, 23, 23), bone)
         canvas.ellipsoid((side * 32, 62, 158), (38, 14, 15), bone)  # pubis
         canvas.ellipsoid((side * 56, -38, 138), (16, 24, 26), bone)  # ischium

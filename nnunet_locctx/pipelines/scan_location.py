@@ -16,16 +16,16 @@ from nnunet_locctx.scan import Scan
 from nnunet_locctx.types import LocationArray
 
 Source: TypeAlias = str | Path | LocationSource | Regressor
-"""What a coordinate means: ``"voxel"`` or ``"scanner"``, a source with its options (``make_source``), or what measures
-the scan: a regressor, or the file of one (``regressor.pt``, made by ``locctx fit``)."""
+"""A location source: its name (``"voxel"`` or ``"scanner"``), a source with its options (``make_source``), or the
+regressor that measures the scan, itself or its file (``regressor.pt``, made by ``locctx fit``)."""
 
 
 @dataclass(frozen=True)
 class ScanLocation:
-    """Where every place of a scan is, also on other grids: cropped, turned, resampled. Made by :func:`locate`.
+    """The location of every place of a scan, also on other grids: cropped, turned, resampled. Made by :func:`locate`.
 
     Attributes:
-        frame: Of the scan.
+        frame: The scan's frame.
         field: Its location, by the index of its voxels.
     """
 
@@ -74,9 +74,7 @@ def locate(scan: str | Path | Scan | Frame, source: Source = "voxel") -> ScanLoc
 
 
 def coordinates(
-    scan: str | Path | Scan | Frame,
-    box: Sequence[Sequence[int]] | None = None,
-    source: Source = "voxel",
+    scan: str | Path | Scan | Frame, box: Sequence[Sequence[int]] | None = None, source: Source = "voxel"
 ) -> LocationArray:
     """Location of a box of voxels (3, *box) in patient axes (R, A, S); NaN along axes where it is unknown.
 

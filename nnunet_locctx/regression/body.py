@@ -1,4 +1,4 @@
-"""Finds the body's box in each scan; nothing is fitted."""
+"""Finds the body's box in each scan, without a fit."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,12 +14,12 @@ from nnunet_locctx.regression.regressor import Regressor
 
 @dataclass(frozen=True)
 class BodyFinder(Regressor):
-    """:func:`~nnunet_locctx.location.body.find_body` as a regressor: which channel to look at, and how, travels
-    with the model.
+    """:func:`~nnunet_locctx.location.body.find_body` as a regressor, so that channel and modality travel with the
+    model.
 
     Args:
-        modality: ``ct`` or ``mr``, see there.
-        channel: The image channel it looks at.
+        modality: ``ct`` or ``mr``.
+        channel: Image channel that it uses.
     """
 
     kind: ClassVar[str] = "body"

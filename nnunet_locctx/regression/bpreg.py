@@ -1,12 +1,11 @@
-"""Body part scores from the JSON files that the tool bpreg writes, one per scan.
+"""Reads body part scores from the JSON files of the tool bpreg, one per scan.
 
 Source: Schuhegger, "Body part regression for CT images", 2021 (arXiv:2110.09148), and the package bpreg 1.1.0.
 
-bpreg reorders a scan before it scores the slices, so score i does not belong to slice i of the file in general: the
-file's axes are permuted so that each comes to lie where its column of the affine is largest (x, y, z in RAS), and the
-whole array is reversed along all axes if one entry of the affine is negative. For files whose third axis runs along
-the body that entry is the direction of that axis. For others it is another entry, and the reordered stack may run
-downwards.
+bpreg reorders a scan before it scores the slices, so score i need not belong to slice i of the file. It permutes the
+file's axes by the largest entry of each column of the affine (x, y, z in RAS), and reverses the whole array along all
+axes if one entry of the affine is negative. For files whose third axis runs along the body this entry is the direction
+of that axis. For others it is another entry, and the reordered stack may run downwards.
 """
 
 import json
@@ -26,19 +25,20 @@ EXPECTED_SLOPE = 0.118
 """Points per mm of bpreg's public model."""
 
 SCORES = ("cleaned slice scores", "cleaned slice-scores")
-"""Names of the list of scores: what the tool writes, and what its documentation says."""
+"""Names of the list of scores: as the tool writes it, and as its documentation names it."""
 
 
 @dataclass(frozen=True)
 class BpregScores:
-    """What a JSON file of bpreg says about one scan.
+    """The content of a JSON file of bpreg for one scan.
 
     Attributes:
-        file: Where it was read from.
-        scores: (K,) one per slice of the reordered stack, 0 to 100 between pelvis and eyes; NaN where cleaned away.
-        spacing: Voxel size along the body in mm, None if the file does not say.
+        file: Path of the file.
+        scores: (K,) one per slice of the reordered stack, 0 to 100 between pelvis and eyes; NaN for slices that bpreg
+            removed.
+        spacing: Voxel size along the body in mm; None if not in the file.
         falling: Whether the scores fall with the slice number.
-        plausible: Whether the tool found the voxel size along the body plausible.
+        plausible: Whether bpreg accepts the voxel size along the body.
         expected_slope: Points per mm of a usual scan.
     """
 
@@ -54,7 +54,7 @@ def read_scores(file: Path | str) -> BpregScores:
     """Reads a JSON file of bpreg.
 
     Raises:
-        ValueError: It is no JSON file of bpreg, or holds no score.
+        ValueError: The file is no JSON file of bpreg, or holds no score.
     """
     file = Path(file)
     try:
@@ -120,7 +120,7 @@ def _falls(scores: Array) -> bool:
 
 
 def _score(file: Path, name: str, value: Any) -> float:
-    if value is None:  # how strict JSON writers put NaN
+    if value is None:  # strict JSON writers write NaN as null
         return math.nan
     if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isinf(value):
         raise ValueError(f"{file}: {name!r} must hold numbers or NaN, got {_shortened(value)}")
@@ -128,7 +128,7 @@ def _score(file: Path, name: str, value: Any) -> float:
 
 
 def _number(file: Path, content: Mapping[str, Any], name: str) -> float | None:
-    """A number of the file, None where it is missing or NaN."""
+    """A number of the file; None if it is missing or NaN."""
     value = content.get(name)
     if value is None:
         return None
@@ -147,18 +147,18 @@ def _shortened(value: Any) -> str:
 
 
 ROUND_OFF = 1e-4
-"""Direction cosines below this may have another sign in another reader."""
+"""Direction cosines below this may have different signs in different readers."""
 
 
 @dataclass(frozen=True)
 class StackOrder:
-    """How bpreg's reordered stack lies in the patient.
+    """Orientation of bpreg's reordered stack in the patient.
 
     Attributes:
         axis: Array axis (z, y, x of the file) that becomes the stack.
         file_upwards: Whether the slice number of the file grows towards superior.
-        upwards: Whether that of the stack does.
-        certain: False if that hangs on an entry of the affine that is 0 but for round-off.
+        upwards: Whether the slice number of the stack grows towards superior.
+        certain: False if this depends on an entry of the affine that is 0 up to round-off.
     """
 
     axis: int
@@ -168,18 +168,18 @@ class StackOrder:
 
 
 def stack_order(frame: Frame) -> StackOrder | None:
-    """The order in which bpreg stacks a scan's slices; None where its rule gives no permutation of the axes.
+    """The order in which bpreg stacks a scan's slices; None if its rule gives no permutation of the axes.
 
     Args:
-        frame: That of the file's own array in nnU-Net's order (z, y, x).
+        frame: Frame of the file's own array in nnU-Net's order (z, y, x).
     """
-    # as nibabel reads it: columns are the file's axes x, y, z, rows are right, anterior, superior
+    # the affine as nibabel reads it: columns are the file's axes x, y, z, rows are right, anterior, superior
     affine = (PATIENT_FROM_LPS @ frame.affine_lps[:3, :3])[:, ::-1]
     closest = np.argmax(np.abs(affine), axis=0)
     if sorted(closest) != [0, 1, 2]:
         return None
     along = int(np.flatnonzero(closest == 2)[0])
-    # the tool looks here for the direction of the body's axis; it is there only if `along` is 2
+    # bpreg takes this entry for the direction of the body's axis, which is true only if `along` is 2
     entry = affine[along, 2]
     file_upwards = bool(affine[2, along] > 0)
     reverses = bool(entry < 0)
@@ -190,10 +190,11 @@ def stack_order(frame: Frame) -> StackOrder | None:
 def file_frame(properties: Mapping[str, Any], shape: Sequence[int]) -> Frame:
     """The frame of the file's own array, in nnU-Net's order (z, y, x).
 
-    Differs from that of the array as read where nnU-Net's reader turned the scan to RAS (``NibabelIOWithReorient``).
+    It differs from the frame of the array as read if nnU-Net's reader turned the scan to RAS
+    (``NibabelIOWithReorient``).
 
     Args:
-        properties: nnU-Net's, of a scan as read.
+        properties: nnU-Net's properties of a scan as read.
         shape: Spatial shape of the array as read.
     """
     frame = Frame.as_read(properties, shape)
@@ -202,7 +203,7 @@ def file_frame(properties: Mapping[str, Any], shape: Sequence[int]) -> Frame:
         return frame
     affine = np.array(stuff["original_affine"], dtype=np.float64)
     affine[:3, :3] = affine[:3, 2::-1]
-    # which axis of the file each axis of the array is
+    # axis of the file for each axis of the array
     steps = np.linalg.inv(affine[:3, :3]) @ PATIENT_FROM_LPS @ frame.affine_lps[:3, :3]
     moved = np.rint(np.abs(steps)).astype(int)
     first, second, third = (int(n) for n in moved @ np.array(frame.shape))
@@ -218,17 +219,16 @@ def curve_from_bpreg(
 ) -> BodyPartCurve:
     """The curve of a scan from its scores.
 
-    A scan whose header and scores contradict each other has an unusable curve, which says why.
+    If header and scores contradict each other, the curve is unusable and states the reason.
 
     Args:
-        scores: Those of the scan.
-        frame: That of the file's own array in nnU-Net's order (z, y, x), see :func:`file_frame`.
-        cross_section: Levels (J,) in mm along S, increasing, and the body's edges (J, 4) in mm at them, as
-            :func:`~nnunet_locctx.regression.body_part.slices.cross_section` finds them; None: not known.
+        scores: Scores of the scan.
+        frame: Frame of the file's own array in nnU-Net's order (z, y, x), see :func:`file_frame`.
+        cross_section: Levels (J,) in mm along S, increasing, and the body's edges (J, 4) in mm at them, from
+            :func:`~nnunet_locctx.regression.body_part.slices.cross_section`; None if not known.
 
     Raises:
-        ValueError: The scores are those of another scan: the number of slices or the voxel size along the body is
-            another one.
+        ValueError: The scores belong to another scan: the number of slices or the voxel size along the body differs.
     """
     if not frame.has_geometry:
         return BodyPartCurve.unusable("the scan's file does not say how the patient lies in it")
@@ -268,17 +268,13 @@ def curve_from_bpreg(
             [np.interp(levels[slices], cross_section[0], edge) for edge in cross_section[1].T], axis=1
         )
     return make_curve(
-        direction,
-        positions[slices],
-        scores.scores,
-        expected_slope=scores.expected_slope,
-        cross_section=edges,
+        direction, positions[slices], scores.scores, expected_slope=scores.expected_slope, cross_section=edges
     )
 
 
 def _slices(frame: Frame, axis: int) -> tuple[Array, Array, Array]:
-    """The slices' normal towards superior (LPS), and for each slice its position along that and the level of its
-    centre along S, in mm."""
+    """The slices' normal towards superior (LPS), each slice's position along it, and the level of each slice's centre
+    along S, in mm."""
     first, second = (frame.affine_lps[:3, a] for a in range(3) if a != axis)
     normal = np.cross(first, second)
     normal = normal / np.linalg.norm(normal) * (1 if normal[2] > 0 else -1)

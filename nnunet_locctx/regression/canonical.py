@@ -1,4 +1,4 @@
-"""Scans on one coarse grid along the patient's axes, whatever their storage and voxel size."""
+"""Resamples scans to a coarse grid along the patient's axes, whatever their storage and voxel size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from scipy.ndimage import affine_transform, gaussian_filter1d
 from nnunet_locctx.geometry import PATIENT_FROM_LPS, Array, Frame
 
 SMALLEST_SIDE = 2
-"""Voxels of the canonical grid along each axis, at least."""
+"""Smallest number of voxels of the canonical grid along each axis."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class CanonicalScan:
 
     Attributes:
         image: (a, b, c) float32; the first index grows to the patient's right, the second to anterior, the third to
-            superior. Outside the scan: the scan's smallest intensity.
-        inside: (a, b, c) bool; whether the voxel lies in the scan.
+            superior. Voxels outside the scan have the scan's smallest intensity.
+        inside: (a, b, c) bool; whether each voxel lies in the scan.
         affine: (4, 4) float64, index -> mm LPS.
     """
 
@@ -44,16 +44,16 @@ def to_canonical(
 ) -> CanonicalScan:
     """Resamples a scan.
 
-    The image is smoothed before it is sampled more coarsely, and interpolated linearly. The grid is placed so that it
-    covers the scan's outer faces, centred on the scan.
+    The image is smoothed before sampling at a coarser resolution, and interpolated linearly. The grid is centred on the
+    scan and covers its outer faces.
 
     Args:
         image: (i, j, k), as stored.
-        frame: That array's.
-        spacing: Voxel size in mm along (R, A, S), or one for all.
+        frame: Frame of the array.
+        spacing: Voxel size in mm along (R, A, S), or one size for all axes.
 
     Raises:
-        ValueError: Another number of axes, or voxels that are not finite.
+        ValueError: The image does not fit its frame, or has voxels that are not finite.
     """
     if image.ndim != 3 or image.shape != frame.shape:
         raise ValueError(f"a scan of shape {image.shape} does not fit its frame, {frame.shape}")
@@ -85,7 +85,7 @@ def to_canonical(
 
 
 def _inside(inverse: Array, shape: Sequence[int], stored: Sequence[int]) -> npt.NDArray[np.bool_]:
-    """Which voxels of the new grid have their centre within the stored array's outer faces."""
+    """Whether the centre of each voxel of the new grid lies within the stored array's outer faces."""
     inside = np.ones(tuple(shape), dtype=bool)
     for row, n in zip(inverse[:3], stored, strict=True):
         ramps = [

@@ -1,4 +1,4 @@
-"""The steps of a fit: shown, timed, and kept so that an interruption costs a minute."""
+"""Runs the steps of a fit: shows progress, estimates the time and saves checkpoints."""
 
 import hashlib
 import io
@@ -19,16 +19,16 @@ from nnunet_locctx.files import write_atomically
 CHECKPOINT = "checkpoint.pt"
 
 SAVE_SECONDS = 60.0
-"""A step that ends later than this after the last checkpoint is followed by one."""
+"""Time after which the next finished step is followed by a checkpoint."""
 
 TIMED_STEPS = 10
-"""After so many steps the time of the whole fit is estimated; the first one is not timed, as torch warms up in it."""
+"""Number of steps from which the time of the fit is estimated; the first step is not timed, as torch warms up in it."""
 
 State = TypeVar("State")
 
 
 def content(*arrays: npt.NDArray[Any] | None) -> str:
-    """A digest of what scans hold, for the identity of a fit: equal for equal arrays alone."""
+    """A digest of arrays, for the identity of a fit."""
     digest = hashlib.sha256()
     for array in arrays:
         if array is None:
@@ -51,7 +51,7 @@ def require_finite(loss: float, step: int, learning_rate: float) -> None:
 def descend(
     network: nn.Module, optimiser: Optimizer, loss: Tensor, learning_rate: float, longest: float
 ) -> None:
-    """One step of the optimiser at a learning rate; gradients longer than the longest are shortened to it."""
+    """One step of the optimiser at a learning rate, with gradients clipped to the norm `longest`."""
     for group in optimiser.param_groups:
         group["lr"] = learning_rate
     optimiser.zero_grad(set_to_none=True)
@@ -61,14 +61,14 @@ def descend(
 
 
 class Course:
-    """Where a fit stands.
+    """Progress and checkpoint of a fit.
 
     Args:
-        path: Of the checkpoint.
-        identity: What the result of the fit depends on, as plain values.
-        steps: Steps of the whole fit, at most.
-        name: Of the fit, as it is shown.
-        progress: Show a bar and the expected time.
+        path: Path of the checkpoint.
+        identity: Plain values that determine the result of the fit.
+        steps: Largest number of steps of the fit.
+        name: Displayed name of the fit.
+        progress: Show a bar and the estimated time.
     """
 
     def __init__(
@@ -80,13 +80,12 @@ class Course:
         self._times: list[float] = []
 
     def resume(self, begin: Callable[[Mapping[str, Any] | None], State]) -> State:
-        """The state to go on from: that of the checkpoint, if it is of this fit, or a new one.
+        """The state of the checkpoint if it belongs to this fit, or a new state.
 
-        A printed line says where the fit goes on, or why it starts again.
+        A printed line names the step at which the fit continues, or the reason for starting again.
 
         Args:
-            begin: Makes the state from what :meth:`save` was given, whose ``step`` counts the finished steps; a new
-                state from None.
+            begin: Makes the state from the mapping given to :meth:`save`, or a new state from None.
         """
         stored = self._stored()
         if stored is not None:
@@ -95,15 +94,15 @@ class Course:
                 self.bar.update(stored["step"])
                 print(f"continuing at step {stored['step']} of {self.steps} ({self.path})")
                 return state
-            except Exception as error:  # lookup and shape errors: of another version
+            except Exception as error:  # lookup and shape errors: a checkpoint of another version
                 print(f"{self.path} cannot be read ({error}): starting again")
         return begin(None)
 
     def step_ended(self, finished: int) -> bool:
-        """Counts a step; whether it is time to save.
+        """Counts a step; returns whether a checkpoint is due.
 
         Args:
-            finished: Steps that are finished.
+            finished: Number of finished steps.
         """
         self.bar.update()
         now = time.monotonic()
@@ -119,20 +118,20 @@ class Course:
         return now - self._saved >= SAVE_SECONDS
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Writes everything that the next step depends on; an interruption leaves the checkpoint before.
+        """Writes the state of the fit; an interruption leaves the previous checkpoint.
 
         Args:
             state: Tensors and plain values; ``step`` counts the finished steps.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()  # to a file, torch does not say that the disk is full
+        buffer = io.BytesIO()  # writing to a file, torch does not report a full disk
         torch.save({"identity": dict(self.identity), **state}, buffer)
         write_atomically(self.path, buffer.getvalue())
         self._saved = time.monotonic()
 
     def _stored(self) -> dict[str, Any] | None:
-        """The state of a fit of the same identity; None, with a printed line, for a checkpoint that does not fit or
-        cannot be read: it is overwritten by the next one."""
+        """The stored state of this fit; None, with a printed line, if the checkpoint belongs to another fit or cannot
+        be read."""
         if not self.path.is_file():
             return None
         try:

@@ -1,4 +1,4 @@
-"""Intensities as a regressor sees them, and where the body is."""
+"""Normalises intensities for a regressor, and finds the body."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,16 +9,16 @@ from nnunet_locctx.location.body import check_modality
 from nnunet_locctx.regression.canonical import CanonicalScan
 
 PERCENTILES = (0.5, 99.5)
-"""Percentiles of the voxels in the scan: the range that ``mr`` intensities are mapped from."""
+"""Percentiles of the voxels in the scan that become -1 and 1 for ``mr``."""
 
 BODY_HU = -500.0
-"""Smoothed CT above this is body."""
+"""Smallest HU of the body in smoothed CT."""
 
 SMALLEST_PART = 0.5
-"""Share of the largest connected region: regions above this belong to the body too (two legs, without the pelvis)."""
+"""Share of the largest connected region above which a region also belongs to the body (two legs without the pelvis)."""
 
 SMALLEST_BODY = 0.01
-"""Share of the scan that a body takes, at least."""
+"""Smallest share of the scan that counts as a body."""
 
 
 def normalise(scan: CanonicalScan, modality: str, window: tuple[float, float]) -> npt.NDArray[np.float32]:
@@ -27,7 +27,7 @@ def normalise(scan: CanonicalScan, modality: str, window: tuple[float, float]) -
     Args:
         scan: The scan.
         modality: One of :data:`~nnunet_locctx.location.body.MODALITIES`.
-        window: HU that become -1 and 1; ``mr`` takes :data:`PERCENTILES` instead.
+        window: HU that become -1 and 1; ``mr`` uses :data:`PERCENTILES` instead.
     """
     check_modality(modality)
     lower, upper = window
@@ -38,11 +38,11 @@ def normalise(scan: CanonicalScan, modality: str, window: tuple[float, float]) -
 
 
 def body_mask(scan: CanonicalScan, modality: str) -> npt.NDArray[np.bool_]:
-    """(a, b, c) bool: the largest connected bright region and those not much smaller, holes filled slice by slice
-    (axial); nothing where this takes less than :data:`SMALLEST_BODY` of the scan.
+    """(a, b, c) bool: the largest connected bright regions, with holes filled in each axial slice; empty if they are
+    less than :data:`SMALLEST_BODY` of the scan.
 
-    CT: above :data:`BODY_HU` after smoothing; else above Otsu's threshold, halved because fat and muscle must both
-    pass.
+    The threshold after smoothing is :data:`BODY_HU` for CT, otherwise half of Otsu's threshold, so that both fat and
+    muscle pass.
     """
     check_modality(modality)
     smoothed = ndimage.gaussian_filter(scan.image, 1.0, mode="nearest")

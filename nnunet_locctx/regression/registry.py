@@ -1,4 +1,4 @@
-"""The fitted models there are, and how a stored one is read."""
+"""The kinds of fitted models, and the reading of a stored one."""
 
 import io
 
@@ -12,19 +12,19 @@ from nnunet_locctx.regression.regressor import VERSION, Regressor
 REGRESSORS: dict[str, type[Regressor]] = {
     regressor.kind: regressor for regressor in (AnatomicalRegressor, BodyFinder, BodyPartRegressor)
 }
-"""Location source -> the model that it is measured by."""
+"""Location source -> class of its regressor."""
 
 
 def load_regressor(data: bytes) -> Regressor:
     """The inverse of :meth:`Regressor.to_bytes`.
 
     Raises:
-        ValueError: `data` is no regressor, damaged, or of another version.
+        ValueError: `data` is no regressor, is damaged, or has another version.
     """
     try:
         stored = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         kind, version, state = stored["kind"], stored["version"], stored["state"]
-    except Exception as error:  # zip, pickle and lookup errors, all of which mean the same
+    except Exception as error:  # zip, pickle and lookup errors
         raise ValueError(f"not a fitted regressor, or damaged: {error}") from error
     if version != VERSION or kind not in REGRESSORS:
         raise ValueError(
@@ -33,11 +33,7 @@ def load_regressor(data: bytes) -> Regressor:
         )
     try:
         return REGRESSORS[kind].from_state(state)
-    except (
-        KeyError,
-        TypeError,
-        RuntimeError,
-    ) as error:  # a network or options that this version does not have
+    except (KeyError, TypeError, RuntimeError) as error:  # unknown options or network
         raise ValueError(
             f"the regressor does not fit this version ({error}). Fit it again with `locctx fit`."
         ) from error

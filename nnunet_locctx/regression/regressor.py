@@ -1,4 +1,4 @@
-"""What every fitted model can do."""
+"""The interface of all fitted models."""
 
 import abc
 import io
@@ -13,7 +13,7 @@ from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import Measurement
 
 VERSION = 1
-"""Version of the stored form; every other version is refused."""
+"""Version of the stored form; other versions are refused."""
 
 
 class Regressor(abc.ABC):
@@ -21,7 +21,7 @@ class Regressor(abc.ABC):
 
     Attributes:
         kind: The location source that uses it (``body_part``, ``anatomical``).
-        channel: The image channel it looks at.
+        channel: Image channel that it uses.
     """
 
     kind: ClassVar[str]
@@ -29,16 +29,16 @@ class Regressor(abc.ABC):
 
     @abc.abstractmethod
     def measure(self, image: npt.NDArray[np.floating], frame: Frame) -> Measurement:
-        """Measures one scan. A scan that cannot be measured gives a measurement with a problem, not an error.
+        """Measures one scan. For a scan that cannot be measured the measurement has a problem; no error is raised.
 
         Args:
             image: (i, j, k) intensities of channel :attr:`channel` as stored (CT: HU), any orientation and voxel size.
-            frame: Its geometry.
+            frame: Frame of the array.
         """
 
     @abc.abstractmethod
     def state(self) -> dict[str, Any]:
-        """Everything of it as tensors, numbers, strings, lists and tables of these."""
+        """The state as tensors, numbers, strings, and lists and dicts of these."""
 
     @classmethod
     @abc.abstractmethod
@@ -46,7 +46,7 @@ class Regressor(abc.ABC):
         """The inverse of :meth:`state`."""
 
     def to_bytes(self) -> bytes:
-        """As the content of a file; equal regressors give equal bytes."""
+        """The content of its file; equal regressors give equal bytes."""
         buffer = io.BytesIO()
         torch.save({"kind": self.kind, "version": VERSION, "state": self.state()}, buffer)
         return buffer.getvalue()

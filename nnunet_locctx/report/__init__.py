@@ -1,4 +1,4 @@
-"""The report of a study: tables, figures and a page, from what the study's jobs left in its work folder."""
+"""Writes the report of a study: tables, figures and a page, from the results in its work folder."""
 
 from nnunet_locctx.report.sections import write_report
 

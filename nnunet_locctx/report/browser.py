@@ -1,6 +1,6 @@
-"""The case browser's content: slices of scans, truth and predictions as small pictures, for the page's script.
+"""Makes the content of the page's case browser: slices of scans, truth and predictions as small pictures.
 
-The slices of a case stand below one another in one picture. Scans are JPEG, labels PNG with a palette.
+One picture holds the slices of a case, from top to bottom. Scans are JPEG, labels are PNG with a palette.
 """
 
 import io
@@ -29,15 +29,15 @@ from nnunet_locctx.report.results import Results
 from nnunet_locctx.report.statistics import by_case
 
 SIDE = 256
-"""Pixels of a slice along its longer side, about; labels are enlarged to it, that outlines are thin."""
+"""Approximate pixels of a slice's longer side; labels are enlarged to it, so that outlines are thin."""
 
 MOST_BYTES = 6_000_000
-"""Of all pictures together; cases beyond that are left out."""
+"""Largest size of all pictures together in bytes; further cases are left out."""
 
 QUALITY = 60
 SWAPPED = "#ff2bd6"
 OUTLINE, SWAP = 254, 255
-"""Entries of the palette."""
+"""Entries of the palette for the truth's outline and for swapped voxels."""
 
 
 def build_browser(study: Results, presets: Sequence[PresetCases]) -> Browser | None:
@@ -57,11 +57,11 @@ def build_browser(study: Results, presets: Sequence[PresetCases]) -> Browser | N
         f"below each: the case's mean foreground Dice in 3D.{of_first_seed(study)}"
     )
     if study.pairs:
-        caption += " Voxels of a left or right class that are predicted as the other side stand out in pink."
+        caption += " Voxels of a left or right class that are predicted as the other side are pink."
     left_out = {preset["name"]: preset["left_out"] for preset in content["presets"]}
     if any(left_out.values()):
         words = "; ".join(f"{name}: {count(number, 'case')}" for name, number in left_out.items())
-        caption += f" To keep the page small slices are thinned out, and cases left out: {words}."
+        caption += f" To keep the page small, some slices and cases are left out: {words}."
     if next(iter(shown[0].slices.values())).letters:
         caption += " Seen as radiologists do: the patient's right is at the left."
     figures = [figure for cases in shown if (figure := draw_overlays(study, cases)) is not None]
@@ -128,7 +128,7 @@ def _case(
 
 
 def _swapped(study: Results, truth: Labels, predicted: Labels) -> npt.NDArray[np.bool_]:
-    """Where a left or right class is predicted as its twin; regions are left out."""
+    """The voxels of a left or right class that are predicted as its twin; regions are left out."""
     labels = study.settings.get("labels") or {}
     wrong = np.zeros(truth.shape, bool)
     for names in study.pairs:
@@ -151,7 +151,7 @@ def _labels(
     swapped: npt.NDArray[np.bool_] | None,
     colours: Mapping[int, tuple[str, str]],
 ) -> str:
-    """Labels (N, rows, columns) in their colours, see-through; with swapped voxels and the truth's outline."""
+    """Transparent coloured labels (N, rows, columns) with swapped voxels and the truth's outline, as a URL."""
     entries = {label: 1 + place % (OUTLINE - 1) for place, label in enumerate(colours)}
     palette: npt.NDArray[np.uint8] = np.zeros((256, 4), np.uint8)
     for label, entry in entries.items():

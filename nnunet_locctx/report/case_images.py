@@ -1,4 +1,4 @@
-"""Slices of scans with truth and predictions, turned the way radiologists look at them."""
+"""Reads slices of scans with truth and predictions, in radiological view."""
 
 import os
 import warnings
@@ -23,18 +23,18 @@ Labels = npt.NDArray[np.integer]
 
 @dataclass(frozen=True)
 class CaseSlices:
-    """Slices of a case, each from top to bottom; N of them.
+    """N slices of a case.
 
     Attributes:
-        case: Its name.
+        case: Name of the case.
         image: (N, rows, columns) scaled to 0..1.
         truth: (N, rows, columns) labels.
         predictions: Method -> (N, rows, columns) labels, or None if there is no readable prediction.
         spacing: mm of a row and of a column.
-        letters: What lies left, right, above and below; empty if the scan does not say.
-        names: Of each slice, such as ``axial, slice 12 of 40``.
-        fullest: Which of them has the most true foreground.
-        problems: What could not be read.
+        letters: Patient directions at the left, right, top and bottom edge; empty if not known.
+        names: Name of each slice, such as ``axial, slice 12 of 40``.
+        fullest: Number of the slice with the most true foreground.
+        problems: Sentences on predictions that could not be read.
     """
 
     case: str
@@ -49,13 +49,13 @@ class CaseSlices:
 
 
 def read_case(study: Results, case: str, fold: int, runs: pd.DataFrame) -> CaseSlices:
-    """Slices of a validation case, cropped to what is labelled or predicted; at most :data:`MOST_SLICES`.
+    """Reads slices of a validation case, cropped to labelled and predicted voxels; at most :data:`MOST_SLICES`.
 
     Args:
         study: The study.
         case: Name of the case.
-        fold: In which it was validated.
-        runs: Whose predictions to read: rows of :attr:`Results.runs`.
+        fold: The fold that validates the case.
+        runs: Rows of :attr:`Results.runs` whose predictions are read.
 
     Raises:
         ValueError: Image or truth cannot be read, or do not fit together.
@@ -93,7 +93,8 @@ def read_case(study: Results, case: str, fold: int, runs: pd.DataFrame) -> CaseS
     true_stack = across(truth)
     marked = np.any([stack > 0 for stack in (true_stack, *stacks.values()) if stack is not None], axis=0)
     box, chosen = _box(marked.any(axis=0), plane.spacing), _thinned(marked.any(axis=(1, 2)), fullest)
-    if frame.absolute_affine[view.fixed, fixed] < 0:  # from the feet to the head, however stored
+    # order the slices from feet to head, whatever their storage
+    if frame.absolute_affine[view.fixed, fixed] < 0:
         chosen.reverse()
     channels = study.settings.get("channels") or {}
     low, high = grey_levels(scan.voxels[0], str(channels.get("0", "")))
@@ -116,7 +117,7 @@ def read_case(study: Results, case: str, fold: int, runs: pd.DataFrame) -> CaseS
 
 
 def _thinned(marked: npt.NDArray[np.bool_], fullest: int) -> list[int]:
-    """Slices at equal distances from the first marked one to the last, the fullest among them."""
+    """Indices of equidistant slices from the first marked one to the last, including the fullest."""
     known = [*np.flatnonzero(marked).tolist(), fullest]
     step = -(-(max(known) - min(known) + 1) // MOST_SLICES)
     return list(range(fullest - (fullest - min(known)) // step * step, max(known) + 1, step))
@@ -126,14 +127,14 @@ def _files(raw: Path, case: str) -> tuple[Path, Path, str]:
     dataset = read_dataset_json(raw)
     ending = str(dataset["file_ending"])
     entry = dataset.get("dataset", {}).get(case)
-    if entry:  # nnU-Net's other way to name files, relative to the dataset
+    if entry:  # dataset.json may name the files, relative to the dataset
         image, label = (raw / os.path.expandvars(file) for file in (entry["images"][0], entry["label"]))
         return image.resolve(), label.resolve(), ending
     return raw / "imagesTr" / f"{case}_0000{ending}", raw / "labelsTr" / f"{case}{ending}", ending
 
 
 def _box(marked: npt.NDArray[np.bool_], spacing: tuple[float, float]) -> tuple[slice, slice]:
-    """Around what is marked, with a margin; everything if nothing is."""
+    """The bounding box of the marked pixels with a margin; the whole plane without any."""
     if not marked.any():
         return slice(None), slice(None)
     sides = []

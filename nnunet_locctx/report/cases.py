@@ -1,4 +1,4 @@
-"""The best and the worst cases: truth and the methods' predictions on the image, side by side."""
+"""Draws the best and worst cases: truth and the methods' predictions on the image, side by side."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,20 +23,20 @@ Key = tuple[int, str]
 
 OPACITY = 0.45
 FINE = 4
-"""Pixels for a voxel in figures: the truth's outline is one of them wide."""
+"""Pixels per voxel in figures; the truth's outline is one pixel wide."""
 
 SMALLEST_PANEL, MOST_COLUMNS = 1.5, 5
 MOST_CASES = 8
-"""Of a preset that are read, besides those of the figure: the leader's worst."""
+"""Number of the leader's worst cases per preset that are read in addition to those of the figure."""
 
 LONGEST_LEGEND = 24
 
 
 def choose_cases(dice: pd.DataFrame, leader: str, base: str | None) -> dict[Key, str]:
-    """Cases to show, and why: the leading method's best and worst, and its largest gain and loss.
+    """Case -> reason to show it: the leading method's best or worst case, its largest gain or loss.
 
     Args:
-        dice: The cases' means over the classes: a row per case (fold, case), a column per method.
+        dice: Mean Dice over the classes: a row per case (fold, case), a column per method.
         leader: The method that leads.
         base: The baseline, if the leader is another.
     """
@@ -60,17 +60,17 @@ def choose_cases(dice: pd.DataFrame, leader: str, base: str | None) -> dict[Key,
 
 @dataclass(frozen=True)
 class PresetCases:
-    """Cases of one preset that are shown.
+    """The shown cases of one preset.
 
     Attributes:
         preset: Its name.
-        methods: Whose predictions are shown, in the study's order.
+        methods: Methods whose predictions are shown, in the study's order.
         leader: The method whose worst case comes first.
-        dice: The cases' means over the classes: a row per case (fold, case), a column per method.
+        dice: Mean Dice over the classes: a row per case (fold, case), a column per method.
         slices: Case -> its slices, the leader's worst first.
-        why: Case -> why it is in the figure; not all are.
+        why: Case -> reason for showing it in the figure, for some of the cases.
         left_out: Number of validation cases that are not shown.
-        problems: Files that could not be read, and why.
+        problems: Sentences on files that could not be read.
     """
 
     preset: str
@@ -124,14 +124,14 @@ def read_cases(study: Results, rows: pd.DataFrame, preset: str) -> PresetCases |
 
 
 def draw_overlays(study: Results, cases: PresetCases) -> Figure | None:
-    """The figure of one preset: best and worst case, largest gain and loss; None if none of them could be read."""
+    """The figure of one preset with the cases of ``why``; None if none of them could be read."""
     slices = [(key, cases.slices[key], why) for key, why in cases.why.items() if key in cases.slices]
     if not slices:
         return None
     order = "; ".join(f"{piece.case} ({why})" for _, piece, why in slices)
     caption = (
-        f"{cases.preset}: validation cases chosen by Dice, from the top: {order}. Each in the slice with the most "
-        "true foreground, cropped to what is labelled or predicted. Filled: truth (left) and "
+        f"{cases.preset}: validation cases chosen by Dice, from the top: {order}. Each picture is the slice with "
+        "the most true foreground, cropped to labelled and predicted voxels. Filled: truth (left) and "
         f"predictions; white lines: the truth. Below: the case's mean foreground Dice in 3D.{of_first_seed(study)}"
     )
     if slices[0][1].letters:
@@ -142,14 +142,14 @@ def draw_overlays(study: Results, cases: PresetCases) -> Figure | None:
 
 
 def of_first_seed(study: Results) -> str:
-    """A sentence for captions, where there are several seeds: pictures cannot be a mean."""
+    """For captions: names the seed of the pictures if the study has several."""
     if len(study.seeds) == 1:
         return ""
     return f" Predictions and Dice are those of seed {study.seeds[0]}, the first of {len(study.seeds)}."
 
 
 def dice_words(cases: PresetCases, key: Key) -> str:
-    """``Plain 61.0%, LocBAM 84.2%``: the Dice of each method in a case."""
+    """The Dice of each method in a case, such as ``Plain 61.0%, LocBAM 84.2%``."""
     return ", ".join(f"{name} {percent(cases.dice[name].get(key, np.nan), 1)}%" for name in cases.methods)
 
 
@@ -193,7 +193,7 @@ def _draw(
 def _shown(
     slices: Sequence[tuple[Key, CaseSlices, str]], colours: Mapping[int, tuple[str, Any]]
 ) -> list[tuple[str, Any]]:
-    """Names and colours of the labels in the pictures; of very many, those with the most voxels."""
+    """Names and colours of the labels in the pictures; at most :data:`LONGEST_LEGEND`, those with the most voxels."""
     planes = [
         stack[piece.fullest]
         for _, piece, _ in slices
@@ -238,12 +238,12 @@ def _paint(
 
 
 def enlarged(stack: npt.NDArray[Any], factor: int) -> npt.NDArray[Any]:
-    """(N, rows, columns, ...) with so many pixels for each along rows and columns."""
+    """(N, rows, columns, ...) with `factor` pixels for each pixel along rows and columns."""
     return stack.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
 def outline(labels: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
-    """The pixels (N, rows, columns) before which the label changes, along rows and columns."""
+    """The pixels (N, rows, columns) whose label differs from the pixel above or to the left."""
     edge = np.zeros(labels.shape, bool)
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edge[:, :, 1:] |= labels[:, :, 1:] != labels[:, :, :-1]

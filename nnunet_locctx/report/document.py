@@ -1,4 +1,4 @@
-"""The parts of a report, how numbers are written in it, and how it becomes a folder."""
+"""The blocks of a report, the formats of its numbers, and the writing of its folder."""
 
 import base64
 import math
@@ -20,7 +20,7 @@ TEMPLATES = Path(__file__).parent
 MARKUP = str.maketrans({sign: f"\\{sign}" for sign in "\\`*_[]<>|#"})
 
 NOTHING = "\N{EN DASH}"
-"""Replaces a number that is not defined."""
+"""Text for an undefined number."""
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -35,14 +35,14 @@ class Text:
 
 @dataclass(frozen=True)
 class Listing:
-    """Points of a list."""
+    """A list."""
 
     points: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Code:
-    """Commands, as they are typed."""
+    """Commands to type."""
 
     text: str
 
@@ -53,11 +53,11 @@ class Table:
 
     Attributes:
         key: Name of its CSV file, without the ending.
-        caption: What it shows, n and how it was computed.
-        shown: Heads and cells as shown, text.
-        labels: Columns of words at the left, which name a row.
-        notes: Below the table.
-        records: What the CSV file holds: unrounded numbers, a frame or mappings; None: the cells as shown.
+        caption: Content, number of cases and computation.
+        shown: Heads and cells as text.
+        labels: Number of columns at the left that name a row.
+        notes: Sentences below the table.
+        records: Content of the CSV file with unrounded numbers, a frame or mappings; None: the cells as shown.
     """
 
     key: str
@@ -87,10 +87,10 @@ class Figure:
     """A picture in ``figures/``.
 
     Attributes:
-        key: Its file's name without the ending.
+        key: Name of the file without the ending.
         svg: The picture.
-        caption: What is seen, n, how it was made.
-        alternative: The finding, for those who cannot see it.
+        caption: Content, number of cases and computation.
+        alternative: The finding in words, for readers who cannot see the picture.
     """
 
     key: str
@@ -105,18 +105,18 @@ class Figure:
 
     @property
     def url(self) -> str:
-        """The picture as a URL that needs no file."""
+        """The picture as a data URL."""
         return data_url(self.svg, "svg+xml")
 
 
 @dataclass(frozen=True)
 class Browser:
-    """Cases to look through, slice by slice.
+    """Cases to browse slice by slice.
 
     Attributes:
-        figures: They replace it where no script runs, as in the Markdown twin.
-        content: For the page's script: scans, predictions and their order, as JSON can hold it.
-        caption: What is seen.
+        figures: Figures that replace the browser where no script runs, as in the Markdown twin.
+        content: Scans, predictions and their order for the page's script, as JSON can hold them.
+        caption: Explanation of the pictures.
     """
 
     figures: Sequence[Figure]
@@ -129,7 +129,7 @@ Block = Text | Listing | Code | Table | Figure | Browser
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what is below it; `key` is its anchor."""
+    """A heading with its blocks; `key` is its anchor."""
 
     key: str
     title: str
@@ -138,7 +138,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A report: its title, a sentence on its subject, its sections, and the names by which tables are filtered."""
+    """A report: title, subtitle, sections, and the names of methods and classes for filtering tables."""
 
     title: str
     subtitle: str
@@ -162,12 +162,12 @@ class Document:
 
 
 def write_document(document: Document, target: Path, further: Mapping[str, bytes]) -> None:
-    """Makes the folder aside and puts it in its place: whatever fails, there is the old report or the new one.
+    """Writes a draft folder and renames it to the target; if a step fails, the old report stays.
 
     Args:
         document: The report.
-        target: Its folder, which is replaced as a whole.
-        further: Further files of the folder.
+        target: Folder of the report, which is replaced as a whole.
+        further: Name -> content of further files.
     """
     files = {PAGE: render(document, "page.html.jinja").encode()}
     files[TWIN] = render(document, "report.md.jinja").encode()
@@ -191,14 +191,14 @@ def write_document(document: Document, target: Path, further: Mapping[str, bytes
 
 
 def check_target(target: Path, further: Collection[str] = ()) -> None:
-    """Refuses to replace a folder that is no report.
+    """Refuses to replace a folder that holds something else than a report.
 
     Args:
         target: The report's folder.
-        further: Files that this kind of report has beside the usual ones.
+        further: Further files that this kind of report has.
 
     Raises:
-        ValueError: It is a file, or it holds files that no report has.
+        ValueError: The target is a file, or it holds files that no report has.
     """
     if not target.exists():
         return
@@ -218,7 +218,7 @@ def check_target(target: Path, further: Collection[str] = ()) -> None:
 
 
 def render(document: Document, template: str) -> str:
-    """The whole report as HTML or Markdown.
+    """The report as HTML or Markdown.
 
     Args:
         document: The report.
@@ -238,17 +238,17 @@ def render(document: Document, template: str) -> str:
 
 
 def data_url(picture: bytes, kind: str) -> str:
-    """A picture as a URL that needs no file."""
+    """A picture as a data URL."""
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"
 
 
 def _plain(text: str) -> str:
-    """Markdown that shows the text as it is: no markup, no line breaks."""
+    """Text escaped for Markdown, on one line."""
     return " ".join(text.split()).translate(MARKUP)
 
 
 def to_csv(frame: pd.DataFrame) -> str:
-    """A frame as CSV: numbers with six digits, nothing where a number is not defined."""
+    """A frame as CSV: numbers with six digits, empty cells for undefined numbers."""
     text: str = frame.replace([np.inf, -np.inf], np.nan).to_csv(
         index=False, float_format="%.6g", lineterminator="\n"
     )
@@ -256,7 +256,7 @@ def to_csv(frame: pd.DataFrame) -> str:
 
 
 def number(value: float, digits: int = 2, *, sign: bool = False, scale: float = 1) -> str:
-    """A number for a table: real minus sign, and a dash where it is not defined."""
+    """A number for a table, with a typographic minus sign; a dash if it is undefined."""
     if not math.isfinite(value):
         return NOTHING
     text = f"{value * scale:{'+' if sign else ''}.{digits}f}"
@@ -278,14 +278,14 @@ def span(low: float, high: float, *, sign: bool = False) -> str:
 
 
 def p_value(value: float) -> str:
-    """A p value: three digits, or that it is less than 0.001."""
+    """A p value with three digits, or ``< 0.001``."""
     if not math.isfinite(value):
         return NOTHING
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours."""
+    """A time as text in seconds, minutes or hours."""
     if not math.isfinite(seconds):
         return NOTHING
     if seconds < 120:
@@ -299,5 +299,5 @@ def count(amount: int, what: str) -> str:
 
 
 def slug(name: str) -> str:
-    """A name as part of a file's name."""
+    """A name that can be part of a file name."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("._") or "_"

@@ -1,4 +1,4 @@
-"""The report's plots; each is a function of the study that returns a picture with its caption and its finding."""
+"""The report's plots: each function returns a picture with its caption and its finding in words."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from nnunet_locctx.report.statistics import by_case, class_gains, class_sizes, f
 from nnunet_locctx.report.style import BASELINE_COLOUR, WIDTH, legend_below, looks, new_figure, to_svg
 
 MANY_POINTS = 4000
-"""Of the thin lines of one panel, from which on they are pixels: a path of each would make the page heavy."""
+"""Thin lines of a panel with more points are drawn as pixels, as their paths would make the page large."""
 
 SERIES_WORDS = {"train_loss": "training loss", "val_loss": "validation loss", "pseudo_dice": "pseudo Dice, %"}
 KIND_WORDS = {
@@ -34,20 +34,21 @@ KIND_WORDS = {
 }
 AXES_WORDS = {**wrong_location.AXES_WORDS, "all": "all axes"}
 FARTHEST = 50.0
-"""Percent of the axis: with a location that is wrong by more the question is not how much is lost."""
+"""Largest error that is drawn, percent of the axis; larger errors are in the table."""
 
 PER_ROW = 3
-"""Panels side by side; presets with more trainings go into further figures."""
+"""Panels side by side; further presets go into further figures."""
 
 SQUEEZE_FROM = 3
-"""A paper's gains beyond so many times the study's own would leave no room for the latter on a linear axis."""
+"""If a paper's gain is more than this many times the study's largest, the axis is not linear: the study's gains would
+not be readable."""
 
 
 def draw_coverage(study: Results, rows: pd.DataFrame) -> Figure | None:
-    """Gain against the share of the volume that a patch covers (the relation behind LocBAM's table 2).
+    """Draws the gain against the share of the volume that a patch covers (the relation in LocBAM's table 2).
 
-    A point per preset and method, with its interval; the paper's own gains are drawn hollow where the study is about
-    the same dataset and names the paper's table. None if no preset has both a coverage and a gain.
+    Each preset and method has a point with its interval. The paper's own gains are hollow; they are drawn if the study
+    names the paper's table and has the same dataset. None if no preset has both a coverage and a gain.
     """
     coverage = 100 * study.presets["coverage"].astype(float).replace(0, np.nan)
     chosen = (
@@ -63,7 +64,7 @@ def draw_coverage(study: Results, rows: pd.DataFrame) -> Figure | None:
         for place, method in enumerate(methods):
             colour, marker, _ = look[method]
             points = chosen[chosen["method"] == method].sort_values("coverage", kind="stable")
-            # points of one preset are moved apart to be seen
+            # points of one preset are moved apart to stay visible
             x = points["coverage"] * 1.04 ** (place - (len(methods) - 1) / 2)
             panel.plot(x, points["gain"], color=colour, marker=marker, markersize=5, label=method)
             panel.vlines(x, points["gain_low"], points["gain_high"], color=colour, linewidth=1, alpha=0.7)
@@ -86,25 +87,27 @@ def draw_coverage(study: Results, rows: pd.DataFrame) -> Figure | None:
         legend_below(figure, *panel.get_legend_handles_labels())
         svg = to_svg(figure)
     paper = (
-        "" if printed.empty else " Hollow, dotted: the papers' own gains (see the tables beside the papers)."
+        ""
+        if printed.empty
+        else " Hollow, dotted: the papers' own gains (see the comparison with the papers)."
     )
     if squeezed:
-        paper += " The upright axis is linear around 0 and logarithmic further out."
+        paper += " The vertical axis is linear around 0 and logarithmic further out."
     return Figure(
         "coverage_gain",
         svg,
         f"Gain in mean foreground Dice over {study.baselines} against the share of the median volume that one "
         "patch covers; a point per preset, joined per method. Lines: 95% bootstrap intervals over up to "
         f"{count(chosen['pairs'].max(), 'validation case')}{study.mean_of_seeds}. Points of one preset are moved "
-        f"apart by a few percent to be seen.{paper}",
+        f"apart by a few percent to stay visible.{paper}",
         f"Gain over {study.baselines} in points of Dice. " + _of_each(chosen, "preset"),
     )
 
 
 def draw_classes(study: Results, rows: pd.DataFrame, preset: str) -> Figure | None:
-    """Gain per class, the classes ordered by the size of the organ (as figure 3 of the LocBAM paper).
+    """Draws the gain per class, in the order of the organs' size (as figure 3 of the LocBAM paper).
 
-    A line per class and a point per method; None if there is nothing to compare at this preset.
+    Each class is a line with a point per method. None if the preset has no gains.
     """
     others = rows[(rows["preset"] == preset) & rows["gain"].notna()]
     if others.empty:
@@ -143,7 +146,7 @@ def draw_classes(study: Results, rows: pd.DataFrame, preset: str) -> Figure | No
 
 
 def draw_training(study: Results) -> list[Figure]:
-    """Loss and pseudo Dice by epoch (as figure 2 of the LocBAM paper), of all presets that have trainings."""
+    """Draws loss and pseudo Dice by epoch (as figure 2 of the LocBAM paper) for all presets with trainings."""
     shown = [
         preset
         for preset in study.presets.index
@@ -169,7 +172,7 @@ def _draw_curves(study: Results, presets: Sequence[str], key: str) -> Figure:
         for (row, column), panel in np.ndenumerate(panels):
             for run in study.runs_at(presets[column]).itertuples():
                 colour, _, stroke = look[run.method]
-                # missing values are gaps
+                # missing values become gaps
                 mine = epochs[epochs["run"] == run.Index]
                 mine = mine.drop_duplicates(["seed", "fold", "epoch"], keep="last")
                 table = mine.pivot(index="epoch", columns=["seed", "fold"], values=SERIES[row])
@@ -207,7 +210,7 @@ def _draw_curves(study: Results, presets: Sequence[str], key: str) -> Figure:
 
 
 def baseline_dice(study: Results, preset: str) -> float:
-    """The baseline's mean foreground Dice on the cases that `locctx robustness` used at the preset; NaN if unknown."""
+    """The baseline's mean foreground Dice at a preset on the cases that `locctx robustness` used; NaN if unknown."""
     cases = study.shifted[preset]
     scores = study.scores_of(study.find(study.baseline, preset))
     scores = scores[scores["case"].isin(cases)]
@@ -216,10 +219,10 @@ def baseline_dice(study: Results, preset: str) -> float:
 
 
 def draw_location(study: Results) -> Figure | None:
-    """Dice under a wrong location (as figure 4 of the LocBAM paper), from what `locctx robustness` measured.
+    """Draws the Dice under a wrong location (as figure 4 of the LocBAM paper) from the results of `locctx robustness`.
 
-    Small multiples: a column per source of the location, a row per preset, kind of error and axes, up to
-    :data:`FARTHEST` percent; None if nothing was measured.
+    The panels have a column per source of the location and a row per preset, kind of error and axes; errors go up to
+    :data:`FARTHEST` percent. None without results.
     """
     points = study.robustness[study.robustness["percent"] <= FARTHEST].dropna(subset="dice")
     if points.empty:
@@ -241,7 +244,7 @@ def draw_location(study: Results) -> Figure | None:
                 for name, curve in group[group["source"] == source].groupby("method", sort=False):
                     colour, marker, _ = look[name]
                     dice = 100 * curve.groupby("percent")["dice"].last()
-                    if kind == "unknown":  # it has no amount
+                    if kind == "unknown":  # an unknown location has no amount
                         panel.axhline(dice.iloc[-1], color=colour, linewidth=1.2)
                         dice = dice[dice.index == 0]
                     handles.setdefault(name, panel.plot(dice, color=colour, marker=marker, markersize=4)[0])
@@ -270,7 +273,7 @@ def draw_location(study: Results) -> Figure | None:
 
 
 def _falls(points: pd.DataFrame) -> str:
-    """From where to where the Dice of each method falls, in words."""
+    """The first and last Dice of each curve, in words."""
     words = []
     for (method, kind, preset), curve in points.groupby(["method", "kind", "preset"], sort=False):
         ends = curve.sort_values("percent").iloc[[0, -1]]
@@ -281,7 +284,7 @@ def _falls(points: pd.DataFrame) -> str:
 
 
 def _of_each(rows: pd.DataFrame, across: str, value: str = "gain") -> str:
-    """``LocBAM: +5.1 at small, +1.0 at large``, for each method."""
+    """The values of each method in words, such as ``LocBAM: +5.1 at small, +1.0 at large``."""
     sign = value == "gain"
     groups = rows.dropna(subset=[value]).groupby("method", sort=False)
     words = [
@@ -296,7 +299,7 @@ def _of_each(rows: pd.DataFrame, across: str, value: str = "gain") -> str:
 
 
 def _extremes(gains: pd.DataFrame) -> str:
-    """In which classes each method gains most and least."""
+    """The classes in which each method gains most and least, in words."""
     words = []
     for method, group in gains.dropna(subset="gain").groupby("method", sort=False):
         most, least = (group.loc[at] for at in (group["gain"].idxmax(), group["gain"].idxmin()))
@@ -313,7 +316,7 @@ def _in_points(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _squeeze(panel: Any, linear: float) -> None:
-    """Makes the upright axis logarithmic beyond a few points, with numbers at 1, 2 and 5 of each decade."""
+    """Makes the vertical axis logarithmic beyond `linear` points, with numbers at 1, 2 and 5 of each decade."""
     threshold = next((step for step in (1.0, 2.0, 5.0, 10.0, 20.0) if step >= linear), 50.0)
     panel.set_yscale("symlog", linthresh=threshold, linscale=1.5)
     steps = [threshold / 2, *(step for step in (1, 2, 5, 10, 20, 50, 100) if step >= threshold)]
@@ -323,7 +326,7 @@ def _squeeze(panel: Any, linear: float) -> None:
 
 
 def _label_ticks(panel: Any, values: Sequence[float]) -> None:
-    """Ticks at 1, 2 and 5 of each decade, as numbers; at least one decade is shown."""
+    """Labels 1, 2 and 5 of each decade as numbers and shows at least one decade."""
     low, high = min(values), max(values)
     middle = math.sqrt(low * high)
     reach = max(math.sqrt(high / low) * 1.35, math.sqrt(10))
@@ -334,7 +337,7 @@ def _label_ticks(panel: Any, values: Sequence[float]) -> None:
 
 
 def _name_presets(panel: Any, presets: dict[str, float]) -> None:
-    """The presets' names above the panel, those of the same coverage under one another."""
+    """Writes the presets' names above the panel; names of equal coverage form a column."""
     places: dict[float, list[str]] = {}
     for name, share in presets.items():
         places.setdefault(round(share, 6), []).append(name)

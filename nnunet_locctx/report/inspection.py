@@ -1,4 +1,4 @@
-"""The page of `locctx inspect`: doubtful cases, the most doubtful first, with slices through the findings."""
+"""Writes the page of `locctx inspect`: doubtful cases, the most doubtful first, with slices through the findings."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,31 +36,31 @@ from nnunet_locctx.viewing import VIEWS, Colour, Slice, class_colours, grey_leve
 
 JSON, TABLE = "inspection.json", "findings"
 MOST_CASES, MOST_PICTURES = 20, 3
-"""Cases with pictures, and pictures of one case."""
+"""Largest number of cases with pictures, and of pictures per case."""
 
 LONGEST_LEGEND = 12
 CONTOUR, FAINT = 1.6, 0.35
-"""Width of a finding's contour, and how visible the other classes are."""
+"""Line width of a finding's contour, and opacity of the other classes."""
 
 METHOD = (
-    "Every number is compared with the training labels, each of which was judged by the others to learn how far from "
-    "them a right one may be; a case like those of training is doubted for each of the four measures (place, volume, "
-    "pieces, sides) with a probability of 0.5 %. A class's place is told by the other classes of the case, so that "
-    "fields of view may differ. Doubt is at most 1 where nothing was found; beyond, each class adds by how many times "
-    "it exceeds training's limit."
+    "Each segmentation is compared with the training labels. To learn the usual deviations, each training label was "
+    "judged by the others; a case like those of training exceeds the limit of each of the four measures (place, "
+    "volume, pieces, sides) with a probability of 0.5 %. A class's place is predicted from the other classes, so "
+    "fields of view may differ. The doubt is at most 1 without a finding; above that, each class adds the excess of "
+    "its worst deviation, as a multiple of the limit."
 )
 
 
 def write_inspection(
     inspection: Inspection, output: Path, *, images: Sequence[Path] = (), progress: bool = False
 ) -> Path:
-    """Writes ``index.html`` (one file, nothing to load), ``report.md``, ``findings.csv``, ``inspection.json``, figures.
+    """Writes ``index.html`` (self-contained), ``report.md``, ``findings.csv``, ``inspection.json`` and figures.
 
     Args:
         inspection: The findings.
         output: The folder, which is replaced as a whole.
-        images: Folders of the scans, ``CASE_0000.ENDING``, to draw under the contours; a case takes the first that has
-            its scan.
+        images: Folders of the scans, ``CASE_0000.ENDING``, which are drawn under the contours. A case uses the first
+            folder with its scan.
         progress: Show a progress bar.
 
     Returns:
@@ -79,12 +79,12 @@ def write_inspection(
         blocks += _pictures(case, inspection, images, colours)
         sections.append(Section(slug(case.case), f"{case.case}: doubt {number(case.doubt, 1)}", blocks))
     if len(inspection.doubtful) > len(shown):
-        text = f"{count(len(inspection.doubtful) - len(shown), 'more case')} with findings stand in the table alone."
+        text = f"{count(len(inspection.doubtful) - len(shown), 'more case')} with findings are only in the table."
         sections.append(Section("more", "More", [Text(text)]))
     folder = "/".join(inspection.predictions.resolve().parts[-2:])
     subtitle = (
         f"{len(inspection.doubtful)} of {count(len(inspection.cases), 'case')} in {folder} have findings, judged by "
-        f"{count(inspection.training, 'training label')}; no truth was used"
+        f"{count(inspection.training, 'training label')}; no reference was used"
     )
     document = Document("Predictions to look at first", subtitle, sections)
     write_document(document, output, {JSON: to_json(inspection).encode()})
@@ -98,14 +98,14 @@ def _table(inspection: Inspection) -> Table:
         more = str(len(case.findings) - 1) if len(case.findings) > 1 else ""
         rows.append((case.case, first, more, number(case.doubt, 1)))
     shown = pd.DataFrame(rows, columns=["case", "first finding", "more", "doubt"])
-    caption = "The most doubtful first. The file has all findings."
+    caption = "The most doubtful case first. The CSV file has all findings."
     return Table(TABLE, caption, shown, labels=2, records=to_frame(inspection))
 
 
 def _pictures(
     case: InspectedCase, inspection: Inspection, images: Sequence[Path], colours: dict[str, Colour]
 ) -> Iterator[Block]:
-    """A figure for each of the worst findings that can be seen, and texts on files that could not be drawn."""
+    """A figure for each of the worst visible findings, and texts on files that could not be drawn."""
     visible = [finding for finding in case.findings if finding.kind not in ("file", "location", "empty")]
     if not visible:
         return
@@ -127,7 +127,8 @@ def _pictures(
         except ValueError as error:
             yield Text(str(error), True)
     kinds = [finding.kind for finding in visible]
-    order = sorted(range(len(kinds)), key=lambda at: kinds[:at].count(kinds[at]))  # one of each kind first
+    # first one finding of each kind
+    order = sorted(range(len(kinds)), key=lambda at: kinds[:at].count(kinds[at]))
     for at, finding in enumerate(visible[place] for place in order[:MOST_PICTURES]):
         svg = _draw(finding, labels, image, inspection, colours)
         yield Figure(f"{slug(case.case)}_{at + 1}", svg, finding.sentence, f"{case.case}: {finding.sentence}")
@@ -138,7 +139,7 @@ def _pictures(
 def _draw(
     finding: Finding, labels: Scan, image: Scan | None, inspection: Inspection, colours: dict[str, Colour]
 ) -> bytes:
-    """Slices through a finding: its classes are outlined, the others faint."""
+    """Draws slices through a finding; its classes are outlined, the others faint."""
     frame, values = labels.frame, inspection.classes.values
     names = [name for name in finding.classes or values if np.isin(labels.labels, values[name]).any()]
     views = (widest_view(frame),) if 1 in frame.shape else VIEWS
@@ -173,8 +174,7 @@ def _draw(
 
 
 def _place(finding: Finding, labels: Scan, values: list[int]) -> tuple[int, int, int]:
-    """The voxel that the slices pass through: where a missing class should be, within a second piece, or amid the
-    classes."""
+    """The common voxel of the slices: the expected place of a missing class, in a second piece, or amid the classes."""
     if finding.place is not None:
         index = np.rint(to_index(finding.place, labels.frame))
         return _three(np.clip(index, 0, np.array(labels.frame.shape) - 1))

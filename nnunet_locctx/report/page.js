@@ -1,5 +1,5 @@
 "use strict";
-// Tables that can be sorted and filtered, and the case browser. Nothing is loaded.
+// Sorts and filters the tables, and shows the case browser. Loads nothing.
 
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 const data = id => JSON.parse(document.getElementById(id)?.textContent ?? "null");
@@ -10,10 +10,10 @@ function element(tag, content, attributes = {}) {
   return made;
 }
 
-// a cell's number: real minus signs, intervals by their beginning, times in seconds; NaN for words
+// a cell's number: typographic minus signs, the lower end of intervals, times in seconds; NaN for words
 function valueOf(text) {
-  const found = text.replaceAll("\u2212", "-").match(/^[[<>\s]*([+-]?\d+(?:\.\d+)?)(?: (min|h)$)?/);
-  return found ? Number(found[1]) * ({min: 60, h: 3600}[found[2]] ?? 1) : NaN;
+  const match = text.replaceAll("\u2212", "-").match(/^[[<>\s]*([+-]?\d+(?:\.\d+)?)(?: (min|h)$)?/);
+  return match ? Number(match[1]) * ({min: 60, h: 3600}[match[2]] ?? 1) : NaN;
 }
 
 function makeSortable(table) {
@@ -26,12 +26,12 @@ function makeSortable(table) {
       const numbers = new Map([...cells].map(([row, text]) => [row, valueOf(text)]));
       const numeric = [...numbers.values()].some(value => !Number.isNaN(value));
       const turns = numeric ? ["descending", "ascending"] : ["ascending", "descending"];
-      const turn = turns[turns.indexOf(head.getAttribute("aria-sort")) + 1];  // none behind the second
+      const turn = turns[turns.indexOf(head.getAttribute("aria-sort")) + 1];  // undefined after the second
       heads.forEach(other => other.removeAttribute("aria-sort"));
       const sign = turn === "descending" ? -1 : 1, rows = [...original];
       if (turn) head.setAttribute("aria-sort", turn);
       if (turn && numeric) {
-        const last = row => Number.isNaN(numbers.get(row));  // what is no number stays below
+        const last = row => Number.isNaN(numbers.get(row));  // cells without a number stay at the bottom
         rows.sort((a, b) => last(a) - last(b) || (last(a) ? 0 : sign * (numbers.get(a) - numbers.get(b))));
       } else if (turn) {
         rows.sort((a, b) => sign * cells.get(a).localeCompare(cells.get(b)));
@@ -41,7 +41,7 @@ function makeSortable(table) {
   });
 }
 
-// the method that a row is about: its name, or the longest name that the cell goes on from ("LocBAM, atlas")
+// the method of a row: the longest method name that begins the cell, alone or before a mark ("LocBAM, atlas")
 function methodOf(text, methods) {
   const begun = methods.filter(name => text === name || [" (", ": ", ", "].some(mark => text.startsWith(name + mark)));
   return begun.sort((a, b) => b.length - a.length)[0];
@@ -115,8 +115,8 @@ function makeBrowser(content) {
       const pictures = [marks.checked && panel.labels, shown.scan].filter(Boolean);
       view.style.backgroundImage = pictures.map(url => `url("${url}")`).join(", ");
       view.style.backgroundPosition = `0 ${count > 1 ? 100 * index / (count - 1) : 0}%`;
-      const said = panel.dice ? `: Dice ${panel.dice}%${panel.swapped ? `, ${panel.swapped}% swapped` : ""}` : "";
-      view.setAttribute("aria-label", `${shown.case}, ${shown.names[index]}, ${panel.name}${said}`);
+      const score = panel.dice ? `: Dice ${panel.dice}%${panel.swapped ? `, ${panel.swapped}% swapped` : ""}` : "";
+      view.setAttribute("aria-label", `${shown.case}, ${shown.names[index]}, ${panel.name}${score}`);
     }
   }
 

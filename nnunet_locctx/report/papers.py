@@ -1,10 +1,10 @@
-"""The papers' own numbers, and the study's beside them.
+"""Compares the study with the numbers printed in papers.
 
-``study/papers/*.json`` hold the tables as printed in the papers: title, citation, metric and unit, a note on what
-differs, ``convention`` (how the evaluation must count, as in ``locctx evaluate --paper``), ``aliases`` (the paper's
-classes with other names of theirs), and rows of method, preset, dataset and value. A row may have a class and
-``parts``: ``postprocessing``, ``shift_percent`` (of a wrong location), ``bound`` (">": the paper says more than),
-``coverage_percent``, ``baseline`` (the method that its gain counts from).
+``study/papers/*.json`` hold the printed tables: title, citation, metric and unit, a note on differences, ``convention``
+(the evaluation that the metric needs, as in ``locctx evaluate --paper``), ``aliases`` (the paper's classes with
+synonyms), and rows of method, preset, dataset and value. A row may have a class and ``parts``: ``postprocessing``,
+``shift_percent`` (of a wrong location), ``bound`` (">" if the paper prints "more than"), ``coverage_percent``,
+``baseline`` (the method that its gain refers to).
 """
 
 import json
@@ -33,12 +33,12 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Ours:
-    """The study's value for a row of a paper, in the paper's unit; NaN where it has none, and why.
+    """The study's value for a row of a paper.
 
     Attributes:
-        value: By the paper's metric.
-        dice: Our foreground Dice in %.
-        cases: Behind them.
+        value: Value in the paper's metric and unit; NaN if missing.
+        dice: The study's foreground Dice in %.
+        cases: Number of cases.
         why: Reason for a missing value.
     """
 
@@ -49,7 +49,7 @@ class Ours:
 
 
 def paper_names() -> list[str]:
-    """Names of the papers' tables that the package has."""
+    """Names of the papers' tables in the package."""
     return sorted(file.stem for file in FOLDER.glob("*.json"))
 
 
@@ -60,7 +60,7 @@ def read_paper(name: str) -> dict[str, Any]:
 
 
 def paper_table(study: Results, name: str) -> Table:
-    """A paper's table with the study's values beside; classes across, if the paper has them."""
+    """A paper's table beside the study's values; if the paper has classes, they are columns."""
     paper = read_paper(name)
     frame = _beside(study, paper)
     notes = [with_pages(paper["note"]), f"Here: {study.dataset}. Gains in the unit of the metric."]
@@ -84,7 +84,7 @@ def paper_table(study: Results, name: str) -> Table:
 
 
 def printed_gains(study: Results) -> pd.DataFrame:
-    """method, coverage in % and gain in points, from the papers' tables that state a coverage of the same dataset."""
+    """method, coverage in % and gain in points, from papers' tables of the same dataset that state a coverage."""
     names = [name for name in study.settings.get("papers") or () if name in paper_names()]
     rows = [row for name in names for row in _beside(study, read_paper(name)).to_dict("records")]
     frame = pd.DataFrame(rows, columns=["dataset", "method", "class", "coverage_percent", "gain"])
@@ -95,8 +95,8 @@ def printed_gains(study: Results) -> pd.DataFrame:
 
 
 def _beside(study: Results, paper: Mapping[str, Any]) -> pd.DataFrame:
-    """A paper's rows, with the study's value (ours) and what :class:`Ours` says beside it, and the gains of both over
-    the paper's own baseline of a row, or the study's."""
+    """A paper's rows with the fields of :class:`Ours` (its value as ``ours``), and the gains of both over the row's own
+    baseline or the study's."""
     words = dict.fromkeys(("class", "postprocessing", "bound", "baseline"), "")
     numbers = dict.fromkeys(("shift_percent", "coverage_percent"), math.nan)
     frame = pd.DataFrame([{**words, **numbers, **row, **row.get("parts", {})} for row in paper["rows"]])
@@ -118,7 +118,7 @@ def _beside(study: Results, paper: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def _down(study: Results, frame: pd.DataFrame) -> pd.DataFrame:
-    """A line per row of the paper."""
+    """The table with a line per row of the paper."""
     shown = pd.DataFrame(
         {
             "dataset": frame["dataset"],
@@ -141,7 +141,7 @@ def _down(study: Results, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _across(frame: pd.DataFrame) -> pd.DataFrame:
-    """A line per method of the paper, its mean and its classes across."""
+    """The table with a line per method of the paper; the columns are its mean and its classes."""
     names = ["dataset", "preset", "label"]
     frame = frame.assign(cell=frame["value"].map(number) + " / " + frame["ours"].map(number))
     cells = frame.drop_duplicates([*names, "class"], keep="last").pivot(
@@ -159,7 +159,7 @@ def _signed(value: float) -> str:
 
 
 def find_ours(study: Results, paper: Mapping[str, Any], row: Mapping[str, Any]) -> Ours:
-    """The study's value for a row of a paper, of the validation cases of all folds."""
+    """The study's value for a row of a paper, from the validation cases of all folds."""
     if not same_dataset(str(row["dataset"]), study.dataset):
         return Ours(why="other dataset")
     run = _find_run(study, row)
@@ -178,20 +178,21 @@ def find_ours(study: Results, paper: Mapping[str, Any], row: Mapping[str, Any]) 
         if name is None:
             return Ours(why="no such class")
         return _measure(study, scores[scores["class"] == name], paper, one_class=True)
-    # the paper's mean is over its own classes, which may be fewer than were trained
+    # the paper's mean is over its own classes, which may be fewer than the trained ones
     if names and None not in names.values():
         scores = scores[scores["class"].isin([*names.values(), BACKGROUND])]
     return _measure(study, scores, paper, one_class=False)
 
 
 def same_dataset(paper: str, ours: str) -> bool:
-    """Whether ``Dataset007_BTCV`` is the paper's BTCV: one name begins with the other, signs and case aside."""
+    """Whether two names mean one dataset, such as BTCV and ``Dataset007_BTCV``: one begins with the other, ignoring
+    punctuation and case."""
     first, second = _plain(paper), _plain(re.sub(r"^Dataset\d+_", "", ours))
     return bool(first and second) and (first.startswith(second) or second.startswith(first))
 
 
 def _class_name(scores: pd.DataFrame, name: str, others: Sequence[str]) -> str | None:
-    """What the study calls a paper's class."""
+    """The study's name of a paper's class; None without one."""
     spellings = {_plain(spelling) for spelling in (name, *others)}
     return next((name for name in scores["class"].unique() if _plain(name) in spellings), None)
 
@@ -204,7 +205,7 @@ def _measure(study: Results, scores: pd.DataFrame, paper: Mapping[str, Any], *, 
         return Ours(dice, dice, cases)
     if study.evaluation.get("paper") != convention or by_case(scores, metric).isna().all(axis=None):
         return Ours(dice=dice, cases=cases, why=f"the evaluation lacks paper: {convention}")
-    if metric == "paper_dice":  # the conventions differ in means over classes alone
+    if metric == "paper_dice":  # the conventions differ only in the mean over several classes
         return Ours(100 * paper_dice(scores, "gpe" if one_class else convention), dice, cases)
     return Ours(float(foreground(by_case(scores, metric))), dice, cases)
 
@@ -218,7 +219,8 @@ def _shifted(study: Results, run: str, percent: float) -> Ours:
 
 
 def _find_run(study: Results, row: Mapping[str, Any]) -> str | None:
-    """By name; a method with several sources is called ``LocBAM (voxel)`` and so on, and its first one is taken."""
+    """The run with the row's method and preset. A method with several sources is named ``LocBAM (voxel)`` and so on;
+    the first one is taken."""
     runs = study.runs_at(row["preset"])["method"]
     exact = runs.index[runs == row["method"]]
     sourced = runs.index[runs.str.fullmatch(re.escape(row["method"]) + r" \([^()]*\)")]

@@ -1,4 +1,4 @@
-"""The results that a study's jobs have written so far, as data frames."""
+"""Reads the results that a study's jobs have written so far, as data frames."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -15,13 +15,13 @@ METRICS = [*MEASURES, *PAPER_MEASURES]
 """Columns of evaluation.json, with their units; Dice, NSD and swap rate are fractions."""
 
 SERIES = ["train_loss", "val_loss", "pseudo_dice"]
-"""Series that a training records, with a value for each epoch."""
+"""Series that a training records, with one value per epoch."""
 
 VALIDATION, TEST = "validation", "test"
 POSTPROCESSINGS = ("sides", "largest_component", "atlas")
 BACKGROUND = "background"
 NO_FOLD = -1
-"""The fold of test cases, which belong to none."""
+"""Fold of test cases, which belong to no fold."""
 
 NEEDED = ("name", "dataset", "baseline", "methods", "presets", "folds", "runs")
 RUN_KEYS = ["part", "run", "preset", "method"]
@@ -31,11 +31,11 @@ POINT_KEYS = ["run", "preset", "method", "kind", "axes", "percent"]
 
 @dataclass(frozen=True)
 class Results:
-    """A study as far as it has come.
+    """The results of a study, which may be incomplete.
 
     Attributes:
         folder: The work folder.
-        settings: study.json.
+        settings: Content of study.json.
         methods: By name, the baseline first: trainer, source (None: a plain network), options, against (the method it
             is compared with; None: the baseline).
         presets: By name, in the study's order: description, patch_size (voxels), batch_size, spacing (mm), median_size
@@ -43,20 +43,20 @@ class Results:
         runs: One method at one preset. By name of the first seed's run, in the order of presets, then methods: method,
             preset, trainer, plans, configuration, model (nnU-Net's folder of the first seed's trained model).
         folds: Numbers of the folds.
-        seeds: Of the trainings, the study's first one first.
-        scores: What `locctx evaluate` measured. A row per part (:data:`VALIDATION`, :data:`TEST`, or one of
+        seeds: Seeds of the trainings, in the study's order.
+        scores: Results of `locctx evaluate`. A row per part (:data:`VALIDATION`, :data:`TEST`, or one of
             :data:`POSTPROCESSINGS`: the validation cases after it), run, case and class; the columns part, run, preset,
             method, fold, case, class and :data:`METRICS`, NaN where undefined. Every case has every class of its
-            evaluation, and the background, of which only the papers' measures are known, if any. Of several seeds the
-            mean over those in which a measure is defined.
-        seed_scores: The same of each seed, with the column seed.
+            evaluation, and the background, which has at most the papers' measures. With several seeds each value is the
+            mean over the seeds in which it is defined.
+        seed_scores: The same rows of each seed, with the column seed.
         trainings: A row per run, seed and fold: run, seed, fold, seconds, parameters, epochs (their number), device.
         epochs: A row per run, seed, fold and epoch: run, preset, method, seed, fold, epoch and :data:`SERIES`, the
             pseudo Dice as the mean over the classes that have one.
-        robustness: What `locctx robustness` measured. A row per run and error of the location: run, preset, method,
-            kind, axes, percent (of the axis), dice (NaN if undefined), deviation, cases. Of several seeds the mean.
-        shifted: Preset -> the cases on which it was measured.
-        definitions: Metric -> what it is, as the evaluation states it.
+        robustness: Results of `locctx robustness`, with several seeds their mean. A row per run and error of the
+            location: run, preset, method, kind, axes, percent (of the axis), dice (NaN if undefined), deviation, cases.
+        shifted: Preset -> the cases of `robustness`.
+        definitions: Metric -> its definition in the evaluation.
         evaluation: Settings of the evaluation.
         pairs: Left and right classes.
         failures: A row per failed job: job, run, fold, exit_status, message, log; text.
@@ -84,16 +84,16 @@ class Results:
 
     @property
     def baseline(self) -> str:
-        """Name of the method that the others are compared with."""
+        """Name of the study's baseline method."""
         return str(self.settings["baseline"])
 
     def baseline_of(self, method: str) -> str:
-        """Name of the method that this one is compared with."""
+        """Name of the baseline of a method."""
         return str(self.methods["against"].get(method) or self.baseline)
 
     @property
     def baselines(self) -> str:
-        """What gains count from, in words."""
+        """The baselines of all gains, in words."""
         own = self.methods.index.to_series().groupby(self.methods["against"], sort=False).agg(", ".join)
         others = "; ".join(f"{names} over {base}" for base, names in own.items() if base != self.baseline)
         return f"{self.baseline} ({others})" if others else self.baseline
@@ -105,7 +105,7 @@ class Results:
 
     @property
     def mean_of_seeds(self) -> str:
-        """What to add to a caption where there are several seeds."""
+        """For captions: names the number of seeds if there are several."""
         return f", mean of {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
 
     @property
@@ -123,7 +123,7 @@ class Results:
         return next(iter(runs.index[runs["method"] == method]), None)
 
     def scores_of(self, run: str | None, part: str = VALIDATION) -> pd.DataFrame:
-        """The rows of one run; none if they are not there (yet)."""
+        """The rows of one run; an empty frame before it is evaluated."""
         return self.scores[(self.scores["run"] == run) & (self.scores["part"] == part)]
 
     def first_scores_of(self, run: str | None) -> pd.DataFrame:
@@ -132,19 +132,19 @@ class Results:
         return rows[(rows["run"] == run) & (rows["part"] == VALIDATION) & (rows["seed"] == self.seeds[0])]
 
     def foreground_scores(self, *parts: str, each_seed: bool = False) -> pd.DataFrame:
-        """The rows of these parts, without the background; of each seed, or the mean over the seeds."""
+        """The rows of these parts without the background, for each seed or as the mean over the seeds."""
         rows = self.seed_scores if each_seed else self.scores
         return rows[rows["part"].isin(parts) & (rows["class"] != BACKGROUND)]
 
 
 def read_results(work: Path) -> Results:
-    """Reads the results that the study has so far.
+    """Reads a study's results.
 
     Args:
         work: The study's work folder.
 
     Raises:
-        ValueError: It has no study.json, or one that lacks what every study has.
+        ValueError: The folder has no study.json, or it lacks an entry of :data:`NEEDED`.
     """
     settings = _read_settings(work)
     numbers = ["patch_size", "batch_size", "spacing", "median_size", "coverage"]
@@ -196,7 +196,7 @@ def read_results(work: Path) -> Results:
 
 
 class _Reader:
-    """Reads result files, run by run, and remembers what is missing."""
+    """Reads result files run by run and lists missing ones."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder = folder
@@ -218,7 +218,7 @@ class _Reader:
         }
 
     def read_run(self, run: Any, folds: Sequence[int], *, located: bool) -> None:
-        """Reads everything of a run of one seed; `run.first` is the name of the first seed's."""
+        """Reads all results of one run with one seed; `run.first` is the name of the first seed's run."""
         name, place = run.Index, f"runs/{run.Index}"
         validated: dict[int | None, Mapping[str, Any]] = {}
         for fold in folds:
@@ -235,7 +235,7 @@ class _Reader:
         for part, folder, what, needed in parts:
             file = f"{place}/{folder}/evaluation/evaluation.json"
             self._add_scores(run, part, {None: self._read(file, name, "", what, needed=needed)})
-        # a plain network takes no location
+        # a plain network has no location to change
         needed = located and run.preset in self._robust_at
         content = self._read(f"{place}/robustness/robustness.json", name, "", "robustness", needed=needed)
         if content:
@@ -255,7 +255,7 @@ class _Reader:
         return pd.DataFrame(rows, columns=columns, dtype=object)
 
     def _read(self, name: str, run: str, fold: object, what: str, *, needed: bool = True) -> dict[str, Any]:
-        """A file's object; empty if there is none."""
+        """The JSON object of a file; empty without one."""
         try:
             content = _read_object(self.folder / name)
             if not content:
@@ -269,7 +269,7 @@ class _Reader:
         return {}
 
     def _add_scores(self, run: Any, part: str, evaluations: Mapping[int | None, Mapping[str, Any]]) -> None:
-        """Adds the evaluations of one part, by fold; None: the fold in which a case was validated."""
+        """Adds the evaluations of one part by fold; the key None stands for the fold that validates each case."""
         evaluations = {fold: content for fold, content in evaluations.items() if content}
         if not evaluations:
             return
@@ -310,7 +310,7 @@ class _Reader:
 
 
 def _mean_of_seeds(scores: pd.DataFrame, seeds: Sequence[int]) -> pd.DataFrame:
-    """Of each case and class the mean over the seeds in which a measure is defined."""
+    """The mean of each case and class over the seeds in which a measure is defined."""
     if len(seeds) == 1:
         return scores.drop(columns="seed")
     return scores.groupby([*RUN_KEYS, *CASE_KEYS], sort=False, as_index=False)[METRICS].mean()
@@ -339,7 +339,7 @@ def _read_object(file: Path) -> dict[str, Any]:
 
 
 def _frame(entries: Sequence[Mapping[str, Any]], columns: list[str]) -> pd.DataFrame:
-    """The entries' values as they are, None where one is missing."""
+    """A frame of the entries' values, with None for missing ones."""
     frame = pd.DataFrame(list(entries), columns=columns, dtype=object)
     return frame.where(frame.notna(), None)
 
@@ -349,7 +349,7 @@ def _finite(values: pd.Series) -> pd.Series:
 
 
 def _known_mean(entry: Any) -> float:
-    """A number, or the mean of the numbers in a list; NaN without any."""
+    """A number, or the mean of the finite numbers in a list; NaN without any."""
     values = entry if isinstance(entry, list | tuple) else [entry]
     known = [float(value) for value in values if isinstance(value, int | float) and np.isfinite(value)]
     return sum(known) / len(known) if known else float("nan")

@@ -1,4 +1,4 @@
-"""Writes the report: its sections in their order."""
+"""Writes the report and makes its sections."""
 
 import json
 import shlex
@@ -28,25 +28,17 @@ from nnunet_locctx.report.document import (
 )
 from nnunet_locctx.report.figures import draw_classes, draw_coverage, draw_location, draw_training
 from nnunet_locctx.report.papers import paper_names, paper_table
-from nnunet_locctx.report.results import (
-    CASE_KEYS,
-    METRICS,
-    NO_FOLD,
-    TEST,
-    VALIDATION,
-    Results,
-    read_results,
-)
+from nnunet_locctx.report.results import CASE_KEYS, METRICS, NO_FOLD, TEST, VALIDATION, Results, read_results
 from nnunet_locctx.report.statistics import FEWEST_CASES, FEWEST_DIFFERENCES, RESAMPLES, SEED, compare
 from nnunet_locctx.report.verdict import next_steps, verdict
 
 
 def write_report(work: Path, output: Path | None = None, *, progress: bool = False) -> Path:
-    """Writes ``index.html`` (one file, nothing to load), ``report.md``, CSV files and ``figures/``.
+    """Writes ``index.html`` (self-contained), ``report.md``, CSV files and ``figures/``.
 
     There is a CSV file per table, and ``cases.csv`` with every measure of every case and class.
 
-    A reader sees the old report or the new one, never a part. The same study gives the same bytes.
+    The new report replaces the old one in one step. The same study gives the same bytes.
 
     Args:
         work: The study's work folder, finished or not.
@@ -76,28 +68,28 @@ def write_report(work: Path, output: Path | None = None, *, progress: bool = Fal
 
 
 def build_document(study: Results, *, progress: bool = False) -> Document:
-    """Computes everything that the report shows.
+    """Computes the content of the report.
 
     Args:
         study: The study's results.
         progress: Show a progress bar.
     """
     rows, test = compare(study, VALIDATION), compare(study, TEST)
-    # a block without content is None
+    # a maker returns None for a block without content
     makers: list[tuple[str, str, Callable[[], Sequence[Block | None]]]] = [
         ("verdict", "Verdict", lambda: summary(study, rows)),
         ("validation", "Cross-validation", lambda: comparison(study, rows)),
         ("test", "Test cases", lambda: comparison(study, test, "test_")),
         ("postprocessing", "Postprocessing", lambda: [tables.postprocessing_table(study)]),
-        ("papers", "Beside the papers", lambda: beside_papers(study)),
+        ("papers", "Comparison with the papers", lambda: with_papers(study)),
         ("location", "Wrong locations", lambda: [draw_location(study), tables.location_table(study)]),
         ("training", "Training", lambda: [*draw_training(study), tables.training_table(study)]),
         ("cases", "Cases", lambda: cases(study, rows)),
         ("fairness", "Fairness", lambda: [tables.fairness_table(study)]),
         ("settings", "Settings", lambda: settings(study)),
-        ("computed", "How it was computed", lambda: computed(study)),
+        ("computed", "Computation", lambda: computed(study)),
         ("missing", "Failed and missing", lambda: [tables.failure_table(study), tables.missing_table(study)]),
-        ("repeat", "To repeat it", lambda: repeat(study)),
+        ("repeat", "Commands to repeat the study", lambda: repeat(study)),
     ]
     sections = []
     for key, title, make in tqdm(makers, desc="report", unit="section", disable=not progress):
@@ -111,7 +103,7 @@ def build_document(study: Results, *, progress: bool = False) -> Document:
 
 
 def summary(study: Results, rows: pd.DataFrame) -> list[Block]:
-    """What was compared, the results in words, and what is missing."""
+    """The extent of the study, its results in words, and warnings."""
     validated = study.scores.loc[study.scores["part"] == VALIDATION, "case"].nunique()
     text = (
         f"{count(len(study.methods), 'method')} at {count(len(study.presets), 'preset')}, "
@@ -141,7 +133,7 @@ def summary(study: Results, rows: pd.DataFrame) -> list[Block]:
 
 
 def comparison(study: Results, rows: pd.DataFrame, prefix: str = "") -> list[Block | None]:
-    """The methods' results and gains on the validation cases, or the test cases (prefix ``test_``)."""
+    """The methods' results and gains on the validation cases, or on the test cases (prefix ``test_``)."""
     if rows.empty:
         return []
     folds = f"{count(len(study.folds), 'fold')} pooled" if len(study.folds) > 1 else f"fold {study.folds[0]}"
@@ -159,7 +151,7 @@ def comparison(study: Results, rows: pd.DataFrame, prefix: str = "") -> list[Blo
     return blocks
 
 
-def beside_papers(study: Results) -> list[Block]:
+def with_papers(study: Results) -> list[Block]:
     """The tables of the papers that the study names."""
     known = f"known are {', '.join(paper_names())}"
     return [
@@ -171,7 +163,7 @@ def beside_papers(study: Results) -> list[Block]:
 
 
 def cases(study: Results, rows: pd.DataFrame) -> list[Block | None]:
-    """Cases to look through, the worst first."""
+    """The case browser, and files that could not be drawn."""
     if rows.empty:
         return []
     read = (read_cases(study, rows, preset) for preset in rows["preset"].unique())
@@ -184,7 +176,7 @@ def cases(study: Results, rows: pd.DataFrame) -> list[Block | None]:
 
 
 def settings(study: Results) -> list[Block]:
-    """The study's settings, and on what it ran."""
+    """The study's settings and machine."""
     chosen = study.settings
     facts = [
         f"dataset: {study.dataset}",
@@ -236,7 +228,7 @@ def computed(study: Results) -> list[Block]:
 
 
 def repeat(study: Results) -> list[Block]:
-    """Commands."""
+    """The commands that repeat the study."""
     file = study.settings.get("file") or "STUDY.yaml"
     commands = Code(f"locctx study {shlex.quote(str(file))}\nlocctx report {shlex.quote(str(study.folder))}")
     if study.runs.empty:

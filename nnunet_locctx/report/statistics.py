@@ -23,32 +23,32 @@ LEVEL = 0.95
 RESAMPLES = 9999
 SEED = 0
 FEWEST_CASES = 5
-"""Fewer cases say too little about their spread for an interval."""
+"""Smallest number of cases for an interval."""
 
 ALPHA = 0.05
-"""A smaller p is called more than chance."""
+"""Largest p that counts as chance."""
 
 RELATIVE_FROM = 0.2
-"""Dice of a baseline above which a gain is put in relation to it: twice nothing is nothing."""
+"""Smallest Dice of a baseline for which a relative gain is given."""
 
 FEWEST_DIFFERENCES = 6
-"""With fewer the smallest two-sided p is 2 / 2**5 = 0.06: the test could not show anything at 0.05."""
+"""Smallest number of differences that are tested: with five the smallest two-sided p is 2 / 2**5 = 0.06."""
 
 BATCH_NUMBERS = 20_000_000
-"""Numbers that one batch of resamples may hold: 160 MB."""
+"""Largest number of values in one batch of resamples (160 MB)."""
 
 Interval = tuple[float, float]
-"""Its ends, NaN if there are too few cases."""
+"""Lower and upper end; NaN with too few cases."""
 
 
 class SignedRank(NamedTuple):
-    """A test's result.
+    """Result of a signed-rank test.
 
     Attributes:
-        better: Pairs in which the method has the higher value.
-        worse: Pairs in which the baseline has.
-        p: Two-sided; NaN if not tested.
-        reason: Why it was not tested, or empty.
+        better: Number of pairs in which the method has the higher value.
+        worse: Number of pairs in which the baseline has the higher value.
+        p: Two-sided p; NaN if not tested.
+        reason: Reason for not testing, or empty.
     """
 
     better: int
@@ -58,7 +58,7 @@ class SignedRank(NamedTuple):
 
     @property
     def least(self) -> float:
-        """The smallest p that so many pairs can give: all differences of one sign."""
+        """The smallest possible p of this number of pairs, reached if all differences have one sign."""
         return min(1.0, 2.0 ** (1 - self.better - self.worse))
 
 
@@ -68,7 +68,7 @@ def by_case(scores: pd.DataFrame, metric: str = "dice", *, background: bool = Fa
     Args:
         scores: Rows of :attr:`Results.scores`, of one run.
         metric: Its column.
-        background: Whether the background is the last class.
+        background: Include the background as the last class.
     """
     if not background:
         scores = scores[scores["class"] != BACKGROUND]
@@ -77,7 +77,7 @@ def by_case(scores: pd.DataFrame, metric: str = "dice", *, background: bool = Fa
 
 
 def mean_known(values: npt.ArrayLike, axis: int) -> Array:
-    """Mean over an axis of what is not NaN; NaN where nothing is left."""
+    """Mean over an axis, ignoring NaN; NaN if all values are."""
     values = _array(values)
     known = np.isfinite(values)
     count = known.sum(axis=axis)
@@ -91,17 +91,17 @@ def foreground(values: npt.ArrayLike) -> Array:
 
 
 def mean_of_classes(scores: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    """Every metric by `names`: mean over the classes of the class means over the cases."""
+    """Every metric, grouped by `names`: mean over the classes of the class means over the cases."""
     return scores.groupby([*names, "class"])[METRICS].mean().groupby(names).mean()
 
 
 def paper_dice(scores: pd.DataFrame, convention: object) -> float:
-    """Mean ``paper_dice`` of one run, NaN if there is none.
+    """Mean ``paper_dice`` of one run; NaN without values.
 
     Args:
         scores: Rows of :attr:`Results.scores`.
-        convention: ``gpe``: over the cases of a class, then over the classes. Otherwise as LocBAM's evaluation: over
-            the classes of a case, background included, then over the cases.
+        convention: ``gpe``: mean over the cases of a class, then over the classes. Otherwise as in LocBAM's evaluation:
+            mean over the classes of a case, background included, then over the cases.
     """
     if convention == "gpe":
         return float(foreground(by_case(scores, "paper_dice")))
@@ -109,23 +109,23 @@ def paper_dice(scores: pd.DataFrame, convention: object) -> float:
 
 
 def compare(study: Results, part: str = VALIDATION) -> pd.DataFrame:
-    """Each run that has scores against its baseline at the same preset, in the order of presets and methods.
+    """Compares each run that has scores with its baseline at the same preset, in the order of presets and methods.
 
     Args:
         study: The study.
-        part: Of the scores.
+        part: Part of the scores.
 
     Returns:
         A row per run, with Dice as fractions and NaN where something is not defined: preset, method, cases (with any
         Dice), folds, dice (mean over the classes of the class means) with its interval, dice_base (the baseline's),
         gain (difference to the baseline over the cases and classes that both have) with its interval and relative to
         the baseline's mean (above :data:`RELATIVE_FROM`), pairs (cases that both have), better and worse (in how many
-        of them), p, p_holm (after Holm's correction over all rows), p_least_alone and p_least (the smallest of the two
-        that so many pairs can give, with the other rows as they are) and test (why it was not tested). part, run and
-        base say where the two are among the scores; base is missing for a baseline and where it has no scores. Of
-        several seeds also what each of them gives alone: seeds (how many have scores), dice_seed_low and
-        dice_seed_high, gain_seeds (how many have a gain), gain_seed_low and gain_seed_high, and seeds_agree (how many
-        have a gain of the same sign as the mean's).
+        of them), p, p_holm (after Holm's correction over all rows), p_least_alone and p_least (the smallest possible p
+        and p_holm with this number of pairs, other rows unchanged) and test (reason for not testing). part, run and
+        base identify the scores; base is missing for a baseline and if the baseline has no scores. Several seeds add
+        the results of the single seeds: seeds (number with scores), dice_seed_low and dice_seed_high, gain_seeds
+        (number with a gain), gain_seed_low and gain_seed_high, and seeds_agree (number of gains with the sign of the
+        mean's).
     """
     tables = {run: by_case(rows) for run, rows in study.scores[study.scores["part"] == part].groupby("run")}
     rows = []
@@ -146,14 +146,14 @@ def compare(study: Results, part: str = VALIDATION) -> pd.DataFrame:
     if not rows:
         return compared
     p, least = compared["p"], compared["p_least_alone"]
-    # an untested comparison has too few pairs, whatever the others are
+    # an untested comparison has too few pairs, whatever the other rows
     corrected = [holm(p.where(p.index != at, least))[at] if p.notna()[at] else least[at] for at in p.index]
     compared = compared.assign(p_holm=holm(p), p_least=corrected)
     return compared.join(_each_seed(study, part, compared)) if len(study.seeds) > 1 else compared
 
 
 def _gain(dice: pd.DataFrame, dice_base: pd.DataFrame) -> dict[str, Any]:
-    """The gain over a baseline in the cases and classes that both have: entries of a row of :func:`compare`."""
+    """The gain over a baseline in their common cases and classes, as entries of a row of :func:`compare`."""
     mine, theirs = dice.align(dice_base, join="inner")
     start = float(foreground(theirs))
     gain = float(foreground(mine)) - start
@@ -175,7 +175,7 @@ def _gain(dice: pd.DataFrame, dice_base: pd.DataFrame) -> dict[str, Any]:
 
 
 def _each_seed(study: Results, part: str, compared: pd.DataFrame) -> pd.DataFrame:
-    """What each seed alone has: the columns of :func:`compare` for several seeds."""
+    """The results of the single seeds: the columns of :func:`compare` for several seeds."""
     scores = study.foreground_scores(part, each_seed=True)
     tables = {names: by_case(rows) for names, rows in scores.groupby(["run", "seed"])}
     rows = []
@@ -197,11 +197,11 @@ def _each_seed(study: Results, part: str, compared: pd.DataFrame) -> pd.DataFram
 
 
 def with_base(study: Results, rows: pd.DataFrame) -> pd.DataFrame:
-    """The runs' scores, and the Dice of the baseline in the same case and class beside (dice_base, NaN without one).
+    """Adds to the runs' scores the Dice of the baseline in the same case and class (dice_base, NaN without one).
 
     Args:
         study: The study.
-        rows: As :func:`compare` returns them, of one part.
+        rows: Rows of :func:`compare` of one part.
 
     Returns:
         Rows of :attr:`Results.scores` without the background, with base, dice_base and paired (whether the baseline has
@@ -215,16 +215,16 @@ def with_base(study: Results, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def class_sizes(scores: pd.DataFrame) -> pd.Series:
-    """Class -> median volume in ml over the cases of one run that have it; from the smallest, unknown ones last."""
+    """Class -> median volume in ml over the cases with the class; ascending, unknown volumes last."""
     volumes = by_case(scores, "reference_ml")
     return volumes.where(volumes > 0).median().sort_values(kind="stable")
 
 
 def class_gains(scores: pd.DataFrame) -> pd.DataFrame:
-    """Gain of each method in each class, of the cases in which both methods have a Dice of it.
+    """Gain of each method in each class, over the cases in which method and baseline have a Dice.
 
     Args:
-        scores: As :func:`with_base` gives them, of one preset.
+        scores: Rows of :func:`with_base` of one preset.
 
     Returns:
         method, class, gain (points of Dice as a fraction), gain_low, gain_high, pairs (cases).
@@ -239,7 +239,7 @@ def class_gains(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def mean_interval(values: npt.ArrayLike) -> Interval:
-    """Of the foreground mean.
+    """Bootstrap interval of the foreground mean.
 
     Args:
         values: (cases, classes), NaN where undefined.
@@ -249,11 +249,11 @@ def mean_interval(values: npt.ArrayLike) -> Interval:
 
 
 def gain_interval(values: npt.ArrayLike, baseline: npt.ArrayLike) -> Interval:
-    """Of the difference of two foreground means over the same cases, which are drawn together.
+    """Bootstrap interval of the difference of two foreground means over the same resampled cases.
 
     Args:
         values: (cases, classes) of a method.
-        baseline: The same of the baseline, cases in the same order.
+        baseline: (cases, classes) of the baseline, in the same order.
     """
     mine, theirs = _array(values), _array(baseline)
     return _bootstrap(mine, lambda chosen: foreground(mine[chosen]) - foreground(theirs[chosen]))
@@ -284,17 +284,17 @@ def holm(values: pd.Series) -> pd.Series:
     """Holm's step-down correction of p values.
 
     Args:
-        values: NaN ones were not tested and do not count.
+        values: p values; NaN ones were not tested and do not count.
 
     Returns:
-        Corrected ones, at most 1; NaN stays NaN.
+        Corrected p values, at most 1; NaN stays NaN.
     """
     tested = values.dropna().sort_values()
     return (tested * np.arange(len(tested), 0, -1)).clip(upper=1).cummax().reindex(values.index)
 
 
 def _array(values: npt.ArrayLike) -> Array:
-    # one order in memory: equal numbers have equal sums, to the last bit
+    # one memory order, so that equal numbers have bit-equal sums
     return np.ascontiguousarray(values, dtype=np.float64)
 
 
@@ -307,7 +307,7 @@ def _bootstrap(values: Array, statistic: Callable[[np.ndarray], Array]) -> Inter
     batch = max(1, BATCH_NUMBERS // max(1, values.size))
     for method in ("BCa", "percentile"):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # scipy warns where BCa is not defined; then its ends are NaN
+            warnings.simplefilter("ignore")  # if BCa is not defined, scipy warns and its ends are NaN
             ends = bootstrap(
                 (known,),
                 # the resampled cases are the last axis

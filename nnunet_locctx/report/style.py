@@ -1,6 +1,6 @@
-"""One look for the report's figures: colours that the colour-blind can tell apart, a marker per method, a page's width.
+"""The common style of the report's figures: colours for the colour-blind, a marker per method, the page's width.
 
-They are SVG, light or dark as the reader's screen.
+Figures are SVG and follow the light or dark theme of the reader's screen.
 """
 
 import io
@@ -16,7 +16,7 @@ from nnunet_locctx.report.results import Results
 from nnunet_locctx.viewing import COLOURS
 
 WIDTH = 7.6
-"""Inches of a figure as wide as the page."""
+"""Inches. Width of a figure as wide as the page."""
 
 DPI = 150
 MARKERS = "osD^vP*X<>"
@@ -54,7 +54,7 @@ NEUTRAL = {"#000000": "currentColor", BASELINE_COLOUR: "var(--soft)", "#b0b0b0":
 def looks(study: Results) -> dict[str, tuple[str, str, Any]]:
     """Method -> colour, marker and stroke of a line without markers, the same in every figure.
 
-    The baseline is grey and dashed; the stroke is dash-dotted where a colour comes a second time.
+    The baseline is grey and dashed; the stroke is dash-dotted for the second use of a colour.
     """
     strokes: dict[str, tuple[str, str, Any]] = {study.baseline: (BASELINE_COLOUR, "o", "--")}
     for place, name in enumerate(study.methods.index.drop(study.baseline)):
@@ -73,12 +73,12 @@ def new_figure(width: float, height: float) -> Iterator[Any]:
 
 
 def to_svg(figure: Any) -> bytes:
-    """The figure as SVG whose text and lines are light on dark where the reader's screen is dark.
+    """The figure as SVG whose colours follow the theme of the reader's screen.
 
     The same bytes for the same figure.
     """
     picture = io.StringIO()
-    # without matplotlib's version the picture changes only when what it shows does
+    # without matplotlib's version in it, the file changes only with the picture
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with mpl.rc_context({"svg.hashsalt": "report"}):
         figure.savefig(picture, format="svg", dpi=DPI, metadata=nothing)
@@ -89,9 +89,9 @@ def to_svg(figure: Any) -> bytes:
 
 
 def legend_below(figure: Any, handles: Any, labels: Any) -> None:
-    """A legend for all panels, outside of them; in as many columns as fit."""
+    """Draws one legend below all panels, in as many columns as fit."""
     longest = max(map(len, labels), default=0)
     columns = max(1, min(len(labels), int(16 * figure.get_figwidth() / (longest + 9))))
     rows = -(-len(labels) // columns)
-    # as many in each row, as far as that goes
+    # balance the rows
     figure.legend(handles, labels, loc="outside lower center", ncols=-(-len(labels) // rows) if rows else 1)

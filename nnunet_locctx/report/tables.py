@@ -1,4 +1,4 @@
-"""The report's tables: of results, of what Dice does not show, and of the study itself."""
+"""The report's tables: results, further measures, and the study itself."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -27,17 +27,17 @@ POSTPROCESSING_WORDS = {
     "atlas": "atlas mask",
 }
 LONGEST_MESSAGE = 600
-"""Characters of a failed job's last lines that the table shows."""
+"""Largest number of characters of a failed job's message in the table."""
 
 
 def overview(study: Results, rows: pd.DataFrame, key: str, cases: str) -> Table:
-    """Methods down, presets across: the mean foreground Dice and the gain, as in the papers' tables.
+    """A row per method, a column per preset: the mean foreground Dice and the gain, as in the papers' tables.
 
     Args:
         study: The study.
-        rows: The comparisons.
-        key: Of the table.
-        cases: Which cases, in words.
+        rows: Rows of :func:`~nnunet_locctx.report.statistics.compare`.
+        key: Name of the table.
+        cases: Description of the cases for the caption.
     """
     cells = rows["dice"].map(percent) + _gains(rows["gain"], 2, np.where(rows["p_holm"] < 0.05, "*", ""))
     grid = rows.assign(cell=cells).pivot(index="method", columns="preset", values="cell")
@@ -79,7 +79,7 @@ def comparison_table(study: Results, rows: pd.DataFrame, key: str, cases: str) -
     named = ", ".join(
         f"{row.method} at {row.preset} ({row.pairs} of {row.cases})" for row in partial.itertuples()
     )
-    spread = " Min to max: the lowest and the highest Dice that a seed alone has." if several else ""
+    spread = " Min to max: the lowest and the highest Dice of a single seed." if several else ""
     return Table(
         key=key,
         caption=f"Foreground Dice in %: mean over the classes of the class means; {cases}. Interval: 95%, "
@@ -96,7 +96,7 @@ def comparison_table(study: Results, rows: pd.DataFrame, key: str, cases: str) -
 
 
 def class_table(study: Results, rows: pd.DataFrame, preset: str, key: str, cases: str) -> Table:
-    """Methods down, classes across: mean Dice of a preset, and the gain."""
+    """A row per method, a column per class: mean Dice and gain at a preset."""
     chosen = rows[rows["preset"] == preset]
     scores = with_base(study, chosen)
     names = ["preset", "method", "class"]
@@ -118,7 +118,7 @@ def class_table(study: Results, rows: pd.DataFrame, preset: str, key: str, cases
 
 
 def error_table(study: Results, rows: pd.DataFrame, key: str, cases: str) -> Table:
-    """A row per preset and method: distances, surfaces, laterality, false positives far off."""
+    """A row per preset and method: surface distances, volume errors, swapped sides, distant false positives."""
     parts, convention = rows["part"].unique(), study.evaluation.get("paper")
     means = mean_of_classes(study.foreground_scores(*parts), ["run"])[ERRORS]
     entered = study.foreground_scores(*parts, each_seed=True)
@@ -153,7 +153,7 @@ def error_table(study: Results, rows: pd.DataFrame, key: str, cases: str) -> Tab
     )
     if convention:
         caption += f" Paper Dice: as the paper ({convention}) counts."
-    else:  # nothing to show in the last column
+    else:  # no content for the last column
         del shown["paper Dice, %"]
     notes = []
     if not study.pairs:
@@ -164,7 +164,7 @@ def error_table(study: Results, rows: pd.DataFrame, key: str, cases: str) -> Tab
 
 
 def postprocessing_table(study: Results) -> Table | None:
-    """A row per preset and method: Dice and swaps before and after each postprocessing; None if there was none."""
+    """A row per preset and method: Dice and swaps without and with each postprocessing; None without any."""
     kinds = [kind for kind in POSTPROCESSINGS if kind in study.scores["part"].to_numpy()]
     if not kinds:
         return None
@@ -188,7 +188,7 @@ def postprocessing_table(study: Results) -> Table | None:
 
 
 def training_table(study: Results) -> Table | None:
-    """A row per run and seed: parameters, time and how steady the last tenth of the training was."""
+    """A row per run and seed: parameters, time and steadiness of the last tenth of the training; None without any."""
     if study.trainings.empty:
         return None
     names = ["run", "seed", "fold"]
@@ -232,13 +232,13 @@ def training_table(study: Results) -> Table | None:
 
 
 def location_table(study: Results) -> Table | None:
-    """A row per preset, method and kind of error: Dice at each amount."""
+    """A row per preset, method and kind of error: Dice at each amount; None without results."""
     points = study.robustness.drop(columns="run")
     if points.empty:
         return None
     names = ["preset", "method", "kind", "axes"]
     groups = points.groupby(names, sort=False)["cases"].max().astype(str).to_frame()
-    # an unknown location is the same, whatever the amount: it stands behind all errors
+    # an unknown location has no amount: its column comes last
     unknown = (points["kind"] == "unknown") & (points["percent"] > 0)
     amounts = points.assign(percent=points["percent"].mask(unknown, np.inf))
     dice = amounts.drop_duplicates([*names, "percent"], keep="last")
@@ -247,7 +247,7 @@ def location_table(study: Results) -> Table | None:
     cells = dice.map(_one_digit).set_axis(heads, axis=1)
     return Table(
         "wrong_location",
-        "Foreground Dice in % when the location is wrong by so many percent of the axis (LocBAM, section "
+        "Foreground Dice in % with a location that is wrong by this percentage of the axis (LocBAM, section "
         "3.4). Mean over the classes of a case, both directions, then cases.",
         groups.join(cells).reset_index().rename(columns={"kind": "error"}),
         labels=4,
@@ -256,14 +256,14 @@ def location_table(study: Results) -> Table | None:
 
 
 def fairness_table(study: Results) -> Table | None:
-    """What is the same for every method, and where it could not be."""
+    """The conditions that all methods share, and the conditions that they do not share; None if not recorded."""
     entries = study.settings.get("fairness")
     if not entries:
         return None
     shown = pd.DataFrame(entries, columns=["what", "holds", "detail"], dtype=object)
     shown["holds"] = ["holds" if holds else "DOES NOT HOLD" for holds in shown["holds"]]
     shown = shown.rename(columns={"holds": "state"}).fillna("")
-    return Table("fairness", "What every method of the study shares.", shown, labels=3)
+    return Table("fairness", "Conditions that are equal for every method of the study.", shown, labels=3)
 
 
 def preset_table(study: Results) -> Table:
@@ -301,7 +301,7 @@ def method_table(study: Results) -> Table:
 
 
 def failure_table(study: Results) -> Table | None:
-    """The jobs that failed."""
+    """The failed jobs."""
     if study.failures.empty:
         return None
     message = study.failures["message"].str.strip()
@@ -309,15 +309,15 @@ def failure_table(study: Results) -> Table | None:
     names = ["run", "fold", "exit_status"]
     shown = study.failures.assign(message=short, **study.failures[names].replace("", NOTHING))
     shown = shown.rename(columns={"exit_status": "exit status", "message": "last lines"})
-    return Table("failed", "Jobs that failed.", shown, labels=6)
+    return Table("failed", "Failed jobs.", shown, labels=6)
 
 
 def missing_table(study: Results) -> Table | None:
-    """Results that the study does not have (yet)."""
+    """The missing results; None if the study is complete."""
     if study.missing.empty:
         return None
     shown = study.missing.assign(**study.missing[["run", "fold"]].replace("", NOTHING))
-    return Table("missing", "Results that are not there (yet).", shown, labels=4)
+    return Table("missing", "Missing results.", shown, labels=4)
 
 
 def _signed(value: float) -> str:
@@ -329,12 +329,12 @@ def _one_digit(value: float) -> str:
 
 
 def _pairwise(write: Callable[[float, float], str], first: pd.Series, second: pd.Series) -> pd.Series:
-    """The text that each pair of values makes."""
+    """A function applied to each pair of values."""
     return pd.Series([write(*pair) for pair in zip(first, second, strict=True)], first.index, dtype=object)
 
 
 def _gains(gains: pd.Series, digits: int, star: Any = "") -> pd.Series:
-    """Gains in brackets behind a mean; nothing where there is none."""
+    """Gains in brackets, to follow a mean; empty for a missing gain."""
     text = " (" + gains.map(lambda gain: percent(gain, digits, sign=True)) + star + ")"
     return text.where(gains.notna(), "")
 

@@ -1,4 +1,4 @@
-"""The results in words: a sentence for each comparison, and what to do next."""
+"""The results in words: a sentence for each comparison, and suggestions for next steps."""
 
 import math
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from nnunet_locctx.report.results import Results
 from nnunet_locctx.report.statistics import ALPHA, RELATIVE_FROM, mean_of_classes
 
 FEW_SWAPS = 0.001
-"""Share of a class predicted as its twin up to which left and right are told apart."""
+"""Largest share of swapped voxels at which left and right count as separated."""
 
 
 def verdict(study: Results, rows: pd.DataFrame) -> list[str]:
@@ -31,7 +31,7 @@ def verdict(study: Results, rows: pd.DataFrame) -> list[str]:
 
 
 def next_steps(study: Results, rows: pd.DataFrame) -> list[str]:
-    """What to do to learn more than from this study.
+    """Suggestions for further experiments.
 
     Args:
         study: The study.
@@ -41,7 +41,7 @@ def next_steps(study: Results, rows: pd.DataFrame) -> list[str]:
 
 
 def fewer(rate: float, base: float) -> str:
-    """How much rarer swapped voxels are than the baseline's, in words; empty where there is nothing to compare."""
+    """The rate of swapped voxels relative to the baseline's, in words; empty without a baseline's rate."""
     if not (math.isfinite(rate) and base > 0):
         return ""
     if rate == 0:
@@ -53,7 +53,7 @@ def fewer(rate: float, base: float) -> str:
 
 
 def _effect(study: Results, row: Any) -> str:
-    """In how many cases it helps."""
+    """The number of cases in which the method is better or worse."""
     subject = f"{row.method} against {study.baseline_of(row.method)}"
     where = f"At {row.preset}, {subject}" if len(study.presets) > 1 else subject
     if row.folds < len(study.folds) and row.part == "validation":
@@ -72,7 +72,7 @@ def _effect(study: Results, row: Any) -> str:
 
 
 def _size(row: Any) -> str:
-    """By how much; relative to the baseline only where its own Dice is a result."""
+    """The size of the gain; also relative to the baseline if its Dice is above :data:`~.statistics.RELATIVE_FROM`."""
     if not row.better + row.worse:
         return ""
     size = number(100 * abs(row.gain), 1)
@@ -87,7 +87,7 @@ def _size(row: Any) -> str:
 
 
 def _chance(row: Any, tests: int) -> str:
-    """The test's answer, or that it could give none."""
+    """The result of the test, or that no test can be significant."""
     changed = row.better + row.worse
     if not changed:
         return ""
@@ -102,7 +102,7 @@ def _chance(row: Any, tests: int) -> str:
 
 
 def _seeds(study: Results, row: Any) -> str:
-    """Whether each seed alone says the same."""
+    """The number of seeds whose own gain has the mean's sign."""
     if len(study.seeds) == 1 or not row.gain_seeds:
         return ""
     if row.gain_seeds > 1 and row.seeds_agree == row.gain_seeds:
@@ -111,7 +111,7 @@ def _seeds(study: Results, row: Any) -> str:
 
 
 def _sides(rate: float, base: float) -> str:
-    """The share of swapped voxels, where there are any."""
+    """The share of swapped voxels if there are any."""
     words = fewer(rate, base)
     if not words or max(rate, base) < FEW_SWAPS / 10:
         return ""
@@ -125,14 +125,15 @@ def _more_training(study: Results, rows: pd.DataFrame) -> Iterator[str]:
     for row in weak.itertuples():
         yield (
             f"Train longer: at {row.preset} {study.baseline_of(row.method)} reaches {percent(row.dice_base, 1)}% Dice. "
-            "Who is ahead of that learns faster; who ends better is not known."
+            "A method that is ahead of that learns faster; it is not known which method ends better."
         )
     compared = rows[rows["gain"].notna()]
     if len(compared) and not (compared["p_least"] < ALPHA).all():
         tests = len(compared)
         needed = math.floor(math.log2(2 * tests / ALPHA)) + 1
         text = f"More cases: with {count(tests, 'comparison')} a test needs {needed} cases to reach {ALPHA:g}"
-        own = study.settings.get("study", {}).get("splits")  # nobody knows here how many folds they have
+        # the number of folds of own splits is not known here
+        own = study.settings.get("study", {}).get("splits")
         others = [] if own else [str(fold) for fold in range(5) if fold not in study.folds]
         yield text + (f"; the folds {', '.join(others)} have not been used." if others else ".")
     seed = study.seeds[0]

@@ -1,4 +1,4 @@
-"""A picture of a scan with its location: a network's input, and its predictions (`locctx show`)."""
+"""Draws a scan with its location and a network's predictions (`locctx show`)."""
 
 from nnunet_locctx.show.figure import check_output, draw
 from nnunet_locctx.show.scan import Comparison, LocatedScan, compare_predictions, locate_scan

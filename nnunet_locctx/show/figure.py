@@ -1,4 +1,4 @@
-"""Draws a located scan: large slices as radiologists see them, a model's predictions, the location as a strip."""
+"""Draws a located scan: large slices in radiological view, a model's predictions, the location as a strip."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from nnunet_locctx.show.scan import LocatedScan, nearest_voxel
 from nnunet_locctx.viewing import VIEWS, Colour, Slice, class_colours, clear, grey_levels, widest_view
 
 WIDTH, HIGHEST = 11.0, 5.0
-"""Inches: of the slices beside each other; of the highest."""
+"""Inches: width of all slices together; height of the highest slice."""
 
 GAP, STRIP = 0.45, 0.7
-"""Inches: between slices, for the letters; height of the location's strip."""
+"""Inches: gap between slices for the letters; height of the location's strip."""
 
 ENDS = ("left to right", "posterior to anterior", "inferior to superior")
 
 
 def check_output(output: Path) -> None:
-    """Refuses files that cannot be written.
+    """Refuses a file that cannot be written.
 
     Raises:
         ValueError: There is no such folder, or matplotlib does not know the file's ending.
@@ -53,12 +53,12 @@ def draw(
     Args:
         scan: The scan.
         output: File to write; its ending decides the format (png, pdf, svg ...).
-        at: Place that the slices pass through, as fractions (R, A, S) of the volume; None: the place of interest.
-        window: Values that are black and white, in units of the scan; None: those that suit the channel's name.
+        at: Common place of the slices, as fractions (R, A, S) of the volume; None: the place of interest.
+        window: Values drawn black and white, in units of the scan; None: a window that suits the channel's name.
         progress: Show a progress bar.
 
     Raises:
-        ValueError: The file cannot be written (:func:`check_output`), or the place is not in the volume.
+        ValueError: The file cannot be written (:func:`check_output`), or the place lies outside the volume.
     """
     check_output(output)
     place = scan.place_of_interest() if at is None else at
@@ -101,7 +101,7 @@ def draw(
 
 @dataclass(frozen=True)
 class _Sheet:
-    """Rows of slices of equal height, and below them a strip; titles and legend lie outside.
+    """Rows of slices of equal height above a strip; titles and legend lie outside.
 
     Attributes:
         figure: The figure.
@@ -126,7 +126,7 @@ class _Sheet:
         return cls(Figure(size), [ratio * height for ratio in ratios], height, rows)
 
     def panel(self, row: int, column: int, parts: int = 1, part: int = 0) -> Any:
-        """A part of the column's width; the row behind the last is the strip."""
+        """A panel over a part of the column's width; the row after the last is the strip."""
         width, height = self.figure.get_size_inches()
         left = sum(self.widths[:column]) + GAP * column
         own = (self.widths[column] - GAP * (parts - 1)) / parts
@@ -177,7 +177,7 @@ def plane_of_location(scan: LocatedScan, piece: Slice) -> npt.NDArray[np.float32
 
 
 def _draw_location(sheet: _Sheet, scan: LocatedScan, pieces: Sequence[Slice]) -> None:
-    """Below each plane a channel that changes along it; below the only plane of a 2D scan both."""
+    """Draws below each plane one channel that changes in it; below the only plane of a 2D scan, both channels."""
     channels = [(0,), (2,), (1,)] if len(pieces) > 1 else [(pieces[0].view.column, pieces[0].view.row)]
     for column, (piece, several) in enumerate(zip(pieces, channels, strict=True)):
         for part, channel in enumerate(several):
@@ -198,7 +198,7 @@ def _draw_map(panel: Any, piece: Slice, values: npt.NDArray[np.float32]) -> None
     low, high = float(values.min()), float(values.max())
     piece.paint(panel, values, cmap="coolwarm", vmin=low, vmax=high, alpha=0.7)
     lines = np.asarray(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]).tick_values(low, high))
-    edge = 0.05 * (high - low)  # where a number would be cut off
+    edge = 0.05 * (high - low)  # a number closer to the end would be cut off
     lines = lines[(lines > low + edge) & (lines < high - edge)]
     if min(values.shape) > 1 and lines.size:
         drawn = panel.contour(values, lines, extent=piece.extent, origin="upper", colors="k", linewidths=0.5)
@@ -208,7 +208,7 @@ def _draw_map(panel: Any, piece: Slice, values: npt.NDArray[np.float32]) -> None
 
 
 def _patches(panel: Any, piece: Slice, place: npt.ArrayLike, patch_size: tuple[int, int, int]) -> None:
-    """Draws one patch around the place shown, and faintly the grid of patches side by side."""
+    """Draws one patch around the place, and faintly a grid of adjacent patches."""
     from matplotlib.patches import Rectangle
 
     shape = np.array(piece.frame.shape, dtype=np.float64)
@@ -224,14 +224,14 @@ def _patches(panel: Any, piece: Slice, place: npt.ArrayLike, patch_size: tuple[i
         steps = np.zeros(3)
         steps[piece.row], steps[piece.column] = i, j
         outline(corner + steps * size, lw=0.5, alpha=0.5, ls=":")
-    # as nnU-Net's window, a patch stays within the volume where it can
+    # a patch stays within the volume if it fits, as nnU-Net's sliding window
     slack = np.where(size < shape, 0, (shape - size) / 2)
     middle = np.array(nearest_voxel(piece.frame, place))
     outline(np.clip(middle - size // 2, slack, shape - size - slack), lw=1.4)
 
 
 def _legend(sheet: _Sheet, scan: LocatedScan, colours: Mapping[str, Colour]) -> None:
-    """The classes that can be seen, as many below each other as there is room for."""
+    """A legend of the visible classes, in as many columns as needed."""
     from matplotlib.patches import Patch
 
     if not colours:

@@ -1,4 +1,4 @@
-"""The results of a fitted location source in the training scans: figures to read, and a picture."""
+"""Reports what a fitted location source measured in the training scans: figures and a picture."""
 
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ from nnunet_locctx.viewing import CORONAL, SAGITTAL, Slice, clear
 
 DRAWN_MAPS = 4
 NAMED_SCANS = 40
-"""More scans than this are drawn without their names."""
+"""Largest number of scans that are drawn with their names."""
 
 
 def report_fitted(fitted: FittedDataset) -> dict[str, Any]:
-    """Figures per scan and, as lines to print, over all scans."""
+    """The figures of each scan, and a summary over all scans as lines of text."""
     cases = {
         name: {"problem": measurement.problem} if measurement.problem else _figures(measurement)
         for name, measurement in fitted.measured.items()
@@ -87,7 +87,7 @@ def _draw_curves(curves: dict[str, BodyPartCurve]) -> Figure:
     left, right = figure.subplots(1, 2)
     for index, name in enumerate(names):
         curve = curves[name]
-        # every scan's own origin of mm means nothing: the places with the score 50 are laid onto each other
+        # the origin of a scan's mm is arbitrary: the curves are aligned at score 50
         middle = _position_of(curve, 50.0)
         left.plot(curve.positions - middle, curve.scores, linewidth=1, color="tab:blue", alpha=0.5)
         right.plot(
@@ -109,7 +109,7 @@ def _draw_curves(curves: dict[str, BodyPartCurve]) -> Figure:
 
 
 def _position_of(curve: BodyPartCurve, score: float) -> float:
-    """The position in mm with a score, continued beyond the ends."""
+    """The position in mm of a score; linear beyond the ends."""
     if score < curve.scores[0]:
         return float(curve.positions[0] + (score - curve.scores[0]) / curve.slope)
     if score > curve.scores[-1]:
@@ -118,7 +118,7 @@ def _position_of(curve: BodyPartCurve, score: float) -> float:
 
 
 def _draw_boxes(boxes: dict[str, BodyBox]) -> Figure:
-    """How long each scan's box is: one that is unlike the others stands out."""
+    """The lengths of each scan's box, so that an unusual one stands out."""
     figure = Figure(figsize=(11, max(4.0, min(0.22 * len(boxes), 10.0))), layout="constrained")
     for axis, ax in enumerate(figure.subplots(1, 3, sharey=True)):
         ax.plot([box.upper[axis] - box.lower[axis] for box in boxes.values()], range(len(boxes)), "o")
@@ -131,7 +131,7 @@ def _draw_boxes(boxes: dict[str, BodyBox]) -> Figure:
 
 
 def _draw_maps(maps: dict[str, AnatomicalMap]) -> Figure:
-    """The middle slices of the maps, each of the coordinate that changes most visibly in it."""
+    """The middle slices of the maps, each with the coordinate that changes most in it."""
     figure = Figure(figsize=(9, 3.4 * len(maps)), layout="constrained")
     rows = figure.subplots(len(maps), 3, squeeze=False)
     for panels, (name, anatomical) in zip(rows, maps.items(), strict=True):

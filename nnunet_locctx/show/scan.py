@@ -1,4 +1,4 @@
-"""A scan as it was taken, with the location that a network gets and the network's prediction from both."""
+"""A scan as acquired, with the location that a network gets and the network's predictions."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from nnunet_locctx.viewing import per_plane
 
 @dataclass(frozen=True)
 class Comparison:
-    """Predictions of one model with and without the true location, array axes of what the network gets.
+    """Predictions of one model with and without the true location, in the array axes of the network's input.
 
     Attributes:
         located: Segmentation with the true location.
@@ -46,20 +46,20 @@ class Comparison:
 
 @dataclass(frozen=True)
 class LocatedScan:
-    """A scan, as it was taken, with a network's input and its predictions.
+    """A scan as acquired, with a network's input and predictions.
 
     Attributes:
         name: For the title.
         image: (array axes) first channel in the units of its file, cropped as nnU-Net does.
-        frame: Its position in the patient.
+        frame: Position of the image in the patient.
         channel: The channel's name in dataset.json; empty: not known.
         names: Label value -> name of the class.
         label: Segmentation of the same shape, or None.
         grid: Position of the array that the network gets; it spans the same volume as the image.
-        source: Where the location comes from.
+        source: Source of the location.
         field: The location of `grid`.
         patch_size: Patch in voxels of `grid`, or None.
-        comparison: What a model predicts on `grid`, or None.
+        comparison: Predictions of a model on `grid`, or None.
     """
 
     name: str
@@ -75,8 +75,8 @@ class LocatedScan:
     comparison: Comparison | None = None
 
     def place_of_interest(self) -> Array:
-        """The place to show, as fractions (R, A, S) of the volume: where the location changes most voxels, else the
-        middle of the labels, else the middle of the volume."""
+        """The place to show, as fractions (R, A, S) of the volume: where the location changes most voxels, or the
+        middle of the labels, or the middle of the volume."""
         if self.comparison is not None and self.comparison.changed.any():
             return self.grid.fraction([np.argmax(counts) for counts in per_plane(self.comparison.changed)])
         if self.label is not None and (self.label > 0).any():
@@ -89,9 +89,9 @@ def nearest_voxel(frame: Frame, fraction: npt.ArrayLike) -> tuple[int, int, int]
     """Index of the voxel at a fraction (R, A, S) of the volume.
 
     Raises:
-        ValueError: The place is not in the volume.
+        ValueError: The place lies outside the volume.
     """
-    # 0.5 is the outer face of the last voxel and rounds to one beyond it
+    # the fraction 0.5 is the outer face of the last voxel and rounds to the next index
     index = np.rint(frame.index_from_fraction(fraction)).astype(int)
     last = np.array(frame.shape) - 1
     if (index < -1).any() or (index > last + 1).any():
@@ -113,16 +113,16 @@ def locate_scan(
     dataset_json: Path | None = None,
     progress: bool = False,
 ) -> LocatedScan:
-    """Reads a scan as nnU-Net does without plans: cropped to its content, not resampled.
+    """Reads a scan, cropped to its content as by nnU-Net, but not resampled.
 
     Args:
         images: One file per channel; the first is drawn.
         source: Source of the location.
         label: A segmentation of the scan.
         patch_size: Patch in voxels, array axis order (z, y, x of the file).
-        regressor: What `locctx fit` stored (regressor.pt), for a source that needs a fit. For ``body`` None: what
-            training uses, the rule for the modality that dataset.json names.
-        dataset_json: Names of classes and channels; None: the file near the scan or its label, if there is one.
+        regressor: Regressor of `locctx fit` (regressor.pt) for a source that needs a fit. None for ``body``: the rule
+            for the modality that dataset.json names, as in training.
+        dataset_json: Names of classes and channels; None: a dataset.json near the scan or its label, if there is one.
         progress: Show the steps.
 
     Raises:
@@ -178,14 +178,14 @@ def compare_predictions(
         progress: Show the steps.
 
     Raises:
-        ValueError: The folder is no trained model or not one with location, a file is missing, or the model needs the
+        ValueError: The folder holds no trained model with location, a file is missing, or the model needs the
             predictions of a previous stage.
     """
     for file in [*images, *([label] if label else [])]:
         if not file.is_file():
             raise ValueError(f"no file {file}")
     with _Steps(3, "loading the model", progress) as steps:
-        # mirroring would average predictions and blur what the location does
+        # mirroring would average predictions and blur the effect of the location
         loaded = load_located_model(model, fold, device=device, mirroring=False, progress=progress)
         steps.next("preprocessing")
         prepared = loaded.prepare(images)
@@ -219,10 +219,10 @@ def compare_predictions(
 
 
 def checked_patch(patch_size: Sequence[int]) -> tuple[int, int, int]:
-    """A patch size along three array axes; a 2D patch is one voxel thick along the first.
+    """A patch size along three array axes; a 2D patch has one voxel along the first.
 
     Raises:
-        ValueError: It is not two or three whole numbers above 0.
+        ValueError: The size is not two or three whole numbers above 0.
     """
     sizes = [int(n) for n in patch_size]
     if len(sizes) not in (2, 3) or min(sizes) < 1:
@@ -232,7 +232,7 @@ def checked_patch(patch_size: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _description(dataset_json: Path | None, files: Sequence[Path]) -> dict[str, Any]:
-    """The content of this dataset.json or, without one, of that near the files; empty if there is none."""
+    """The content of `dataset_json` or, if it is None, of a dataset.json near the files; empty without one."""
     near = places_of_dataset_json([file.parent for file in files])
     file = dataset_json or next((place for place in near if place.is_file()), None)
     try:
@@ -245,7 +245,7 @@ def _description(dataset_json: Path | None, files: Sequence[Path]) -> dict[str, 
 
 
 def _names(description: Mapping[str, Any], label: Scan | None) -> dict[str, Any]:
-    """Name of the first channel and names of the label values, as :class:`LocatedScan` takes them."""
+    """``channel`` and ``names`` of :class:`LocatedScan`."""
     channel = next(iter(description.get("channel_names", {}).values()), "")
     names = value_names(description.get("labels", {}))
     for value in sorted([] if label is None else pd.unique(label.labels.ravel()).tolist()):
@@ -266,7 +266,7 @@ def _read_label(file: Path, image: Scan, reader: str | None = None) -> Scan:
 def _crop(
     scan: Scan, box: Sequence[Sequence[int]], transpose: Sequence[int] = (0, 1, 2)
 ) -> tuple[npt.NDArray[Any], Frame]:
-    """The first channel within a box of nnU-Net's, which transposes before it crops, and the box's frame."""
+    """The first channel within nnU-Net's crop box, and its frame. nnU-Net transposes before it crops."""
     inner = scan.voxels[0].transpose(transpose)[tuple(slice(*edges) for edges in box)]
     properties = {
         **scan.properties,
@@ -277,7 +277,7 @@ def _crop(
 
 
 class _Steps:
-    """A progress bar of steps of different lengths, on a terminal."""
+    """A progress bar of steps of different lengths."""
 
     def __init__(self, count: int, first: str, progress: bool) -> None:
         shape = "{desc}: {n_fmt}/{total_fmt} |{bar:20}| {elapsed}"
@@ -300,7 +300,7 @@ class _Steps:
 def _measure(
     source: LocationSource, file: Path | None, scan: Scan, channels: Mapping[str, str]
 ) -> Measurement | None:
-    """What the source measures in the scan; None: it measures nothing."""
+    """The source's measurement of the scan; None if the source measures nothing."""
     if not source.fitted:
         if file is not None:
             raise ValueError(
@@ -313,14 +313,14 @@ def _measure(
         raise ValueError(f"the source {source.name!r} needs a regressor (regressor.pt, made by `locctx fit`)")
     elif not channels:
         raise ValueError(
-            f"the source {source.name!r} looks at CT in another way than at other scans: a dataset.json must name the "
+            f"the source {source.name!r} treats CT differently from other scans: a dataset.json must name the "
             "channel, and none lies near the scan"
         )
     else:
         regressor = BodyFinder(modality_of(next(iter(channels.values()))))
     if regressor.channel >= len(scan.voxels):
         raise ValueError(
-            f"{file} looks at channel {regressor.channel}; {len(scan.voxels)} image files are given"
+            f"{file} measures channel {regressor.channel}, but only {len(scan.voxels)} image files are given"
         )
     measured = regressor.measure(scan.voxels[regressor.channel], scan.frame)
     if measured.problem:

@@ -1,4 +1,4 @@
-"""Draws where each class lies in the coordinates of each source of location."""
+"""Draws the places of each class in the coordinates of each location source."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,18 +15,18 @@ from nnunet_locctx.show.figure import ENDS
 from nnunet_locctx.viewing import class_colours
 
 LEGIBLE = 75
-"""Classes whose names are written; of more, their numbers in dataset.json's order."""
+"""Largest number of classes whose names are written."""
 
 
 def draw_sources(sources: Mapping[str, SourcePlaces], output: Path) -> None:
-    """Writes a picture (.png): a row a source, a column an axis; a line a class, a dot a case, left and right of an
-    organ in light and dark of one hue.
+    """Writes a picture (.png): one row per source, one column per axis. In a panel a line is a class and a dot is a
+    case; left and right of an organ are a light and a dark shade of one hue.
 
-    A source tells classes apart along an axis where their dots form columns that do not overlap. The panels of a row
-    are equally wide in mm.
+    A source separates classes along an axis if their dots form columns that do not overlap. The panels of a row are
+    equally wide in mm.
 
     Args:
-        sources: Name -> places of the classes; one source or more, of the same classes.
+        sources: Name -> places of the classes; one or more sources with the same classes.
         output: The file.
     """
     classes = next(iter(sources.values())).classes
@@ -62,8 +62,8 @@ def draw_sources(sources: Mapping[str, SourcePlaces], output: Path) -> None:
 
 
 def _limits(places: Array, unit: Array) -> tuple[Array, Array]:
-    """Middle and width (3,) of each panel, in units of the coordinate, which are `unit` mm; NaN along an axis without
-    any place."""
+    """Middle and width (3,) of each panel in units of the coordinate; `unit` (3,) is the size of a unit in mm. NaN
+    along an axis without any place."""
     known = [values[np.isfinite(values)] for values in np.moveaxis(places, -1, 0)]
     ends = np.array([(values.min(), values.max()) if values.size else (np.nan, np.nan) for values in known])
     lengths = (ends[:, 1] - ends[:, 0]) * unit

@@ -1,14 +1,14 @@
-"""What each trainer's network costs: parameters, multiply-adds, time and peak memory, relative to the planned U-Net.
+"""Measures the cost of each trainer's network relative to the planned U-Net: parameters, multiply-adds, time, memory.
 
 Networks are built from plans by the trainers themselves, as nnU-Net does, in two settings:
 
 * ``size``: parameters and multiply-adds at 1 x 64 x 128 x 128 and 14 classes, without memory or time (meta device);
-* ``time`` and ``memory``: forward pass, and forward with backward pass, at a patch that the machine can take. The
-  plain network and the other one alternate in one process; memory is that of a process with one network.
+* ``time`` and ``memory``: forward pass, and forward with backward pass, at a patch that fits the machine. For the time,
+  the plain network and the other one alternate in one process; for the memory, a process has one network.
 
-Time and memory of each network are measured in a process of their own. One JSON line per finished network and part
-goes into blocks.json beside it; what is found there, of the same settings and machine, is not repeated. Needs the
-``dev`` extra (psutil).
+Time and memory of each network are measured in a process of their own. One JSON line per finished network and part goes
+into blocks.json beside the script; a network and part with the same settings and machine is not measured again. Needs
+the ``dev`` extra (psutil).
 
     python -m scripts.benchmarks.blocks                            # all on the CPU; docs/explanation/benchmarks.md
     python -m scripts.benchmarks.blocks --parts size               # counts only
@@ -59,8 +59,8 @@ class Settings:
     """What is measured; sizes in voxels, in array order.
 
     Attributes:
-        planned_for: Patch that the U-Net is planned for and that sizes are counted at.
-        patches: Patches for time and memory; each network takes the first that it can.
+        planned_for: Patch for which the U-Net is planned and its size is counted.
+        patches: Patches for time and memory; each network takes the first one that it accepts.
         features: Channels of the U-Net's stages.
         spacing: Voxel size in mm, that of Synapse after resampling.
         classes: Channels of the logits.
@@ -80,7 +80,7 @@ class Settings:
 
     @classmethod
     def of(cls, device: str, quick: bool) -> "Settings":
-        """Those of a device."""
+        """The settings for a device."""
         if quick:
             patches = ((32, 64, 64), (64, 64, 64), (64, 128, 128))
             return cls(patches=patches, features=(8, 16, 32, 32, 32, 32), rounds=1)
@@ -89,7 +89,7 @@ class Settings:
         return cls()
 
     def job(self, part: str, device: str, threads: int) -> Record:
-        """What ``networks.answer`` takes, but the trainer's name."""
+        """The job for ``networks.answer``, without the trainer's name."""
         job = dataclasses.asdict(self)
         patches = [self.planned_for] if part == "size" else self.patches
         only_time = {name: job.pop(name) for name in ("rounds", "repeats")}
@@ -112,10 +112,11 @@ def place_of(machine: Record, device: str, threads: int) -> str:
 
 
 def measure(job: Record) -> Record:
-    """Does one job, time in a process of its own, memory in two: one for the plain network at the same patch.
+    """Measures one job: the time in its own process, the memory in two, of which one has the plain network at the same
+    patch.
 
     Raises:
-        RuntimeError: A process failed; carries what it printed.
+        RuntimeError: A process failed; the message contains its output.
     """
     if job["part"] == "size":
         from scripts.benchmarks.networks import answer
@@ -136,10 +137,10 @@ def run(
     threads: int,
     fresh: bool = False,
 ) -> list[str]:
-    """Measures what is missing of the jobs (part, trainer).
+    """Measures the jobs (part, trainer) that have no record.
 
     Returns:
-        What failed, one line each.
+        One line for each failed job.
     """
     machine = describe_machine(device)
     place = place_of(machine, device, threads)
@@ -168,7 +169,7 @@ def run(
 
 
 def places(results: Records) -> list[str]:
-    """The machines that times were measured on."""
+    """The machines with measured times."""
     return list(dict.fromkeys(record["place"] for record in results.records if record["part"] != "size"))
 
 
@@ -261,7 +262,7 @@ interpolation, norms and table look-ups are not counted.
 
 
 def place_notes(results: Records, place: str) -> list[str]:
-    """What was measured on one machine, and how."""
+    """Notes on the measurements of one machine."""
     records = [run for run in results.records if run["place"] == place and run["part"] != "size"]
     timed = [record for record in records if record["part"] == "time"]
     key, machine = (timed or records)[0]["key"], records[0]["machine"]
@@ -336,7 +337,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures what is missing and writes the page; 1 where a network could not be measured."""
+    """Measures and writes the page; returns 1 if a network could not be measured."""
     options = parse(arguments)
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         os.environ.setdefault(name, str(REPOSITORY / "benchmark" / name))  # not used; nnU-Net warns without

@@ -1,9 +1,9 @@
-"""CPU seconds per case and class of `locctx evaluate`, with masks cropped to their common box and without.
+"""Measures CPU seconds per case and class of `locctx evaluate`, with masks cropped to their common box and without.
 
 One scan of 256 x 384 x 384 voxels of 1.5 x 0.8 x 0.8 mm; the masks are ellipsoids of the size of a lesion, an organ and
 the body, the predictions the same ellipsoids shifted by 2 voxels along each axis. Measured: HD95 and NSD by MONAI on
 the cropped and on the whole volume (their values must agree), and all measures of a class. CPU time of one thread
-hardly depends on what else the machine does.
+hardly depends on other jobs of the machine.
 
     python -m scripts.benchmarks.evaluate            # writes docs/reference/evaluation.md
     python -m scripts.benchmarks.evaluate --quick    # small volume, prints only

@@ -1,4 +1,4 @@
-"""Parts that the scripts share: clocks, memory, the machine, records that outlive a stop, tables and pages.
+"""Code that the scripts share: clocks, memory, description of the machine, resumable records, tables and pages.
 
 python -m scripts.benchmarks.harness MODULE.FUNCTION JOB ANSWER      # how a benchmark measures in a new process
 """
@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 OUT_HELP = "folder that takes results, picture and page (default: the script's own folder, and docs)"
 
 PLAIN = "nnUNetTrainer"
-"""nnU-Net's own trainer, which everything is compared with."""
+"""nnU-Net's own trainer, the baseline of all comparisons."""
 
 Record = dict[str, Any]
 
@@ -37,7 +37,7 @@ Record = dict[str, Any]
 
 
 class Clock:
-    """Wall and CPU seconds since it was made; CPU time counts all threads and the child processes that have ended."""
+    """Wall and CPU seconds since its creation; CPU time includes all threads and finished child processes."""
 
     def __init__(self) -> None:
         self._begin = self._now()
@@ -56,8 +56,8 @@ class Clock:
 class MemoryWatch:
     """Samples the memory of a process and its descendants; ``rss`` and ``pss`` are the peaks in bytes.
 
-    ``rss`` counts pages that processes share once for each of them. ``pss`` shares them out; it is 0 where the system
-    does not tell.
+    ``rss`` counts a shared page once per process. ``pss`` divides it among the processes; it is 0 if the system does
+    not report it.
     """
 
     INTERVAL = 0.2
@@ -101,7 +101,7 @@ class MemoryWatch:
 
 
 def _pss(pid: int) -> int:
-    """Proportional set size in bytes from the kernel's summary; 0 where there is none."""
+    """Proportional set size in bytes from the kernel's summary; 0 without one."""
     path = Path(f"/proc/{pid}/smaps_rollup")
     if not path.exists():
         return 0
@@ -112,7 +112,7 @@ def _pss(pid: int) -> int:
 
 
 class PeakMemory:
-    """Highest memory of this process, or of the GPU, since it was made, beyond what was in use then."""
+    """Peak memory of this process, or of the GPU, since its creation, minus the memory in use at that time."""
 
     def __init__(self, device: str) -> None:
         self._device = device
@@ -123,7 +123,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
             self._before = int(torch.cuda.memory_allocated())
             return
-        # Linux forgets the peak so far; elsewhere the figure is an upper bound
+        # resets the peak on Linux; elsewhere the figure is an upper bound
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
         self._before = _status("VmRSS")
@@ -139,7 +139,7 @@ class PeakMemory:
 
 
 def _status(entry: str) -> int:
-    """An entry of the kernel's account of this process in bytes; without one, the peak so far, or 0 for the rest."""
+    """An entry of /proc/self/status in bytes; without that file the peak for VmHWM, otherwise 0."""
     path = Path("/proc/self/status")
     if path.exists():
         for line in path.read_text().splitlines():
@@ -190,13 +190,13 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Swallows what nnU-Net prints."""
+    """Suppresses nnU-Net's output."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
 
 
 def run_logged(command: list[str], log: Path, watch: MemoryWatch | None = None) -> None:
-    """Runs a command of this environment; its output goes to a file and is shown where it fails.
+    """Runs a command of this environment; its output goes to a file, whose end is in the error if it fails.
 
     Raises:
         RuntimeError: The command failed.
@@ -221,10 +221,10 @@ def run_logged(command: list[str], log: Path, watch: MemoryWatch | None = None) 
 
 
 def apart(function: str, job: Record) -> Record:
-    """What a function of the benchmarks, such as ``networks.answer``, says to a job, in a process of its own.
+    """Runs a function of the benchmarks, such as ``networks.answer``, on a job in a new process; returns its answer.
 
     Raises:
-        RuntimeError: The process failed; carries what it printed.
+        RuntimeError: The process failed; the message contains its output.
     """
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
@@ -238,10 +238,10 @@ def apart(function: str, job: Record) -> Record:
 
 
 class Records:
-    """Finished runs in a file, one JSON object a line; what it holds is not run again.
+    """Finished runs in a file, one JSON object per line.
 
     Args:
-        file: Replaced as a whole whenever a run is added, and read again before: several processes may add.
+        file: The file. Adding a run reads and replaces it as a whole, so several processes may add in turn.
     """
 
     def __init__(self, file: Path) -> None:
@@ -249,30 +249,30 @@ class Records:
 
     @property
     def records(self) -> list[Record]:
-        """All of them, in the order in which they were added."""
+        """All records, in the order of their addition."""
         return [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.exists() else []
 
     def find(self, **fields: Any) -> Record | None:
-        """The first record with these values of the fields; None if there is none."""
+        """The first record with these values of the fields, or None."""
         matching = (one for one in self.records if all(one.get(key) == fields[key] for key in fields))
         return next(matching, None)
 
     def add(self, record: Record, *same: str) -> None:
-        """Adds a record in the place of those with the same values of the fields `same`, if any are named."""
+        """Adds a record; it replaces records with the same values of the fields `same`, if any are given."""
         kept = [old for old in self.records if not same or any(old[key] != record[key] for key in same)]
         self.file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.file, "".join(json.dumps(line) + "\n" for line in [*kept, record]).encode())
 
 
 def rotated(names: Sequence[str], number: int) -> list[str]:
-    """The names in the order of one round: each round starts with another one."""
+    """The names in the order of one round: each round starts with another name."""
     first = number % len(names)
     return [*names[first:], *names[:first]]
 
 
 def planned_unet(channels: int, classes: int, features: Sequence[int]) -> Any:
-    """A U-Net as nnU-Net plans it for isotropic voxels: two convolutions of 3 voxels a stage, halved from stage to
-    stage."""
+    """A U-Net as planned by nnU-Net for isotropic voxels: two convolutions of 3 voxels per stage, each stage halves the
+    resolution."""
     from dynamic_network_architectures.architectures.unet import PlainConvUNet
     from torch import nn
 
@@ -303,7 +303,7 @@ def described_parser(text: str | None) -> argparse.ArgumentParser:
 
 
 def command_line(module: str, arguments: Sequence[str] | None) -> str:
-    """How the script was started; `arguments` as ``main`` takes them."""
+    """The command of the script; `arguments` are those of ``main``."""
     return " ".join(["python", "-m", module, *(sys.argv[1:] if arguments is None else arguments)])
 
 
@@ -333,10 +333,10 @@ def save_figure(figure: Any, file: Path, dpi: int) -> None:
 
 
 def destinations(out: Path | None, script: str, page: str) -> tuple[Path, Path]:
-    """The folder of an experiment's results and picture, and the page with its section.
+    """The folder for an experiment's results and picture, and the page for its section.
 
     Args:
-        out: What ``--out`` says.
+        out: Value of ``--out``.
         script: ``__file__`` of the script; without ``--out`` results lie beside it.
         page: The page below docs, such as explanation/results.md; with ``--out`` its name there.
     """
@@ -347,7 +347,7 @@ def destinations(out: Path | None, script: str, page: str) -> tuple[Path, Path]:
 
 
 def replace_section(path: Path, begin: str, end: str, text: str) -> None:
-    """Replaces what stands between two marks of a page; what people wrote around it stays.
+    """Replaces the text between two marks of a page and keeps the rest.
 
     Raises:
         ValueError: The page lacks a mark.

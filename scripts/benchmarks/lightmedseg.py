@@ -1,8 +1,8 @@
 """LightMedSeg against the planned nnU-Net on a CPU: parameters, multiply-adds, time and peak memory of one patch.
 
 Inference in float32, batch 1, no gradient, 4 image channels and 3 classes as for BraTS. Each network runs in a process
-of its own; in a round each runs once, and each round starts with another one. Memory is what a pass needs beyond the
-process with the network in it. Needs the ``dev`` extra (psutil).
+of its own; in a round each runs once, and each round starts with another one. Memory is the peak of a pass minus the
+memory of the process with the network. Needs the ``dev`` extra (psutil).
 
     python -m scripts.benchmarks.lightmedseg                     # 128^3; docs/explanation/lightmedseg.md
     python -m scripts.benchmarks.lightmedseg --patch 64 --page /tmp/page.md      # small, to see that it works
@@ -70,7 +70,7 @@ def make_input(name: str, patch: int) -> Tensor:
 
 
 def count(name: str, patch: int) -> Record:
-    """Parameters and multiply-adds for a patch; takes neither memory nor time.
+    """Parameters and multiply-adds for a patch, counted without memory or time (meta device).
 
     LightMedSeg interpolates by matrix products, so those of convolutions are counted apart.
     """

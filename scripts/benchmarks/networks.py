@@ -1,6 +1,6 @@
-"""One network of scripts/benchmarks/blocks.py: built as nnU-Net builds it, counted, timed, its memory watched.
+"""Builds one network of scripts/benchmarks/blocks.py as nnU-Net does, and counts it or measures its time or memory.
 
-That script measures by :func:`answer`, in a process of its own.
+That script calls :func:`answer` in a new process.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ def make_plans(patch: list[int], planned_for: list[int], spacing: list[float], f
         patch: Patch size of the configuration.
         planned_for: Patch size that the U-Net's pooling is planned for; `patch` must fit it.
         spacing: Voxel size in mm.
-        features: Channels of the U-Net's stages; as many are used as nnU-Net plans stages.
+        features: Channels of the U-Net's stages; nnU-Net's plan may use fewer stages.
     """
     topology = plan_topology(spacing, planned_for)
     if not topology.fits(patch):
@@ -95,7 +95,7 @@ def deep_supervision(name: str, plans: Record) -> bool:
 
 
 def build(name: str, plans: Record, classes: int, supervised: bool) -> nn.Module:
-    """The trainer's network, by the call that nnU-Net makes."""
+    """The trainer's network, built by nnU-Net's own call."""
     manager = PlansManager(plans)
     network: nn.Module = trainer_class(name).build_network_architecture(
         manager, manager.get_configuration(CONFIGURATION), CHANNELS, classes, supervised
@@ -113,10 +113,10 @@ def make_input(name: str, patch: list[int], batch: int) -> Tensor:
 
 
 def usable_patch(name: str, patches: list[list[int]], plans_of: Callable[[list[int]], Record]) -> list[int]:
-    """The first of the patches that the trainer takes.
+    """The first patch that the trainer accepts.
 
     Raises:
-        ValueError: It takes none.
+        ValueError: The trainer accepts none.
     """
     trainer = trainer_class(name)
     errors = []
@@ -162,7 +162,8 @@ def count(name: str, plans: Record, classes: int) -> Record:
                 network = build(name, plans, classes, False).eval()
                 x = make_input(name, patch, 1)
             counted = count_operations(network, x)
-        except (RuntimeError, NotImplementedError) as failure:  # what needs values cannot run without memory
+        # an operation that needs values cannot run on the meta device
+        except (RuntimeError, NotImplementedError) as failure:
             error = error or str(failure)
         else:
             return {**{key: counted[key] for key in ("parameters", "multiply_adds")}, "counted_on": device}
@@ -230,9 +231,8 @@ def time_passes(job: Record, plans: Record) -> Record:
 
 def watch_memory(job: Record, plans: Record) -> Record:
     """Peak bytes of network, input, activations and gradients, for both passes."""
-    nn.Conv3d(1, 1, 3).to(job["device"])(
-        torch.zeros(1, 1, 8, 8, 8, device=job["device"])
-    )  # libraries load first
+    # libraries load first
+    nn.Conv3d(1, 1, 3).to(job["device"])(torch.zeros(1, 1, 8, 8, 8, device=job["device"]))
     peak = PeakMemory(job["device"])
     runner = Runner(job["trainer"], plans, job["classes"], job["batch"], job["device"])
     runner.forward()
@@ -242,7 +242,7 @@ def watch_memory(job: Record, plans: Record) -> Record:
 
 
 def answer(job: Record) -> Record:
-    """Does one job; see ``scripts/benchmarks/blocks.py:Settings.job``."""
+    """The measurement of one job; see ``scripts/benchmarks/blocks.py:Settings.job``."""
     torch.manual_seed(0)
     if job["threads"]:
         torch.set_num_threads(job["threads"])

@@ -107,9 +107,9 @@ class TestRegion:
         blocks = Blocks.of(Frame.from_affine((20, 10, 5), affine, "LPS"))
         assert (blocks.size, blocks.shape) == ((6, 3, 1), (4, 4, 5))
         mask = np.random.default_rng(0).random((20, 10, 5)) < 0.3
-        found, counts = blocks.count(mask)
+        occupied, counts = blocks.count(mask)
         assert counts.sum() == mask.sum()
-        for block, count in zip(found, counts, strict=True):
+        for block, count in zip(occupied, counts, strict=True):
             first, stop = Box(block, block + 1).voxels(blocks)
             assert mask[tuple(map(slice, first, stop))].sum() == count
         everything = Box(np.zeros(3, dtype=int), np.array(blocks.shape))
@@ -322,9 +322,9 @@ class TestCommand:
         out.mkdir(parents=True)
         with full_disk(1000):
             assert main(self.command(regressor_file, out)) == 2
-        said = capsys.readouterr().err
-        assert "case_2_0001.nii.gz was not written whole" in said
-        assert "Traceback" not in said
+        message = capsys.readouterr().err
+        assert "case_2_0001.nii.gz was not written whole" in message
+        assert "Traceback" not in message
         assert [*out.parent.iterdir(), *out.iterdir()] == [out]
         assert main(self.command(regressor_file, out)) == 0
         assert (out / "imagesTr" / "case_2_0001.nii.gz").stat().st_size > 1000

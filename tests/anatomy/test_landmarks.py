@@ -24,12 +24,12 @@ def test_places_are_found_within_a_fraction_of_a_cell(second: int) -> None:
     one, other = Patient.number(1), Patient.number(second)
     frame = whole_frame(second)
     atlas, places = places_of(one)
-    found = find_landmarks(one.map(whole_frame(1)), other.map(frame), places, frame)
-    error = np.linalg.norm(found.millimetres - other.place(atlas), axis=1)
+    landmarks = find_landmarks(one.map(whole_frame(1)), other.map(frame), places, frame)
+    error = np.linalg.norm(landmarks.millimetres - other.place(atlas), axis=1)
     assert np.median(error) < 0.02 * CELL
     assert error.max() < 0.1 * CELL
-    assert found.inside.all()
-    assert found.distances.max() < 0.05
+    assert landmarks.inside.all()
+    assert landmarks.distances.max() < 0.05
 
 
 def test_places_beyond_the_scan_are_said_to_be_outside() -> None:
@@ -45,15 +45,15 @@ def test_places_beyond_the_scan_are_said_to_be_outside() -> None:
         else cut(whole, axis, whole.shape[axis] - half, whole.shape[axis])
     )
     atlas, places = places_of(one)
-    found = find_landmarks(one.map(whole_frame(1)), other.map(frame), places, frame)
+    landmarks = find_landmarks(one.map(whole_frame(1)), other.map(frame), places, frame)
     truth = other.place(atlas)
     top = whole.centre[2]
     clear = np.abs(truth[:, 2] - top) > 3
-    np.testing.assert_array_equal(found.inside[clear], truth[clear, 2] < top)
-    assert {bool(inside) for inside in found.inside} == {True, False}
+    np.testing.assert_array_equal(landmarks.inside[clear], truth[clear, 2] < top)
+    assert {bool(inside) for inside in landmarks.inside} == {True, False}
     # where there is no map, the slopes lead on: not far off, and never back into the scan
     beyond = truth[:, 2] > top + 3
-    assert np.linalg.norm(found.millimetres[beyond] - truth[beyond], axis=1).max() < 40
+    assert np.linalg.norm(landmarks.millimetres[beyond] - truth[beyond], axis=1).max() < 40
 
 
 def test_the_better_of_two_basins_is_found() -> None:
@@ -61,9 +61,9 @@ def test_the_better_of_two_basins_is_found() -> None:
     x = np.array([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 2.6, 4.0, 7.0, 8.0, 9.0, 10.0]) / 40
     y, z = np.arange(4) / 40, np.arange(4) / 40
     values = np.stack(np.meshgrid(x, y, z, indexing="ij")).astype(np.float32)
-    found = AnatomicalMap(values, np.diag([10.0, 10.0, 10.0, 1.0]), np.eye(3) / 400)
-    wanted = np.array([[5.5 / 40, 1.5 / 40, 1.5 / 40]])
-    places = PlaceFinder(found).find(wanted)
+    scan_map = AnatomicalMap(values, np.diag([10.0, 10.0, 10.0, 1.0]), np.eye(3) / 400)
+    target = np.array([[5.5 / 40, 1.5 / 40, 1.5 / 40]])
+    places = PlaceFinder(scan_map).find(target)
     np.testing.assert_allclose(places.distances, 0, atol=0.05)
     np.testing.assert_allclose(places.millimetres, [[75.0, 15.0, 15.0]], atol=0.5)
 
@@ -75,11 +75,11 @@ def test_coordinates_that_a_scan_does_not_have_are_far() -> None:
     folded = values[
         :, ::-1
     ].copy()  # falls where its slopes say it rises, so nothing lies beyond its ends either
-    found = AnatomicalMap(folded, np.diag([10.0, 10.0, 10.0, 1.0]), np.eye(3) / 400)
-    wanted = np.array([[0.25, 1.5 / 40, 1.5 / 40], [0.25, 1.5 / 40, 0.9]])
-    places = PlaceFinder(found).find(wanted)
+    scan_map = AnatomicalMap(folded, np.diag([10.0, 10.0, 10.0, 1.0]), np.eye(3) / 400)
+    target = np.array([[0.25, 1.5 / 40, 1.5 / 40], [0.25, 1.5 / 40, 0.9]])
+    places = PlaceFinder(scan_map).find(target)
     assert places.distances[0] < 0.05
-    np.testing.assert_allclose(found.at(places.millimetres)[0], wanted[0], atol=1e-3)
+    np.testing.assert_allclose(scan_map.at(places.millimetres)[0], target[0], atol=1e-3)
 
 
 def test_unusable_maps() -> None:

@@ -39,11 +39,11 @@ def true_box(labels: np.ndarray, value: int) -> tuple[np.ndarray, np.ndarray]:
 def test_boxes_in_a_new_patient(number: int) -> None:
     frame = whole_frame(number)
     patient = Patient.number(number)
-    found = localize([labelled(n) for n in (1, 2, 3)], patient.map(frame), frame, list(VALUES))
-    assert set(found) == set(NAMES)  # nobody has the last one
+    boxes = localize([labelled(n) for n in (1, 2, 3)], patient.map(frame), frame, list(VALUES))
+    assert set(boxes) == set(NAMES)  # nobody has the last one
     labels = patient.labels(frame)
     for name in NAMES:
-        box = found[name]
+        box = boxes[name]
         first, stop = true_box(labels, VALUES[name][0])
         voxels = box.voxels(frame)
         assert voxels is not None
@@ -79,8 +79,8 @@ def test_organs_beyond_the_field_of_view() -> None:
     assert lower["node"].voxels(lower_frame) is not None
     assert upper["node"].voxels(parts[1] if upwards else parts[0]) is None
     # the whole box is known all the same
-    for frame, found in zip(parts, boxes, strict=True):
-        ends = np.array(found["liver"].millimetres(frame))
+    for frame, own_boxes in zip(parts, boxes, strict=True):
+        ends = np.array(own_boxes["liver"].millimetres(frame))
         truth = whole.millimetres(index)
         np.testing.assert_allclose(ends, [truth.min(axis=0), truth.max(axis=0)], atol=12)
 
@@ -92,11 +92,11 @@ def test_scans_that_cut_an_organ_are_used_only_without_others() -> None:
     halved = labelled_in(1, cut(whole, axis, 0, middle))
     assert halved.organs["liver"].cut
     frame = whole_frame(5)
-    found = Patient.number(5).map(frame)
-    alone = localize([halved], found, frame, ["liver"])["liver"]
+    new_map = Patient.number(5).map(frame)
+    alone = localize([halved], new_map, frame, ["liver"])["liver"]
     assert (alone.cut, alone.scans, alone.spread) == (True, 1, None)
-    both = localize([halved, labelled(2)], found, frame, ["liver"])["liver"]
-    only = localize([labelled(2)], found, frame, ["liver"])["liver"]
+    both = localize([halved, labelled(2)], new_map, frame, ["liver"])["liver"]
+    only = localize([labelled(2)], new_map, frame, ["liver"])["liver"]
     assert (both.cut, both.scans) == (False, 1)
     np.testing.assert_array_equal([both.lower, both.upper], [only.lower, only.upper])
     # half an organ gives a smaller box
@@ -105,11 +105,11 @@ def test_scans_that_cut_an_organ_are_used_only_without_others() -> None:
 
 def test_a_scan_that_could_not_be_measured_is_left_out() -> None:
     frame = whole_frame(5)
-    found = Patient.number(5).map(frame)
+    new_map = Patient.number(5).map(frame)
     good = labelled(2)
     bad = LabelledScan("bad", AnatomicalMap.unusable("air"), good.organs)
-    assert localize([bad, good], found, frame, ["liver"])["liver"].scans == 1
-    assert localize([bad], found, frame, ["liver"]) == {}
+    assert localize([bad, good], new_map, frame, ["liver"])["liver"].scans == 1
+    assert localize([bad], new_map, frame, ["liver"]) == {}
     with pytest.raises(ValueError, match="no anatomical coordinates: air"):
         localize([good], bad.map, frame, ["liver"])
 
@@ -119,16 +119,16 @@ def test_single_failures_are_replaced() -> None:
     here = random.uniform(-40, 40, (300, 3))
     change = np.eye(3) + random.normal(0, 0.1, (3, 3))
     true = here @ change + [50, -20, 7] + random.normal(0, 0.5, here.shape)
-    there = true.copy()
+    moved = true.copy()
     wrong = random.choice(300, size=45, replace=False)
-    there[wrong] += random.uniform(40, 150, (45, 3)) * random.choice([-1, 1], (45, 3))
-    repaired = without_outliers(here, there)
+    moved[wrong] += random.uniform(40, 150, (45, 3)) * random.choice([-1, 1], (45, 3))
+    repaired = without_outliers(here, moved)
     right = np.setdiff1d(np.arange(300), wrong)
-    np.testing.assert_array_equal(repaired[right], there[right])
+    np.testing.assert_array_equal(repaired[right], moved[right])
     assert np.abs(repaired[wrong] - true[wrong]).max() < 6
     assert np.abs(repaired[wrong] - true[wrong]).mean() < 2
     # an organ of one voxel, and one of a few
-    np.testing.assert_array_equal(without_outliers(here[:1], there[:1]), there[:1])
+    np.testing.assert_array_equal(without_outliers(here[:1], moved[:1]), moved[:1])
     np.testing.assert_array_equal(without_outliers(here[right][:3], true[right][:3]), true[right][:3])
 
 
@@ -171,13 +171,13 @@ class TestCommand:
         assert new["size_xyz"] == list(frame.shape[::-1])
         assert list(new["organs"]) == ["liver", "kidney", "both"]
         first, stop = true_box(Patient.number(5).labels(frame), 2)
-        found = new["organs"]["kidney"]
-        np.testing.assert_allclose(found["voxel_xyz"]["first"], first[::-1], atol=1)
-        np.testing.assert_allclose(found["voxel_xyz"]["stop"], stop[::-1], atol=1)
-        assert found["labelled_scans"] == 2
+        organ = new["organs"]["kidney"]
+        np.testing.assert_allclose(organ["voxel_xyz"]["first"], first[::-1], atol=1)
+        np.testing.assert_allclose(organ["voxel_xyz"]["stop"], stop[::-1], atol=1)
+        assert organ["labelled_scans"] == 2
         assert air["problem"] == "no body was found"
         printed = capsys.readouterr().out
-        x, last = found["voxel_xyz"]["first"][0], found["voxel_xyz"]["stop"][0] - 1
+        x, last = organ["voxel_xyz"]["first"][0], organ["voxel_xyz"]["stop"][0] - 1
         assert f"kidney  x {x}..{last}  y " in printed
         assert "could not be measured: no body was found" in printed
 

@@ -70,10 +70,10 @@ class Patient:
         """Which organ each voxel of a scan belongs to."""
         index = np.stack(np.meshgrid(*[np.arange(n) for n in frame.shape], indexing="ij"), axis=-1)
         atlas = self.atlas(frame.millimetres(index))
-        found = np.zeros(frame.shape, dtype=np.int16)
+        values = np.zeros(frame.shape, dtype=np.int16)
         for value, (centre, radii) in ORGANS.items():
-            found[(((atlas - np.array(centre)) / np.array(radii)) ** 2).sum(axis=-1) < 1] = value
-        return found
+            values[(((atlas - np.array(centre)) / np.array(radii)) ** 2).sum(axis=-1) < 1] = value
+        return values
 
 
 def whole_frame(number: int, spacing: float = 4.0, *, oblique: bool = True) -> Frame:

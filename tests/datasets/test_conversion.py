@@ -368,7 +368,7 @@ def test_corrupt_files_are_listed_at_once(home: Path, tmp_path: Path) -> None:
             Kits23(partial=True, exclude=("case_7",)),
             fake.kits23,
             lambda at: None,
-            "case_7: to be left out, but there is no such case",
+            "case_7: named by --exclude, but the release has no such case",
         ),
         (
             Acdc(partial=True),
@@ -383,7 +383,7 @@ def test_corrupt_files_are_listed_at_once(home: Path, tmp_path: Path) -> None:
             "not part of the release",
         ),
         (Acdc(), fake.acdc, lambda at: None, "missing: 94 patients of training: 3-4, 6-88, 91-99"),
-        (Brats(), fake.brats2021, lambda at: None, "5 of the release's 1251 cases are there"),
+        (Brats(), fake.brats2021, lambda at: None, "the folder holds 5 of the release's 1251 cases"),
         (
             Brats(partial=True, split="nnformer"),
             fake.brats2021,

@@ -104,9 +104,9 @@ def test_corrupted_header_is_found(bad: dict[str, object], kind: str, words: str
         slice_mm = float(random.choice([2.0, 3.0, 5.0]))
         cases.append(grid(f"good{n}", spacing=(size, size, slice_mm), counts=(512, 512, 60 + n)))
     assert unusual_grids(cases) == []
-    found = unusual_grids([*cases, grid("bad", **bad)])  # type: ignore[arg-type]
-    assert {item.case for item in found} == {"bad"}
-    assert any(item.kind == kind and words in item.message for item in found)
+    unusual = unusual_grids([*cases, grid("bad", **bad)])  # type: ignore[arg-type]
+    assert {item.case for item in unusual} == {"bad"}
+    assert any(item.kind == kind and words in item.message for item in unusual)
 
 
 def test_impossible_length_needs_no_other_cases() -> None:

@@ -54,29 +54,19 @@ class TestGrid:
         assert grid.shape == LPS
         assert grid.spacing == pytest.approx((2, 1, 3))
         values = range(1, int(labels.max()) + 1)
-        found = occupied_cells(array, frame(properties, array), grid, values)
+        occupied = occupied_cells(array, frame(properties, array), grid, values)
         # L and P run against R and A
         expected = np.flip(labels, (0, 1)).ravel()
-        for label, cells in found.items():
+        for label, cells in occupied.items():
             assert cells.tolist() == np.flatnonzero(expected == label).tolist()
 
     @pytest.mark.parametrize(
         ("size", "lower", "upper", "edge", "expected"),
         [
-            (
-                8,
-                (2, 2, 2),
-                (4, 4, 6),
-                4,
-                [(2, 2, 1), (2, 2, 2)],
-            ),  # half as many cells, which hold two voxels each
-            (
-                4,
-                (1, 1, 1),
-                (2, 2, 3),
-                8,
-                list(itertools.product((4, 5), (4, 5), (2, 3, 4, 5))),
-            ),  # twice as many
+            # half as many cells, which hold two voxels each
+            (8, (2, 2, 2), (4, 4, 6), 4, [(2, 2, 1), (2, 2, 2)]),
+            # twice as many
+            (4, (1, 1, 1), (2, 2, 3), 8, list(itertools.product((4, 5), (4, 5), (2, 3, 4, 5)))),
         ],
     )
     def test_other_sizes(
@@ -84,15 +74,12 @@ class TestGrid:
     ) -> None:
         array, properties = store(box((size,) * 3, lower, upper))
         grid = Grid((edge,) * 3, (size / edge,) * 3)
-        found = occupied_cells(array, frame(properties, array), grid, [1])[1]
-        assert list(zip(*np.unravel_index(found, grid.shape), strict=True)) == expected
+        occupied = occupied_cells(array, frame(properties, array), grid, [1])[1]
+        assert list(zip(*np.unravel_index(occupied, grid.shape), strict=True)) == expected
 
     @hypothesis.given(permutations, flips, st.sampled_from([(5, 6, 7), (10, 12, 14), (13, 7, 20)]))
     def test_storage_changes_nothing(
-        self,
-        permutation: tuple[int, int, int],
-        flipped: tuple[bool, bool, bool],
-        shape: tuple[int, int, int],
+        self, permutation: tuple[int, int, int], flipped: tuple[bool, bool, bool], shape: tuple[int, int, int]
     ) -> None:
         labels = ramp() % 50
         plain, plain_properties = store(labels, (2.0, 1.0, 3.0))
@@ -128,7 +115,7 @@ class TestGrid:
 
     def test_oblique_storage_keeps_the_place(self) -> None:
         """The same box of the body, cut out along other axes: cells are fractions of the scan's bounding box."""
-        found = []
+        atlases = []
         for angles in ((0, 0, 0), (0.15, -0.1, 0.2)):
             properties = store(np.zeros((40, 40, 40), np.uint8), angles=angles)[1]
             scan = Frame.from_properties(properties, (40, 40, 40))
@@ -137,11 +124,11 @@ class TestGrid:
             array = ((place > (-8, 2, -12)) & (place < (4, 10, 5))).all(axis=-1).astype(np.int32)
             cells = occupied_cells(array, scan, Grid((40, 40, 40), (1.0, 1.0, 1.0)), [1])[1]
             steps = np.stack(np.unravel_index(cells, (40, 40, 40)), axis=-1) - 19.5
-            found.append(steps * scan.extent / 40)  # mm from the centre
+            atlases.append(steps * scan.extent / 40)  # mm from the centre
         cell = scan.extent / 40  # mm, of the oblique scan
         for ends in (np.min, np.max):
-            assert (np.abs(ends(found[0], axis=0) - ends(found[1], axis=0)) <= cell).all()
-        np.testing.assert_allclose(found[0].mean(axis=0), found[1].mean(axis=0), atol=0.2)
+            assert (np.abs(ends(atlases[0], axis=0) - ends(atlases[1], axis=0)) <= cell).all()
+        np.testing.assert_allclose(atlases[0].mean(axis=0), atlases[1].mean(axis=0), atol=0.2)
 
 
 class TestMask:
@@ -210,11 +197,13 @@ def study(tmp_path: Path) -> Path:
     """Labels in four orientations, and predictions of two folds with false positives far away."""
     for number, case in enumerate(CASES):
         write(tmp_path / "labels" / f"{case}.nii.gz", truth(number), (2.0, 2.0, 2.0), *STORAGES[number])
-        found = truth(number)
-        found[4:8, 4:8, 24:28] = 1
-        found[14:18, 15:17, 4:8] = 2
+        predicted = truth(number)
+        predicted[4:8, 4:8, 24:28] = 1
+        predicted[14:18, 15:17, 4:8] = 2
         fold = f"fold_{number // 2}"
-        write(tmp_path / fold / "validation" / f"{case}.nii.gz", found, (2.0, 2.0, 2.0), *STORAGES[number])
+        write(
+            tmp_path / fold / "validation" / f"{case}.nii.gz", predicted, (2.0, 2.0, 2.0), *STORAGES[number]
+        )
     describe(tmp_path, LABELS)
     return tmp_path
 

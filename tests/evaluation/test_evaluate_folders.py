@@ -29,20 +29,20 @@ def anatomy() -> tuple[np.ndarray, np.ndarray]:
     true[12:16, 3:8, 2:7] = 1
     true[2:6, 3:8, 2:7] = 2
     true[2:12, 8:13, 6:11] = 3
-    found = true.copy()
-    found[12, 3:8, 2:7] = 2  # a slab of the left kidney
-    found[3:12, 8:13, 6:12] = 3
-    found[2, 8:13] = 0
-    return true, found
+    predicted = true.copy()
+    predicted[12, 3:8, 2:7] = 2  # a slab of the left kidney
+    predicted[3:12, 8:13, 6:12] = 3
+    predicted[2, 8:13] = 0
+    return true, predicted
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Two cases in `pred` and `gt`."""
-    true, found = anatomy()
+    true, predicted = anatomy()
     for number, case in enumerate(("a", "b")):
         write(tmp_path / "gt" / f"{case}.nii.gz", true, SPACING, *STORAGES[number])
-        write(tmp_path / "pred" / f"{case}.nii.gz", found, SPACING, *STORAGES[number])
+        write(tmp_path / "pred" / f"{case}.nii.gz", predicted, SPACING, *STORAGES[number])
     describe(tmp_path / "pred", LABELS)
     (tmp_path / "pred" / "summary.json").write_text("{}")
     return tmp_path
@@ -54,9 +54,9 @@ def evaluate(data: Path, **options: Any) -> dict[str, Any]:
 
 class TestValues:
     def test_storage_changes_nothing(self, tmp_path: Path) -> None:
-        true, found = anatomy()
+        true, predicted = anatomy()
         for number, storage in enumerate([*STORAGES, ((2, 1, 0), (True, False, True), (0.2, -0.1, 0.3))]):
-            for folder, labels in (("gt", true), ("pred", found)):
+            for folder, labels in (("gt", true), ("pred", predicted)):
                 write(tmp_path / folder / f"case_{number}.nrrd", labels, SPACING, *storage)
         describe(tmp_path, LABELS, ".nrrd")  # above the predictions
         content = evaluate(tmp_path, paper=True)
@@ -224,6 +224,7 @@ class TestBadInput:
             ({"tolerance_mm": -1}, "tolerance_mm"),
             ({"cases": []}, "no case"),
             ({"cases": ["z"]}, "case z is not in"),
+            ({"cases": ["A"]}, r"case A is not in \S+pred \(did you mean a\?\)"),
             ({"processes": 0}, "at least 1"),
             ({"dataset_json": Path("nowhere.json")}, "no dataset.json"),
             ({"dataset_json": {"labels": LABELS}}, "lacks file_ending"),
@@ -295,10 +296,10 @@ class TestCommand:
 
 
 def test_small_structures_and_what_does_not_suit_them(tmp_path: Path) -> None:
-    true, found = anatomy()
+    true, predicted = anatomy()
     size = (0.1, 0.1, 0.1)
     write(tmp_path / "gt" / "a.nii.gz", true, size)
-    write(tmp_path / "pred" / "a.nii.gz", found, size)
+    write(tmp_path / "pred" / "a.nii.gz", predicted, size)
     describe(tmp_path / "pred", LABELS)
     content = evaluate(tmp_path)
     heads, _, kidney, *_ = (line.split(" | ") for line in to_table(content).splitlines())

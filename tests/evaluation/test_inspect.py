@@ -102,24 +102,26 @@ MISTAKES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str, tuple[str, ..
 
 def test_right_cases_raise_no_doubt(ranges: Ranges) -> None:
     for seed in range(100, 120):
-        found, doubt = judge("new", summary(patient(seed)), ranges, KNOWN)
-        assert not found, (seed, [one.sentence for one in found])
+        reported, doubt = judge("new", summary(patient(seed)), ranges, KNOWN)
+        assert not reported, (seed, [one.sentence for one in reported])
         assert 0 <= doubt <= 1
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_found_and_named(mistake: str, ranges: Ranges) -> None:
     make, kind, classes = MISTAKES[mistake]
-    found, doubt = judge("new", summary(make(patient(100)).astype(np.uint8)), ranges, KNOWN)
-    assert (kind, classes) in {(one.kind, one.classes) for one in found}, [one.sentence for one in found]
+    reported, doubt = judge("new", summary(make(patient(100)).astype(np.uint8)), ranges, KNOWN)
+    assert (kind, classes) in {(one.kind, one.classes) for one in reported}, [
+        one.sentence for one in reported
+    ]
     assert doubt > 1
 
 
 def test_one_mistake_is_told_once(ranges: Ranges) -> None:
     for mistake in ("pair", "mirrored", "shift", "missing"):
         make, kind, _ = MISTAKES[mistake]
-        found = findings(make(patient(100)), ranges)
-        assert [one.kind for one in found] == [kind], (mistake, [one.sentence for one in found])
+        reported = findings(make(patient(100)), ranges)
+        assert [one.kind for one in reported] == [kind], (mistake, [one.sentence for one in reported])
     (found_shift,) = findings(shifted(patient(100), 2, 10, 2), ranges)
     assert "kidney_right lies" in found_shift.sentence
     assert "mm too far superior among the other classes (training: up to" in found_shift.sentence

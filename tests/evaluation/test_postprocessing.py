@@ -112,9 +112,9 @@ def test_a_full_disk_is_said_and_nothing_broken_is_kept(
     line = ["postprocess", "largest-component", str(pred), "-o", str(out), "--quiet", "-np", "1"]
     with full_disk(3000):
         assert main(line) == 2
-    said = capsys.readouterr().err
-    assert f"{out / 'b.nii.gz'} was not written whole" in said
-    assert "Traceback" not in said
+    message = capsys.readouterr().err
+    assert f"{out / 'b.nii.gz'} was not written whole" in message
+    assert "Traceback" not in message
     assert sorted(file.name for file in out.iterdir()) == ["a.nii.gz", "postprocessing.jsonl"]
     assert [record["case"] for record in records(out)] == ["a"]
     assert main(line) == 0

@@ -142,12 +142,12 @@ class TestDice:
         run = Robustness(models, scans / "images", scans / "labels", Design(amounts=(0,)), tmp_path / "out")
         run.run(progress=False)
         for case in run.cases:
-            found, label = (
+            predicted, label = (
                 sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
                 for file in (tmp_path / "predicted" / case.label.name, case.label)
             )
-            assert 0 < found.sum() < found.size
-            dice = 2 * (found & label).sum() / (found.sum() + label.sum())
+            assert 0 < predicted.sum() < predicted.size
+            dice = 2 * (predicted & label).sum() / (predicted.sum() + label.sum())
             assert run.dice(*models, case, UNCHANGED)["organ"] == pytest.approx(dice, abs=1e-12)
 
     def test_a_class_that_is_nowhere(self, scans: Path, by_height: Path) -> None:

@@ -148,7 +148,7 @@ def around_a_training() -> Iterator[Step]:
         "nnUNetv2_determine_postprocessing",
         f"nnUNetv2_determine_postprocessing -i {crossval} -ref {{root}}/preprocessed/{PHANTOM}/gt_segmentations "
         f"-plans_json {crossval}/plans.json -dataset_json {crossval}/dataset.json -np 1",
-        lambda folders, _: found(
+        lambda folders, _: existing(
             (folders.model("3d_fullres") / "crossval_results_folds_0" / "postprocessing.pkl",)
         ),
     )
@@ -161,13 +161,13 @@ def around_a_training() -> Iterator[Step]:
     yield Step(
         "export",
         f"nnUNetv2_export_model_to_zip -d 1 -o {{root}}/model.zip -c 3d_fullres -tr {TRAINER} -f 0",
-        lambda folders, _: found((folders.root / "model.zip",)),
+        lambda folders, _: existing((folders.root / "model.zip",)),
     )
     installed = {"nnUNet_results": "{root}/installed"}
     yield Step(
         "installation into empty results",
         "nnUNetv2_install_pretrained_model_from_zip {root}/model.zip",
-        lambda folders, _: found(
+        lambda folders, _: existing(
             (folders.installed / PHANTOM / folders.model("3d_fullres").name / "plans.json",)
         ),
         installed,
@@ -188,7 +188,7 @@ def locctx_around_a_training() -> Iterator[Step]:
     yield Step(
         "locctx evaluate",
         f"locctx evaluate {base} {truth} -o {{root}}/evaluation --paper --quiet -np 1",
-        lambda folders, _: found((folders.root / "evaluation" / "evaluation.json",)),
+        lambda folders, _: existing((folders.root / "evaluation" / "evaluation.json",)),
     )
     yield Step(
         "locctx postprocess",
@@ -230,7 +230,7 @@ def predict(
     return Step(name, command.strip(), predicted(target, same), variables or {})
 
 
-def found(files: tuple[Path, ...]) -> str:
+def existing(files: tuple[Path, ...]) -> str:
     """The files exist."""
     missing = [str(file) for file in files if not file.exists()]
     assert not missing, f"not written: {', '.join(missing)}"
@@ -239,7 +239,7 @@ def found(files: tuple[Path, ...]) -> str:
 
 def exists(name: str) -> Check:
     """A file or folder of the preprocessed data exists."""
-    return lambda folders, _: found((folders.preprocessed / PHANTOM / name,))
+    return lambda folders, _: existing((folders.preprocessed / PHANTOM / name,))
 
 
 def shrunk(folders: Folders, printed: str) -> str:

@@ -87,9 +87,9 @@ def test_a_model_predicts_where_nothing_but_its_zip_is_known(
     scans = bodies.raw / bodies.dataset / "imagesTs"
     for space, target in ((bodies, "here"), (elsewhere, "there")):
         space.predict(tmp_path / target, TRAINER, source, "-f 0 --disable_tta", scans)
-    here, there = (sorted((tmp_path / name).glob("*.nii.gz")) for name in ("here", "there"))
-    assert len(here) == len(there) == 2
-    for one, other in zip(here, there, strict=True):
+    here, others = (sorted((tmp_path / name).glob("*.nii.gz")) for name in ("here", "there"))
+    assert len(here) == len(others) == 2
+    for one, other in zip(here, others, strict=True):
         first, second = (SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(f))) for f in (one, other))
         np.testing.assert_array_equal(first, second)
 
@@ -122,12 +122,12 @@ def test_every_voxel_of_a_new_scan_gets_what_the_regressor_says_about_its_place(
         stored = np.load(tmp_path / "out" / file.name.replace("_0000.nii.gz", ".npz"))["probabilities"]
         probabilities = stored.astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
-            found = (np.log(probabilities[:3]) - np.log(probabilities[3])) / EchoUNet.scale
+            echoed = (np.log(probabilities[:3]) - np.log(probabilities[3])) / EchoUNet.scale
         data, properties = read_quietly([file], "SimpleITKIO")
         frame = Frame.from_properties(properties, data.shape[1:])
         measured = regressor.measure(data[0], frame)
         expected = make_source(source).field(frame, measured).box((0, 0, 0), frame.shape)
-        difference = np.abs(found - expected)[np.isfinite(found) & (np.abs(expected) < 0.6)]
+        difference = np.abs(echoed - expected)[np.isfinite(echoed) & (np.abs(expected) < 0.6)]
         assert difference.size > 0.5 * expected.size
         # resampling to the plans' voxel size bends a curve a little
         assert np.quantile(difference, 0.5) < 5e-3
@@ -151,12 +151,12 @@ def test_cases_are_loaded_with_their_measured_location(bodies: Workspace) -> Non
             np.testing.assert_array_equal(data[:][1:], field.box((0, 0, 0), data.shape[1:]))
         identifier = training.identifiers[0]
         patch = torch.from_numpy(np.asarray(training.load_case(identifier)[0][:, 2:9, 3:8, 1:7]))
-        found, corners = read_key(patch[-3:])
+        key, corners = read_key(patch[-3:])
         np.testing.assert_array_equal(corners[:, 0, 0, 0], [2, 3, 1])
         properties = training.load_case(identifier)[-1]
-        frame = Frame.from_properties(properties, found.shape, trainer.plans_manager.transpose_forward)
+        frame = Frame.from_properties(properties, key.shape, trainer.plans_manager.transpose_forward)
         field = make_source(source).field(frame, measurements.read(identifier))
-        np.testing.assert_array_equal(found.box((2, 3, 1), (7, 5, 6)), field.box((2, 3, 1), (7, 5, 6)))
+        np.testing.assert_array_equal(key.box((2, 3, 1), (7, 5, 6)), field.box((2, 3, 1), (7, 5, 6)))
 
 
 def test_the_location_of_a_scan_of_air_is_unknown(bodies: Workspace, tmp_path: Path) -> None:
@@ -228,8 +228,8 @@ def test_scores_of_measurements_follow_the_anatomy(bodies: Workspace) -> None:
     stored = folder(bodies, "body_part")
     measurements = CaseMeasurements(stored, (stored / REGRESSOR).read_bytes())
     for number in range(5):
-        found = measurements.read(f"whole_body_{number:03d}")
-        assert isinstance(found, Measurement)
+        measured = measurements.read(f"whole_body_{number:03d}")
+        assert isinstance(measured, Measurement)
     assert (stored / "report.json").is_file()
     assert (stored / "report.png").stat().st_size > 10_000
 
@@ -289,12 +289,12 @@ def test_scores_of_bpreg_are_taken_over(bodies: Workspace, tmp_path: Path) -> No
     stored = folder(space, "body_part")
     measurements = CaseMeasurements(stored, (stored / REGRESSOR).read_bytes())
     for number in range(5):
-        found = measurements.read(f"whole_body_{number:03d}")
-        assert isinstance(found, BodyPartCurve)
-        assert not found.problem
-        assert found.slope == pytest.approx(0.118, rel=0.02)
-        assert found.cross_section is not None
-        assert found.scores[0] == pytest.approx(20, abs=2.5)
+        measured = measurements.read(f"whole_body_{number:03d}")
+        assert isinstance(measured, BodyPartCurve)
+        assert not measured.problem
+        assert measured.slope == pytest.approx(0.118, rel=0.02)
+        assert measured.cross_section is not None
+        assert measured.scores[0] == pytest.approx(20, abs=2.5)
     # scores that changed are taken over again, those of the other cases are left alone
     file = tmp_path / "json" / "whole_body_003.json"
     content = json.loads(file.read_text())
@@ -304,6 +304,6 @@ def test_scores_of_bpreg_are_taken_over(bodies: Workspace, tmp_path: Path) -> No
     assert fit(space, "body_part", f"--from-json {tmp_path / 'json'}") == 0
     after = {path.name: path.stat().st_mtime_ns for path in measurements.folder.iterdir()}
     assert [name for name in before if after[name] != before[name]] == ["whole_body_003.npz"]
-    found = measurements.read("whole_body_003")
-    assert isinstance(found, BodyPartCurve)
-    assert found.scores[0] == pytest.approx(27, abs=2.5)
+    measured = measurements.read("whole_body_003")
+    assert isinstance(measured, BodyPartCurve)
+    assert measured.scores[0] == pytest.approx(27, abs=2.5)

@@ -74,16 +74,15 @@ def true_fraction(image: SimpleITK.Image) -> tuple[np.ndarray, np.ndarray]:
     centre = place(*[(low + high) / 2 for low, high in box[::-1]])
     origin = place(0, 0, 0)
     axes = np.stack([place(1, 0, 0), place(0, 1, 0), place(0, 0, 1)], axis=1) - origin[:, None]
-    extent = np.abs(axes) @ [
-        high - low + 1 for low, high in box[::-1]
-    ]  # of the bounding box along each patient axis
+    # of the bounding box along each patient axis
+    extent = np.abs(axes) @ [high - low + 1 for low, high in box[::-1]]
     places = np.tensordot(axes, index[::-1], axes=1) + origin[:, None, None, None]
     return (places - centre[:, None, None, None]) / extent[:, None, None, None], checked
 
 
-def check_close(found: np.ndarray, expected: np.ndarray) -> None:
+def check_close(echoed: np.ndarray, expected: np.ndarray) -> None:
     """Fractions equal but for float16, which leaves least at the edges of a volume; a voxel is 0.03 or more."""
-    difference = np.abs(found - expected)
+    difference = np.abs(echoed - expected)
     assert difference.max() < 0.01
     assert np.quantile(difference, 0.99) < 1e-3
 
@@ -147,10 +146,10 @@ def test_every_voxel_gets_its_place_in_the_patient(
 ) -> None:
     """With nnU-Net's mirroring on: what the network hears about a voxel does not depend on the way it is flipped."""
     image = scan(*SCANS[name])
-    found, _ = predict(echo, image, tmp_path, configuration)
+    echoed, _ = predict(echo, image, tmp_path, configuration)
     expected, checked = true_fraction(image)
     assert np.ptp(expected[:, checked], axis=1).min() > 0.8  # a location worth checking
-    check_close(found[:, checked], expected[:, checked])
+    check_close(echoed[:, checked], expected[:, checked])
 
 
 def test_orientations_agree_about_the_anatomy(echo: Workspace, tmp_path: Path) -> None:

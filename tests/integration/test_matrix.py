@@ -17,11 +17,11 @@ TRAINERS = (
 )
 
 
-def check_predictions(found: dict[str, np.ndarray], truth: Path, allowed: range) -> None:
+def check_predictions(echoed: dict[str, np.ndarray], truth: Path, allowed: range) -> None:
     """One segmentation per scan, of its size, with the dataset's labels only."""
     expected = images(truth)
-    assert found.keys() == expected.keys()
-    for name, segmentation in found.items():
+    assert echoed.keys() == expected.keys()
+    for name, segmentation in echoed.items():
         assert segmentation.shape == expected[name].shape
         assert set(np.unique(segmentation)) <= set(allowed)
 

@@ -120,8 +120,8 @@ def test_with_a_plain_networks_weights_day_0_equals_it(
         located.network.train(training)
         with torch.no_grad():
             expected = plain.network(x)
-            found = located.network(torch.cat([x[:, :1], place, x[:, 1:]], dim=1))
-        for one, other in zip(expected, found, strict=True):
+            output = located.network(torch.cat([x[:, :1], place, x[:, 1:]], dim=1))
+        for one, other in zip(expected, output, strict=True):
             torch.testing.assert_close(other, one, rtol=0, atol=1e-6)
 
 

@@ -154,12 +154,12 @@ class WholeNetworkHarness:
             network(x[:, 1:])
 
     def test_refuses_other_patches_and_names_allowed_ones(self, rank: int) -> None:
-        found = network_class(self.name)
+        network_type = network_class(self.name)
         options = complete_network_options(self.name, self.options)
         for size in self.patches[rank]:
-            found.check_patch(size, **options)
+            network_type.check_patch(size, **options)
         size = (*self.patches[rank][0][:-1], self.patches[rank][0][-1] + 1)
-        for call in (lambda: found.check_patch(size, **options), lambda: self.make("", size)):
+        for call in (lambda: network_type.check_patch(size, **options), lambda: self.make("", size)):
             with pytest.raises(
                 ValueError, match=rf"patch_size {re.escape(str(list(size)))} does not"
             ) as error:
@@ -167,7 +167,7 @@ class WholeNetworkHarness:
             nearest = re.findall(r"\[[\d, ]+\]", str(error.value).split("nearest allowed:")[1])
             assert nearest
             for one in nearest:
-                found.check_patch(json.loads(one), **options)
+                network_type.check_patch(json.loads(one), **options)
 
     def test_refuses_other_ranks(self) -> None:
         options = complete_network_options(self.name, self.options)
@@ -260,9 +260,8 @@ class WholeNetworkHarness:
         kept = {name: value for name, value in self.given(with_location).items() if name not in of_location}
         twin = self.make("", self.patches[rank][0], deep_supervision=True, **{**kept, **self.twin})
         assert not twin.located
-        state = {
-            name: torch.zeros_like(value) for name, value in twin.state_dict().items()
-        }  # replaced positions
+        # replaced positions
+        state = {name: torch.zeros_like(value) for name, value in twin.state_dict().items()}
         twin.load_state_dict({name: network.state_dict().get(name, value) for name, value in state.items()})
         plain = torch.cat([x[:, :1], x[:, 4:]], dim=1)
         x[:, 1:4] = torch.nan

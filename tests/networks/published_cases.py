@@ -39,17 +39,11 @@ class Case:
         return torch.cat([image(self.size), *([location(self.size)] if network.located else [])], dim=1)
 
 
-UNETRPP = {
-    **SMALL["unetr_pp"],
-    "dims": [4, 8, 16, 32],
-    "depths": [1, 1, 2, 1],
-}  # groups divide channels there
+# groups divide channels there
+UNETRPP = {**SMALL["unetr_pp"], "dims": [4, 8, 16, 32], "depths": [1, 1, 2, 1]}
 NNFORMER = {**SMALL["nnformer"], "depths": [2, 2, 2, 2]}
-SWIN_UNETR = {
-    "feature_size": 12,
-    "depths": [2, 1, 1, 1],
-    "num_heads": [1, 2, 2, 4],
-}  # old MONAI's other sizes are fixed
+# old MONAI's other sizes are fixed
+SWIN_UNETR = {"feature_size": 12, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 2, 4]}
 
 CASES = {
     "unetr_pp": Case("unetr_pp", (16, 32, 64), UNETRPP),

@@ -164,8 +164,10 @@ def test_parameters_of_the_page() -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "explanation" / "lightmedseg.md").read_text()
     rows = re.findall(r"^\| `(\{.*?\})` \| ([\d,]+) \|", page, re.MULTILINE)
     assert len(rows) == 7
-    for options, told in rows:
-        assert parameters(build(**{**PAPER, **json.loads(options)})) == int(told.replace(",", "")), options
+    for options, published in rows:
+        assert parameters(build(**{**PAPER, **json.loads(options)})) == int(published.replace(",", "")), (
+            options
+        )
 
 
 def test_without_anchors_the_extent_alone_brings_location() -> None:
@@ -205,9 +207,9 @@ def test_published_parameters_per_part() -> None:
 )
 def test_published_multiply_adds(options: dict[str, Any], convolutions: float, counted: float) -> None:
     """Torch's counter also counts the matrix products by which texture, skips and position bias are interpolated."""
-    found = multiply_adds(build(**PAPER, **options))
-    assert found["convolutions"] == pytest.approx(convolutions, abs=0.005)
-    assert found["all"] == pytest.approx(counted, abs=0.005)
+    operations = multiply_adds(build(**PAPER, **options))
+    assert operations["convolutions"] == pytest.approx(convolutions, abs=0.005)
+    assert operations["all"] == pytest.approx(counted, abs=0.005)
 
 
 def test_the_default_keeps_the_budget() -> None:

@@ -95,8 +95,8 @@ def test_starts_as_the_planned_network(
     x, without = feed(rank, channels=2, previous=3)
     outputs, expected = located(x), reference(without)
     assert [output.shape for output in outputs] == [output.shape for output in expected]
-    for output, wanted in zip(outputs, expected, strict=True):
-        assert torch.equal(output, wanted)
+    for output, target in zip(outputs, expected, strict=True):
+        assert torch.equal(output, target)
 
 
 @pytest.mark.parametrize(("block", "place"), BLOCKS_AND_PLACES)
@@ -293,10 +293,7 @@ def test_refuses_wrong_arguments(arguments: tuple[int, str, str], message: str) 
 
 
 def test_refuses_unknown_options() -> None:
-    with pytest.raises(
-        ValueError,
-        match="block 'prior' does not take reduction; allowed: encoding, bands",
-    ):
+    with pytest.raises(ValueError, match="block 'prior' does not take reduction; allowed: encoding, bands"):
         LocatedUNet(plan(), 1, Fitting("prior", "logits", {"reduction": 4}))
 
 

@@ -86,8 +86,8 @@ def attend_slowly(attention: WindowAttention, grid: WindowGrid, queries: Tensor,
                 product = query[token][head] @ key[other][head] / math.sqrt(width)
                 logits.append(product + table[(*apart, head)])
             weights = torch.stack(logits).softmax(0)
-            found = sum(weight * value[other][head] for weight, other in zip(weights, others, strict=True))
-            result[token][head * width : (head + 1) * width] = found
+            attended = sum(weight * value[other][head] for weight, other in zip(weights, others, strict=True))
+            result[token][head * width : (head + 1) * width] = attended
     output: Tensor = attention.output(result)
     return output
 
@@ -165,18 +165,18 @@ def test_blocks_of_a_stage() -> None:
     """Windows are shifted in every second block of the encoder, and in all but the first of the decoder, which
     looks across."""
     network = small(depths=[3, 3, 2, 2], dropout_path_rate=0.2)
-    found: list[list[tuple[bool, bool]]] = []
+    attended: list[list[tuple[bool, bool]]] = []
     rates: list[float] = []
     for stage in network.stages:
         assert isinstance(stage, nn.ModuleList)
         blocks = [block for block in stage if isinstance(block, WindowBlock)]
-        found.append([(any(block.grid.shift), block.attention.cross) for block in blocks])
+        attended.append([(any(block.grid.shift), block.attention.cross) for block in blocks])
         rates += [block.drop_path.drop_prob for block in blocks]
     here, moved, across = (False, False), (True, False), (False, True)
-    assert found[:2] == [[here, moved, here]] * 2
-    assert found[2] == [here, moved]
-    assert found[3] == [here, here]  # one token along two axes, a window along the third
-    assert found[4:] == [[across, moved], [across, moved, moved], [across, moved, moved]]
+    assert attended[:2] == [[here, moved, here]] * 2
+    assert attended[2] == [here, moved]
+    assert attended[3] == [here, here]  # one token along two axes, a window along the third
+    assert attended[4:] == [[across, moved], [across, moved, moved], [across, moved, moved]]
     assert rates[:10] == pytest.approx([0.2 * n / 9 for n in range(10)])
     assert rates[10:] == pytest.approx([0.2 * n / 7 for n in range(8)])
 

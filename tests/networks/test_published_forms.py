@@ -32,10 +32,10 @@ def furthest(case: str, **other: Any) -> float:
     """Largest distance of an output from the authors', relative by norm."""
     network, expected = CASES[case].make(**other), theirs(case)
     with torch.no_grad():
-        found = sampled(network(CASES[case].feed(network)))
-    assert set(found) == set(expected)
-    assert all(found[key].shape == expected[key].shape for key in found)
-    return max(float((found[key] - expected[key]).norm() / expected[key].norm()) for key in found)
+        outputs = sampled(network(CASES[case].feed(network)))
+    assert set(outputs) == set(expected)
+    assert all(outputs[key].shape == expected[key].shape for key in outputs)
+    return max(float((outputs[key] - expected[key]).norm() / expected[key].norm()) for key in outputs)
 
 
 @pytest.mark.parametrize("case", CASES)

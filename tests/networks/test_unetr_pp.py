@@ -137,10 +137,7 @@ def test_block_starts_without_attention() -> None:
     ("places", "sizes"),
     [
         ("paper", [(2, 2, 4), (2, 2, 4), (1, 1, 2), (2, 2, 4)]),
-        (
-            "all",
-            [(8, 8, 16), (4, 4, 8), (2, 2, 4), (1, 1, 2), (2, 2, 4), (4, 4, 8), (8, 8, 16), PATCH],
-        ),
+        ("all", [(8, 8, 16), (4, 4, 8), (2, 2, 4), (1, 1, 2), (2, 2, 4), (4, 4, 8), (8, 8, 16), PATCH]),
     ],
 )
 @pytest.mark.parametrize("flipped", [False, True])

@@ -8,13 +8,7 @@ import SimpleITK as sitk
 
 from nnunet_locctx.phantoms import storage, twin_organs
 from nnunet_locctx.phantoms.storage import ORIENTATIONS
-from nnunet_locctx.phantoms.twin_organs import (
-    LOOK_ALIKES,
-    ORGANS,
-    REGIONS,
-    make_phantom,
-    phantom_case,
-)
+from nnunet_locctx.phantoms.twin_organs import LOOK_ALIKES, ORGANS, REGIONS, make_phantom, phantom_case
 from tests.integration.workspace import ThreadsForProcesses
 
 SIDES = {label: 1 if name.endswith("_left") else -1 for label, name in enumerate(ORGANS, start=1)}
@@ -22,11 +16,11 @@ SIDES = {label: 1 if name.endswith("_left") else -1 for label, name in enumerate
 
 def centres_mm(case):
     """Label -> centre of mass in mm LPS."""
-    found = {}
+    centroids = {}
     for label in range(1, len(ORGANS) + 1):
         index = np.argwhere(case.labels == label)
-        found[label] = case.frame.millimetres(index).mean(0)
-    return found
+        centroids[label] = case.frame.millimetres(index).mean(0)
+    return centroids
 
 
 def read_lps(path):
@@ -63,9 +57,8 @@ def test_labels_lie_where_their_names_say(number):
         twin = label + 1 if side > 0 else label - 1
         assert side * (centre[label][0] - centre[twin][0]) > 20.0  # the left one lies at the larger x of LPS
     for label in (1, 2):
-        assert (
-            centre[label][2] > centre[label + 2][2] + 15.0 > centre[label + 4][2] + 30.0
-        )  # upper, middle, lower
+        # upper, middle, lower
+        assert centre[label][2] > centre[label + 2][2] + 15.0 > centre[label + 4][2] + 30.0
 
 
 def test_labels_match_the_structures():

@@ -42,9 +42,9 @@ def test_anatomy_does_not_depend_on_the_storage_orientation(code, number):
     index, here = indices(straight)
     other = stored.frame.index_from_millimetres(straight.frame.millimetres(index))
     assert np.abs(other - np.rint(other)).max() < 1e-6
-    there = tuple(np.rint(other).astype(int).T)
-    assert np.array_equal(straight.labels[here], stored.labels[there])
-    assert np.array_equal(straight.images[0][here], stored.images[0][there])
+    index_there = tuple(np.rint(other).astype(int).T)
+    assert np.array_equal(straight.labels[here], stored.labels[index_there])
+    assert np.array_equal(straight.images[0][here], stored.images[0][index_there])
     assert np.allclose(straight.canonical(index), stored.canonical(other), atol=1e-6)
     assert straight.orientation == "LPS"
     assert stored.orientation == code
@@ -56,8 +56,8 @@ def test_one_place_has_one_atlas_place_in_every_scan(number):
     first = whole_body_case(number, spacing=COARSE, crop=(0.0, 1.0), orientation="LPS")
     second = whole_body_case(number, spacing=(7, 7, 20), crop=(0.35, 0.8), orientation="SRP", oblique=0.0)
     index, _ = indices(second)
-    there = first.frame.index_from_millimetres(second.frame.millimetres(index))
-    assert np.abs(second.canonical(index) - first.canonical(there)).max() < 1e-6
+    index_there = first.frame.index_from_millimetres(second.frame.millimetres(index))
+    assert np.abs(second.canonical(index) - first.canonical(index_there)).max() < 1e-6
 
 
 def test_crops_show_the_same_anatomy():
@@ -65,8 +65,8 @@ def test_crops_show_the_same_anatomy():
     whole = whole_body_case(3, spacing=5.0, crop=(0.0, 1.0))
     part = whole_body_case(3, spacing=5.0, crop=(0.4, 0.8), orientation="RPI")
     index, here = indices(part)
-    there = whole.frame.index_from_millimetres(part.frame.millimetres(index))
-    nearest = tuple(np.clip(np.rint(there), 0, np.array(whole.labels.shape) - 1).astype(int).T)
+    index_there = whole.frame.index_from_millimetres(part.frame.millimetres(index))
+    nearest = tuple(np.clip(np.rint(index_there), 0, np.array(whole.labels.shape) - 1).astype(int).T)
     assert np.corrcoef(part.images[0][here], whole.images[0][nearest])[0, 1] > 0.95
     both = (part.labels[here] > 0) & (whole.labels[nearest] > 0)
     assert both.sum() > 0.5 * (part.labels > 0).sum()
@@ -113,9 +113,9 @@ def test_atlas_axes_are_right_anterior_superior():
 @pytest.mark.parametrize("number", [0, 3])
 def test_labels_lie_at_their_atlas_places(number):
     case = whole_body_case(number, spacing=5.0, crop=(0.0, 1.0))
-    found = centres(case)
-    assert sorted(found) == list(range(1, len(ORGANS) + 1))
-    for label, centre in found.items():
+    centroids = centres(case)
+    assert sorted(centroids) == list(range(1, len(ORGANS) + 1))
+    for label, centre in centroids.items():
         assert np.abs(centre - PLACES[label - 1]).max() < JITTER + 2.0  # half a voxel
 
 
@@ -164,8 +164,8 @@ def test_fields_of_view_orientations_and_spacings_differ():
     for case in cases:
         length = np.asarray(case.spacing) * case.labels.shape
         superior = int(np.argmax(np.abs(case.direction[2])))
-        wanted = case.fraction * case.body.level(ATLAS_HEIGHT)
-        assert abs(length[superior] - wanted) <= 0.5 * case.spacing[superior] + 1e-6
+        expected = case.fraction * case.body.level(ATLAS_HEIGHT)
+        assert abs(length[superior] - expected) <= 0.5 * case.spacing[superior] + 1e-6
         assert np.allclose(case.direction.T @ case.direction, np.eye(3))
         lower, upper = case.crop
         assert 0.0 <= lower < upper <= 1.0

@@ -122,11 +122,8 @@ def test_a_checkpoint_of_other_options_or_scans_or_none_at_all_restarts(
     file = tmp_path / "checkpoint.pt"
     stored = torch.load(file, weights_only=True)
     identity = {"options": dataclasses.asdict(TINY), "scans": stored["identity"]["scans"]}
-    half = {
-        **stored,
-        "identity": identity,
-        "optimiser": {},
-    }  # of another version: the weights fit, the rest does not
+    # of another version: the weights fit, the rest does not
+    half = {**stored, "identity": identity, "optimiser": {}}
     for damaged in (lambda: file.write_bytes(b"half a file"), lambda: torch.save(half, file)):
         damaged()
         results.append(fit_anatomical(changed, TINY, tmp_path, progress=False).to_bytes())
@@ -162,8 +159,8 @@ def test_a_scan_on_another_grid_is_refused(tmp_path: Path) -> None:
 def test_scans_smaller_than_a_crop(tmp_path: Path) -> None:
     small = {name: scan((-160, -120, first), (40, 30, 5)) for name, first in [("a", -100.0), ("b", 20.0)]}
     options = dataclasses.replace(TINY, crop=(32, 32, 32), scans_per_step=4)
-    found = fit_anatomical(small, options, tmp_path, progress=False)
-    assert np.isfinite(found.history["train"]).all()
+    fitted = fit_anatomical(small, options, tmp_path, progress=False)
+    assert np.isfinite(fitted.history["train"]).all()
 
 
 def test_held_out_scans_only_watch(tmp_path: Path, whole: AnatomicalRegressor) -> None:
@@ -180,8 +177,8 @@ def test_held_out_scans_only_watch(tmp_path: Path, whole: AnatomicalRegressor) -
 
 
 def test_fewer_than_five_scans_are_all_trained_on(tmp_path: Path) -> None:
-    found = fit_anatomical(scans(4), TINY, tmp_path, progress=False)
-    assert all(math.isnan(loss) for loss in found.history["validation"])
+    fitted = fit_anatomical(scans(4), TINY, tmp_path, progress=False)
+    assert all(math.isnan(loss) for loss in fitted.history["validation"])
 
 
 def test_a_loss_that_is_not_finite_ends_the_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,11 +274,11 @@ def measured(regressor: AnatomicalRegressor, number: int) -> tuple[np.ndarray, n
     first = float(generator.uniform(-250, 250 - SPACING * levels))
     canonical: CanonicalScan = scan((-160, -120, first), (40, 30, levels), number)
     frame = Frame.from_affine((40, 30, levels), canonical.affine, "LPS")
-    found = load_regressor(regressor.to_bytes()).measure(canonical.image, frame)
-    assert isinstance(found, AnatomicalMap)
-    assert found.problem == ""
+    anatomical_map = load_regressor(regressor.to_bytes()).measure(canonical.image, frame)
+    assert isinstance(anatomical_map, AnatomicalMap)
+    assert anatomical_map.problem == ""
     index = np.stack(np.meshgrid(*[np.arange(n) for n in frame.shape], indexing="ij"), axis=-1).reshape(-1, 3)
     millimetres = frame.millimetres(index)
     places = millimetres @ PATIENT_FROM_LPS
     body = anatomy(places) > -900
-    return found.at(millimetres)[body], frame.fraction(index)[body], places[body]
+    return anatomical_map.at(millimetres)[body], frame.fraction(index)[body], places[body]

@@ -30,25 +30,25 @@ def tensors(arrays: list[np.ndarray]) -> list[torch.Tensor]:
 
 def test_distance_term(sets: list[np.ndarray]) -> None:
     e1, e2, p1, p2 = sets
-    wanted = np.mean(
+    expected = np.mean(
         [
             (np.linalg.norm(e1[i] - e2[j]) - np.linalg.norm(p1[i] - p2[j])) ** 2
             for i in range(17)
             for j in range(11)
         ]
     )
-    assert distance_term(*tensors(sets)).item() == pytest.approx(wanted, rel=1e-10)
+    assert distance_term(*tensors(sets)).item() == pytest.approx(expected, rel=1e-10)
 
 
 def test_signed_term(sets: list[np.ndarray]) -> None:
     e1, e2, p1, p2 = sets
-    wanted = np.mean([((e1[i] - e2[j]) - (p1[i] - p2[j])) ** 2 for i in range(17) for j in range(11)])
-    assert signed_term(*tensors(sets)).item() == pytest.approx(wanted, rel=1e-10)
+    expected = np.mean([((e1[i] - e2[j]) - (p1[i] - p2[j])) ** 2 for i in range(17) for j in range(11)])
+    assert signed_term(*tensors(sets)).item() == pytest.approx(expected, rel=1e-10)
 
 
 def test_equality_term(sets: list[np.ndarray]) -> None:
-    wanted = np.mean((sets[0] - sets[2]) ** 2)
-    assert equality_term(*tensors([sets[0], sets[2]])).item() == pytest.approx(wanted, rel=1e-10)
+    expected = np.mean((sets[0] - sets[2]) ** 2)
+    assert equality_term(*tensors([sets[0], sets[2]])).item() == pytest.approx(expected, rel=1e-10)
 
 
 def test_what_each_term_leaves_free(sets: list[np.ndarray]) -> None:

@@ -26,8 +26,8 @@ def test_size_of_the_default_network() -> None:
 
 @pytest.mark.parametrize("size", [(32, 32, 32), (1, 1, 1), (5, 17, 4), (33, 12, 50)])
 def test_any_size_gives_one_cell_for_every_four_voxels(size: tuple[int, int, int]) -> None:
-    found = randomised(*SMALL)(torch.zeros(2, 2, *size))
-    assert found.shape == (2, 3, *[-(-n // 4) for n in size])
+    embeddings = randomised(*SMALL)(torch.zeros(2, 2, *size))
+    assert embeddings.shape == (2, 3, *[-(-n // 4) for n in size])
 
 
 def test_padding_equals_unknown_surroundings() -> None:
@@ -37,9 +37,9 @@ def test_padding_equals_unknown_surroundings() -> None:
     wide = torch.zeros(1, 2, 16, 32, 24)
     wide[:, :, :14, :18, :21] = volume
     with torch.no_grad():
-        found, wanted = network(volume)[..., 0, 0, 0], network(wide)[..., 0, 0, 0]
+        embeddings, expected = network(volume)[..., 0, 0, 0], network(wide)[..., 0, 0, 0]
     # the first cell is far from the end; only the bias of the convolutions in empty cells differs
-    assert torch.allclose(found, wanted, atol=0.2 * float(wanted.abs().max()))
+    assert torch.allclose(embeddings, expected, atol=0.2 * float(expected.abs().max()))
     assert network(torch.zeros(1, 2, 14, 18, 21)).shape == (1, 3, 4, 5, 6)
 
 

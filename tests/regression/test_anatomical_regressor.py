@@ -56,8 +56,8 @@ class Ramp(nn.Module):
         ).solution
         cells = [torch.arange(n // 4).double() * 4 + 1.5 for n in size]
         centres = torch.stack(torch.meshgrid(*cells, indexing="ij"), dim=-1)
-        found = centres @ fitted[:3, 0] + fitted[3, 0]
-        return found.float().expand(1, 3, -1, -1, -1)
+        estimated = centres @ fitted[:3, 0] + fitted[3, 0]
+        return estimated.float().expand(1, 3, -1, -1, -1)
 
 
 def ramp_regressor(sign: float = 1.0) -> AnatomicalRegressor:
@@ -98,31 +98,31 @@ def test_the_map_lies_where_the_scan_lies(permutation, flips, angles, spacing) -
         permutation, flips, shape, spacing, np.array([30.0, -80.0, 500.0]), rotation(angles)
     )
     frame = Frame.from_properties(properties, array_shape)
-    found = ramp_regressor().measure(ramp(frame), frame)
-    assert found.problem == ""
+    measured = ramp_regressor().measure(ramp(frame), frame)
+    assert measured.problem == ""
     places = frame.centre + np.random.default_rng(0).uniform(-45, 45, size=(200, 3))
-    wanted = hu(places, frame) / 1000
-    np.testing.assert_allclose(found.at(places), np.repeat(wanted[:, None], 3, axis=1), atol=3e-4)
+    expected = hu(places, frame) / 1000
+    np.testing.assert_allclose(measured.at(places), np.repeat(expected[:, None], 3, axis=1), atol=3e-4)
 
 
 def test_outside_the_scan_the_map_goes_on_with_the_scans_slopes() -> None:
     properties, shape = stored((0, 1, 2), (False,) * 3, (40, 40, 40), (4.0,) * 3, np.zeros(3), np.eye(3))
     frame = Frame.from_properties(properties, shape)
-    found = ramp_regressor().measure(ramp(frame), frame)
+    measured = ramp_regressor().measure(ramp(frame), frame)
     np.testing.assert_allclose(
-        found.slopes, np.repeat([GRADIENT / 1000], 3, axis=0) @ PATIENT_FROM_LPS, rtol=1e-3
+        measured.slopes, np.repeat([GRADIENT / 1000], 3, axis=0) @ PATIENT_FROM_LPS, rtol=1e-3
     )
     places = np.random.default_rng(0).uniform(-300, 300, size=(50, 3))
-    np.testing.assert_allclose(found.at(places)[:, 2], hu(places, frame) / 1000, atol=2e-3)
+    np.testing.assert_allclose(measured.at(places)[:, 2], hu(places, frame) / 1000, atol=2e-3)
 
 
 def test_the_measurement_survives_its_bytes() -> None:
     properties, shape = stored((0, 1, 2), (False,) * 3, (40, 40, 40), (4.0,) * 3, np.zeros(3), np.eye(3))
     frame = Frame.from_properties(properties, shape)
-    found = ramp_regressor().measure(ramp(frame), frame)
-    again = Measurement.from_bytes(found.to_bytes())
+    measured = ramp_regressor().measure(ramp(frame), frame)
+    again = Measurement.from_bytes(measured.to_bytes())
     assert isinstance(again, AnatomicalMap)
-    np.testing.assert_array_equal(again.values, found.values)
+    np.testing.assert_array_equal(again.values, measured.values)
 
 
 def frame_of(shape: tuple[int, int, int], spacing: float = 4.0) -> Frame:
@@ -142,8 +142,8 @@ def frame_of(shape: tuple[int, int, int], spacing: float = 4.0) -> Frame:
     ids=["air", "constant", "slice", "nan", "small"],
 )
 def test_scans_that_cannot_be_measured_say_why(image: np.ndarray, reason: str) -> None:
-    found = ramp_regressor().measure(image, frame_of(image.shape))  # type: ignore[arg-type]
-    assert reason in found.problem
+    measured = ramp_regressor().measure(image, frame_of(image.shape))  # type: ignore[arg-type]
+    assert reason in measured.problem
 
 
 def test_a_map_that_falls_along_the_patients_axes_is_not_used() -> None:
@@ -157,23 +157,23 @@ def test_a_map_that_falls_along_the_patients_axes_is_not_used() -> None:
 
 def test_a_few_slices_give_a_map() -> None:
     properties, shape = stored((0, 1, 2), (False,) * 3, (60, 60, 3), (4.0,) * 3, np.zeros(3), np.eye(3))
-    found = ramp_regressor().measure(
+    measured = ramp_regressor().measure(
         ramp(Frame.from_properties(properties, shape)), Frame.from_properties(properties, shape)
     )
-    assert found.problem == ""
-    assert found.values.shape == (3, 30, 30, 2)
+    assert measured.problem == ""
+    assert measured.values.shape == (3, 30, 30, 2)
 
 
 def test_tiles_give_what_one_pass_gives() -> None:
     volume = np.random.default_rng(0).normal(size=(2, 300, 70, 131)).astype(np.float32)
     whole, tiled = Average(), Average()
-    wanted = embed(whole, volume)
-    found = embed(tiled, volume, largest=64**3)
-    assert wanted.shape == (3, 75, 18, 33)
+    expected = embed(whole, volume)
+    embeddings = embed(tiled, volume, largest=64**3)
+    assert expected.shape == (3, 75, 18, 33)
     assert whole.seen == [(300, 72, 132)]
     assert len(tiled.seen) > 4
     assert max(np.prod(size) for size in tiled.seen) < 0.8 * 300 * 72 * 132
-    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    np.testing.assert_allclose(embeddings, expected, atol=1e-6)
 
 
 def test_tiles_of_the_real_network_start_on_whole_cells_of_every_level() -> None:
@@ -183,9 +183,9 @@ def test_tiles_of_the_real_network_start_on_whole_cells_of_every_level() -> None
         for parameter in network.parameters():
             parameter.normal_(0, 0.1)
     volume = np.random.default_rng(0).normal(size=(2, 256, 32, 32)).astype(np.float32)
-    wanted, found = embed(network, volume), embed(network, volume, largest=64 * 32 * 32)
-    error = np.abs(found - wanted).mean()
-    assert error < 0.05 * wanted.std()  # what lies beyond the margin counts for little, but it counts
+    expected, embeddings = embed(network, volume), embed(network, volume, largest=64 * 32 * 32)
+    error = np.abs(embeddings - expected).mean()
+    assert error < 0.05 * expected.std()  # what lies beyond the margin counts for little, but it counts
 
 
 def test_cells() -> None:
@@ -199,10 +199,10 @@ def test_nodes() -> None:
     np.testing.assert_array_equal(node_affine() @ [3, 0, 0, 1], [6.5, 0.5, 0.5, 1])
     body = np.zeros((5, 3, 4), dtype=bool)
     body[3:] = True
-    found = body_nodes(body)
-    assert found.shape == (3, 2, 2)
-    assert found[:, 0, 0].tolist() == [False, True, True]
-    assert found[:, 1, 0].tolist() == [False, False, False]  # half beyond the scan
+    nodes = body_nodes(body)
+    assert nodes.shape == (3, 2, 2)
+    assert nodes[:, 0, 0].tolist() == [False, True, True]
+    assert nodes[:, 1, 0].tolist() == [False, False, False]  # half beyond the scan
 
 
 @pytest.mark.parametrize("factor", [0.8, 1.0, 1.25])
@@ -278,17 +278,16 @@ def test_gauge_undoes_any_rotation_and_reflection(seed: int) -> None:
     turn = ortho_group.rvs(3, random_state=seed)
     scans = []
     for n, position in enumerate(bodies()):
-        common = (
-            position - position.mean(0) + [0, 0, 40 * n]
-        )  # the place in the body, known to the embedding alone
+        # the place in the body, known to the embedding alone
+        common = position - position.mean(0) + [0, 0, 40 * n]
         scans.append((common @ turn.T / 100 + [3, -5, 1], position))
     gauge = fit_gauge(scans)
     pooled = []
     for embedding, position in scans:
-        found = gauge.apply(embedding)
-        pooled.append(found)
+        coordinates = gauge.apply(embedding)
+        pooled.append(coordinates)
         for axis in range(3):
-            assert np.corrcoef(found[:, axis], position[:, axis])[0, 1] > 0.999
+            assert np.corrcoef(coordinates[:, axis], position[:, axis])[0, 1] > 0.999
     lower, upper = np.percentile(np.concatenate(pooled), (1, 99), axis=0)
     np.testing.assert_allclose(lower, -0.5, atol=1e-9)
     np.testing.assert_allclose(upper, 0.5, atol=1e-9)
@@ -312,9 +311,9 @@ def test_linear_fit_of_a_linear_map() -> None:
     generator = np.random.default_rng(0)
     slopes, offset = generator.normal(size=(3, 3)) / 300, generator.normal(size=3)
     positions = bodies()[0]
-    found, shift = linear_fit(positions @ slopes.T + offset, positions, np.eye(3))
+    estimated, shift = linear_fit(positions @ slopes.T + offset, positions, np.eye(3))
     # the typical slopes, 300 times steeper, keep a small weight along the narrowest axis
-    np.testing.assert_allclose(found, slopes, atol=0.05)
+    np.testing.assert_allclose(estimated, slopes, atol=0.05)
     far = bodies()[0] * [3, 3, 3]
     exact, shift = linear_fit(far @ slopes.T + offset, far, slopes)
     np.testing.assert_allclose(exact, slopes, atol=1e-12)
@@ -342,8 +341,8 @@ def test_outside_the_body_the_map_continues_without_noise() -> None:
     body[5:15, 4:12] = True
     bent = linear + 0.02 * np.sin(index[:1] / 3)
     noise = np.random.default_rng(0).normal(0, 1, (3, *shape)) * ~body
-    found = continue_outside(bent + noise, linear, body)
-    np.testing.assert_array_equal(found[:, body], bent[:, body])
-    assert np.abs(found - linear).max() < 0.021
-    jumps = np.abs(np.diff(found - linear, axis=1)).max()
+    continued = continue_outside(bent + noise, linear, body)
+    np.testing.assert_array_equal(continued[:, body], bent[:, body])
+    assert np.abs(continued - linear).max() < 0.021
+    jumps = np.abs(np.diff(continued - linear, axis=1)).max()
     assert jumps < 0.015  # the bend itself changes by up to 0.007 a cell

@@ -51,10 +51,10 @@ def test_places_positions_and_intensities_belong_together(shape: tuple[int, int,
         voxel = sample.positions / SPACING
         assert (voxel >= 0).all()
         assert (voxel <= np.array(shape) - 1).all()
-        wanted = voxel[..., 0] / 127 - 1
+        expected = voxel[..., 0] / 127 - 1
         sure = known > 0.999  # next to the scan's faces the crop mixes in what is not known
         assert sure.mean() > 0.15 if min(shape) > 4 else True
-        np.testing.assert_allclose(image[sure], wanted[sure], atol=0.6 / 127)
+        np.testing.assert_allclose(image[sure], expected[sure], atol=0.6 / 127)
 
 
 def test_paired_points_are_the_same_places_of_the_body() -> None:

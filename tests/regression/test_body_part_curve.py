@@ -16,17 +16,17 @@ def curve(scores: Array, places: Array = PLACES) -> BodyPartCurve:
 
 
 def test_line_is_kept_up_to_the_ends() -> None:
-    found = curve(TRUE)
-    np.testing.assert_allclose(found.scores, TRUE, atol=1e-9)
-    assert found.slope == pytest.approx(SLOPE)
+    result = curve(TRUE)
+    np.testing.assert_allclose(result.scores, TRUE, atol=1e-9)
+    assert result.slope == pytest.approx(SLOPE)
 
 
 def test_noise_is_smoothed_and_the_curve_does_not_fall() -> None:
     noisy = TRUE + np.random.default_rng(0).normal(0, 3, len(TRUE))
-    found = curve(noisy)
+    result = curve(noisy)
     assert (np.diff(noisy) < 0).any()
-    assert (np.diff(found.scores) >= 0).all()
-    assert np.abs(found.scores - TRUE).mean() < 0.5 * np.abs(noisy - TRUE).mean()
+    assert (np.diff(result.scores) >= 0).all()
+    assert np.abs(result.scores - TRUE).mean() < 0.5 * np.abs(noisy - TRUE).mean()
 
 
 def test_bend_of_the_body_is_kept() -> None:
@@ -36,11 +36,11 @@ def test_bend_of_the_body_is_kept() -> None:
 
 def test_continues_without_a_jump() -> None:
     bent = TRUE + 4 * np.sin(PLACES / 120)
-    found = curve(bent)
-    just_outside = found.score_at([PLACES[0] - 1e-6, PLACES[-1] + 1e-6])
-    np.testing.assert_allclose(just_outside, found.scores[[0, -1]], atol=1e-5)
-    beyond = found.score_at(PLACES[-1] + 100)
-    assert float(beyond) == pytest.approx(found.scores[-1] + 100 * found.slope)
+    result = curve(bent)
+    just_outside = result.score_at([PLACES[0] - 1e-6, PLACES[-1] + 1e-6])
+    np.testing.assert_allclose(just_outside, result.scores[[0, -1]], atol=1e-5)
+    beyond = result.score_at(PLACES[-1] + 100)
+    assert float(beyond) == pytest.approx(result.scores[-1] + 100 * result.slope)
 
 
 def test_short_scans_continue_closer_to_the_expected_slope() -> None:
@@ -52,18 +52,18 @@ def test_flat_end_of_a_short_scan_is_no_reason_to_reject_it() -> None:
     """Seen on phantoms of the head: steep in the neck, level at the vertex, where the model knows little."""
     places = np.arange(0.0, 252.0, 4.0)
     scores = np.minimum(66 + 0.2 * places, 96 + 0.03 * (places - 150))
-    found = curve(scores, places)
-    assert found.problem == ""
+    result = curve(scores, places)
+    assert result.problem == ""
     assert "implausible" in curve(scores[places < 180], places[places < 180]).problem
-    assert found.slope < 0.15
+    assert result.slope < 0.15
 
 
 def test_slices_without_a_score_are_bridged() -> None:
     holes = TRUE.copy()
     holes[[0, 1, 40, 41, 42, -1]] = np.nan
-    found = curve(holes)
-    assert len(found.positions) == len(PLACES)
-    np.testing.assert_allclose(found.scores, TRUE, atol=1e-6)
+    result = curve(holes)
+    assert len(result.positions) == len(PLACES)
+    np.testing.assert_allclose(result.scores, TRUE, atol=1e-6)
 
 
 @pytest.mark.parametrize("end", ["lower", "upper"])
@@ -78,38 +78,38 @@ def test_falling_tail_beyond_the_scale_is_replaced_by_the_continuation() -> None
     places = np.arange(-600.0, 600.0, 4.0)
     true = 50 + SLOPE * places
     folded = np.where(true > 104, 208 - true, true)
-    found = make_curve(UP, places, folded, expected_slope=SLOPE)
-    np.testing.assert_allclose(found.scores, true, atol=2)
+    result = make_curve(UP, places, folded, expected_slope=SLOPE)
+    np.testing.assert_allclose(result.scores, true, atol=2)
 
 
 def test_scores_all_over_the_place_are_no_curve() -> None:
-    found = curve(np.array([0.0, 90.0, 10.0, 80.0, 30.0]), np.arange(5) * 100.0)
-    assert "far off a line" in found.problem or "implausible" in found.problem
+    result = curve(np.array([0.0, 90.0, 10.0, 80.0, 30.0]), np.arange(5) * 100.0)
+    assert "far off a line" in result.problem or "implausible" in result.problem
 
 
 def test_flat_tail_beyond_the_scale_rises_again() -> None:
     places = np.arange(-600.0, 600.0, 4.0)
     true = 50 + SLOPE * places
-    found = make_curve(UP, places, np.clip(true, -4, 104), expected_slope=SLOPE)
-    np.testing.assert_allclose(found.scores, true, atol=3)
-    assert found.scores[-1] > 115
+    result = make_curve(UP, places, np.clip(true, -4, 104), expected_slope=SLOPE)
+    np.testing.assert_allclose(result.scores, true, atol=3)
+    assert result.scores[-1] > 115
 
 
 def test_outlier_in_the_middle_changes_its_surroundings_only() -> None:
     spoilt = TRUE.copy()
     spoilt[70] = 0
-    found = curve(spoilt)
+    result = curve(spoilt)
     far = np.abs(PLACES - PLACES[70]) > 60
-    np.testing.assert_allclose(found.scores[far], TRUE[far], atol=0.01)
+    np.testing.assert_allclose(result.scores[far], TRUE[far], atol=0.01)
 
 
 def test_slices_may_come_in_any_order() -> None:
     order = np.random.default_rng(0).permutation(len(PLACES))
     edges = np.tile(PLACES[:, None], (1, 4))
-    found = make_curve(UP, PLACES[order], TRUE[order], expected_slope=SLOPE, cross_section=edges[order])
-    np.testing.assert_allclose(found.scores, TRUE, atol=1e-9)
-    assert found.cross_section is not None
-    np.testing.assert_array_equal(found.cross_section[:, 0], PLACES)
+    result = make_curve(UP, PLACES[order], TRUE[order], expected_slope=SLOPE, cross_section=edges[order])
+    np.testing.assert_allclose(result.scores, TRUE, atol=1e-9)
+    assert result.cross_section is not None
+    np.testing.assert_array_equal(result.cross_section[:, 0], PLACES)
 
 
 def test_reversed_scan_is_reported() -> None:
@@ -134,15 +134,15 @@ def test_short_scan_may_deviate_more() -> None:
 def test_slab_takes_the_expected_slope() -> None:
     places = np.arange(0.0, 40.0, 4.0)
     noisy = 30 + SLOPE * places + np.random.default_rng(1).normal(0, 3, len(places))
-    found = curve(noisy, places)
-    np.testing.assert_allclose(np.diff(found.scores), SLOPE * 4)
-    assert abs(found.scores[0] - 30) < 3
+    result = curve(noisy, places)
+    np.testing.assert_allclose(np.diff(result.scores), SLOPE * 4)
+    assert abs(result.scores[0] - 30) < 3
 
 
 @pytest.mark.parametrize("scores", [[50.0], [np.nan] * 100, [50.0, 51.0, 52.0, np.nan, np.nan]])
 def test_too_few_scores_are_reported(scores: list[float]) -> None:
-    found = curve(np.array(scores), np.arange(len(scores)) * 4.0)
-    assert "slices have a score, at least 4" in found.problem
+    result = curve(np.array(scores), np.arange(len(scores)) * 4.0)
+    assert "slices have a score, at least 4" in result.problem
 
 
 def test_unusable_curve_can_be_stored() -> None:

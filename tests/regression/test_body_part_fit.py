@@ -244,9 +244,9 @@ def test_stops_early_and_keeps_the_best(tmp_path: Path, monkeypatch: pytest.Monk
     loss = fit._loss
     monkeypatch.setattr(fit, "_evaluate", worse_and_worse)
     options = dataclasses.replace(QUICK, steps=100, patience=3)
-    found = fit_body_part(small_scans(3), options, tmp_path, progress=False)
+    regressor = fit_body_part(small_scans(3), options, tmp_path, progress=False)
     assert list(kept) == [0.5, 0.3, 0.4, 0.6, 0.7]  # three looks after the best
-    assert float(found.network.score.bias.detach()) == kept[0.3]
+    assert float(regressor.network.score.bias.detach()) == kept[0.3]
 
 
 def test_few_scans_are_used_for_both_and_many_are_split() -> None:
@@ -288,12 +288,12 @@ def test_known_scores_are_learned_on_their_scale(tmp_path: Path, whole: Canonica
     targets["scan_3"] = BodyPartCurve.unusable("reversed")
     longer = dataclasses.replace(OPTIONS, steps=60, volumes=8)
     with pytest.warns(UserWarning, match="scan_3 is left out: its scores: reversed"):
-        found = fit_body_part(scans, longer, tmp_path, progress=False, targets=targets)
-    curve = found.measure(whole.image, frame_of(whole))
+        regressor = fit_body_part(scans, longer, tmp_path, progress=False, targets=targets)
+    curve = regressor.measure(whole.image, frame_of(whole))
     assert curve.problem == ""
-    wanted = 20 + 60 * levels_of(whole, 50) / HEIGHT
-    assert np.abs(curve.scores - wanted).mean() < 5
-    assert found.expected_slope == pytest.approx(60 / HEIGHT, rel=0.2)
+    expected = 20 + 60 * levels_of(whole, 50) / HEIGHT
+    assert np.abs(curve.scores - expected).mean() < 5
+    assert regressor.expected_slope == pytest.approx(60 / HEIGHT, rel=0.2)
 
 
 def test_scan_without_known_scores_is_left_out(tmp_path: Path) -> None:
@@ -305,15 +305,15 @@ def test_anchors_define_the_scale(fitted: BodyPartRegressor) -> None:
     scans = small_scans()
     low = {f"scan_{seed}": 180.0 + 100 * seed for seed in range(6)}
     high = {"scan_0": 300.0, "scan_4": 300.0 + 400}
-    found = anchored_scale(fitted, scans, low, high)
+    anchored = anchored_scale(fitted, scans, low, high)
     scores = []
     for name, height in low.items():
-        positions, values = found.scores(scans[name])
+        positions, values = anchored.scores(scans[name])
         scores.append(np.interp(height, positions, values))
     assert np.mean(scores) == pytest.approx(0, abs=15)  # 100 points are 120 mm here
-    assert found.expected_slope > 2 * fitted.expected_slope
-    assert found.raw_slope == fitted.raw_slope
-    curve = found.measure(scans["scan_4"].image, frame_of(scans["scan_4"]))
+    assert anchored.expected_slope > 2 * fitted.expected_slope
+    assert anchored.raw_slope == fitted.raw_slope
+    curve = anchored.measure(scans["scan_4"].image, frame_of(scans["scan_4"]))
     assert curve.score_at(700) == pytest.approx(100, abs=15)
 
 
@@ -357,6 +357,6 @@ def test_classification_loss_learns_the_order(tmp_path: Path, whole: CanonicalSc
     options = dataclasses.replace(OPTIONS, loss="classification")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = fit_body_part(small_scans(), options, tmp_path, progress=False)
-    _, scores = found.scores(whole)
+        regressor = fit_body_part(small_scans(), options, tmp_path, progress=False)
+    _, scores = regressor.scores(whole)
     assert np.corrcoef(scores, levels_of(whole, 50))[0, 1] > 0.9

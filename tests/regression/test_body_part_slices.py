@@ -64,9 +64,9 @@ def test_images_do_not_depend_on_where_in_the_scan_the_body_lies() -> None:
 
 def test_wide_and_narrow_scans_are_cut_and_padded() -> None:
     scan, _ = box_scan()
-    found = take_slices(scan, "ct", WINDOW, 64)
-    assert found.images.shape == (30, 64, 64)
-    body = found.images[15] > 100
+    taken = take_slices(scan, "ct", WINDOW, 64)
+    assert taken.images.shape == (30, 64, 64)
+    body = taken.images[15] > 100
     assert body.sum() == 64
     np.testing.assert_allclose(np.argwhere(body).mean(axis=0), 31.5, atol=0.5)
     cut = take_slices(scan, "ct", WINDOW, 6)
@@ -76,10 +76,10 @@ def test_wide_and_narrow_scans_are_cut_and_padded() -> None:
 
 def test_intensities_come_back_within_a_level() -> None:
     scan, _ = box_scan()
-    found = as_input(take_slices(scan, "ct", WINDOW, 64).images)
-    assert found.shape == (30, 1, 64, 64)
-    assert float(found.max()) == pytest.approx(1040 * 2 / 2500 - 1, abs=1 / 255)
-    assert float(found.min()) == -1
+    network_input = as_input(take_slices(scan, "ct", WINDOW, 64).images)
+    assert network_input.shape == (30, 1, 64, 64)
+    assert float(network_input.max()) == pytest.approx(1040 * 2 / 2500 - 1, abs=1 / 255)
+    assert float(network_input.min()) == -1
 
 
 def test_slices_of_air_are_not_usable() -> None:
@@ -101,9 +101,9 @@ def test_slices_that_the_scan_hardly_covers_are_not_usable() -> None:
 def test_air_has_no_usable_slice() -> None:
     scan, _ = box_scan()
     scan.image[:] = -1000
-    found = take_slices(scan, "ct", WINDOW, 64)
-    assert not found.usable.any()
-    assert found.cross_section is None
+    taken = take_slices(scan, "ct", WINDOW, 64)
+    assert not taken.usable.any()
+    assert taken.cross_section is None
 
 
 def test_magnetic_resonance_is_known_up_to_scale() -> None:
@@ -115,10 +115,10 @@ def test_magnetic_resonance_is_known_up_to_scale() -> None:
 
 
 def test_positions_are_millimetres_along_superior() -> None:
-    found = take_slices(small_scan(3, lowest=160), "ct", WINDOW, 64)
-    assert found.positions[0] == pytest.approx(160 + SPACING / 2 + 300)
-    np.testing.assert_allclose(np.diff(found.positions), SPACING)
-    assert torch.is_tensor(as_input(found.images))
+    taken = take_slices(small_scan(3, lowest=160), "ct", WINDOW, 64)
+    assert taken.positions[0] == pytest.approx(160 + SPACING / 2 + 300)
+    np.testing.assert_allclose(np.diff(taken.positions), SPACING)
+    assert torch.is_tensor(as_input(taken.images))
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -179,11 +179,11 @@ def slices(count: int = 64) -> torch.Tensor:
 
 
 def test_changed_slices_keep_range_and_most_of_the_body() -> None:
-    found = augment(slices(), generator())
-    assert found.shape == slices().shape
-    assert found.min() == -1
-    assert found.max() <= 1
-    areas = (found > -0.4).sum(dim=(1, 2, 3)) / (slices() > -0.4).sum(dim=(1, 2, 3))
+    changed = augment(slices(), generator())
+    assert changed.shape == slices().shape
+    assert changed.min() == -1
+    assert changed.max() <= 1
+    areas = (changed > -0.4).sum(dim=(1, 2, 3)) / (slices() > -0.4).sum(dim=(1, 2, 3))
     assert 0.6 < areas.min() < 0.9
     assert 1.1 < areas.max() < 1.6
 
@@ -198,9 +198,9 @@ def test_every_slice_is_changed_on_its_own_and_the_seed_decides() -> None:
 def test_flips_are_left_right_only() -> None:
     axis = torch.linspace(-1, 1, 32)
     one_side = torch.where(axis[:, None] > 0.3, 1.0, -1.0).expand(200, 1, 32, 32)
-    found = augment(one_side, generator())
-    right = found[:, 0, 16:].mean(dim=(1, 2)) > found[:, 0, :16].mean(dim=(1, 2))
+    changed = augment(one_side, generator())
+    right = changed[:, 0, 16:].mean(dim=(1, 2)) > changed[:, 0, :16].mean(dim=(1, 2))
     assert 0.3 < right.float().mean() < 0.7
-    found = augment(one_side.transpose(2, 3), generator())
-    front = found[:, 0, :, 16:].mean(dim=(1, 2)) > found[:, 0, :, :16].mean(dim=(1, 2))
+    changed = augment(one_side.transpose(2, 3), generator())
+    front = changed[:, 0, :, 16:].mean(dim=(1, 2)) > changed[:, 0, :, :16].mean(dim=(1, 2))
     assert front.all()

@@ -62,7 +62,7 @@ def test_a_ramp_stays_a_ramp(permutation, flip, angles, oblique, spacing) -> Non
 
 
 def test_storage_does_not_change_the_canonical_scan() -> None:
-    found = []
+    resampled = []
     random = np.random.default_rng(0)
     image = random.normal(0, 100, (12, 14, 16))  # (R, A, S)
     for axes, signs in (((0, 1, 2), (1, 1, 1)), ((2, 0, 1), (-1, 1, -1)), ((1, 2, 0), (1, -1, -1))):
@@ -74,13 +74,13 @@ def test_storage_does_not_change_the_canonical_scan() -> None:
             if sign < 0:
                 turned = np.flip(turned, array_axis)
                 affine[:3, 3] += column * (image.shape[axis] - 1)
-        found.append(
+        resampled.append(
             to_canonical(np.ascontiguousarray(turned), Frame.from_affine(turned.shape, affine, "LPS"), 5.0)
         )
-    for other in found[1:]:
-        np.testing.assert_allclose(other.image, found[0].image, atol=1e-3)
-        np.testing.assert_array_equal(other.inside, found[0].inside)
-        np.testing.assert_allclose(other.affine, found[0].affine, atol=1e-9)
+    for other in resampled[1:]:
+        np.testing.assert_allclose(other.image, resampled[0].image, atol=1e-3)
+        np.testing.assert_array_equal(other.inside, resampled[0].inside)
+        np.testing.assert_allclose(other.affine, resampled[0].affine, atol=1e-9)
 
 
 def ellipsoid(intensity: float, air: float, noise: float = 10.0) -> CanonicalScan:
@@ -133,9 +133,8 @@ def test_intensities_are_mapped_to_the_window() -> None:
     )
     np.testing.assert_allclose(normalise(scan, "ct", (-1000, 1500)).ravel(), [-1, -1, 0, 1, -1])
     scaled = CanonicalScan(scan.image * 37, scan.inside, scan.affine)
-    np.testing.assert_allclose(
-        normalise(scan, "mr", (0, 1)), normalise(scaled, "mr", (0, 1)), atol=1e-6
-    )  # MR: known up to scale
+    # MR: known up to scale
+    np.testing.assert_allclose(normalise(scan, "mr", (0, 1)), normalise(scaled, "mr", (0, 1)), atol=1e-6)
 
 
 def test_unusable_scans() -> None:

@@ -67,9 +67,8 @@ def test_a_flipped_and_permuted_scan_gives_the_same_picture(folder: Path, tmp_pa
     Synthetic(images=True, cases_per_fold=4).write(tmp_path)
     for file in tmp_path.rglob("*.nii.gz"):
         image = nibabel.load(file)
-        turned = image.as_reoriented(
-            np.array([[1, -1], [2, 1], [0, -1]])
-        )  # axes permuted, two of them flipped
+        # axes permuted, two of them flipped
+        turned = image.as_reoriented(np.array([[1, -1], [2, 1], [0, -1]]))
         nibabel.save(nibabel.Nifti1Image(np.asarray(turned.dataobj), turned.affine), file)
     pieces = []
     for place in (folder, tmp_path):
@@ -206,9 +205,9 @@ def test_class_gain_counts_the_cases_that_both_have(folder: Path) -> None:
     study.scores.loc[first, "dice"] = np.nan
     rows = compare(study)
     gains = class_gains(with_base(study, rows[rows["preset"] == SMALL])).set_index(["method", "class"])
-    found = gains.loc[("LocBAM", "spleen")]
-    assert found["pairs"] == 7
-    assert found["gain"] == pytest.approx((mine.to_numpy() - theirs.to_numpy())[1:].mean())
+    gain = gains.loc[("LocBAM", "spleen")]
+    assert gain["pairs"] == 7
+    assert gain["gain"] == pytest.approx((mine.to_numpy() - theirs.to_numpy())[1:].mean())
 
 
 def test_coverage_shows_the_papers_gains_for_the_same_data_only(tmp_path: Path) -> None:

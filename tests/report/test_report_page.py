@@ -40,11 +40,11 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        found = dict(attrs)
-        self.sources += [str(found[key]) for key in ("src", "srcset", "data") if key in found]
-        self.alternatives += [str(found.get("alt"))] if tag == "img" else []
-        self.anchors.add(str(found.get("id")))
-        self.targets += [str(found["href"])] if "href" in found else []
+        attributes = dict(attrs)
+        self.sources += [str(attributes[key]) for key in ("src", "srcset", "data") if key in attributes]
+        self.alternatives += [str(attributes.get("alt"))] if tag == "img" else []
+        self.anchors.add(str(attributes.get("id")))
+        self.targets += [str(attributes["href"])] if "href" in attributes else []
 
     def handle_data(self, data: str) -> None:
         self.text += data
@@ -235,9 +235,9 @@ def test_the_page_sorts_filters_and_browses(written: Path, tmp_path: Path) -> No
         text=True,
         timeout=300,
     )
-    found = re.search(r'data-log="([^"]*)"', done.stdout)
-    assert found, done.stderr[-2000:]
-    log = json.loads(html.unescape(found[1]))
+    match = re.search(r'data-log="([^"]*)"', done.stdout)
+    assert match, done.stderr[-2000:]
+    log = json.loads(html.unescape(match[1]))
     stored = list(csv.DictReader((written / "comparison.csv").read_text().splitlines()))
     gains = [float(row["gain"]) for row in stored if row["gain"]]
     none, few, many = (

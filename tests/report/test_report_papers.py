@@ -5,14 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_locctx.report.papers import (
-    METRICS,
-    find_ours,
-    paper_names,
-    paper_table,
-    read_paper,
-    same_dataset,
-)
+from nnunet_locctx.report.papers import METRICS, find_ours, paper_names, paper_table, read_paper, same_dataset
 from nnunet_locctx.report.results import read_results
 from nnunet_locctx.resources import plans_folder
 from tests.report.synthetic_study import Synthetic, edit_json, robustness, write_json

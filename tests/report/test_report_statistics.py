@@ -30,9 +30,9 @@ def test_wilcoxon_is_scipys_without_pairs_that_lack_a_value() -> None:
     values[3], baseline[8] = np.nan, np.nan
     keep = [place for place in range(14) if place not in (3, 8)]
     expected = stats.wilcoxon(values[keep], baseline[keep])
-    found = signed_rank(values, baseline)
-    assert (found.better + found.worse, found.reason) == (12, "")
-    assert found.p == pytest.approx(float(expected.pvalue), rel=1e-12)
+    result = signed_rank(values, baseline)
+    assert (result.better + result.worse, result.reason) == (12, "")
+    assert result.p == pytest.approx(float(expected.pvalue), rel=1e-12)
 
 
 def test_wilcoxon_says_why_it_was_not_done() -> None:

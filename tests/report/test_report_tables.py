@@ -242,12 +242,12 @@ def test_only_what_was_asked_for_is_missing(tmp_path: Path) -> None:
     (tmp_path / "raw" / one.dataset / "labelsTs").mkdir(parents=True)
     asked = {"postprocessing": ["atlas"], "robustness": {"presets": [SMALL]}, "test_cases": ["t"]}
     edit_json(work / "study.json", **asked)
-    found = [(entry.run.split("__")[0], entry.what) for entry in read_results(work).missing.itertuples()]
+    missing = [(entry.run.split("__")[0], entry.what) for entry in read_results(work).missing.itertuples()]
     each = ["evaluation of the test cases", "evaluation after atlas"]
     # the baseline has no location to shift
     expected = [("Baseline", what) for what in each]
     expected += [(method, what) for method in ("CoordConv", "LocBAM") for what in (*each, "robustness")]
-    assert found == expected
+    assert missing == expected
 
 
 def test_values_that_are_all_null(tmp_path: Path) -> None:

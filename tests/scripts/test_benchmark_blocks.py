@@ -64,8 +64,8 @@ class TestNetworks:
 
     def test_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(networks, "build", lambda *_: nn.Conv3d(1, 2, 3, padding=1))
-        found = networks.count(PLAIN, small_plans(), 3)
-        assert found == {
+        counted = networks.count(PLAIN, small_plans(), 3)
+        assert counted == {
             "parameters": 2 * 27 + 2,
             "multiply_adds": 2 * 27 * 16 * 32 * 32,
             "counted_on": "meta",
@@ -77,8 +77,8 @@ class TestNetworks:
                 return super().forward(x) if x.sum().item() != 1e9 else x
 
         monkeypatch.setattr(networks, "build", lambda *_: Looks(1, 2, 1))
-        found = networks.count(PLAIN, small_plans(), 3)
-        assert (found["counted_on"], found["multiply_adds"]) == ("cpu", 2 * 16 * 32 * 32)
+        counted = networks.count(PLAIN, small_plans(), 3)
+        assert (counted["counted_on"], counted["multiply_adds"]) == ("cpu", 2 * 16 * 32 * 32)
 
     def test_a_network_takes_the_first_patch_that_it_can(self) -> None:
         def plans_of(patch: list[int]) -> dict[str, Any]:

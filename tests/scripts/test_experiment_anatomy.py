@@ -52,10 +52,10 @@ def true_locator(case: Any) -> Any:
 
 class TestErrors:
     def test_summary_by_hand(self) -> None:
-        found = summary(np.array([[3.0, 4.0, 0.0], [-3.0, 0.0, 4.0], [1.0, 0.0, 0.0]]))
-        assert [found[axis]["median"] for axis in ("R", "A", "S", "3D")] == [3.0, 0.0, 0.0, 5.0]
-        assert found["S"]["p90"] == pytest.approx(3.2)
-        assert (found["3D"]["quantiles"][0], found["3D"]["quantiles"][-1]) == (1.0, 5.0)
+        measured = summary(np.array([[3.0, 4.0, 0.0], [-3.0, 0.0, 4.0], [1.0, 0.0, 0.0]]))
+        assert [measured[axis]["median"] for axis in ("R", "A", "S", "3D")] == [3.0, 0.0, 0.0, 5.0]
+        assert measured["S"]["p90"] == pytest.approx(3.2)
+        assert (measured["3D"]["quantiles"][0], measured["3D"]["quantiles"][-1]) == (1.0, 5.0)
 
     def test_calibration_undoes_a_line_per_axis(self) -> None:
         truth = np.random.default_rng(0).uniform(-100, 900, (50, 3))
@@ -66,13 +66,13 @@ class TestErrors:
 
     def test_the_truth_has_no_error_and_voxel_fractions_have_some(self) -> None:
         locators = {"true": true_locator, "voxel": locator("voxel"), "scanner": locator("scanner")}
-        found = location_errors(locators, range(4), range(4, 7), 0, draw=coarse)
-        true, voxel = (found["sources"][name] for name in ("true", "voxel"))
+        measured = location_errors(locators, range(4), range(4, 7), 0, draw=coarse)
+        true, voxel = (measured["sources"][name] for name in ("true", "voxel"))
         assert true["slopes_mm"] == pytest.approx([400.0, 300.0, 1000.0])
         assert true["errors"]["3D"]["quantiles"][-1] == 0.0
         assert voxel["errors"]["S"]["median"] > 20.0
-        assert found["line"]["errors"]["S"]["median"] < voxel["errors"]["S"]["median"]
-        assert [scan["case"] for scan in found["scans"]] == [4, 5, 6]
+        assert measured["line"]["errors"]["S"]["median"] < voxel["errors"]["S"]["median"]
+        assert [scan["case"] for scan in measured["scans"]] == [4, 5, 6]
         assert [coarse(number).fraction <= 0.6 for number in (4, 5, 6)] == [False, True, False]
         middle = voxel["errors_small"]["S"]["median"]
         assert middle == pytest.approx(voxel["per_scan"][1]["S"], abs=0.01)  # the one small field of view
@@ -89,9 +89,9 @@ class TestErrors:
             ), ""
 
         held_out = coarse(3)
-        found = location_errors({"shifted": locate}, range(3), [3], 0, draw=coarse)["sources"]["shifted"]
-        assert [found["errors"][axis]["median"] for axis in "RAS"] == pytest.approx([8.0, 6.0, 20.0])
-        assert found["per_scan"] == [{"R": 8.0, "A": 6.0, "S": 20.0}]
+        measured = location_errors({"shifted": locate}, range(3), [3], 0, draw=coarse)["sources"]["shifted"]
+        assert [measured["errors"][axis]["median"] for axis in "RAS"] == pytest.approx([8.0, 6.0, 20.0])
+        assert measured["per_scan"] == [{"R": 8.0, "A": 6.0, "S": 20.0}]
 
     def test_scans_that_were_not_measured(self) -> None:
         """They do not spoil the calibration; held out, they count."""
@@ -102,11 +102,11 @@ class TestErrors:
                 return TrueField(case, 5.0), "nothing seen"
             return true_locator(case)
 
-        found = location_errors({"one": locate}, range(3), [3, 4], 0, draw=coarse)["sources"]["one"]
-        assert found["not_measured"] == {"training": {0: "nothing seen"}, "held_out": {3: "nothing seen"}}
-        assert found["slopes_mm"] == pytest.approx([400.0, 300.0, 1000.0])
-        assert found["per_scan"][0]["S"] == pytest.approx(5000.0)
-        assert found["per_scan"][1]["S"] == 0.0
+        measured = location_errors({"one": locate}, range(3), [3, 4], 0, draw=coarse)["sources"]["one"]
+        assert measured["not_measured"] == {"training": {0: "nothing seen"}, "held_out": {3: "nothing seen"}}
+        assert measured["slopes_mm"] == pytest.approx([400.0, 300.0, 1000.0])
+        assert measured["per_scan"][0]["S"] == pytest.approx(5000.0)
+        assert measured["per_scan"][1]["S"] == 0.0
         with pytest.raises(ValueError, match="none of the 1 training scans"):
             location_errors({"one": locate}, [0], [1], 0, draw=coarse)
 
@@ -123,11 +123,11 @@ class TestInvariance:
     def test_the_truth_is_the_same_in_every_crop(self) -> None:
         locators = {"true": true_locator, "voxel": locator("voxel")}
         slopes = {"true": [400.0, 300.0, 1000.0], "voxel": [300.0, 200.0, 500.0]}
-        found = invariance(locators, slopes, [0, 1], 0, pairs=self.pairs)
-        assert found["true"]["crops"]["pairs"] == 2
-        assert found["true"]["crops"]["points"]["S"]["max"] == 0.0
-        assert found["voxel"]["orientations"]["points"]["S"]["max"] < 0.01
-        crops = found["voxel"]["crops"]
+        measured = invariance(locators, slopes, [0, 1], 0, pairs=self.pairs)
+        assert measured["true"]["crops"]["pairs"] == 2
+        assert measured["true"]["crops"]["points"]["S"]["max"] == 0.0
+        assert measured["voxel"]["orientations"]["points"]["S"]["max"] < 0.01
+        crops = measured["voxel"]["crops"]
         assert crops["points"]["S"]["median"] > 10.0
         assert crops["mm"]["S"] == pytest.approx(crops["points"]["S"]["median"] * 5.0, abs=0.01)
 
@@ -135,15 +135,15 @@ class TestInvariance:
         def locate(case: Any) -> Any:
             return TrueField(case), "" if case.crop[0] < 0.2 else "too high"
 
-        found = invariance({"one": locate}, {"one": [1.0] * 3}, [0], 0, pairs=self.pairs)["one"]
-        assert found["crops"] == {"pairs": 1, "not_measured": 1}
-        assert found["orientations"]["not_measured"] == 0
+        measured = invariance({"one": locate}, {"one": [1.0] * 3}, [0], 0, pairs=self.pairs)["one"]
+        assert measured["crops"] == {"pairs": 1, "not_measured": 1}
+        assert measured["orientations"]["not_measured"] == 0
 
     def test_compare_by_hand(self) -> None:
-        found = compare([np.array([[1.0, 0.0, -2.0], [3.0, 0.0, 4.0], [5.0, 0.0, 0.0]])], [100, 200, -300])
-        assert found["points"]["R"] == {"median": 3.0, "max": 5.0}
-        assert found["points"]["S"] == {"median": 2.0, "max": 4.0}
-        assert found["mm"] == {"R": 3.0, "A": 0.0, "S": 6.0}
+        measured = compare([np.array([[1.0, 0.0, -2.0], [3.0, 0.0, 4.0], [5.0, 0.0, 0.0]])], [100, 200, -300])
+        assert measured["points"]["R"] == {"median": 3.0, "max": 5.0}
+        assert measured["points"]["S"] == {"median": 2.0, "max": 4.0}
+        assert measured["mm"] == {"R": 3.0, "A": 0.0, "S": 6.0}
 
     def test_crops_overlap(self) -> None:
         random = np.random.default_rng(0)
@@ -180,12 +180,12 @@ class FakeRegressor:
 class TestMonotonicity:
     def test_rising_and_falling_scores(self) -> None:
         rising: Any = FakeRegressor(1.0)
-        found = monotonicity(rising, [0, 1], 0, draw=coarse)
-        assert (found["scans"], found["measured"], found["rising"]) == (2, 2, 2)
-        assert found["spearman_min"] == found["raw_steps_up"] == 1.0
+        measured = monotonicity(rising, [0, 1], 0, draw=coarse)
+        assert (measured["scans"], measured["measured"], measured["rising"]) == (2, 2, 2)
+        assert measured["spearman_min"] == measured["raw_steps_up"] == 1.0
         falling: Any = FakeRegressor(-1.0)
-        found = monotonicity(falling, [0, 1], 0, draw=coarse)
-        assert (found["measured"], found["rising"], found["spearman_median"]) == (0, 0, -1.0)
+        measured = monotonicity(falling, [0, 1], 0, draw=coarse)
+        assert (measured["measured"], measured["rising"], measured["spearman_median"]) == (0, 0, -1.0)
 
 
 class TestRegressors:

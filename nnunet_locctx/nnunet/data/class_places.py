@@ -1,7 +1,7 @@
-"""Where the classes lie in each training case, from what nnU-Net keeps of it: a sample of every class's voxels.
+"""Places of the classes in each training case, from the sample of every class's voxels that nnU-Net stores.
 
-How far a class lies apart from case to case, against how far the classes lie apart from each other, says what a source
-of location is worth.
+A source of location is the more useful, the farther the classes lie apart from each other compared with how much the
+place of a class differs from case to case.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -43,7 +43,7 @@ class CasePoints:
 
 @dataclass(frozen=True)
 class Spread:
-    """How a coordinate separates classes; all (3,) along (R, A, S), in units of the coordinate.
+    """Separation of the classes by a coordinate; all (3,) along (R, A, S), in units of the coordinate.
 
     Attributes:
         between: Standard deviation of the classes' mean places; for a single class, of the whole scan's voxels.
@@ -144,7 +144,7 @@ def mean_places(field: LocationField, points: Mapping[str, npt.NDArray[np.int64]
 
 
 def spread(places: Array, whole: Array) -> Spread:
-    """How far classes lie apart, and how far each lies apart from case to case.
+    """Distances between the classes, and how much the place of each class differs between cases.
 
     Args:
         places: (cases, classes, 3), NaN where not known; classes known in fewer than :data:`FEWEST_CASES` are left out.

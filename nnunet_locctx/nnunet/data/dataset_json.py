@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 KEYS = ("channel_names", "labels", "regions_class_order", "numTraining", "file_ending")
-"""What nnU-Net needs; ``regions_class_order`` only where a class has several label values."""
+"""Keys that nnU-Net needs; ``regions_class_order`` only where a class has several label values."""
 
 
 def places_of_dataset_json(folders: Iterable[Path]) -> list[Path]:
-    """Where the description of what is in a folder may lie, first the nearest: nnU-Net puts it into a folder of
-    predictions, one above scans and their labels, and two above the predictions of a fold's validation."""
+    """Files that may describe the contents of the folders, the nearest first: nnU-Net writes dataset.json into a folder
+    of predictions, one level above scans and their labels, and two above the predictions of a fold's validation."""
     return [near / "dataset.json" for folder in folders for near in (folder, *folder.resolve().parents[:2])]
 
 
@@ -45,7 +45,7 @@ def checked_content(content: Any, name: str, needed: Collection[str]) -> dict[st
 
 
 def dataset_json_problems(content: Any, needed: Collection[str] = KEYS) -> list[str]:
-    """What nnU-Net cannot use in a dataset.json, each as a sentence that shows the right form; nothing if all is well.
+    """The parts of a dataset.json that nnU-Net cannot use, each as a sentence that shows the right form.
 
     Args:
         content: Content of the file, as ``json.load`` gives it.

@@ -44,7 +44,7 @@ SAME_PLACE = 0.1
 
 
 def fitted_folder(dataset_name: str, source: str) -> Path:
-    """Where a dataset's regressor for a source lies, whether it is there or not.
+    """Folder of a dataset's regressor for a source, which need not exist.
 
     Args:
         dataset_name: Full name, such as ``Dataset003_Liver``.
@@ -93,18 +93,18 @@ def open_regressor(file: Path, source: str) -> Regressor:
 
 
 class CaseMeasurements:
-    """What one regressor measured in a dataset's training cases. Can be pickled to workers.
+    """Measurements of one regressor in a dataset's training cases. Can be pickled to workers.
 
     Args:
         folder: The source's folder of the dataset.
-        regressor: The stored regressor; those of another one are never mixed with its own.
+        regressor: The stored regressor; measurements of different regressors are never mixed.
     """
 
     def __init__(self, folder: Path, regressor: bytes) -> None:
         self.folder = folder / (MEASUREMENTS + hashlib.sha256(regressor).hexdigest()[:12])
 
     def file(self, identifier: str) -> Path:
-        """Where a case's measurement lies."""
+        """File of a case's measurement."""
         return self.folder / f"{identifier}.npz"
 
     def read(self, identifier: str) -> Measurement:

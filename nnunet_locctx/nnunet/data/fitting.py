@@ -47,7 +47,7 @@ from nnunet_locctx.regression.bpreg import curve_from_bpreg, file_frame, find_fi
 from nnunet_locctx.regression.registry import load_regressor
 
 DESCRIPTION = "fit.json"
-"""What the regressor was fitted with, and its hash, which shows a damaged or exchanged one."""
+"""File with the settings of the fit and the regressor's hash, which reveals a damaged or exchanged regressor."""
 
 TRAINING = "training"
 """Folder of a fit that is not finished."""
@@ -188,7 +188,7 @@ def regressor_for_training(dataset_name: str, source: str) -> bytes:
 
 @dataclass(frozen=True)
 class _Fit:
-    """What is to be fitted and measured; see :func:`fit_source`. `scores`: case -> file of imported scores."""
+    """The source to fit and the cases to measure; see :func:`fit_source`. `scores`: case -> file of imported scores."""
 
     source: str
     options: Any

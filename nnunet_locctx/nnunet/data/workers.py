@@ -10,7 +10,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 START_SECONDS = 10.0
-"""What a process takes, at least, before it works: it imports what this one has imported already."""
+"""Least time that a new process takes to start: it imports again all that this process has imported."""
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
@@ -19,20 +19,29 @@ Answer = TypeVar("Answer")
 def map_in_workers(
     function: Callable[[Job], Answer], jobs: Sequence[Job], processes: int, shown: str | None = None
 ) -> Iterator[Answer]:
-    """The answers in the order of the jobs, each as soon as it and those before it are there.
+    """The answers in the order of the jobs, each as soon as it and those before it are finished.
 
-    Jobs are worked on here until processes are expected to save more time than they take to start: about as long as the
-    first job took, for which this process had to import as much.
+    Jobs run in this process until worker processes are expected to save more time than they take to start: about as
+    long as the first job, for which this process had to import as much.
 
     Args:
         function: Can be pickled, and its answers too.
         jobs: Can be pickled.
-        processes: At most this many.
-        shown: What is done, beside a progress bar; None: without one.
+        processes: Largest number of processes.
+        shown: Description beside a progress bar; None: without one.
 
     Raises:
+        ValueError: Fewer than one process; raised at once, not with the first answer.
         MemoryError: A process was ended from outside, as systems do that run out of memory.
     """
+    if processes < 1:
+        raise ValueError(f"processes must be at least 1, got {processes}")
+    return _with_bar(function, jobs, processes, shown)
+
+
+def _with_bar(
+    function: Callable[[Job], Answer], jobs: Sequence[Job], processes: int, shown: str | None
+) -> Iterator[Answer]:
     with tqdm(total=len(jobs), desc=shown, disable=shown is None or not jobs) as bar:
         for answer in _answers(function, jobs, processes):
             bar.update()

@@ -1,4 +1,4 @@
-"""How much of the body a patch sees."""
+"""The share of a scan that a patch covers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ TILE_STEP = 0.5
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of the median training volume a patch sees; axis order of the plans.
+    """The share of the median training volume that a patch covers; axis order of the plans.
 
     Attributes:
         patch_size: Voxels.
@@ -51,7 +51,7 @@ class Coverage:
 
 
 def coverage(configuration: Mapping[str, Any]) -> Coverage:
-    """How much of the median volume a patch of this configuration (inheritance resolved) sees."""
+    """The share of the median volume that a patch of this configuration (inheritance resolved) covers."""
     patch = tuple(int(n) for n in configuration["patch_size"])
     median = tuple(float(n) for n in configuration["median_image_size_in_voxels"])
     steps = [

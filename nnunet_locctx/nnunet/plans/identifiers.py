@@ -16,7 +16,7 @@ DECISIVE = (
     "resampling_fn_seg",
     "resampling_fn_seg_kwargs",
 )
-"""What nnU-Net's preprocessing takes from a configuration; the intensities' statistics are the plans' own."""
+"""Keys of a configuration that nnU-Net's preprocessing uses; the plans hold the statistics of the intensities."""
 
 
 def data_identifier(plans: Plans, name: str, new: Mapping[str, Any]) -> str:

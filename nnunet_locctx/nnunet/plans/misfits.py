@@ -1,4 +1,4 @@
-"""Where a configuration does not fit the data it was planned on, said before anything is preprocessed or trained."""
+"""Warnings about a configuration that does not fit its data, given before anything is preprocessed or trained."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -87,21 +87,21 @@ def _voxels(plans: Plans, configuration: Mapping[str, Any], made_for: MadeFor) -
 def _images(folder: Path, configuration: Mapping[str, Any], made_for: MadeFor) -> Iterator[str]:
     schemes = configuration["normalization_schemes"]
     names = description(folder).get("channel_names", {}).values()
-    told = f" ({', '.join(map(str, names))})" if names else ""
+    listed = f" ({', '.join(map(str, names))})" if names else ""
     if made_for.channels is not None and len(schemes) != made_for.channels:
-        yield f"The preset is for {_count(made_for.channels, 'channel')}, the scans have {len(schemes)}{told}."
+        yield f"The preset is for {_count(made_for.channels, 'channel')}, the scans have {len(schemes)}{listed}."
     ct = "CTNormalization" in schemes
     if made_for.modality == "CT" and not ct:
         yield (
-            f"The preset is for CT; no channel of the scans{told} is normalised as CT ({', '.join(schemes)}). If they "
-            'are CT, name the channel "CT" in dataset.json and plan again.'
+            f"The preset is for CT; no channel of the scans{listed} is normalised as CT ({', '.join(schemes)}). If "
+            'they are CT, name the channel "CT" in dataset.json and plan again.'
         )
     if made_for.modality == "MR" and ct:
-        yield f"The preset is for MR; the scans{told} are CT."
+        yield f"The preset is for MR; the scans{listed} are CT."
 
 
 def source_to_fit(folder: Path, configuration: Mapping[str, Any]) -> str:
-    """What to give to `locctx fit` before a training; empty if the source needs no fit or has one."""
+    """The source that `locctx fit` must fit before a training; empty if the source needs no fit or has one."""
     source = configuration.get("location", {}).get("source")
     by_fit = source in COMMANDS and source not in WITHOUT_FIT
     return COMMANDS[source] if by_fit and not (folder / (PREFIX + source) / REGRESSOR).is_file() else ""

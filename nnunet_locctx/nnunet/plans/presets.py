@@ -27,7 +27,7 @@ MODALITIES = ("CT", "MR")
 
 @dataclass(frozen=True)
 class MadeFor:
-    """What a preset expects of the data; None: anything.
+    """The data that a preset expects; None: no expectation.
 
     Attributes:
         modality: ``"CT"`` or ``"MR"``.

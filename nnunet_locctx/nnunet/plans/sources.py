@@ -11,13 +11,7 @@ import numpy as np
 from nnunet_locctx.geometry import Array
 from nnunet_locctx.location import AXES, make_source
 from nnunet_locctx.nnunet.data.class_places import CasePoints, SourcePlaces, read_points, source_places
-from nnunet_locctx.nnunet.data.fitted import (
-    COMMANDS,
-    REGRESSOR,
-    WITHOUT_FIT,
-    CaseMeasurements,
-    fitted_folder,
-)
+from nnunet_locctx.nnunet.data.fitted import COMMANDS, REGRESSOR, WITHOUT_FIT, CaseMeasurements, fitted_folder
 from nnunet_locctx.nnunet.data.fitting import fit_source, regressor_for_training
 from nnunet_locctx.nnunet.plans.coverage import coverage
 from nnunet_locctx.nnunet.plans.misfits import description
@@ -35,16 +29,17 @@ CANDIDATES: Sequence[Mapping[str, Any]] = (
 """Location keys of the plans that are compared; the simpler ones first."""
 
 LEAST_RATIO = 1.0
-"""Between the classes' distance along an axis and the scatter of one class: above, the axis separates classes."""
+"""Ratio of the classes' spread along an axis to the scatter of one class, above which the axis separates classes."""
 
 LEAST_CERTAINTY = 2.0
-"""Between the scatter of a place anywhere in the scan and that of one class: above, the axis tells a class from what is
-none, even if all classes lie at one height. An axis below both misleads: it says rather which case it is."""
+"""Ratio of the spread of random places in the scan to the scatter of one class, above which the axis separates the
+classes from the background, even if all classes lie at the same height. An axis below both ratios misleads: its
+coordinate tells the cases apart rather than the classes."""
 
 LARGEST_RATIO = 1e6
 
 AS_GOOD = 0.95
-"""A simpler source with this share of the best one's bits is taken."""
+"""The simplest source that reaches this share of the best source's bits is recommended."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +70,9 @@ class Candidate:
 
     @property
     def bits(self) -> float:
-        """What its :attr:`axes` say about the class, times the share of the cases that have a location: the capacity
-        of a Gaussian channel, log2(1 + ratio^2) / 2 an axis (Shannon, "Communication in the presence of noise",
-        1949)."""
+        """Information of its :attr:`axes` about the class, times the share of the cases that have a location: the
+        capacity of a Gaussian channel, log2(1 + ratio^2) / 2 for each axis (Shannon, "Communication in the presence of
+        noise", 1949)."""
         # copies of one case do not scatter at all
         ratio = np.nan_to_num(self.places.spread.ratio, posinf=LARGEST_RATIO)
         used = [AXES.index(axis) for axis in self.axes]
@@ -86,12 +81,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class PatchPlaces:
-    """How well the place of a patch is known; all (3,) along the patient's axes (R, A, S).
+    """Uncertainty of a patch's place; all (3,) along the patient's axes (R, A, S).
 
     Attributes:
         fraction: Share of the median scan's length that the patch sees.
-        guess: mm by which its place is unknown without location: anywhere in the scan.
-        scatter: mm by which a class's place is unknown with it: it differs between patients.
+        guess: Uncertainty in mm without location, when the patch may lie anywhere in the scan.
+        scatter: Uncertainty in mm with location: the place of a class differs between patients.
         axes: The axes in use.
     """
 
@@ -102,7 +97,7 @@ class PatchPlaces:
 
     @property
     def gaining(self) -> tuple[str, ...]:
-        """The axes in use along which location says more than the patch itself."""
+        """The axes in use along which location lowers the uncertainty."""
         better = self.guess > self.scatter
         return tuple(
             axis for axis, good in zip(AXES, better, strict=True) if bool(good) and axis in self.axes
@@ -173,7 +168,7 @@ def location_key(candidate: Candidate) -> dict[str, Any]:
 def patch_places(
     cases: Sequence[CasePoints], configuration: Mapping[str, Any], candidate: Candidate
 ) -> PatchPlaces:
-    """How well a patch of a configuration is placed, without location and with it.
+    """The uncertainty of the place of a configuration's patch, without location and with it.
 
     Args:
         cases: The preprocessed cases.
@@ -210,7 +205,7 @@ def report_sources(candidates: Sequence[Candidate]) -> Iterator[str]:
 def report_recommendation(
     candidates: Sequence[Candidate], cases: Sequence[CasePoints], configuration: Mapping[str, Any]
 ) -> Iterator[str]:
-    """What the table means, a sentence a line.
+    """The meaning of the table, one sentence in each line.
 
     Args:
         candidates: The measured sources.

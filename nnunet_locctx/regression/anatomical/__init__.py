@@ -1,4 +1,5 @@
-"""Anatomical positional embeddings: a network fitted without labels gives each place of the body three coordinates."""
+"""Anatomical positional embeddings: a network, fitted without labels, gives each place in the body three
+coordinates."""
 
 from nnunet_locctx.regression.anatomical.fit import fit_anatomical
 from nnunet_locctx.regression.anatomical.options import AnatomicalOptions

@@ -1,11 +1,11 @@
-"""Fitting an anatomical regressor on scans without labels.
+"""Fits an anatomical regressor on scans without labels.
 
-The losses say what an embedding should be: places of a scan as far apart, and in the same direction, as they are in the
-patient. Source: Goncharov et al., "Anatomical Positional Embeddings", MICCAI 2024 (arXiv:2409.10291), for the distance
-and the equality term; the signed term is this project's own.
+The losses make the difference of two places' embeddings equal to the places' difference in the patient, in distance and
+direction. Source: Goncharov et al., "Anatomical Positional Embeddings", MICCAI 2024 (arXiv:2409.10291), for the
+distance and the equality term; the signed term is from this project.
 
-Embeddings and positions are (N, 3); positions are along (R, A, S) in units of the length that one unit of the embedding
-stands for. The first and the second set are read from different crops of one scan.
+Embeddings and positions are (N, 3); positions are along (R, A, S), in units of the length of one unit of the embedding.
+The terms compare two sets of points from different crops of one scan.
 """
 
 import dataclasses
@@ -40,19 +40,19 @@ from nnunet_locctx.regression.checkpoint import CHECKPOINT, Course, content, des
 from nnunet_locctx.regression.intensity import body_mask
 
 FEWEST_SCANS = 2
-"""Fewest scans with enough of a body; one scan alone cannot tell anatomy from the scan's own looks."""
+"""Smallest number of scans with enough body; a single scan cannot separate anatomy from its own appearance."""
 
 FEWEST_TO_HOLD_OUT = 5
-"""Where there are fewer scans, none is held out."""
+"""Smallest number of scans for which some are held out."""
 
 VALIDATION_SAMPLES = 8
-"""Fixed samples of the held-out scans."""
+"""Number of fixed samples of the held-out scans."""
 
 CLIP = 1.0
 """Largest norm of the gradient."""
 
 MOST_GAUGE_SCANS = 100
-"""Training scans that the gauge is fitted on."""
+"""Largest number of training scans for fitting the gauge."""
 
 
 @denormals_flushed()
@@ -65,23 +65,21 @@ def fit_anatomical(
 ) -> AnatomicalRegressor:
     """Fits a regressor.
 
-    Equal scans, options and machine give an equal regressor, byte for byte, also if the training was interrupted: each
-    step draws from a generator of its own, seeded by the seed and the step, so that a checkpoint needs no generator's
-    state.
+    Equal scans, options and machine give an equal regressor, byte for byte, also after an interruption: each step has
+    its own random generator, seeded by the seed and the step.
 
-    The weights are those of the last step, at which the learning rate has fallen to 0. The loss of the held-out scans
-    is there to be looked at (:attr:`AnatomicalRegressor.history`).
+    The weights are those of the last step, at which the learning rate is 0. The loss of the held-out scans is only
+    recorded (:attr:`AnatomicalRegressor.history`).
 
     Args:
-        scans: By name, on a grid of `options.spacing`. Scans with too little of a body to be measured are left out
-            with a warning.
-        options: How to fit.
-        folder: Where the checkpoint goes (``checkpoint.pt``); one that fits the options and the scans is resumed,
-            another one is restarted with a printed line. It stays there at the end.
+        scans: By name, on a grid of `options.spacing`. Scans with too little body are left out with a warning.
+        options: Options of the fit.
+        folder: Folder of the checkpoint (``checkpoint.pt``). A checkpoint of the same options and scans is resumed;
+            otherwise the fit starts again, with a printed line. The checkpoint is not deleted.
         progress: Show a progress bar.
 
     Raises:
-        ValueError: Fewer than 2 scans with enough of a body, a scan on another grid, or a loss that is not finite.
+        ValueError: Fewer than 2 scans have enough body, a scan is on another grid, or a loss is not finite.
     """
     held = _training_scans(scans, options)
     names = sorted(held)
@@ -100,7 +98,7 @@ def fit_anatomical(
         while state.step < options.steps:
             generator = np.random.default_rng([options.seed, 0, state.step])
             rate = learning_rate(state.step, options)
-            # without replacement, unless there are fewer scans than a step takes
+            # without replacement; a step takes fewer scans if there are not enough
             count = min(options.scans_per_step, len(trained))
             chosen = generator.choice(len(trained), count, replace=False)
             network.train()
@@ -127,14 +125,14 @@ def fit_anatomical(
 
 @dataclasses.dataclass
 class _Progress:
-    """Where training stands; all of it goes into the checkpoint.
+    """State of the training, as stored in the checkpoint.
 
     Attributes:
         network: The network.
-        optimiser: Of its weights.
+        optimiser: Optimiser of its weights.
         history: Losses, see :class:`AnatomicalRegressor`.
-        step: Finished steps.
-        losses: Of the steps since the last entry of the history.
+        step: Number of finished steps.
+        losses: Losses of the steps since the last entry of the history.
     """
 
     network: EmbeddingNetwork
@@ -145,7 +143,7 @@ class _Progress:
 
     @classmethod
     def begin(cls, options: AnatomicalOptions, stored: Mapping[str, Any] | None) -> "_Progress":
-        """As it was stored; or initial weights that depend on the seed alone (the global generator is put back)."""
+        """The stored state, or initial weights that depend only on the seed (the global generator does not change)."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
             network = EmbeddingNetwork(options.widths, options.depths)
@@ -156,16 +154,12 @@ class _Progress:
             return cls(network, optimiser, {"step": [], "train": [], "validation": []})
         network.load_state_dict(stored["network"])
         optimiser.load_state_dict(stored["optimiser"])
-        # earlier versions saved only where the history has an entry
+        # earlier versions saved only at entries of the history
         return cls(network, optimiser, stored["history"], stored["step"], stored.get("losses", []))
 
     def stored(self) -> dict[str, Any]:
         """State for the checkpoint."""
-        return {
-            **vars(self),
-            "network": self.network.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-        }
+        return {**vars(self), "network": self.network.state_dict(), "optimiser": self.optimiser.state_dict()}
 
 
 def learning_rate(step: int, options: AnatomicalOptions) -> float:
@@ -192,7 +186,7 @@ def distance_term(first: Tensor, second: Tensor, first_position: Tensor, second_
 
 
 def signed_term(first: Tensor, second: Tensor, first_position: Tensor, second_position: Tensor) -> Tensor:
-    """Mean over all ``i, j`` and axes of ``((e_i - e_j) - (p_i - p_j))^2``: leaves only a shift free.
+    """Mean over all ``i, j`` and axes of ``((e_i - e_j) - (p_i - p_j))^2``. Unchanged only by a shift of the embedding.
 
     With the residual ``r = e - p`` this is the mean of ``(r_i - r_j)^2``, that is the variances of both sets plus the
     square of the difference of their means: no table of all pairs is needed.
@@ -205,8 +199,8 @@ def signed_term(first: Tensor, second: Tensor, first_position: Tensor, second_po
 def scan_scale(position: Tensor) -> tuple[Tensor, Tensor]:
     """(3,) mean and (3,) standard deviation along each axis of positions (N, 3), the paper's normalisation.
 
-    What one unit of the embedding stands for then depends on the field of view, and differs between the axes. The
-    deviation is the unbiased one (divided by N - 1), as in the authors' code, and at least 1e-3.
+    With it the length of one unit of the embedding depends on the field of view and differs between the axes. The
+    standard deviation is the unbiased one (divided by N - 1), as in the authors' code, and at least 1e-3.
     """
     return position.mean(0), position.std(0, correction=min(1, len(position) - 1)).clamp_min(1e-3)
 
@@ -217,7 +211,7 @@ def _distances(first: Tensor, second: Tensor) -> Tensor:
 
 
 def sample_loss(network: torch.nn.Module, sample: ScanSample, options: AnatomicalOptions) -> Tensor:
-    """The loss of one scan's crops: every point of the pairs' first crops against every point of the second ones."""
+    """The loss of one scan's crops: every point of the first crops is compared with every point of the second ones."""
     embeddings = network(torch.from_numpy(sample.crops))
     # grid_sample takes the last axis first
     grid = torch.from_numpy(sample.places).flip(-1)[:, None, None]
@@ -255,7 +249,7 @@ def _validate(network: torch.nn.Module, fixed: list[ScanSample], options: Anatom
 def _training_scans(
     scans: Mapping[str, CanonicalScan], options: AnatomicalOptions
 ) -> dict[str, TrainingScan]:
-    """Those with as much of a body as measuring needs, in the form the training holds."""
+    """The scans with enough body, in the form for training."""
     if len(scans) < FEWEST_SCANS:
         raise ValueError(f"an anatomical fit needs {FEWEST_SCANS} or more scans, got {len(scans)}")
     held: dict[str, TrainingScan] = {}
@@ -283,11 +277,11 @@ def _training_scans(
 
 
 def _reasons(small: Mapping[str, npt.NDArray[np.bool_]], options: AnatomicalOptions) -> str:
-    """Why scans are too small, and the voxel size at which half of them would not be."""
+    """The reasons for leaving out scans, and a voxel size at which half of them would have enough body."""
     reasons = "; ".join(f"{name}: {too_little_body(nodes)}" for name, nodes in list(small.items())[:3])
     reasons += f"; and {len(small) - 3} more" if len(small) > 3 else ""
     usual = float(np.median([nodes.sum() for nodes in small.values()]))
-    # less than the volumes say, because nodes at the edge do not count
+    # 0.9: nodes at the edge of the body do not count
     finer = math.floor(9 * options.spacing * (usual / SMALLEST_BODY_NODES) ** (1 / 3)) / 10
     return reasons + (
         f". With a smaller voxel size (--spacing {finer:g}) they have more" if finer >= 1 else ""
@@ -295,7 +289,7 @@ def _reasons(small: Mapping[str, npt.NDArray[np.bool_]], options: AnatomicalOpti
 
 
 def _held_out(names: list[str], options: AnatomicalOptions) -> list[str]:
-    """The scans that only watch the loss."""
+    """Names of the scans that only the validation loss uses."""
     if len(names) < FEWEST_TO_HOLD_OUT or options.validation == 0:
         return []
     count = max(1, round(options.validation * len(names)))
@@ -315,7 +309,7 @@ def _frame(
         if body.any():
             nodes.append((embeddings[:, body].T, node_positions(affine, body.shape)[body]))
     gauge = fit_gauge(nodes)
-    # no prior: each scan by its size
+    # without prior; each scan is weighted by its size
     slopes = [linear_fit(gauge.apply(e), p, np.zeros((3, 3)))[0] for e, p in nodes]
     weights = [len(p) for _, p in nodes]
     return gauge, np.average(slopes, axis=0, weights=weights)

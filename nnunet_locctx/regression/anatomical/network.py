@@ -1,9 +1,9 @@
-"""A small fully convolutional network from a scan to coarse anatomical coordinates, and a whole scan's way through it.
+"""A small fully convolutional network from a scan to coarse anatomical coordinates, and its use on a whole scan.
 
 A scan's embeddings are averaged over several voxel sizes. The cells of one forward pass are large (4 voxels of the
-canonical grid), and what the network makes of a place depends on where the cells' borders fall and on how large the
-body looks. Passes at other voxel sizes see other cells; their mean errs less: on 10 held-out whole-body phantoms 18 mm
-in the median, one pass 26 to 29 mm.
+canonical grid), and the embedding of a place depends on the borders of the cells and on the apparent size of the body.
+Passes at other voxel sizes have other cells, and the mean has a smaller error: 18 mm in the median on 10 held-out
+whole-body phantoms, against 26 to 29 mm for one pass.
 """
 
 import itertools
@@ -22,14 +22,15 @@ from nnunet_locctx.regression.canonical import CanonicalScan
 from nnunet_locctx.regression.intensity import normalise
 
 INPUT_CHANNELS = 2
-"""Intensity from -1 to 1, 0 where nothing is known, and 1 where something is known."""
+"""Intensity from -1 to 1 (0 where unknown), and a mask of known voxels."""
 
 STRIDE = 4
-"""Voxels of the input along each axis for one cell of the output."""
+"""Voxels of the input per cell of the output, along each axis."""
 
 
 class ChannelNorm(nn.Module):
-    """Layer normalisation over the channels of each cell, so that the result does not depend on the field of view."""
+    """Layer normalisation over the channels of each cell; unlike other norms it does not depend on the field of
+    view."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -43,9 +44,9 @@ class ChannelNorm(nn.Module):
 class ResidualBlock(nn.Module):
     """Norm, 3^3 convolution, GELU, 1^3 convolution, added to the input.
 
-    Dense convolutions: at these widths (32 channels of 16 x 12 x 16 cells, batch 8, one core) they are not slower on a
-    CPU than depthwise ones in the default memory layout (32 against 47 ms, backward) and mix channels as well; in
-    channels-last, which the network uses, depthwise ones are faster (15 against 25 ms).
+    The convolutions are dense. Measured at 32 channels of 16 x 12 x 16 cells, batch 8, backward, one CPU core: dense 32
+    ms and depthwise 47 ms in the default memory layout, dense 25 ms and depthwise 15 ms in channels-last, which the
+    network uses. Dense ones also mix channels.
     """
 
     def __init__(self, width: int) -> None:
@@ -62,18 +63,18 @@ class ResidualBlock(nn.Module):
 
 
 class EmbeddingNetwork(nn.Module):
-    """A feature pyramid: halved level by level, then doubled and added to the level before.
+    """A feature pyramid: each level halves the resolution; on the way up it is doubled and added to the finer level.
 
     Source: the pyramid of Goncharov et al., "Anatomical Positional Embeddings", MICCAI 2024 (arXiv:2409.10291), with
-    other blocks and a thirtieth of its parameters. The output is linear: a sigmoid would saturate on scans longer than
-    those of the training.
+    other blocks and a thirtieth of its parameters. The output is linear: a sigmoid would saturate on scans that are
+    longer than the training scans.
 
-    Zeros beyond the input's faces mean "nothing known", as they do in its second channel, so a crop of a scan looks
-    like a scan of that field of view.
+    Zero padding means "unknown", as in the second channel of the input, so a crop of a scan looks like a scan with that
+    field of view.
 
     Args:
         widths: Channels of each level, finest first; cells of level ``l`` have ``STRIDE * 2**l`` voxels a side.
-        depths: Residual blocks of each level on the way down; on the way up there is one a level.
+        depths: Residual blocks of each level on the way down; on the way up each level has one.
     """
 
     def __init__(
@@ -100,9 +101,8 @@ class EmbeddingNetwork(nn.Module):
         """
         features = self.stem(_padded(volume, STRIDE).contiguous(memory_format=torch.channels_last_3d))
         levels = []
-        for blocks, coarser in zip(
-            self.down, self.coarser, strict=False
-        ):  # the coarsest level has none to follow
+        # the coarsest level has no coarser one
+        for blocks, coarser in zip(self.down, self.coarser, strict=False):
             features = blocks(features)
             levels.append(features)
             features = coarser(_padded(features, 2))
@@ -118,7 +118,7 @@ class EmbeddingNetwork(nn.Module):
 
 
 def _padded(volume: Tensor, multiple: int) -> Tensor:
-    """With zeros at the far end of each axis, so that its size is a multiple."""
+    """Pads with zeros at the end of each axis to a multiple."""
     missing = [-n % multiple for n in volume.shape[2:]]
     if not any(missing):
         return volume
@@ -126,14 +126,14 @@ def _padded(volume: Tensor, multiple: int) -> Tensor:
 
 
 LARGEST_PASS = 8_000_000
-"""Voxels in one forward pass (2 m of a body of 50 x 50 cm at 4 mm); larger scans are taken in tiles."""
+"""Voxels in one forward pass (2 m of a body of 50 x 50 cm at 4 mm); larger scans are split into tiles."""
 
 MARGIN = 64
-"""Voxels that a tile sees beyond its own on each side."""
+"""Voxels of context on each side of a tile."""
 
 
 def network_input(scan: CanonicalScan, modality: str, window: tuple[float, float]) -> npt.NDArray[np.float32]:
-    """(2, a, b, c) float32: intensity from -1 to 1, 0 outside the scan, and 1 in the scan."""
+    """(2, a, b, c) float32: intensity from -1 to 1 (0 outside the scan), and a mask of the scan."""
     known = scan.inside.astype(np.float32)
     return np.stack([normalise(scan, modality, window) * known, known])
 
@@ -141,15 +141,15 @@ def network_input(scan: CanonicalScan, modality: str, window: tuple[float, float
 def embed(
     network: nn.Module, volume: npt.NDArray[np.float32], largest: int = LARGEST_PASS
 ) -> npt.NDArray[np.float32]:
-    """Embeddings of a whole volume, in tiles where it is large.
+    """Embeddings of a whole volume; large volumes are split into tiles.
 
     Args:
         network: (1, 2, a, b, c) -> (1, 3, cells), as :class:`EmbeddingNetwork`.
         volume: (2, a, b, c).
-        largest: Voxels in one pass, margins not counted; below a tile of 64 voxels a side it has no effect.
+        largest: Largest number of voxels in one pass, without margins. Tiles are not split below 64 voxels a side.
 
     Returns:
-        (3, *cells) float32, 2 or more cells along each axis; cells beyond the volume see only what is unknown.
+        (3, *cells) float32, 2 or more cells along each axis; cells beyond the volume see only unknown voxels.
     """
     cells = [max(2, -(-n // STRIDE)) for n in volume.shape[1:]]
     missing = [(0, n * STRIDE - size) for n, size in zip(cells, volume.shape[1:], strict=True)]
@@ -158,9 +158,8 @@ def embed(
     tile = list(volume.shape[1:])
     while math.prod(tile) > largest and max(tile) > MARGIN:
         axis = int(np.argmax(tile))
-        tile[axis] = MARGIN * math.ceil(
-            tile[axis] / 2 / MARGIN
-        )  # MARGIN holds whole cells of the coarsest level
+        # MARGIN holds whole cells of the coarsest level
+        tile[axis] = MARGIN * math.ceil(tile[axis] / 2 / MARGIN)
     with torch.inference_mode():
         for corner in itertools.product(
             *[range(0, n, t) for n, t in zip(volume.shape[1:], tile, strict=True)]
@@ -178,17 +177,18 @@ def embed(
 
 
 def cell_affine(affine: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """(4, 4) index of a cell -> mm LPS, from that of a voxel: a cell's centre is between its second and third voxel."""
+    """(4, 4) index of a cell -> mm LPS, from the voxels' affine. A cell's centre is between its second and third
+    voxel."""
     return np.asarray(
         affine @ np.array([[STRIDE, 0, 0, 1.5], [0, STRIDE, 0, 1.5], [0, 0, STRIDE, 1.5], [0, 0, 0, 1]])
     )
 
 
 VIEWS = (0.8, 0.9, 1.0, 1.1, 1.25)
-"""Voxel sizes of the passes, as multiples of the canonical one; within what crops are zoomed by in training."""
+"""Voxel sizes of the passes as multiples of the canonical one, within the zoom of training crops."""
 
 NODE = 2
-"""Canonical voxels from one node of the map to the next."""
+"""Distance between nodes of the map in canonical voxels."""
 
 
 def zoomed(scan: CanonicalScan, factor: float) -> CanonicalScan:
@@ -244,7 +244,7 @@ def node_affine() -> Array:
 
 
 def body_nodes(body: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Which nodes are body in at least half of their voxels. `body` is (a, b, c), on the canonical grid."""
+    """Whether each node is body in at least half of its voxels. `body` is (a, b, c), on the canonical grid."""
     full = np.zeros([max(2, -(-n // NODE)) * NODE for n in body.shape], dtype=np.float32)
     full[tuple(slice(n) for n in body.shape)] = body
     blocks = full.reshape([m for n in full.shape for m in (n // NODE, NODE)])
@@ -252,10 +252,10 @@ def body_nodes(body: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
 
 
 def _interpolate(values: npt.NDArray[np.float32], at: Array) -> Array:
-    """Linear between cells; half a cell beyond the outer ones, continued linearly."""
+    """Interpolates linearly between cells and extrapolates linearly up to half a cell beyond the outer ones."""
     inside = np.stack([np.clip(a, 0, n - 1) for a, n in zip(at, values.shape, strict=True)])
     interpolated = map_coordinates(values, inside, order=1, output=np.float64)
-    # the outer cells' centres lie half a cell within the scan: holding their value there would bend the map
+    # the outer cells' centres lie half a cell within the scan: constant extrapolation would bend the map
     for axis, n in enumerate(values.shape):
         lower = inside.copy()
         lower[axis] = np.clip(np.floor(inside[axis]), 0, n - 2)

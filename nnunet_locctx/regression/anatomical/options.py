@@ -17,7 +17,7 @@ from nnunet_locctx.values import (
 LOSSES = ("signed", "paper")
 NORMALISATIONS = ("length", "scan")
 MOST_POINTS = 4096
-"""Most points of one scan in one step, in each of the two sets; the distance term holds a table of all pairs."""
+"""Largest number of points of one scan and step in each set; the distance term needs a table of all pairs."""
 
 
 @dataclass(frozen=True)
@@ -26,36 +26,34 @@ class AnatomicalOptions:
 
     Attributes:
         modality: ``ct`` or ``mr``, see :data:`~nnunet_locctx.location.body.MODALITIES`.
-        channel: Image channel it looks at.
+        channel: Image channel that the regressor uses.
         spacing: Voxel size of the canonical grid in mm.
         window: HU that become -1 and 1 (CT only).
-        seed: Of the initial weights and of every draw.
+        seed: Seed of the initial weights and of all random draws.
         steps: Optimiser steps.
         scans_per_step: Scans in each step.
-        pairs_per_scan: Overlapping pairs of crops from each of them.
+        pairs_per_scan: Overlapping pairs of crops per scan and step.
         crop: Voxels of a crop along (R, A, S), multiples of 4.
-        zoom: Lowest and highest voxel size of a crop, in voxels of the canonical grid; drawn for each axis of each
-            crop.
-        visible: Lowest and highest share of a crop's part of the scan, along each axis, that is seen. The rest is
-            unknown, so that a scan shorter than a crop too is seen in many fields of view: else its own field of view
-            would do as a frame.
-        paired_points: Places in the body, in the overlap of a pair, that are read from both crops.
-        body_points: Further places in the body, read from one crop.
-        background_points: Places outside the body, read from one crop.
-        length: Millimetres that one unit of the embedding stands for.
-        loss: ``signed``: equality, distance and signed term, which leave only a shift free; ``paper``: without the
-            signed term.
+        zoom: Smallest and largest voxel size of a crop, in canonical voxels; drawn for each axis of each crop.
+        visible: Smallest and largest visible share of a crop along each axis. The rest is unknown, so that also a scan
+            shorter than a crop appears in many fields of view and the network cannot use the scan's borders as a frame.
+        paired_points: Points in the body within the overlap of a pair, read from both crops.
+        body_points: Further points in the body, read from one crop.
+        background_points: Points outside the body, read from one crop.
+        length: Length of one unit of the embedding in mm.
+        loss: ``signed``: equality, distance and signed term, which determine the embedding up to a shift; ``paper``:
+            without the signed term.
         normalise: ``length``: positions are divided by `length`; ``scan``: by their standard deviation along each axis
             in the step's crops of the scan, as in the paper.
-        equality, signed: Weights of the terms; that of the distance term is 1.
-        augment: Chance of each change of intensities.
-        masked: Chance that blocks of a crop are hidden.
-        learning_rate: Highest.
-        weight_decay: AdamW's.
+        equality, signed: Weights of these terms; the weight of the distance term is 1.
+        augment: Probability of each change of intensities.
+        masked: Probability of hiding blocks of a crop.
+        learning_rate: Highest learning rate.
+        weight_decay: Weight decay of AdamW.
         warm_up: Share of the steps in which the learning rate rises.
-        validation: Share of the scans held out to watch the loss; none is held out of fewer than 5.
+        validation: Share of the scans held out for the validation loss; none of fewer than 5.
         checkpoint_every: Steps between checkpoints.
-        widths, depths: The network's, see :class:`~nnunet_locctx.regression.anatomical.network.EmbeddingNetwork`.
+        widths, depths: Widths and depths of :class:`~nnunet_locctx.regression.anatomical.network.EmbeddingNetwork`.
 
     Raises:
         ValueError: A value out of range.

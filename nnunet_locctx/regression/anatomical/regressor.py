@@ -1,4 +1,4 @@
-"""The fitted regressor: a scan's map of anatomical coordinates."""
+"""The fitted regressor, which measures a scan's map of anatomical coordinates."""
 
 import sys
 from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ from nnunet_locctx.regression.intensity import body_mask
 from nnunet_locctx.regression.regressor import Regressor
 
 PERCENTILES = (1.0, 99.0)
-"""Percentiles of the embeddings of the training scans' bodies, along each axis, that become -0.5 and 0.5."""
+"""Percentiles of the training bodies' embeddings along each axis that become -0.5 and 0.5."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Gauge:
     """Turns embeddings into coordinates along (R, A, S), about -0.5 to 0.5 over the bodies of the training scans.
 
     Attributes:
-        matrix: (3, 3): an orthogonal matrix, its rows then scaled.
+        matrix: (3, 3): an orthogonal matrix with scaled rows.
         shift: (3,).
     """
 
@@ -49,17 +49,17 @@ class Gauge:
 
 
 def fit_gauge(scans: Iterable[tuple[npt.NDArray[np.floating], Array]]) -> Gauge:
-    """Fits one orthogonal matrix (rotation or reflection) to all scans, and one range to each axis.
+    """Fits one orthogonal matrix (rotation or reflection) for all scans, and a range for each axis.
 
-    Each scan's embeddings and positions are taken relative to their means, because the place of the scan in the
-    embedding is not known beforehand; the matrix is the orthogonal Procrustes solution (Schönemann 1966).
+    Embeddings and positions are relative to their means in each scan, because the scan's place in the body is not
+    known; the matrix is the orthogonal Procrustes solution (Schönemann 1966).
 
     Args:
-        scans: Of each scan, embeddings (N, 3) and positions (N, 3) in mm along (R, A, S), of the same places in the
+        scans: For each scan, embeddings (N, 3) and positions (N, 3) in mm along (R, A, S) of the same places in the
             body.
 
     Raises:
-        ValueError: No scan, or embeddings that do not change along an axis.
+        ValueError: There is no scan, or the embeddings do not change along an axis.
     """
     covariance = np.zeros((3, 3))
     embeddings = []
@@ -85,14 +85,14 @@ PRIOR_LENGTH = 20.0
 from the training scans rather than from the cells."""
 
 SMOOTHING = 1.0
-"""Nodes: standard deviation with which the deviation from the linear map is smoothed outside the body."""
+"""Nodes. Standard deviation of the smoothing outside the body."""
 
 
 def linear_fit(coordinates: Array, positions: Array, typical: Array) -> tuple[Array, Array]:
     """The linear map ``slopes @ position + offset`` nearest to coordinates, by least squares.
 
-    A slab of a few slices does not determine a slope across it; `typical` enters as if it had been seen over
-    :data:`PRIOR_LENGTH`.
+    A slab of a few slices does not determine a slope across it: there `typical` replaces it, with a weight that depends
+    on :data:`PRIOR_LENGTH`.
 
     Args:
         coordinates: (N, 3).
@@ -118,14 +118,14 @@ def linear_fit(coordinates: Array, positions: Array, typical: Array) -> tuple[Ar
 def continue_outside(
     coordinates: npt.NDArray[np.floating], linear: npt.NDArray[np.floating], body: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.float64]:
-    """Coordinates of a map, those outside the body replaced by the linear map plus the nearest body node's deviation
-    from it, smoothed.
+    """Replaces a map's coordinates outside the body by the linear map plus the smoothed deviation of the nearest body
+    node.
 
-    Air, table and blankets look the same everywhere, so what the network says there is noise.
+    Air, table and blankets look the same everywhere, so the network's output there is noise.
 
     Args:
         coordinates: (3, a, b, c).
-        linear: (3, a, b, c), the linear map's.
+        linear: (3, a, b, c) coordinates of the linear map.
         body: (a, b, c), at least one of them true.
     """
     nearest = ndimage.distance_transform_edt(~body, return_distances=False, return_indices=True)
@@ -135,22 +135,22 @@ def continue_outside(
 
 
 SMALLEST_BODY_NODES = 64
-"""Nodes of body that a scan needs."""
+"""Smallest number of body nodes in a usable scan."""
 
 PLAUSIBLE_SLOPES = (0.4, 2.5)
-"""Multiples of the typical slope along each axis: a scan's slopes lie in between, or it is not trusted."""
+"""Multiples of the typical slope along each axis between which the slopes of a usable scan lie."""
 
 
 class AnatomicalRegressor(Regressor):
-    """Measures a map of coordinates along the patient's axes, the same place of the body having the same three numbers
-    in every scan.
+    """Measures a map of coordinates along the patient's axes; a place of the body has the same coordinates in every
+    scan.
 
     Source: Goncharov et al., "Anatomical Positional Embeddings", MICCAI 2024 (arXiv:2409.10291).
 
     Args:
-        options: How it was fitted.
+        options: Options of the fit.
         network: The fitted network.
-        gauge: From its embeddings to coordinates.
+        gauge: Map from its embeddings to coordinates.
         typical: (3, 3): change of the coordinate (row) per mm along (R, A, S) (column), mean over the training scans.
         history: Losses of the fit: ``step``, ``train`` and ``validation``, lists of numbers of one length.
     """
@@ -173,16 +173,16 @@ class AnatomicalRegressor(Regressor):
         self.history = {name: list(values) for name, values in (history or {}).items()}
 
     def measure(self, image: npt.NDArray[np.floating], frame: Frame) -> AnatomicalMap:
-        """A scan's map, one value to a node of 2 canonical voxels; see :func:`continue_outside` for the air around the
+        """Measures a scan's map with a node per 2 canonical voxels; :func:`continue_outside` fills the air around the
         body.
 
         Args:
             image: (i, j, k) intensities of channel :attr:`channel` as stored (CT: HU), any orientation and voxel size.
-            frame: That array's.
+            frame: Frame of the array.
 
         Returns:
-            The map; unusable, with the reason, for a single slice, a scan without enough body, and coordinates that do
-            not rise along the patient's axes as they do in the training scans.
+            The map. It is unusable, with the reason, for a single slice, a scan without enough body, and coordinates
+            that do not rise along the patient's axes as in the training scans.
         """
         if min(frame.shape) < 2:
             return AnatomicalMap.unusable(f"a scan of shape {frame.shape} is a single slice")
@@ -208,7 +208,7 @@ class AnatomicalRegressor(Regressor):
         return AnatomicalMap(values.astype(np.float32), affine, slopes @ PATIENT_FROM_LPS)
 
     def _implausible(self, slopes: Array) -> str:
-        """What is wrong with a scan's slopes (3, 3) along (R, A, S); nothing if they are plausible."""
+        """A sentence if a scan's slopes (3, 3) along (R, A, S) are implausible; otherwise empty."""
         ratios = np.diag(slopes) / np.diag(self.typical)
         lowest, highest = PLAUSIBLE_SLOPES
         if (ratios >= lowest).all() and (ratios <= highest).all():
@@ -220,7 +220,7 @@ class AnatomicalRegressor(Regressor):
         )
 
     def state(self) -> dict[str, Any]:
-        # interned, and tuples made anew: whether equal objects are one object must not change the bytes
+        # interned strings and new lists: object identity must not change the bytes
         options = {
             name: sys.intern(value)
             if isinstance(value, str)
@@ -248,7 +248,7 @@ class AnatomicalRegressor(Regressor):
 
 
 def too_little_body(nodes: npt.NDArray[np.bool_]) -> str:
-    """Why a scan with these nodes of body (a, b, c) cannot be measured; empty if it can."""
+    """A sentence if a scan with these body nodes (a, b, c) cannot be measured; otherwise empty."""
     if nodes.sum() >= SMALLEST_BODY_NODES:
         return ""
     return f"{int(nodes.sum())} nodes of body were found, at least {SMALLEST_BODY_NODES} are needed"

@@ -1,4 +1,4 @@
-"""Overlapping crops of one scan, and places in them whose position in the patient is known."""
+"""Samples overlapping crops of one scan, and points in them with their position in the patient."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TrainingScan:
-    """A scan as the training holds it: 2 bytes a voxel.
+    """A scan in the form for training, with 2 bytes per voxel.
 
     Attributes:
         image: (a, b, c) uint8 along (R, A, S), see :data:`UNKNOWN`.
@@ -36,7 +36,7 @@ class TrainingScan:
 
     @classmethod
     def from_canonical(cls, scan: CanonicalScan, options: AnatomicalOptions) -> "TrainingScan":
-        """Intensities normalised and the body found; the body is empty where there is none."""
+        """Normalises intensities and finds the body; the mask may be empty."""
         image = normalise(scan, options.modality, options.window)
         coded = np.where(scan.inside, 1 + np.rint((image + 1) * 127), UNKNOWN).astype(np.uint8)
         return cls(coded, body_mask(scan, options.modality), scan.spacing)
@@ -44,12 +44,12 @@ class TrainingScan:
 
 @dataclass(frozen=True)
 class Box:
-    """A box of a scan's voxels, part of which is seen; it may reach beyond the scan.
+    """A box of voxels with a visible part; it may reach beyond the scan.
 
     Attributes:
         lower: (3,) its first voxel.
         size: (3,) voxels.
-        seen: (3,) slices of the scan: the part that is seen.
+        seen: (3,) slices of the scan: the visible part.
     """
 
     lower: Indices
@@ -63,13 +63,14 @@ class Box:
 
 @dataclass(frozen=True)
 class ScanSample:
-    """Pairs of crops of one scan; the first half of the crops are the pairs' first ones.
+    """P pairs of crops of one scan; crops ``p`` and ``P + p`` form a pair.
 
     Attributes:
         crops: (2 P, 2, *crop) float32.
-        places: (2 P, N, 3) float32, where the points are read: -1 to 1 from face to face of the crop, along (R, A, S).
-        positions: (2 P, N, 3) float32, the same points in the patient: mm along (R, A, S) from the scan's first voxel.
-        paired: The first this many points of crop ``p`` and crop ``P + p`` are the same places.
+        places: (2 P, N, 3) float32 places of the points in the crop: -1 to 1 from face to face, along (R, A, S).
+        positions: (2 P, N, 3) float32 positions of the points in the patient: mm along (R, A, S) from the scan's first
+            voxel.
+        paired: Number of first points that are the same places in both crops of a pair.
     """
 
     crops: npt.NDArray[np.float32]
@@ -83,9 +84,9 @@ def sample_pairs(
 ) -> ScanSample:
     """Draws `options.pairs_per_scan` pairs of crops.
 
-    The two boxes of a pair hold one voxel of the body in common (the pin), so that their overlap is never empty and
-    never without body. Their sizes differ, so that the crops show the anatomy at different scales. A scan smaller than
-    a box lies in it wherever it fits, with nothing known around it.
+    Both boxes of a pair contain a common voxel of the body (the pin), so their overlap always contains body. Their
+    sizes differ, so the crops show the anatomy at different scales. A scan smaller than a box lies at a random place in
+    it, surrounded by unknown voxels.
 
     Raises:
         ValueError: The scan has no body.
@@ -96,7 +97,7 @@ def sample_pairs(
     boxes: tuple[list[Box], list[Box]] = ([], [])
     points: tuple[list[Indices], list[Indices]] = ([], [])
     for _ in range(options.pairs_per_scan):
-        # level first: legs, neck and head are as likely as the trunk
+        # drawing the level first makes legs, neck and head as likely as the trunk
         level = int(generator.choice(levels))
         pin = np.array([*_voxels(scan.body[:, :, level], 1, generator)[0], level])
         pair = [_box(scan.body.shape, pin, options, generator) for _ in range(2)]
@@ -129,8 +130,7 @@ def sample_pairs(
 
 
 def cut(image: npt.NDArray[np.uint8], box: Box, size: Sequence[int]) -> npt.NDArray[np.float32]:
-    """(2, *size) float32: a box's intensities (0 where nothing is known) and where something is known, resampled
-    linearly."""
+    """(2, *size) float32: a box's intensities (0 where unknown) and its mask of known voxels, resampled linearly."""
     coded = np.zeros(tuple(box.size), dtype=np.uint8)
     covered = tuple(
         slice(int(p.start - at), int(p.stop - at)) for p, at in zip(box.seen, box.lower, strict=True)
@@ -145,7 +145,8 @@ def cut(image: npt.NDArray[np.uint8], box: Box, size: Sequence[int]) -> npt.NDAr
 def _box(
     shape: Sequence[int], pin: Indices, options: AnatomicalOptions, generator: np.random.Generator
 ) -> Box:
-    """A box of random size that holds a voxel, as much of the scan as it can, and a random part of it that is seen."""
+    """A box of random size and place that contains `pin` and as much of the scan as possible, with a random visible
+    part."""
     factors = generator.uniform(*options.zoom, size=3)
     size = np.maximum(1, np.rint(np.array(options.crop) * factors)).astype(np.int64)
     lower = np.empty(3, dtype=np.int64)
@@ -162,7 +163,7 @@ def _box(
 
 
 def _start(first: int, stop: int, length: int, pin: int, generator: np.random.Generator) -> int:
-    """Where a run of voxels begins that lies between two voxels and holds a third."""
+    """A random start of a run of `length` voxels between `first` and `stop` that contains `pin`."""
     return int(generator.integers(max(first, pin - length + 1), min(pin, stop - length) + 1))
 
 
@@ -180,7 +181,7 @@ def _within(
     generator: np.random.Generator,
     otherwise: npt.NDArray[np.bool_] | None = None,
 ) -> Indices:
-    """(count, 3) voxels of a mask in a part of the scan; of `otherwise` where it has none there."""
+    """(count, 3) voxels of a mask in a part of the scan; voxels of `otherwise` if the mask is empty there."""
     candidates = mask[part]
     if otherwise is not None and not candidates.any():
         candidates = otherwise[part]
@@ -191,14 +192,13 @@ Crop = npt.NDArray[np.float32]
 
 
 def augment(crop: Crop, chance: float, masked: float, generator: np.random.Generator) -> None:
-    """Changes a crop (2, a, b, c) in place: intensity from -1 to 1 (0 where nothing is known), and 1 where something is
-    known.
+    """Changes a crop (2, a, b, c) of intensities from -1 to 1 (0 where unknown) and known voxels in place.
 
     Args:
         crop: The crop.
-        chance: Of each of blur, gain, shift, gamma and noise.
-        masked: Chance that blocks are hidden, as if they lay outside the scan.
-        generator: The numbers' source.
+        chance: Probability of each of blur, gain, shift, gamma and noise.
+        masked: Probability of hiding blocks, as if they lay outside the scan.
+        generator: Random generator.
     """
     image, known = crop
     if generator.random() < chance:
@@ -219,7 +219,7 @@ def augment(crop: Crop, chance: float, masked: float, generator: np.random.Gener
 
 
 def _hide_blocks(known: npt.NDArray[np.float32], share: float, generator: np.random.Generator) -> None:
-    """Sets blocks of a random size, whole output cells, to unknown."""
+    """Sets blocks of a random number of whole output cells to unknown."""
     size = [STRIDE * int(generator.integers(1, 1 + max(1, n // (4 * STRIDE)))) for n in known.shape]
     kept = generator.random([-(-n // s) for n, s in zip(known.shape, size, strict=True)]) >= share
     for axis, length in enumerate(size):

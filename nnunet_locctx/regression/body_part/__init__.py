@@ -1,4 +1,4 @@
-"""Body part regression: scores that say at which level of the body an axial slice lies."""
+"""Body part regression: a score for the level of the body at which an axial slice lies."""
 
 from nnunet_locctx.regression.body_part.curve import make_curve
 from nnunet_locctx.regression.body_part.fit import fit_body_part

@@ -1,7 +1,8 @@
-"""From raw slice scores to a curve along the body.
+"""Makes a curve along the body from raw slice scores.
 
 The order of the steps follows Schuhegger, "Body part regression for CT images", 2021 (arXiv:2110.09148): smooth, cut
-tails with implausible slopes, fit a line, judge its slope. Robust line, monotone curve and continuation are ours.
+tails with implausible slopes, fit a line, judge its slope. The robust line, the monotone curve and the continuation are
+from this project.
 """
 
 from dataclasses import dataclass
@@ -19,41 +20,41 @@ SMOOTHING_MM = 10.0
 """Standard deviation of the smoothing along the body."""
 
 LEAST_SLICES = 4
-"""Slices with a score, at least."""
+"""Smallest number of slices with a score."""
 
 SHORT_MM = 60.0
-"""Shorter scans do not show their slope: score noise of 5 mm over 60 mm already makes 10 % of it."""
+"""Smallest length of a scan whose slope is measured: score noise of 5 mm over 60 mm is already 10 % of the slope."""
 
 END_MM = 20.0
-"""Length at each end in which slices are trimmed also at scores from 0 to 100."""
+"""Length at each end in which slices may be trimmed also at scores from 0 to 100."""
 
 FARTHEST = 15.0
-"""Points from the robust line beyond which a slice's score is not believed: about three times the spread of the least
-certain levels over patients (up to 5.4 points in the publication's table)."""
+"""Largest believable distance of a slice's score from the robust line, in points: about three times the spread over
+patients of the least certain levels (up to 5.4 points in the publication's table)."""
 
 STEEPEST = 2.1
-"""Largest plausible slope between neighbouring slices, as a multiple of the expected one (in the publication the
-99.5 % quantile of the training scans, 0.25 against a mean of 0.118 per mm)."""
+"""Largest plausible slope between neighbouring slices, as a multiple of the expected one (the publication's 99.5 %
+quantile over training scans, 0.25 against a mean of 0.118 per mm)."""
 
 FALLING = -0.3
-"""Smallest plausible slope, in the same multiples (the 0.5 % quantile, -0.037 against 0.118 per mm)."""
+"""Smallest plausible slope, as the same multiple (the 0.5 % quantile, -0.037 against 0.118 per mm)."""
 
 FLAT = 0.1
-"""Smallest plausible slope at scores below 0 or above 100. The model has seen little there; its scores level off."""
+"""Smallest plausible slope at scores below 0 or above 100, where scores level off for lack of training data."""
 
 SLOPE_TOLERANCE = 0.28
 """Largest plausible deviation of a scan's slope from the expected one, as a share of it (as in the publication)."""
 
 
 LEEWAY = 8.0
-"""Points by which the rise over a scan may be off besides: both its ends err (standard deviation of a level 1.3 to 5.4
-points in the publication's table; 3 at both ends make 4.2, twice that is allowed), which changes the slope of a short
-scan more than that of a long one. The location of a rejected scan is unknown."""
+"""Further allowed error of the rise over a scan, in points. Both ends of a scan err (the standard deviation of a level
+is 1.3 to 5.4 points in the publication's table; 3 at both ends make 4.2, and twice this is allowed), which affects the
+slope of a short scan more. The location of a rejected scan is unknown."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line through scores that single outliers do not move (Theil-Sen)."""
+    """A robust line through scores (Theil-Sen)."""
 
     slope: float
     offset: float
@@ -77,20 +78,20 @@ def make_curve(
     tolerance: float = SLOPE_TOLERANCE,
     cross_section: Array | None = None,
 ) -> BodyPartCurve:
-    """The curve of a scan, or an unusable one that says why.
+    """The curve of a scan; an unusable one states the reason.
 
     Args:
-        direction: (3,) in LPS, towards superior; made a unit vector.
+        direction: (3,) in LPS, towards superior, of any length.
         positions: (K,) mm along the direction, finite and all different, in any order.
-        scores: (K,), 0 to 100 between the two levels that define the scale and beyond outside them; NaN where a slice
-            has none.
+        scores: (K,) scores, from 0 to 100 between the two levels that define the scale; NaN for a slice without a
+            score.
         expected_slope: Points per mm of a usual scan.
         tolerance: Largest deviation of the scan's slope from the expected one, as a share of it; short scans may
             deviate more (:data:`LEEWAY`).
         cross_section: (K, 4) mm, see :class:`~nnunet_locctx.location.BodyPartCurve`.
 
     Raises:
-        ValueError: Shapes do not fit, positions are not finite or not different, the expected slope is not above 0.
+        ValueError: Shapes do not match, positions are not finite and different, or the expected slope is not above 0.
     """
     positions = np.asarray(positions, dtype=np.float64)
     scores = np.asarray(scores, dtype=np.float64)
@@ -127,7 +128,7 @@ def make_curve(
         )
     problem = judge(places, smoothed, expected_slope, tolerance)
     places, smoothed = places[kept], smoothed[kept]
-    # tails that level off make a line too flat, and what is left of a scan without them may be too steep for its length
+    # tails that level off make the line too flat; the trimmed scan may be too steep for its length: one must pass
     problem = problem and judge(places, smoothed, expected_slope, tolerance)
     if problem:
         return BodyPartCurve.unusable(problem)
@@ -137,19 +138,19 @@ def make_curve(
     else:
         slope = continuation(places, smoothed, expected_slope, tolerance)
         smoothed = np.asarray(isotonic_regression(smoothed).x)
-    # trimmed and missing slices get their score from the rest, so that the cross-section stays known there
+    # trimmed and missing slices get scores from the curve, so that they keep their cross-section
     curve = BodyPartCurve(direction, places, smoothed, slope)
     return BodyPartCurve(direction, positions, curve.score_at(positions), slope, cross_section)
 
 
 def judge(positions: Array, scores: Array, expected_slope: float, tolerance: float) -> str:
-    """What is wrong with the slope of a scan's scores; empty if nothing is, or if the scan is too short to tell.
+    """A sentence if the slope of a scan's scores is implausible; empty if it is plausible or the scan is too short.
 
     Args:
         positions: (K,) mm, increasing.
         scores: (K,).
         expected_slope: Points per mm of a usual scan.
-        tolerance: Largest deviation from it, as a share of it, apart from :data:`LEEWAY`.
+        tolerance: Largest deviation from it, as a share of it; :data:`LEEWAY` comes on top.
     """
     length = positions[-1] - positions[0]
     if length < SHORT_MM:
@@ -167,8 +168,8 @@ def judge(positions: Array, scores: Array, expected_slope: float, tolerance: flo
 def continuation(positions: Array, scores: Array, expected_slope: float, tolerance: float) -> float:
     """Slope with which a curve continues beyond its ends, points per mm.
 
-    That of a robust line, drawn towards the expected one by as much as the scan is short: both are weighed by their
-    uncertainty, half of :data:`LEEWAY` over the scan's length for the line, half the tolerance for what is expected.
+    The slope of a robust line, shrunk towards the expected slope. The weights follow from the uncertainties: half of
+    :data:`LEEWAY` over the scan's length for the line, half the tolerance for the expected slope.
 
     Args:
         positions: (K,) mm, increasing.
@@ -186,7 +187,7 @@ def continuation(positions: Array, scores: Array, expected_slope: float, toleran
 def smooth(positions: Array, scores: Array, sigma: float = SMOOTHING_MM) -> Array:
     """Scores (K,) at increasing positions (K,) in mm, smoothed with a Gaussian.
 
-    What is smoothed is the difference from a robust line, so that the ends of a rising curve do not bend towards its
+    Only the difference from a robust line is smoothed, so that the ends of a rising curve do not bend towards its
     middle.
     """
     line = Line.through(positions, scores).at(positions)
@@ -197,7 +198,8 @@ def smooth(positions: Array, scores: Array, sigma: float = SMOOTHING_MM) -> Arra
 def trusted(positions: Array, scores: Array, expected_slope: float) -> npt.NDArray[np.bool_]:
     """(K,) bool: False in a tail from its innermost implausible slope on outwards.
 
-    A tail are the slices beyond scores 0 and 100 by the robust line, and those within :data:`END_MM` of an end.
+    A tail consists of the slices whose robust line is below 0 or above 100, and of those within :data:`END_MM` of an
+    end.
 
     Args:
         positions: (K,) mm, increasing.
@@ -207,12 +209,12 @@ def trusted(positions: Array, scores: Array, expected_slope: float) -> npt.NDArr
     ratio = np.diff(scores) / np.diff(positions) / expected_slope
     usual = Line.through(positions, scores).at(positions)
     within = np.flatnonzero((usual >= 0) & (usual <= HIGHEST_SCORE))
-    if len(within) == 0:  # all beyond the scale: the slice closest to it
+    if len(within) == 0:  # all slices are outside the scale: take the closest one
         within = np.array([np.abs(usual - HIGHEST_SCORE / 2).argmin()])
     lowest = max(within[0], int(np.searchsorted(positions, positions[0] + END_MM)))
     highest = min(within[-1], int(np.searchsorted(positions, positions[-1] - END_MM, side="right")) - 1)
     kept = np.ones(len(scores), dtype=bool)
-    if lowest >= highest:  # no middle between tails
+    if lowest >= highest:  # there is nothing between the tails
         return kept
     beyond = (usual[:-1] < 0) | (usual[1:] > HIGHEST_SCORE)
     outlier = (ratio > STEEPEST) | (ratio < np.where(beyond, FLAT, FALLING))

@@ -25,13 +25,7 @@ from nnunet_locctx.regression.body_part.network import (
 )
 from nnunet_locctx.regression.body_part.options import BodyPartOptions
 from nnunet_locctx.regression.body_part.regressor import BodyPartRegressor, score_images
-from nnunet_locctx.regression.body_part.slices import (
-    SliceBatch,
-    SliceSampler,
-    as_input,
-    augment,
-    take_slices,
-)
+from nnunet_locctx.regression.body_part.slices import SliceBatch, SliceSampler, as_input, augment, take_slices
 from nnunet_locctx.regression.canonical import CanonicalScan
 from nnunet_locctx.regression.checkpoint import CHECKPOINT, Course, content, descend, require_finite
 
@@ -41,32 +35,32 @@ Target = BodyPartCurve | Callable[[Array], npt.ArrayLike]
 LEAST_SCANS = 2
 
 FEWEST_FOR_SPLIT = 5
-"""With fewer scans all are used for training and for validation."""
+"""Smallest number of scans that is split; fewer scans are all used for training and for validation."""
 
 PERCENTILES = (0.5, 99.5)
 """Percentiles of the training scans' scores that become 0 and 100."""
 
 POINTS_PER_RAW = 10.0
-"""Points that a raw score of 1 means where the scores are known beforehand; keeps raw scores near 1."""
+"""Points per raw score of 1 when fitting known scores; keeps raw scores near 1."""
 
 VALIDATION_VOLUMES = 64
-"""Draws of the validation scans, always the same."""
+"""Number of fixed draws from the validation scans."""
 
 GRADIENT_NORM = 1.0
-"""Longer gradients are shortened to this."""
+"""Largest norm of the gradient."""
 
 TARGET_BETA = 0.2
-"""Raw scores; differences from a target beyond it count linearly (smooth L1)."""
+"""Raw score difference above which the loss is linear (smooth L1)."""
 
 
 @dataclass(frozen=True)
 class TrainingScan:
-    """What training needs of a scan.
+    """A scan in the form for training.
 
     Attributes:
         images: (K, side, side) uint8, usable slices from inferior to superior.
         positions: (K,) mm along S.
-        targets: (K,) raw scores known from elsewhere, or None.
+        targets: (K,) raw scores from another tool, or None.
     """
 
     images: npt.NDArray[np.uint8]
@@ -76,7 +70,7 @@ class TrainingScan:
 
 @dataclass
 class Progress:
-    """Where training stands; all of it goes into the checkpoint."""
+    """State of the training, as stored in the checkpoint."""
 
     network: SliceRegressor
     optimiser: torch.optim.Optimizer
@@ -88,7 +82,7 @@ class Progress:
 
     @classmethod
     def begin(cls, options: BodyPartOptions, stored: Mapping[str, Any] | None = None) -> "Progress":
-        """As the options say, or as it was stored."""
+        """The initial state, or the stored one."""
         network = new_network(options.seed)
         optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
         state = cls(network, optimiser, torch.Generator().manual_seed(options.seed))
@@ -118,20 +112,20 @@ def fit_body_part(
     progress: bool = True,
     targets: Mapping[str, Target] | None = None,
 ) -> BodyPartRegressor:
-    """Fits a regressor; equal scans, options and targets give an equal one, also after an interruption.
+    """Fits a regressor. Equal scans, options and targets give an equal regressor, also after an interruption.
 
-    Scans with too few slices that show a body, and with `targets` scans without a usable target, are left out with a
-    warning.
+    Scans with too few slices that show a body, and scans without a usable target if `targets` are given, are left out
+    with a warning.
 
     Args:
-        scans: By name, at the spacing of the options; each is looked at once.
-        options: How.
-        folder: Where the checkpoint lies; it is left there.
-        progress: Shows a bar.
-        targets: Scores known from another tool, by scan. The network then learns these, on their scale.
+        scans: Name -> scan at the spacing of the options; each is read once.
+        options: Options of the fit.
+        folder: Folder of the checkpoint, which is not deleted.
+        progress: Show a bar.
+        targets: Name -> scores from another tool, which the network then learns, on their scale.
 
     Raises:
-        ValueError: Fewer than 2 scans can be used, or the network did not learn that scores rise towards superior.
+        ValueError: Fewer than 2 scans are usable, or the learned scores do not rise towards superior.
     """
     prepared, left_out = _prepare(scans, options, targets)
     if len(prepared) < LEAST_SCANS:
@@ -164,7 +158,7 @@ def split(names: Sequence[str], options: BodyPartOptions) -> tuple[list[str], li
 def _prepare(
     scans: Mapping[str, CanonicalScan], options: BodyPartOptions, targets: Mapping[str, Target] | None
 ) -> tuple[dict[str, TrainingScan], dict[str, str]]:
-    """The scans that can be used, and why the others cannot."""
+    """The usable scans, and the reasons for leaving out the others."""
     prepared: dict[str, TrainingScan] = {}
     left_out: dict[str, str] = {}
     for name in sorted(scans):
@@ -182,7 +176,7 @@ def _prepare(
                 continue
             raw = (_known(target, scan, slices.positions) - HIGHEST_SCORE / 2) / POINTS_PER_RAW
             kept = kept & np.isfinite(raw)
-        needed = max(options.slices, LEAST_SLICES)  # with fewer it could not be measured either
+        needed = max(options.slices, LEAST_SLICES)  # the regressor could not measure fewer slices
         if kept.sum() < needed:
             left_out[name] = f"{kept.sum()} of {len(kept)} slices show a body, {needed} are needed"
             continue
@@ -192,7 +186,7 @@ def _prepare(
 
 
 def _known(target: Target, scan: CanonicalScan, positions: Array) -> Array:
-    """Known scores at positions along S; a curve is looked up in the middle of each slice."""
+    """Target scores at positions along S; a curve is evaluated at the middle of each slice."""
     if not isinstance(target, BodyPartCurve):
         return np.asarray(target(positions), dtype=np.float64)
     index = np.tile((np.array(scan.image.shape, dtype=np.float64) - 1) / 2, (len(positions), 1))
@@ -274,14 +268,14 @@ def _loss(
 def _calibrated(
     network: SliceRegressor, scans: Sequence[TrainingScan], options: BodyPartOptions, known: bool
 ) -> BodyPartRegressor:
-    """The network with its scale and its usual slope."""
+    """The regressor: the network with its scale and usual slope."""
     scores = [score_images(network, scan.images) for scan in scans]
     if known:
         lowest, highest = (side * HIGHEST_SCORE / 2 / POINTS_PER_RAW for side in (-1, 1))
     else:
         lowest, highest = (float(value) for value in np.percentile(np.concatenate(scores), PERCENTILES))
     lengths = np.array([scan.positions[-1] - scan.positions[0] for scan in scans])
-    # short scans do not show their slope; without any long one the longest has to do
+    # short scans do not show their slope; without long scans the longest one is used
     least = min(SHORT_MM, lengths.max())
     slopes = np.array(
         [

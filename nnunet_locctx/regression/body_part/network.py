@@ -1,5 +1,5 @@
-"""The network that scores one axial slice, and losses that need no labels: the slices of a scan are in order, and their
-distances are known.
+"""The network that scores one axial slice, and losses without labels, from the order of a scan's slices and their
+distances.
 
 Source: Schuhegger, "Body part regression for CT images", 2021 (arXiv:2110.09148); the classification loss is that of
 Yan, Lu, Summers, "Unsupervised body part regression via spatially self-ordering convolutional neural networks", ISBI
@@ -15,7 +15,7 @@ WIDTHS = (16, 32, 64, 128, 128, 128)
 """Channels after each convolution; 0.39 M parameters."""
 
 SMALLEST_SIDE = 80
-"""Pixels of a slice along each axis, at least: the last norm then runs over a map of 3 x 3 or more."""
+"""Smallest number of pixels of a slice along each axis: the last norm needs a map of at least 3 x 3."""
 
 
 class SliceRegressor(nn.Module):
@@ -23,8 +23,8 @@ class SliceRegressor(nn.Module):
 
     3 x 3 convolutions with leaky ReLU, the first :attr:`HALVINGS` with stride 2 and instance norm, then the mean over
     the map and a linear layer. The last convolution keeps its map's size (4 x 4 for slices of 112 x 112) and has no
-    norm: a norm right before the mean would fix each channel's mean, up to the ReLU, and over a 2 x 2 map, to which
-    stride 2 throughout would lead, little of a slice would be left.
+    norm: a norm right before the mean would fix each channel's mean (up to the ReLU), and a sixth stride of 2 would
+        leave only a map of 2 x 2.
 
     Args:
         widths: Channels after each convolution.
@@ -51,7 +51,7 @@ class SliceRegressor(nn.Module):
 
 
 def new_network(seed: int) -> SliceRegressor:
-    """A network with seeded weights; the global generator is left as it was."""
+    """A network with seeded weights; the global generator does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return SliceRegressor()
@@ -72,7 +72,7 @@ def heuristic_order_loss(
 ) -> Float[Tensor, ""]:
     """Mean of ``(sigmoid(beta * gap) - sigmoid(alpha * difference)) ** 2`` over neighbouring slices.
 
-    Smallest where scores rise by ``beta / alpha`` per mm: the loss calibrates the scale itself.
+    The loss is smallest if scores rise by ``beta / alpha`` per mm: it determines the scale.
 
     Args:
         scores: Each volume's slices from inferior to superior.

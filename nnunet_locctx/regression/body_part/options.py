@@ -18,26 +18,26 @@ LOSSES = ("heuristic", "classification")
 
 @dataclass(frozen=True)
 class BodyPartOptions:
-    """Everything that decides which regressor comes out of the same scans.
+    """Options that determine the regressor fitted on given scans.
 
     Attributes:
         modality: ``ct`` or ``mr``.
-        channel: The image channel it looks at.
+        channel: Image channel that it uses.
         spacing: Voxel size in mm of the canonical scans and of the slices.
-        window: HU that become -1 and 1 (the publication's); ``mr`` uses percentiles of each scan.
+        window: HU that become -1 and 1 (as in the publication); ``mr`` uses percentiles of each scan.
         side: Voxels of a slice along both axes; 112 at 4 mm are 448 mm.
-        loss: ``heuristic`` (order and distance) or ``classification`` (order alone, with which distances along the
-            body are left to chance).
+        loss: ``heuristic`` (order and distance) or ``classification`` (order only: distances along the body are
+            arbitrary).
         alpha: Steepness for scores.
         beta: Steepness for mm; scores rise by `beta / alpha` per mm.
-        volumes: Scans of a training step.
-        slices: Slices of each.
-        steps: Training steps, at most.
-        learning_rate: Of Adam at the beginning; falls to 0 along a half cosine.
-        evaluate_every: Steps between two looks at the validation scans, and between two checkpoints.
-        patience: Looks without improvement after which training stops.
-        validation_share: Of the scans; with fewer than 5 scans all are used for both.
-        seed: Of everything random.
+        volumes: Scans per training step.
+        slices: Slices per scan and step.
+        steps: Largest number of training steps.
+        learning_rate: Initial learning rate of Adam; falls to 0 along a half cosine.
+        evaluate_every: Steps between two validations, and between two checkpoints.
+        patience: Number of validations without improvement after which training stops.
+        validation_share: Share of the scans for validation; fewer than 5 scans are all used for both.
+        seed: Seed of all random numbers.
     """
 
     modality: str = "ct"

@@ -1,4 +1,4 @@
-"""A fitted body part regressor."""
+"""The fitted body part regressor, which measures a scan's curve of scores."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -19,24 +19,24 @@ from nnunet_locctx.regression.canonical import CanonicalScan, to_canonical
 from nnunet_locctx.regression.regressor import Regressor
 
 SUPERIOR = (0.0, 0.0, 1.0)
-"""LPS."""
+"""Direction of the body's axis in LPS."""
 
 BATCH = 64
-"""Slices scored at a time."""
+"""Slices per forward pass."""
 
 SPREADS = 3.0
-"""Deviations of the training scans' slopes beyond which a scan's slope is implausible, if that is more than the
-publication's tolerance."""
+"""Number of standard deviations of the training scans' slopes that is tolerated, if it exceeds the publication's
+tolerance."""
 
 
 class BodyPartRegressor(Regressor):
-    """Scores every axial slice of a scan from 0 to 100 between two levels of the body, and beyond outside them.
+    """Scores every axial slice of a scan: 0 and 100 are two levels of the body, slices outside them score beyond.
 
     Source: Schuhegger, "Body part regression for CT images", 2021 (arXiv:2110.09148), with a smaller network.
 
     Args:
-        options: How it was fitted.
-        network: Slice -> raw score.
+        options: Options of the fit.
+        network: Network from a slice to a raw score.
         lowest: Raw score that becomes 0.
         highest: Raw score that becomes 100.
         raw_slope: Median slope of the training scans, raw score per mm.
@@ -78,7 +78,7 @@ class BodyPartRegressor(Regressor):
         return max(SLOPE_TOLERANCE, SPREADS * self.raw_spread / self.raw_slope)
 
     def slices(self, scan: CanonicalScan) -> ScanSlices:
-        """The slices of a scan as this regressor sees them."""
+        """The slices of a scan as input of this regressor."""
         options = self.options
         if not np.allclose(scan.spacing, options.spacing, rtol=1e-3):
             raise ValueError(
@@ -93,10 +93,10 @@ class BodyPartRegressor(Regressor):
         return scores
 
     def scores(self, scan: CanonicalScan) -> tuple[Array, Array]:
-        """Scores slice by slice, before any cleaning.
+        """Scores slice by slice, before smoothing and trimming.
 
         Args:
-            scan: At the regressor's spacing.
+            scan: Scan at the regressor's spacing.
 
         Returns:
             Positions (K,) in mm along S, and scores (K,) on the 0 to 100 scale, NaN for slices of air.
@@ -162,14 +162,14 @@ def anchored_scale(
     """The same regressor with another scale: 0 and 100 are the mean scores of two levels of the body.
 
     Args:
-        regressor: Fitted.
-        scans: By name, at the regressor's spacing; may hold more than those named below.
+        regressor: A fitted regressor.
+        scans: Name -> scan at the regressor's spacing; may hold further scans.
         low: Height in mm along S of the level of score 0 in each scan that shows it whole.
-        high: As `low`, for score 100.
+        high: Height in mm along S of the level of score 100, likewise.
 
     Raises:
-        ValueError: A level is in no scan, a name is of no scan, a height is not in its scan, or the upper level does
-            not score higher.
+        ValueError: A level is in no scan, a name belongs to no scan, a height is outside its scan, or the upper level
+            does not score higher.
     """
     scores: dict[str, tuple[Array, Array]] = {}
     for name in sorted({*low, *high}):
@@ -201,7 +201,7 @@ def _mean_score(scans: Mapping[str, tuple[Array, Array]], heights: Mapping[str, 
     values = []
     for name, height in heights.items():
         if name not in scans:
-            continue  # no body in that scan
+            continue  # the scan shows no body
         positions, scores = scans[name]
         margin = float(np.diff(positions).max())
         if not positions[0] - margin <= height <= positions[-1] + margin:

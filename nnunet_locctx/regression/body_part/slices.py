@@ -1,7 +1,7 @@
-"""Axial slices of a scan as the network sees them, and those that a training step draws and changes.
+"""Cuts a scan into axial slices for the network; draws and augments slices for training.
 
-Kinds and strengths of the changes follow Schuhegger, "Body part regression for CT images", 2021 (arXiv:2110.09148), as
-far as they are cheap for a whole batch.
+Kinds and strengths of the augmentation follow Schuhegger, "Body part regression for CT images", 2021
+(arXiv:2110.09148), as far as they are fast for a whole batch.
 """
 
 import math
@@ -26,8 +26,8 @@ from nnunet_locctx.regression.intensity import body_mask, normalise
 def cross_section(scan: CanonicalScan, body: npt.NDArray[np.bool_]) -> Array | None:
     """Lower and upper edge of the body along R, then along A, in every axial slice.
 
-    The outer faces of the outermost body voxels, smoothed along the body; slices without body take the edges of those
-    around them. Where the scan cuts the body off, its edge is the scan's.
+    The edges are the outer faces of the outermost body voxels, smoothed along the body; slices without body get
+    interpolated edges. Where the scan cuts the body off, the edge is the scan's.
 
     Args:
         scan: The scan, (a, b, c).
@@ -51,14 +51,14 @@ def cross_section(scan: CanonicalScan, body: npt.NDArray[np.bool_]) -> Array | N
 
 
 AIR = 0.01
-"""Smallest share of an axial slice that the body takes; below it the slice is air."""
+"""Smallest share of body in a usable axial slice; other slices are air."""
 
 COVERED = 0.8
-"""Smallest share of an axial slice within the scan, of what the scan covers at most; at the ends of an oblique scan the
-slices are cut off."""
+"""Smallest area of a usable axial slice within the scan, as a share of the largest; slices at the ends of an oblique
+scan are cut off."""
 
 LEVELS = 255
-"""Intensities from -1 to 1 are stored as 0 to this."""
+"""Largest stored value: intensities from -1 to 1 are stored as 0 to 255."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ScanSlices:
     Attributes:
         images: (K, side, side) uint8, axes (R, A), from inferior to superior; the body's centre is the image's.
         positions: (K,) mm along S.
-        usable: (K,) bool; False where there is air only, or hardly anything of the scan.
+        usable: (K,) bool; False for slices of air and for slices that are mostly outside the scan.
         cross_section: (K, 4) mm, see :func:`cross_section`.
     """
 
@@ -81,13 +81,13 @@ class ScanSlices:
 def take_slices(scan: CanonicalScan, modality: str, window: tuple[float, float], side: int) -> ScanSlices:
     """Cuts a scan into slices.
 
-    Each slice is moved by whole voxels so that the body's centre comes to lie in the middle, then padded with -1 or
-    cut to `side`: where in the scan the body lies, and how wide the field of view is, does not matter.
+    Each slice is moved by whole voxels to centre the body, then padded with -1 or cut to `side`: the place of the body
+    in the scan and the field of view do not matter.
 
     Args:
         scan: The scan.
-        modality: See :func:`~nnunet_locctx.regression.intensity.normalise`.
-        window: As modality.
+        modality: Modality for :func:`~nnunet_locctx.regression.intensity.normalise`.
+        window: Window for the same function.
         side: Voxels of an image along both axes.
     """
     body = body_mask(scan, modality)
@@ -119,12 +119,12 @@ def as_input(images: npt.NDArray[np.uint8]) -> Tensor:
 
 
 GAPS_MM = (5.0, 100.0)
-"""Smallest and largest distance of neighbouring slices (the publication's)."""
+"""Smallest and largest distance of neighbouring slices in mm (as in the publication)."""
 
 
 @dataclass(frozen=True)
 class SliceBatch:
-    """Slices of some scans.
+    """A batch of slices of several scans.
 
     Attributes:
         scans: (volumes,) index of each volume's scan.
@@ -137,17 +137,17 @@ class SliceBatch:
     gaps: npt.NDArray[np.float32]
 
     def of(self, arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-        """What an array of each scan (levels, ...) holds at the slices: (volumes * slices, ...), scan by scan."""
+        """The entries of each scan's array (levels, ...) at the slices: (volumes * slices, ...), scan by scan."""
         return np.concatenate(
             [arrays[scan][levels] for scan, levels in zip(self.scans, self.levels, strict=True)]
         )
 
 
 class SliceSampler:
-    """Draws scans at random and from each the same number of equidistant slices.
+    """Draws random scans and the same number of equidistant slices from each.
 
-    The step from slice to slice is uniform among those that give gaps within :data:`GAPS_MM` and fit into the scan; a
-    scan too short for the smallest gap gets the largest step that fits.
+    The step from slice to slice is drawn uniformly from the steps whose gaps are within :data:`GAPS_MM` and that fit
+    into the scan; a scan too short for the smallest gap gets the largest step that fits.
 
     Args:
         positions: For each scan the positions in mm of its usable slices, rising, at least `slices` of them.
@@ -186,7 +186,7 @@ def _steps(positions: Array, slices: int) -> tuple[int, int]:
 
 
 CHANCE = 0.5
-"""Chance with which a slice gets each change."""
+"""Probability of each change of a slice."""
 
 NOISE = 0.04
 """Largest standard deviation of the noise; intensities run from -1 to 1."""
@@ -195,10 +195,10 @@ SHIFT = 0.08
 """Largest shift of the intensities."""
 
 CONTRAST = 0.2
-"""Largest change of the intensities' scale, as a share."""
+"""Largest relative change of the intensities' scale."""
 
 SCALE = 0.15
-"""Largest change of size, as a share."""
+"""Largest relative change of size."""
 
 ANGLE = math.radians(10)
 """Largest rotation."""
@@ -207,7 +207,7 @@ MOVE = 0.05
 """Largest movement, as a share of the image's side."""
 
 FRAME_CHANCE = 0.25
-"""Chance with which a slice is cut to a smaller field of view, a disc."""
+"""Probability of cutting a slice to a disc, as a smaller field of view."""
 
 FRAME = (0.55, 0.9)
 """Radius of that disc, as a share of half the side."""
@@ -241,7 +241,7 @@ def augment(slices: Float[Tensor, "n 1 side side"], generator: torch.Generator) 
 
 
 def _move(slices: Tensor, chosen: Tensor, flipped: Tensor, signed: Tensor) -> Tensor:
-    """Size, rotation, movement (where `chosen`) and left-right flip; what comes in from outside is -1."""
+    """Applies size, rotation and movement (where `chosen`) and left-right flips; voxels from outside are -1."""
     size = 1 + chosen * SCALE * signed[:, 0]
     angle = chosen * ANGLE * signed[:, 1]
     sign = 1 - 2 * flipped  # images are (R, A): the rows run along R, grid_sample's y

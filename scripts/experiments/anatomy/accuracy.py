@@ -1,10 +1,10 @@
-"""How well a fitted regressor finds landmarks and organ boxes in any scans, from a few labelled ones.
+"""Measures how well a fitted regressor finds landmarks and organ boxes in scans, given a few labelled ones.
 
     python -m scripts.experiments.anatomy.accuracy -d 3 --labels liver spleen pancreas -o accuracy.csv
 
 The study of Goncharov et al. (MICCAI 2024, arXiv:2409.10291) on any dataset with segmentations: each labelled scan in
-turn is the new one, and 1, 3 and 5 others (`--labelled-scans`) are known. A landmark is an organ's centroid. Beside the
-anatomical coordinates stands what needs no regressor: the same fraction of the scan. More: docs/how-to/anatomy.md.
+turn is the new one, and 1, 3 and 5 others (`--labelled-scans`) are known. A landmark is an organ's centroid. The
+baseline needs no regressor: it takes the same fraction of the scan. More: docs/how-to/anatomy.md.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from nnunet_locctx.values import check_integer
 from scripts.benchmarks.harness import Record, described_parser, table
 
 MOST_VOXELS = 5000
-"""Of an organ, drawn to see which share of it lies in a box."""
+"""Largest number of an organ's voxels that are drawn to measure its share in a box."""
 
 METHODS = ("anatomical", "fraction of the scan")
 
@@ -54,7 +54,7 @@ box."""
 
 @dataclass(frozen=True)
 class Organ:
-    """An organ of a scan, all of which it shows.
+    """An organ that a scan shows completely.
 
     Attributes:
         centroid: (3,) mm LPS.
@@ -126,9 +126,9 @@ def rows_of(new: Scan, known: Sequence[Scan], counts: Sequence[int], draws: int,
     Args:
         new: The scan searched.
         known: The others.
-        counts: Numbers of labelled scans; where an organ has fewer there is no row.
-        draws: Of each number.
-        seed: Of the draws.
+        counts: Numbers of labelled scans; an organ with fewer gets no row.
+        draws: Draws of each number.
+        seed: Seed of the draws.
     """
     carried = [carried_over(scan, new) for scan in known]
     rows: list[Record] = []
@@ -175,7 +175,7 @@ def summary(frame: pd.DataFrame) -> str:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """What the script takes."""
+    """The script's parser."""
     parser = described_parser(__doc__)
     add_regressor(parser)
     parser.add_argument(
@@ -201,7 +201,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def evaluate(options: argparse.Namespace) -> list[Record]:
-    """All rows.
+    """The rows of all scans.
 
     Raises:
         ValueError: Something named is missing, or fewer than two scans can be used.

@@ -1,8 +1,7 @@
-"""How far the location of each source is from the truth on whole-body phantoms, and what it depends on.
+"""Measures the error of each source's location on whole-body phantoms, and its dependence on the field of view.
 
-Used by `run.py`. A *locator* gives the location field of a phantom's scan. Truth is the place in the
-atlas body, mm along (R, A, S); a source's coordinates are brought to it by one slope and one offset per axis, fitted
-on the training scans.
+Used by `run.py`. A *locator* gives the location field of a phantom's scan. The truth is the place in the atlas body, mm
+along (R, A, S). One slope and one offset per axis, fitted on the training scans, convert a source's coordinates to it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,36 +23,36 @@ from scripts.benchmarks.harness import Record
 AXES = ("R", "A", "S")
 
 POINTS = 2000
-"""Places looked at in each scan."""
+"""Number of measured places per scan."""
 
 GRID = 6.0
-"""Voxel size in mm of the grid on which the body is found."""
+"""Voxel size in mm of the grid for finding the body."""
 
 QUANTILES = tuple(range(0, 101, 2))
-"""Per cent; the errors' distribution is kept at these."""
+"""Percentiles of the errors' distribution that are kept."""
 
 LEVELS = 24
-"""Heights of each scan at which the estimated height is kept for the picture."""
+"""Number of heights per scan in the picture."""
 
 OVERLAP = 60.0
-"""Millimetres along the body that two crops must share."""
+"""Smallest overlap of two crops along the body in mm."""
 
 SMALL = 0.6
-"""Share of the body up to which a field of view counts as small."""
+"""Largest share of the body in a field of view that counts as small."""
 
 SLICE_SPACINGS = (1.0, 2.0, 4.0, 8.0)
 REFERENCE_SPACING = 4.0
 
 POINTS_PER_UNIT = 100.0
-"""A coordinate of 1 in points."""
+"""Points per coordinate of 1."""
 
 Located = tuple[LocationField, str]
 Locator = Callable[[WholeBodyCase], Located]
-"""A scan -> its location field and, where the source could not measure it, why."""
+"""A scan -> its location field, and a sentence if the source could not measure it."""
 
 
 def locator(source: str, regressor: Regressor | None = None) -> Locator:
-    """The locator of a source, with the regressor of a fitted one."""
+    """The locator of a source; a fitted source needs its regressor."""
     made = make_source(source)
 
     def locate(case: WholeBodyCase) -> Located:
@@ -68,7 +67,7 @@ def locator(source: str, regressor: Regressor | None = None) -> Locator:
 
 
 class PhantomScans(Mapping[str, CanonicalScan]):
-    """Training phantoms on the canonical grid, each drawn when it is used."""
+    """Training phantoms on the canonical grid, drawn on access."""
 
     def __init__(self, numbers: Sequence[int], seed: int, spacing: float) -> None:
         self.numbers = {f"whole_body_{number:03d}": number for number in numbers}
@@ -146,8 +145,8 @@ def location_errors(
     """Calibrates each source on the training scans and measures it on the held-out ones.
 
     A scan that a fitted source could not measure is left out of the calibration, and counts with its voxel fractions
-    among the held-out ones, as in use. ``line`` stands for the best that any coordinate linear in mm can do: one slope
-    and one offset per axis fitted to the truth of each held-out scan itself.
+    among the held-out ones. ``line`` is the best possible result of coordinates that are linear in mm: one slope and
+    one offset per axis, fitted to the truth of each held-out scan.
     """
     located: dict[str, dict[str, list[Any]]] = {name: {"training": [], "held_out": []} for name in locators}
     scans: list[Record] = []
@@ -213,7 +212,7 @@ def height_curve(truth: Array, estimate: Array) -> list[list[float]]:
 
 
 def random_crop(random: np.random.Generator) -> tuple[float, float]:
-    """30 to 100 % of the body, as the datasets have."""
+    """A random crop of 30 to 100 % of the body, as in the datasets."""
     share = random.uniform(0.3, 1.0)
     start = random.uniform(0.0, 1.0 - share)
     return start, start + share
@@ -269,7 +268,7 @@ def compare(pairs: Sequence[Array | None], slopes: Sequence[float]) -> Record:
 
 
 def pairs_of(number: int, seed: int) -> dict[str, tuple[WholeBodyCase, WholeBodyCase]]:
-    """Pairs of scans of one patient that differ in the crop, in the orientation or in the slices' spacing alone."""
+    """Pairs of scans of one patient that differ only in the crop, in the orientation or in the slices' spacing."""
     random = np.random.default_rng([seed, number, 12])
     whole = whole_body_case(number, seed=seed, crop=(0.0, 1.0), spacing=20.0)
     crops = overlapping_crops(float(whole.body.level(ATLAS_HEIGHT)), random)
@@ -297,7 +296,7 @@ def invariance(
     *,
     pairs: Callable[[int, int], dict[str, tuple[WholeBodyCase, WholeBodyCase]]] = pairs_of,
 ) -> Record:
-    """Differences between two scans of the same patient: source -> what differs -> :func:`compare`.
+    """Differences between two scans of one patient: source -> kind of difference -> :func:`compare`.
 
     Args:
         locators: By source.
@@ -328,7 +327,7 @@ def invariance(
 
 
 def raw_heights(regressor: Regressor, case: WholeBodyCase) -> tuple[Array, Array]:
-    """What a regressor finds slice by slice before any cleaning, and the true heights.
+    """A regressor's values slice by slice, before smoothing and trimming, and the true heights.
 
     Body part scores have one value per slice; of anatomical coordinates the mean of S over the body is taken.
 

@@ -38,7 +38,7 @@ def keep_organs(dataset: Path, organs: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes the dataset anew; a study finds it whole or not at all."""
+    """Writes the dataset and publishes it in one step."""
     parser = described_parser(__doc__)
     parser.add_argument("-d", "--dataset", type=int, required=True, metavar="ID", help="its number")
     parser.add_argument("--cases", type=int, default=20, metavar="N", help="training scans (default: 20)")
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name = f"Dataset{options.dataset:03d}_WholeBody"
     if (raw / name).exists():
         parser.error(f"{raw / name} is there; take another number or remove it")
-    draft = raw / f".{name}.draft"  # relabelled before a study can see it
+    draft = raw / f".{name}.draft"  # a draft until it is relabelled
     made = make_whole_body(
         draft,
         options.dataset,

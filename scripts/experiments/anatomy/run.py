@@ -1,15 +1,15 @@
-"""Location learned from anatomy against location that follows the field of view, on the whole-body phantom.
+"""Compares location learned from anatomy with location that follows the field of view, on the whole-body phantom.
 
-Fits body part scores and anatomical embeddings on training phantoms, each a random part of a body in random
-orientation and voxel size, and measures on held-out ones: the error of each source's location against the true place,
-what crops, orientations and slice spacings do to it, whether it rises along the body. What it does to the Dice of a
-trainer is a study: sources.yaml.
+Fits body part scores and anatomical embeddings on training phantoms, each a random part of a body in random orientation
+and voxel size, and measures on held-out ones: the error of each source's location, its change with crop, orientation
+and slice spacing, and whether it rises along the body. The study sources.yaml measures the effect on the Dice of a
+trainer.
 
     python -m scripts.experiments.anatomy.run
     python -m scripts.experiments.anatomy.run --report              # only write the documents again
 
-Fits are kept in the work folder (--work); the same command takes an interrupted run up again. Writes
-anatomy.json and location_error.png beside it, and the part between the marks of docs/explanation/results.md.
+Fits are kept in the work folder (--work); the same command resumes an interrupted run. Writes anatomy.json and
+location_error.png beside the script, and the marked section of docs/explanation/results.md.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def fit_functions(steps: dict[str, int | None], seed: int) -> dict[str, tuple[An
 def fitted(
     name: str, options: Any, fit: Callable[..., Regressor], training: Sequence[int], seed: int, work: Path
 ) -> tuple[Regressor, Record]:
-    """The regressor of a source from the work folder, or fitted now, and how long it took.
+    """The regressor of a source, from the work folder or newly fitted, and the record of its fit.
 
     A regressor that was fitted with other options or scans is fitted anew.
     """
@@ -155,7 +155,7 @@ def write_json(file: Path, record: Record) -> None:
 
 
 def section(record: Record) -> str:
-    """Markdown of everything that was measured."""
+    """The section of docs/explanation/results.md."""
     parts = [_location(record), _invariance(record)]
     machine = record.get("machine")
     if machine:

@@ -1,4 +1,4 @@
-"""Landmarks, organ boxes and crops by a fitted anatomical regressor, on whole-body phantoms that it has not seen.
+"""Measures landmarks, organ boxes and crops by a fitted anatomical regressor on unseen whole-body phantoms.
 
     python -m scripts.experiments.anatomy.uses REGRESSOR     # regressor.pt of `locctx fit ape`, fitted on cases 0 to 19
 
@@ -23,7 +23,7 @@ from scripts.benchmarks.harness import described_parser
 LABELLED, UNSEEN = range(8), range(30, 38)
 PLACES = 300
 SMALLEST_ORGAN = 20
-"""Voxels; organs with fewer in the field of view are left out, and so are organs that its edge cuts."""
+"""Voxels. Smaller organs, and organs cut by the edge of the field of view, are left out."""
 
 REGION, RECALL = ("loin_right", "loin_left"), 0.99
 Scan = tuple[WholeBodyCase, AnatomicalMap]
@@ -41,7 +41,7 @@ def measure(regressor: Regressor, numbers: range) -> list[Scan]:
 
 
 def landmark_errors(scans: list[Scan]) -> str:
-    """Places in the body of each scan, found in the next one."""
+    """Errors of places in the body of each scan, found in the next scan."""
     random = np.random.default_rng(0)
     errors = []
     for (case, measured), (next_case, next_map) in itertools.pairwise(scans):
@@ -58,7 +58,7 @@ def landmark_errors(scans: list[Scan]) -> str:
 
 
 def box_errors(labelled: list[Scan], scans: list[Scan]) -> str:
-    """Boxes of whole organs."""
+    """Errors of the boxes of whole organs."""
     values = {name: (number,) for number, name in enumerate(ORGANS, start=1)}
     known = [
         LabelledScan(str(number), measured, sample_organs(case.labels, case.frame, values))
@@ -88,7 +88,7 @@ def box_errors(labelled: list[Scan], scans: list[Scan]) -> str:
 
 
 def crop_recall(labelled: list[Scan], scans: list[Scan]) -> str:
-    """Crops to two organs."""
+    """Recall and volume of crops to two organs."""
     numbers = [list(ORGANS).index(name) + 1 for name in REGION]
     examples = [
         Example.of(str(number), measured, case.frame, case.labels, {"region": numbers})

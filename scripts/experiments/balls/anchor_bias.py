@@ -1,4 +1,4 @@
-"""Can LightMedSeg use where a patch lies? The published network against the default on the phantom; see grid.py.
+"""Compares the published LightMedSeg with the default on the phantom: can it use the place of a patch? See grid.py.
 
 In patches that show about one ball at a time. The table also has the numerical rank of the position maps of both forms.
 """
@@ -30,7 +30,7 @@ BEGIN, END = "<!-- position: begin -->", "<!-- position: end -->"
 
 
 class Fed(nn.Module):
-    """A network on [image | location]; the location is dropped where it takes none."""
+    """A network on [image | location]; the location is dropped for a network without location."""
 
     def __init__(self, network: LightMedSeg) -> None:
         super().__init__()

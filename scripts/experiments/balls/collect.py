@@ -1,7 +1,7 @@
 """Gathers the figures that `locctx methods` prints from the files of the benchmarks and experiments.
 
-Reads scripts/benchmarks/blocks.json and methods.json beside it, where they exist, and writes
-nnunet_locctx/methods/measured.json. The scripts that write the former call it themselves.
+Reads scripts/benchmarks/blocks.json and methods.json beside the script, if they exist, and writes
+nnunet_locctx/methods/measured.json. The scripts that write those files call it themselves.
 
     python -m scripts.experiments.balls.collect
 """
@@ -13,8 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from nnunet_locctx.files import write_atomically
-from nnunet_locctx.methods import MEASURED_FILE
-from nnunet_locctx.methods.measured import Figures
+from nnunet_locctx.methods.measured import MEASURED_FILE, Figures
 from nnunet_locctx.nnunet.training.trainers import TRAINERS
 from scripts.benchmarks import blocks as benchmark_blocks
 from scripts.benchmarks.harness import PLAIN, REPOSITORY, Record, Records, by
@@ -26,7 +25,7 @@ METHODS = Path(__file__).with_name("methods.json")
 
 
 def collect(blocks: Path = BLOCKS, methods: Path = METHODS, file: Path = MEASURED_FILE) -> None:
-    """Writes the file anew."""
+    """Writes the file of figures."""
     costs = Records(blocks)
     place = timed_on(costs)
     runs = [run for run in Records(methods).records if run["iterations"] == ITERATIONS]
@@ -60,7 +59,7 @@ def sizes(costs: Records, name: str) -> Record:
 
 
 def timed_on(costs: Records) -> str | None:
-    """The machine whose times are shown: a GPU where there is one."""
+    """The machine whose times are shown: preferably a GPU."""
     places = {
         record["place"]: record["key"]["device"] for record in costs.records if record["part"] == "time"
     }
@@ -81,7 +80,7 @@ def times(costs: Records, name: str, place: str | None) -> Record:
 
 
 def size_note(costs: Records) -> list[str]:
-    """What the ratios of parameters and multiply-adds are to."""
+    """The note on the ratios of parameters and multiply-adds."""
     plain = costs.find(part="size", trainer=PLAIN)
     if plain is None:
         return []
@@ -94,7 +93,7 @@ def size_note(costs: Records) -> list[str]:
 
 
 def time_note(costs: Records, place: str | None) -> list[str]:
-    """What the times are of."""
+    """The note on the times."""
     records = [run for run in costs.records if run["part"] == "time" and run["place"] == place]
     if not records:
         return []
@@ -123,7 +122,7 @@ def effect(runs: Sequence[Record], name: str) -> Record:
 
 
 def effect_note(figures: Iterable[Figures]) -> list[str]:
-    """What the Dice is of."""
+    """The note on the Dice."""
     scored = [measured for measured in figures if measured.dice is not None]
     if not scored:
         return []

@@ -1,4 +1,5 @@
-"""The phantom of balls as one grid: rows (a block at a place, a trainer, a form of a network) x seeds, five tables.
+"""Runs the experiments on the phantom of balls: five tables of rows (a block at a place, a trainer, a network) and
+seeds.
 
     python -m scripts.experiments.balls.grid placement                         # docs/explanation/why-location.md
     python -m scripts.experiments.balls.grid placement --seeds 0 1 2 --rows 'prior|none'
@@ -7,8 +8,8 @@
     python -m scripts.experiments.balls.grid methods                           # docs/reference/methods.md
     python -m scripts.experiments.balls.grid anchor_bias                       # docs/explanation/lightmedseg.md
 
-One JSON line per finished run goes into NAME.json beside this script; runs found there are not repeated. Table and
-picture are written anew after the runs, and by ``--report`` alone.
+One JSON line per finished run goes into NAME.json beside this script; finished runs are not repeated. Table and picture
+are written after the runs; ``--report`` only writes them.
 """
 
 import functools
@@ -38,7 +39,7 @@ class Experiment:
     Attributes:
         key: The field of a record that names its row.
         rows: Names of the rows, in the table's order.
-        run: (row, seed, iterations) -> what is measured.
+        run: (row, seed, iterations) -> measured record.
         write: (records, iterations, folder of the picture and pages of rows, page in docs) writes the documents.
         page: The page below docs, such as explanation/results.md.
         task: Further fields that every record of this run has, such as the task.
@@ -74,7 +75,7 @@ def score(
     jitter: float = 0.0,
     dropout: float = 0.0,
 ) -> Record:
-    """Trains a network and says its Dice on unseen volumes."""
+    """Trains a network and measures its Dice on unseen volumes."""
     perturb = functools.partial(perturbed, jitter=jitter, dropout=dropout) if jitter or dropout else None
     seconds = train(network, phantom, seed, iterations, how, perturb, name)
     per_organ = phantom.dice_per_organ(network, seed)
@@ -92,7 +93,7 @@ def count(module: nn.Module) -> int:
 
 
 def grouped(results: list[Record], key: str, rows: Sequence[str], **same: object) -> dict[str, list[Record]]:
-    """Runs by row, in the table's order, seeds ascending; of those whose fields are `same`."""
+    """Runs whose fields are `same`, by row in the table's order, seeds ascending."""
     chosen = [run for run in results if all(run.get(name) == value for name, value in same.items())]
     groups = {row: [run for run in chosen if run[key] == row] for row in rows}
     return {row: sorted(runs, key=lambda run: run["seed"]) for row, runs in groups.items() if runs}
@@ -105,14 +106,14 @@ def dice_cells(runs: list[Record], digits: int = 2) -> list[str]:
 
 
 def table_of(name: str, hippocampus: Path | None) -> Experiment:
-    """A table by name; only what it needs is imported, as nnU-Net reads its folders when it is."""
+    """A table by name. Only its module is imported, as nnU-Net reads its folders at import."""
     module = importlib.import_module(f"scripts.experiments.balls.{name}")
     experiment: Experiment = module.experiment(*([hippocampus] if name == "recommendation" else []))
     return experiment
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs what is missing and writes the documents."""
+    """Runs the missing rows and writes the documents."""
     parser = described_parser(__doc__)
     parser.add_argument("table", choices=("placement", "recommendation", "unknown", "methods", "anchor_bias"))
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""What InstanceNorm leaves of a patch's position, and what a step of each row of placement.py costs.
+"""Measures what InstanceNorm leaves of a patch's position, and the cost of a step of each row of placement.py.
 
 python -m scripts.experiments.balls.mechanism
 python -m scripts.experiments.balls.mechanism --costs 'stride 2|prior logits f'
@@ -20,9 +20,9 @@ from scripts.experiments.balls.placement import BATCH, PATCH, Row, make_network,
 
 @torch.inference_mode()
 def forgotten(patch: int, padding: Literal["zeros", "replicate"]) -> tuple[float, float]:
-    """How far moving a whole patch by half the volume changes the first stage of a network with CoordConv at the input.
+    """The change of a network's first stage, with CoordConv at the input, when a patch moves by half the volume.
 
-    The weights are random, those of the location as large as those of the image.
+    The weights are random; those of the location are as large as those of the image.
 
     Returns:
         Root mean square change relative to the features' standard deviation: 8 voxels or more from the patch's

@@ -1,9 +1,8 @@
-"""Every trainer's network at one budget on the phantom of balls: the table of docs/reference/methods.md; see grid.py.
+"""Trains every trainer's network at one budget on the phantom of balls, for docs/reference/methods.md; see grid.py.
 
 Volumes and patches are large enough for the transformers: 32^3 voxels, 4 per batch (Swin UNETR, which needs a longer
-side: 64x32x32, 2 per batch). Networks of their own are made small, about as fast as the U-Net of 16-32-64 channels that
-blocks are fitted to; all are trained alike, by AdamW. What the table says of a network is how far it gets in this
-budget, not how good it is.
+side: 64x32x32, 2 per batch). Whole networks are small, about as fast as the U-Net of 16-32-64 channels that gets the
+blocks; all are trained by AdamW. The table shows the progress of a network within this budget, not its quality.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""A phantom that only location can segment, and a training of a few hundred steps on it; the experiments share it.
+"""A phantom that only location can segment, and a training of a few hundred steps, shared by the experiments.
 
-Balls that look alike in noise: some are organs, which differ in nothing but their position, others are look-alikes
-without a label.
+The phantom consists of identical balls in noise. Some are organs, which differ only in their position; others are
+look-alikes without a label.
 """
 
 import time
@@ -114,7 +114,7 @@ class BallPhantom:
 
         Args:
             network: (B, 1 + 3, *patch) -> (B, classes, *patch).
-            volume: What is segmented.
+            volume: The volume.
             shift: Added to the location along the body axis, a fraction of the volume's length.
             unknown: Axes (0: R, 1: A, 2: S) along which the location is not known.
         """
@@ -175,8 +175,8 @@ def train(
 
     Args:
         network: (B, 1 + 3, *patch) -> (B, classes, *patch).
-        phantom: Where the patches are from.
-        seed: Of volumes and patches.
+        phantom: Phantom of the patches.
+        seed: Seed of volumes and patches.
         iterations: Steps; the learning rate falls as a polynomial of power 0.9.
         how: The optimiser.
         perturb: (location (B, 3, *patch), generator) -> the location that the network gets.
@@ -187,7 +187,8 @@ def train(
     """
     start = time.perf_counter()
     rng = np.random.default_rng(seed)
-    perturbing = np.random.default_rng([seed, 1])  # of its own: the patches stay those of the other rows
+    # a separate generator, so that all rows get the same patches
+    perturbing = np.random.default_rng([seed, 1])
     volumes = [phantom.make_volume(rng) for _ in range(TRAIN_VOLUMES)]
     network.train()
     optimizer = how.optimizer(network)
@@ -211,8 +212,8 @@ def train(
 
 
 def half_precision() -> torch.autocast:
-    """bfloat16, much as nnU-Net trains on a GPU, and twice as fast where the processor has it; ten times slower
-    elsewhere, so there float32 is kept."""
+    """bfloat16, similar to nnU-Net's training on a GPU and twice as fast on processors with AVX512; float32 on other
+    processors, where bfloat16 is ten times slower."""
     return torch.autocast(
         "cpu", dtype=torch.bfloat16, enabled="AVX512" in torch.backends.cpu.get_cpu_capability()
     )

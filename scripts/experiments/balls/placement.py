@@ -1,4 +1,4 @@
-"""Where does a location have to enter a U-Net to be learned? docs/explanation/why-location.md; see grid.py.
+"""Finds where location must enter a U-Net to be learned, for docs/explanation/why-location.md; see grid.py.
 
 A small planned-style U-Net is trained on patches, once for each block and place, and segments unseen volumes.
 """
@@ -38,15 +38,15 @@ class Row:
     """One block at one place.
 
     Attributes:
-        name: Key in the results, also what ``--rows`` matches.
+        name: Key in the results, matched by ``--rows``.
         block: Key of ``nnunet_locctx.blocks.BLOCKS``, or None for the planned network.
         place: One of ``nnunet_locctx.blocks.PLACES``.
         options: Options of the block.
         also: Further blocks of the same network.
         jitter: Training: standard deviation of a random shift and scale of each patch's location.
         dropout: Training: probability that an axis, or all of them, are unknown in a patch.
-        span: Of the frequency encodings, where their options do not say. None: doubling frequencies, with which every
-            table but that of unknown locations was measured.
+        span: Default of the frequency encodings' option. None: doubling frequencies, used for all tables except that of
+            unknown locations.
     """
 
     name: str
@@ -94,7 +94,7 @@ def rows() -> list[Row]:
 
 
 def names() -> list[str]:
-    """Of all rows."""
+    """Names of all rows."""
     return [row.name for row in rows()]
 
 
@@ -113,7 +113,7 @@ def make_network(row: Row, seed: int) -> nn.Module:
 
 
 def run(row: Row, seed: int, iterations: int) -> tuple[Record, nn.Module]:
-    """What is measured of a row, and its trained network."""
+    """The measured record of a row, and its trained network."""
     network = make_network(row, seed)
     measured = score(network, PHANTOM, seed, iterations, HOW, row.name, row.jitter, row.dropout)
     blocks = network.location_blocks if isinstance(network, LocatedUNet) else nn.Identity()
@@ -121,7 +121,7 @@ def run(row: Row, seed: int, iterations: int) -> tuple[Record, nn.Module]:
 
 
 def machine() -> str:
-    """What the figures were measured on."""
+    """The machine of the measurements."""
     processor = describe_machine("cpu")["processor"]
     return f"{processor}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
 

@@ -1,4 +1,4 @@
-"""Which combination of block, place and jitter to recommend: the table behind ``LocCtxTrainer``; see grid.py.
+"""Compares combinations of block, place and jitter: the table behind ``LocCtxTrainer``; see grid.py.
 
 Every candidate and every single method is trained with one budget and three seeds, twice:
 
@@ -29,7 +29,7 @@ SHIFTS = (0.0, 0.01, 0.05, 0.10, 0.25)
 
 FREQUENCY = {"encoding": "frequency", "stride": 2}
 FREE: dict[str, Any] = {**FREQUENCY, "bound": 1e6}
-"""The prior block with a scale as good as unbounded, which all but the last rows were measured with."""
+"""The prior block with a practically unbounded scale, used for all rows except the last ones."""
 RECOMMENDED = "film decoder_inner + prior logits"
 TASKS = ("phantom", "hippocampus")
 HIPPOCAMPUS = 201
@@ -37,7 +37,7 @@ EPOCHS, ITERATIONS = 4, 250
 
 
 def candidates() -> list[Row]:
-    """Single methods as their trainers have them, then the combinations."""
+    """The single methods of the trainers, then the combinations."""
     head = Fitting("prior", "logits", FREE)
     coarse_head = Fitting("prior", "logits", {**FREE, "stride": 4})
     last = Fitting("gpe", "decoder_last", {"stride": 2})
@@ -70,10 +70,11 @@ def candidates() -> list[Row]:
         Row("film decoder + prior logits", "prior", "decoder", FREE, (head,)),
     ]
     best = next(row for row in combined if row.name == RECOMMENDED)
+    # with stride 2 on the logits
     jittered = [
         Row(f"{best.name}, jitter {sd:g}", best.block, best.place, best.options, best.also, sd)
         for sd in (0.02, 0.05, 0.1)
-    ]  # measured with stride 2 on the logits
+    ]
     bounded = [
         Row("prior logits, bound 1", "prior", "logits", {**FREQUENCY, "bound": 1.0}),
         Row("prior logits, bound 3", "prior", "logits", {**FREQUENCY, "bound": 3.0}),
@@ -111,7 +112,7 @@ def run_hippocampus(row: Row, seed: int, folder: Path) -> dict[str, Any]:
 
     preprocessed = next((folder / "nnUNet_preprocessed").glob(f"Dataset{HIPPOCAMPUS:03d}_*"))
     plans = load_json(str(preprocessed / "nnUNetPlans_hippocampus-small.json"))
-    plans["continue_training"] = False  # nnUNetv2_train tells the trainer so
+    plans["continue_training"] = False  # nnUNetv2_train sets this key
     base: type[nnUNetTrainer] = nnUNetTrainer
     body: dict[str, Any] = {}
     if row.block is not None:

@@ -1,7 +1,8 @@
-"""What honest dropout and frequencies that do not repeat cost and give: `LocCtxTrainer`'s network; see grid.py.
+"""Measures cost and benefit of location dropout and of frequencies that do not repeat, in `LocCtxTrainer`'s network;
+see grid.py.
 
-Each row is scored on unseen volumes with the true location, with the body axis unknown, with nothing known, and with a
-location that is wrong by a constant along the body axis.
+Each row is scored on unseen volumes with the true location, with an unknown body axis, with an unknown location, and
+with a location that is wrong by a constant along the body axis.
 """
 
 from pathlib import Path
@@ -18,7 +19,7 @@ from scripts.experiments.balls.placement import PHANTOM, Row
 
 BODY_AXIS = 2
 SHIFTS = (0.05, 0.1, 0.25, 1.0)
-"""Fractions of the volume along the body axis."""
+"""Errors along the body axis as fractions of the volume."""
 
 HEADINGS = ("true", "S unknown", "all unknown", *(f"shifted {shift:.0%}" for shift in SHIFTS))
 
@@ -67,13 +68,7 @@ def write_table(results: list[Record], iterations: int, path: Path) -> None:
         f"{PHANTOM.patch[0]}^3 patches; mean Dice of the organs over {len(seeds)} seed(s), their range in brackets. "
         f"Written by `grid.py unknown`. Machine: {placement.machine()}."
     )
-    text = [
-        "# Unknown and wrong locations: results",
-        "",
-        setting,
-        "",
-        *table(["training", *HEADINGS], lines),
-    ]
+    text = ["# Unknown and wrong locations: results", "", setting, "", *table(["training", *HEADINGS], lines)]
     write_atomically(path, ("\n".join(text) + "\n").encode())
 
 

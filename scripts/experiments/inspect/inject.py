@@ -1,11 +1,12 @@
-"""Does `locctx inspect` find injected mistakes, and how often does it doubt what is right?
+"""Measures how many injected mistakes `locctx inspect` finds, and how often it doubts correct segmentations.
 
-Cases are held out in turn, the ranges learned from the others. Into the held-out true labels goes one mistake at a
-time:
+Cases are held out in turn; the ranges are learned from the others. One mistake at a time is injected into the held-out
+labels:
 
 * swap: the two sides of one pair are exchanged;
 * mirror: the whole segmentation is mirrored left to right;
-* shift: one class moves by 10, 15 or 20 % of the scan along an axis (what leaves the scan is lost, what it covers too);
+* shift: one class moves by 10, 15 or 20 % of the scan along an axis (voxels outside the scan and covered voxels are
+  lost);
 * piece: a ball of 10 to 30 % of a class's volume lies elsewhere in the scan, on background;
 * missing: a class becomes background.
 
@@ -87,7 +88,7 @@ def second_piece(
 def mistakes(
     labels: Labels, frame: Frame, classes: Classes, ranges: Ranges, repeats: int, random: np.random.Generator
 ) -> Iterator[Mistake]:
-    """Kind, classes that are wrong, and the segmentation."""
+    """Mistakes as (kind, wrong classes, segmentation)."""
     names, values = list(classes.labels), [one[0] for one in classes.values.values()]
     present = [number for number, value in enumerate(values) if (labels == value).any()]
     telling = [
@@ -123,7 +124,7 @@ def read_labels(folder: Path) -> tuple[Classes, dict[str, Path]]:
 
 
 def inject(folder: Path, held_out: int, repeats: int, seed: int) -> Record:
-    """Counts of a dataset: kind -> [found, injected], and of untouched cases that were doubted."""
+    """Record of a dataset: kind -> [found, injected], and the doubted untouched cases."""
     classes, files = read_labels(folder)
     scans = {name: read_scan([file], segmentation=True) for name, file in tqdm(files.items())}
     summaries = {name: summarise_labels(scan.labels, scan.frame, classes) for name, scan in scans.items()}
@@ -156,7 +157,7 @@ def inject(folder: Path, held_out: int, repeats: int, seed: int) -> Record:
 
 
 def correlate(folder: Path, results: Path) -> Record:
-    """Doubt of network predictions beside their Dice."""
+    """Record of the doubt and Dice of network predictions, with their rank correlation."""
     classes, files = read_labels(folder)
 
     def summary(file: Path) -> LabelSummary:
@@ -169,9 +170,8 @@ def correlate(folder: Path, results: Path) -> Record:
         for case in json.loads(report.read_text())["metric_per_case"]:
             file = report.parent / Path(case["prediction_file"]).name
             findings, doubt = judge(file.name.removesuffix(".nii.gz"), summary(file), ranges, classes)
-            dice = np.array(
-                [one["Dice"] for one in case["metrics"].values()], dtype=float
-            )  # None becomes NaN
+            # None becomes NaN
+            dice = np.array([one["Dice"] for one in case["metrics"].values()], dtype=float)
             row = {"model": report.parents[2].name, "case": file.name, "dice": float(np.nanmean(dice))}
             rows.append({**row, "doubt": doubt, "findings": len(findings)})
     frame = pd.DataFrame(rows)
@@ -191,7 +191,7 @@ def correlate(folder: Path, results: Path) -> Record:
 
 
 def main() -> None:
-    """See the module."""
+    """Injects mistakes or correlates predictions, and writes the record."""
     parser = described_parser(__doc__)
     parser.add_argument("datasets", type=Path, nargs="+")
     parser.add_argument("--predictions", type=Path)

@@ -1,14 +1,14 @@
-"""Where labelled structures of two real datasets lie, and what location alone says; hippocampus.yaml trains on one.
+"""Measures the places of labelled structures in two real datasets, and a segmentation by location alone.
 
-* Dataset201_HippocampusMR, 195 MR crops: coordinates of its two parts; the label that is most frequent at each place,
-  counted on the training cases of fold 0, as a segmentation of the others; how often a training's validation takes one
-  part for the other (`--validation`).
+* Dataset201_HippocampusMR, 195 MR crops: coordinates of its two parts; a segmentation by the most frequent label at
+  each place, counted on the training cases of fold 0; the confusion of the two parts in a training's validation
+  (`--validation`). hippocampus.yaml trains on it.
 * Dataset203_TotalSegCT, one CT: left structures must lie left and vertebrae ever higher.
 
     python -m scripts.experiments.real_data.places --data ../shared/data
     python -m scripts.experiments.real_data.places --data ../shared/data --validation .../fold_0/validation
 
-Writes places.json beside it.
+Writes places.json beside the script.
 """
 
 import json
@@ -32,17 +32,17 @@ from scripts.benchmarks.harness import REPOSITORY, Record, describe_machine, des
 
 HIPPOCAMPUS, TOTALSEG = "Dataset201_HippocampusMR", "Dataset203_TotalSegCT"
 PARTS = ("anterior", "posterior")
-"""Of the hippocampus, labels 1 and 2."""
+"""Parts of the hippocampus, labels 1 and 2."""
 
 Centre = dict[str, list[float]]
 """``fraction`` (R, A, S) of the volume and ``mm`` (R, A, S) relative to its centre."""
 
 SPINE = tuple(f"vertebrae_{name}" for name in ("S1", "L5", "L4", "L3", "L2", "L1", "T12", "T11", "T10", "T9"))
-"""From below upwards. (Ribs are no such ladder: they hang down, and the field of view cuts the upper ones.)"""
+"""Vertebrae from below upwards. (Ribs hang down, and the field of view cuts the upper ones.)"""
 
 
 class PlaceError(RuntimeError):
-    """A structure does not lie where it must; the message names its place."""
+    """A structure lies at a wrong place, which the message names."""
 
 
 def centroid(scan: Scan, label: int) -> npt.NDArray[np.float64]:
@@ -98,7 +98,7 @@ def check_spine(centres: Mapping[str, Centre]) -> list[str]:
 
 
 class Atlas:
-    """How often each label lies at each place of the volume, from which location alone segments.
+    """Counts of each label at each place of the volume, for a segmentation by location alone.
 
     Args:
         scans: Segmentations to count.
@@ -119,7 +119,7 @@ class Atlas:
                 self.counts[..., label] += labels == label
 
     def segment(self, scan: Scan) -> npt.NDArray[np.int64]:
-        """The most frequent label at the place of each voxel, (z, y, x); the scan's content does not matter."""
+        """The most frequent label at the place of each voxel, (z, y, x), regardless of the scan's content."""
         index = np.stack(np.meshgrid(*map(np.arange, scan.frame.shape), indexing="ij"), axis=-1)
         cell = np.floor((scan.frame.fraction(index) + 0.5) * self.edge).astype(int)
         cell = np.clip(cell, 0, self.edge - 1)
@@ -136,8 +136,8 @@ def dice(truth: npt.NDArray[Any], predicted: npt.NDArray[Any]) -> float:
 
 
 def confusion(truth: npt.NDArray[Any], predicted: npt.NDArray[Any]) -> tuple[float, float]:
-    """Dice of all parts taken together, and of the voxels that are foreground in both (z, y, x) segmentations the share
-    with different labels; nan where there are no such voxels.
+    """Dice of all parts together, and the share of different labels among the voxels that are foreground in both (z, y,
+    x) segmentations (nan without such voxels).
 
     Raises:
         PlaceError: The shapes differ.
@@ -153,9 +153,10 @@ def hippocampus(folder: Path) -> Record:
     """Where the two parts lie in the coordinates of the source `voxel`, and the Dice of location alone."""
     files = {file.name.removesuffix(".nii.gz"): file for file in sorted(folder.glob("labelsTr/*.nii.gz"))}
     scans = {name: Scan.read(file) for name, file in files.items()}
+    # (cases, 2 parts, 3)
     centres = np.array(
         [[scan.frame.fraction(centroid(scan, label)) for label in (1, 2)] for scan in scans.values()]
-    )  # (cases, 2 parts, 3)
+    )
     fold = crossval_folds(list(scans))[0]
     atlas = Atlas((scans[name] for name in tqdm(fold["train"], desc="atlas", unit="case")), classes=3)
     scored = []
@@ -209,7 +210,7 @@ def totalseg(folder: Path) -> Record:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures what is named; 1 where something does not lie where it must."""
+    """Measures and writes the record; returns 1 if a structure lies at a wrong place."""
     parser = described_parser(__doc__)
     data = REPOSITORY.parent / "shared" / "data"
     parser.add_argument(

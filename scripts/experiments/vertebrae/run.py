@@ -1,8 +1,8 @@
-"""What body part scores do along the vertebrae of a real CT, in fields of view cropped from it.
+"""Measures body part scores along the vertebrae of a real CT, in fields of view cropped from it.
 
-There is one real patient at hand (Dataset203_TotalSegCT, from S1 to T11, with predicted labels), so the regressor is
-fitted on crops of this very scan. That can show that scores follow the anatomy and not the field of view, and that
-real texture is enough to tell the levels apart. It cannot show that they agree between patients.
+Only one real patient is available (Dataset203_TotalSegCT, from S1 to T11, with predicted labels), so the regressor is
+fitted on crops of the same scan. This can show that scores follow the anatomy and not the field of view, and that real
+texture separates the levels. It cannot show that scores agree between patients.
 
     python -m scripts.experiments.vertebrae.run --data /path/to/data     # the folder that holds Dataset203_TotalSegCT
     python -m scripts.experiments.vertebrae.run --report                 # writes the page from vertebrae.json
@@ -40,7 +40,7 @@ LEVELS = ("vertebrae_S1", "vertebrae_L5", "vertebrae_L4", "vertebrae_L3", "verte
           "vertebrae_T12", "vertebrae_T11")  # fmt: skip
 TRAINING_CROPS, TEST_CROPS = 24, 40
 SHORTEST, LONGEST = 0.3, 1.0
-"""Of the scan's length."""
+"""Shares of the scan's length."""
 
 BEGIN, END = "<!-- vertebrae: begin -->", "<!-- vertebrae: end -->"
 Image = npt.NDArray[np.float32]
@@ -206,7 +206,7 @@ def report(record: Record) -> str:
 
 
 def main() -> None:
-    """Measures, and writes the record, the picture and the section."""
+    """Measures and writes the record, the picture and the section."""
     parser = described_parser(__doc__)
     parser.add_argument("--data", type=Path, help="folder with Dataset203_TotalSegCT")
     parser.add_argument("--seed", type=int, default=0)

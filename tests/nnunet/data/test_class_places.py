@@ -39,30 +39,30 @@ def test_spread_is_that_of_the_means_over_the_median_scatter() -> None:
     places[:, 1, 0] = [4 - three, 4, 4 + three]
     places[:, :, 1] = [[NAN, 1], [0, 1], [0, 2]]  # the first class is known too seldom
     places[:, :, 2] = NAN
-    found = spread(places, np.array([7.0, 8.0, 9.0]))
-    np.testing.assert_allclose(found.between, [2, 8, NAN])
-    np.testing.assert_allclose(found.scatter, [2, np.sqrt(2) / 3, NAN])
-    np.testing.assert_allclose(found.ratio[0], 1)
+    result = spread(places, np.array([7.0, 8.0, 9.0]))
+    np.testing.assert_allclose(result.between, [2, 8, NAN])
+    np.testing.assert_allclose(result.scatter, [2, np.sqrt(2) / 3, NAN])
+    np.testing.assert_allclose(result.ratio[0], 1)
 
 
 def test_points_are_at_most_some_of_each_class_and_the_ignore_label_is_none() -> None:
     index = np.stack([np.zeros(1300, dtype=int), *[np.arange(1300)] * 3], axis=1)
-    found = class_points(
+    result = class_points(
         {1: index, (1, 2): index[:3], 2: [], (-1, 0, 1): index}, {1: "a", (1, 2): "ab", 2: "b"}
     )
-    assert {name: len(points) for name, points in found.items()} == {"a": 434, "ab": 3, "b": 0}
-    np.testing.assert_array_equal(found["a"][:2], [[0, 0, 0], [3, 3, 3]])
+    assert {name: len(points) for name, points in result.items()} == {"a": 434, "ab": 3, "b": 0}
+    np.testing.assert_array_equal(result["a"][:2], [[0, 0, 0], [3, 3, 3]])
 
 
 def test_a_source_sees_classes_in_its_own_units_and_in_millimetres() -> None:
     cases = [case(str(n), a=[[4, 9, 9], [6, 9, 9]], b=[[n, 0, 0]]) for n in (8, 10, 12)]
-    found = source_places(cases, make_source("voxel"))
-    np.testing.assert_allclose(found.millimetres, 40)  # 20 voxels of 2 mm are one unit
+    result = source_places(cases, make_source("voxel"))
+    np.testing.assert_allclose(result.millimetres, 40)  # 20 voxels of 2 mm are one unit
     np.testing.assert_allclose(
-        found.places[0, 0], [5.5 / 20 - 0.5, 9.5 / 20 - 0.5, 9.5 / 20 - 0.5], atol=1e-6
+        result.places[0, 0], [5.5 / 20 - 0.5, 9.5 / 20 - 0.5, 9.5 / 20 - 0.5], atol=1e-6
     )
-    np.testing.assert_allclose(found.spread.scatter, [np.std([8, 10, 12]) / 20 / 2, 0, 0], atol=1e-9)
-    assert found.measured == 1.0
+    np.testing.assert_allclose(result.spread.scatter, [np.std([8, 10, 12]) / 20 / 2, 0, 0], atol=1e-9)
+    assert result.measured == 1.0
     np.testing.assert_allclose(source_places(cases, make_source("scanner")).millimetres, 500)
 
 
@@ -100,5 +100,5 @@ def real_cases(dataset: str) -> list[CasePoints]:
 )
 def test_ratios_of_real_scans_are_those_of_the_issue(dataset: str, ratio: tuple[float, ...]) -> None:
     """Issue 15's table, in fractions of the scan."""
-    found = source_places(real_cases(dataset), make_source("voxel"))
-    np.testing.assert_allclose(found.spread.ratio, ratio, rtol=0.06)
+    result = source_places(real_cases(dataset), make_source("voxel"))
+    np.testing.assert_allclose(result.spread.ratio, ratio, rtol=0.06)

@@ -20,6 +20,11 @@ def test_a_worker_that_was_killed_is_named_as_a_lack_of_memory(workers_at_once: 
         list(map_in_workers(os._exit, [1, 1], 2))
 
 
+def test_fewer_than_one_process_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="processes must be at least 1, got 0"):
+        map_in_workers(work, [], 0)
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_few_jobs_are_worked_on_here(processes: int, tmp_path: Path) -> None:
     files = [tmp_path / str(number) for number in range(5)]

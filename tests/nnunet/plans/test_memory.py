@@ -18,10 +18,7 @@ def test_the_reference_is_that_of_nnunets_planner(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "isfile", lambda path: True)
     monkeypatch.setattr(module, "_maybe_copy_splits_file", lambda *_: None, raising=False)
     planner = ExperimentPlanner(1)
-    assert {
-        2: planner.UNet_reference_val_2d,
-        3: planner.UNet_reference_val_3d,
-    } == REFERENCE_VOXELS
+    assert {2: planner.UNet_reference_val_2d, 3: planner.UNet_reference_val_3d} == REFERENCE_VOXELS
     assert {
         2: planner.UNet_reference_val_corresp_bs_2d,
         3: planner.UNet_reference_val_corresp_bs_3d,

@@ -13,7 +13,7 @@ CT = MadeFor(modality="CT", channels=1)
 MR = MadeFor(modality="MR", channels=4)
 
 
-def said(
+def messages(
     folder: Path,
     made_for: MadeFor | None = None,
     measured: tuple[float, ...] = (2.0, 2.0, 2.0),
@@ -39,19 +39,19 @@ def describe(folder: Path, cases: int = 30, channels: tuple[str, ...] = ("CT",))
 
 
 def test_nothing_to_say(tmp_path: Path) -> None:
-    assert said(tmp_path, CT) == []  # nnU-Net's dataset.json is not needed
+    assert messages(tmp_path, CT) == []  # nnU-Net's dataset.json is not needed
     describe(tmp_path, cases=6)
-    assert said(tmp_path, CT) == []
-    assert said(tmp_path) == []
+    assert messages(tmp_path, CT) == []
+    assert messages(tmp_path) == []
 
 
 def test_patches_longer_than_the_volume(tmp_path: Path) -> None:
     # 20 voxels; nnU-Net itself rounds up to the pooling's 4, so up to 20 is usual, and 24 for 21 voxels
-    assert said(tmp_path, patch_size=[20, 16, 16]) == []
-    assert said(tmp_path, patch_size=[24, 16, 16], median_image_size_in_voxels=[21, 20, 20]) == []
-    (sentence,) = said(tmp_path, patch_size=[16, 24, 16])
+    assert messages(tmp_path, patch_size=[20, 16, 16]) == []
+    assert messages(tmp_path, patch_size=[24, 16, 16], median_image_size_in_voxels=[21, 20, 20]) == []
+    (sentence,) = messages(tmp_path, patch_size=[16, 24, 16])
     assert "longer than the median volume along axis 1 (24 voxels, the volume has 20): the" in sentence
-    (sentence,) = said(tmp_path, patch_size=[24, 24, 16])
+    (sentence,) = messages(tmp_path, patch_size=[24, 24, 16])
     assert "along axis 0 (24 voxels, the volume has 20), 1 (24 voxels, " in sentence
 
 
@@ -69,7 +69,7 @@ def test_patches_longer_than_the_volume(tmp_path: Path) -> None:
 def test_voxels_much_finer_or_coarser_than_the_scans(
     tmp_path: Path, spacing: Any, measured: Any, upsampling: float, words: list[str]
 ) -> None:
-    sentences = said(tmp_path, MadeFor(upsampling=upsampling), measured, spacing=list(spacing))
+    sentences = messages(tmp_path, MadeFor(upsampling=upsampling), measured, spacing=list(spacing))
     assert len(sentences) == len(words)
     assert all(word in sentence for word, sentence in zip(words, sentences, strict=True))
 
@@ -81,35 +81,35 @@ def test_two_dimensional_configurations_are_measured_in_their_two_axes(tmp_path:
         "median_image_size_in_voxels": [20, 20],
         "architecture": architecture(2),
     }
-    assert said(tmp_path, measured=(9.0, 1.0, 1.0), **flat) == []
-    (sentence,) = said(tmp_path, measured=(9.0, 1.0, 3.0), **flat)
+    assert messages(tmp_path, measured=(9.0, 1.0, 1.0), **flat) == []
+    (sentence,) = messages(tmp_path, measured=(9.0, 1.0, 3.0), **flat)
     assert "Axis 2 is resampled from 3 mm" in sentence
 
 
 def test_other_images(tmp_path: Path) -> None:
     describe(tmp_path, channels=("T1", "T2"))
-    sentences = said(tmp_path, CT, normalization_schemes=["ZScoreNormalization"] * 2)
+    sentences = messages(tmp_path, CT, normalization_schemes=["ZScoreNormalization"] * 2)
     assert sentences[0] == "The preset is for 1 channel, the scans have 2 (T1, T2)."
     assert sentences[1].startswith(
         "The preset is for CT; no channel of the scans (T1, T2) is normalised as CT"
     )
-    sentences = said(tmp_path, MR)
+    sentences = messages(tmp_path, MR)
     assert [sentence.split(";")[0] for sentence in sentences] == [
         "The preset is for 4 channels, the scans have 1 (T1, T2).",
         "The preset is for MR",
     ]
-    assert said(tmp_path, MR, normalization_schemes=["ZScoreNormalization"] * 4) == []
+    assert messages(tmp_path, MR, normalization_schemes=["ZScoreNormalization"] * 4) == []
 
 
 @pytest.mark.parametrize(("source", "fit"), [("body_part", "body-part"), ("anatomical", "ape")])
 def test_sources_that_are_not_fitted(tmp_path: Path, source: str, fit: str) -> None:
     folder = tmp_path / "Dataset007_Tiny"
     (folder / f"locctx_{source}").mkdir(parents=True)
-    (sentence,) = said(folder, location={"source": source})
+    (sentence,) = messages(folder, location={"source": source})
     expected = f"The location source '{source}' is not fitted on this dataset yet: locctx fit {fit} -d 7"
     assert sentence == expected
     (folder / f"locctx_{source}" / "regressor.pt").touch()
-    assert said(folder, location={"source": source}) == []
+    assert messages(folder, location={"source": source}) == []
 
 
 @pytest.mark.parametrize(
@@ -121,12 +121,12 @@ def test_sources_that_are_not_fitted(tmp_path: Path, source: str, fit: str) -> N
 )
 def test_few_cases(tmp_path: Path, cases: int, words: str) -> None:
     describe(tmp_path, cases)
-    (sentence,) = said(tmp_path)
+    (sentence,) = messages(tmp_path)
     assert words in sentence
 
 
 def test_trainers_that_refuse_the_preset(tmp_path: Path) -> None:
     suitable = Suitability(["A"], {"multiples of 16 only": ["B", "C"], "other": ["D"]})
     preset = MadeFor(trainers=("A", "B", "C"))
-    assert said(tmp_path, preset, suitable=suitable) == ["B, C do not take it: multiples of 16 only."]
-    assert said(tmp_path, MadeFor(trainers=("A",)), suitable=suitable) == []
+    assert messages(tmp_path, preset, suitable=suitable) == ["B, C do not take it: multiples of 16 only."]
+    assert messages(tmp_path, MadeFor(trainers=("A",)), suitable=suitable) == []

@@ -198,9 +198,9 @@ def test_a_network_of_its_own_is_not_bound_to_the_planned_pooling(planned: dict[
         "network": {},
         "patch_size": patch,
     }
-    found = suitable_trainers(resolve(made, "own"))
-    assert {"UNETRTrainer", "GPEUNETRTrainer"} <= set(found.names)
-    assert "PriorHeadTrainer" not in found.names
+    suitable = suitable_trainers(resolve(made, "own"))
+    assert {"UNETRTrainer", "GPEUNETRTrainer"} <= set(suitable.names)
+    assert "PriorHeadTrainer" not in suitable.names
     again = add_configuration(made, "own", "larger", patch_size=[32, 144, 144])
     assert "architecture" not in again["configurations"]["larger"]
 
@@ -216,10 +216,10 @@ def test_network_options_are_laid_over_the_bases_and_checked(planned: dict[str, 
     made = add_configuration(made, "a", "b", network={"num_heads": 6})
     full = resolve(made, "b")
     assert full["network"] == {"hidden_size": 96, "num_heads": 6}
-    found = suitable_trainers(full)
-    assert {"UNETRTrainer", "GPEUNETRTrainer"} <= set(found.names)
-    assert not {"PriorHeadTrainer", "nnFormerTrainer"} & set(found.names)
-    assert "takes no 'network' options" in found.explained()
+    suitable = suitable_trainers(full)
+    assert {"UNETRTrainer", "GPEUNETRTrainer"} <= set(suitable.names)
+    assert not {"PriorHeadTrainer", "nnFormerTrainer"} & set(suitable.names)
+    assert "takes no 'network' options" in suitable.explained()
 
 
 def test_location_of_the_network_decides_between_twins(planned: dict[str, Any]) -> None:
@@ -451,5 +451,5 @@ def test_what_two_add_at_once_is_not_lost(tmp_path: Path, monkeypatch: pytest.Mo
             for name in names
         ]:
             assert answer.result()[1]
-    found = read_plans(tmp_path / "nnUNetPlans_locctx.json")
-    assert sorted(found["configurations"]) == ["3d_fullres", *names]
+    content = read_plans(tmp_path / "nnUNetPlans_locctx.json")
+    assert sorted(content["configurations"]) == ["3d_fullres", *names]

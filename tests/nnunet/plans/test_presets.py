@@ -28,9 +28,9 @@ def test_every_preset_can_be_planned_and_fits_the_data_it_is_for(name: str, tmp_
     suitable = suitable_trainers(full)
     of_one_block = "block" in preset.changes.get("location", {}) or preset.changes.get("network")
     usual = () if of_one_block else ("LocCtxTrainer", "LocBAMTrainer", "CoordConvTrainer")
-    wanted = {*usual, *preset.made_for.trainers}
-    assert wanted
-    assert wanted <= set(suitable.names)
+    expected = {*usual, *preset.made_for.trainers}
+    assert expected
+    assert expected <= set(suitable.names)
     assert misfits(tmp_path, made, full, suitable, preset.made_for) == []
 
 
