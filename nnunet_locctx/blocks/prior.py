@@ -15,8 +15,8 @@ from nnunet_locctx.blocks.unknown import if_any_known
 from nnunet_locctx.types import Features, Known, Location
 from nnunet_locctx.values import check_integer, check_positive
 
-FORMER_LIMITS = (3.0, math.inf)
-"""Of gamma and beta, when weights did not hold them yet."""
+FIRST_LIMITS = (1.0, 3.0)
+"""Of gamma and beta on logits, in the first half of a training."""
 
 
 class PriorHead(nn.Module):
@@ -28,9 +28,11 @@ class PriorHead(nn.Module):
 
     Both are bounded. A scale of logits feeds itself: the larger the logits, the faster it grows. Without a bound they
     reached 17 000 after 20 epochs on the whole-body phantom; nnU-Net's sliding window, which adds them up in half
-    precision, ends with infinity at a third of that. A free shift makes the background certain (e^-50) before the
-    network has learned small classes, and nnU-Net's Dice, which is 1 for a class that neither a batch nor its
-    prediction contains, keeps it so (docs/explanation/recommended.md).
+    precision, ends with infinity at a third of that.
+
+    On logits the bounds are narrower in the first half of a training (:meth:`restrict`). Else the background can become
+    certain (e^-50) before the network has learned small classes, and nnU-Net's Dice, which is 1 for a class that
+    neither a batch nor its prediction contains, keeps it so (docs/explanation/recommended.md).
 
     Args:
         channels: Feature channels C.
@@ -56,7 +58,7 @@ class PriorHead(nn.Module):
         stride: int = 2,
         hidden: int = 32,
         bound: float = 3.0,
-        shift_bound: float = 3.0,
+        shift_bound: float = 10.0,
         **encoding: Any,
     ) -> None:
         super().__init__()
@@ -66,6 +68,7 @@ class PriorHead(nn.Module):
         check_positive("bound", bound)
         check_positive("shift_bound", shift_bound)
         self.channels, self.rank, self.stride = channels, rank, stride
+        self.bound, self.shift_bound = bound, shift_bound
         self.encoding = replace(self.encoding_defaults, **encoding).make()
         self.flags = flags_for(self.encoding, True, hidden, rank)
         last = CONV[rank](hidden, 2 * channels, 1)
@@ -89,11 +92,21 @@ class PriorHead(nn.Module):
         gamma, beta = within(gamma, self.limits[0]), within(beta, self.limits[1])
         return torch.addcmul(features + spread(beta, size), features, spread(gamma, size))
 
+    def restrict(self, restricted: bool) -> None:
+        """Narrows the limits to :data:`FIRST_LIMITS`, or sets them to the block's own; weights with a free shift, from
+        before there were limits, keep it."""
+        if self.limits.isinf().any():
+            return
+        limits = (self.bound, self.shift_bound)
+        if restricted:
+            limits = (min(self.bound, FIRST_LIMITS[0]), min(self.shift_bound, FIRST_LIMITS[1]))
+        self.limits.copy_(torch.tensor(limits))
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Weights from before they held their limits go on with those of then."""
-        state_dict.setdefault(prefix + "limits", self.limits.new_tensor(FORMER_LIMITS))
+        """Weights from before they held their limits have a free shift."""
+        state_dict.setdefault(prefix + "limits", self.limits.new_tensor([self.bound, math.inf]))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

@@ -17,7 +17,6 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_locctx.blocks.prior import FORMER_LIMITS
 from nnunet_locctx.networks.located_unet import LocatedUNet
 
 LENGTH = 2048
@@ -84,12 +83,13 @@ class LocationSignature(nn.Module):
 
     def _takes(self, trained: str) -> bool:
         """Whether a checkpoint with these options computes what the network does."""
-        own = json.loads(self.decoded())
         try:
-            options = _limits_in_weights(json.loads(trained), own)
-        except ValueError:  # no JSON
+            options = json.loads(trained)
+        except ValueError:
             return False
-        return bool(_completed(options, self.defaults) == _completed(own, self.defaults))
+        return bool(
+            _completed(options, self.defaults) == _completed(json.loads(self.decoded()), self.defaults)
+        )
 
 
 def _completed(value: Any, default: Any) -> Any:
@@ -99,18 +99,6 @@ def _completed(value: Any, default: Any) -> Any:
         return {**before, **{key: _completed(option, default.get(key)) for key, option in value.items()}}
     if isinstance(value, list) and isinstance(default, list) and len(value) == len(default):
         return [_completed(*pair) for pair in zip(value, default, strict=True)]
-    return value
-
-
-def _limits_in_weights(value: Any, own: Any) -> Any:
-    """The options of a checkpoint as if it had the network's own bound of a scale, if it had the former one: such
-    weights bring their limits (:class:`~nnunet_locctx.blocks.PriorHead`)."""
-    if isinstance(value, dict) and isinstance(own, dict):
-        if "shift_bound" in own and "shift_bound" not in value and value.get("bound") == FORMER_LIMITS[0]:
-            value = {**value, "bound": own["bound"]}
-        return {key: _limits_in_weights(option, own.get(key)) for key, option in value.items()}
-    if isinstance(value, list) and isinstance(own, list) and len(value) == len(own):
-        return [_limits_in_weights(*pair) for pair in zip(value, own, strict=True)]
     return value
 
 

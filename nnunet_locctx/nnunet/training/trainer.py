@@ -190,6 +190,9 @@ class LocatedTrainer(DenormalsFlushed):
         """As nnU-Net's; which axes an epoch's batches go without follows from its number, on every GPU alike."""
         super().on_train_epoch_start()
         self._dropout_random = np.random.default_rng(self.current_epoch)
+        for module in self.network.modules():  # compiled or distributed ones are wrapped
+            if isinstance(module, LocatedUNet):
+                module.restrict_logits(self.current_epoch < self.num_epochs // 2)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's, of a batch whose axes may have been made unknown."""

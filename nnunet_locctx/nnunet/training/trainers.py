@@ -31,9 +31,6 @@ from nnunet_locctx.nnunet.training.recipes import (
 from nnunet_locctx.nnunet.training.trainer import LocatedTrainer
 from nnunet_locctx.nnunet.training.whole_network import LocatedWholeNetworkTrainer, WholeNetworkTrainer
 
-ON_LOGITS = {"bound": 1.0}
-"""Options of a prior head on logits: with the bound of features some trainings end with background alone."""
-
 
 class CoordConvTrainer(LocatedTrainer):
     """CoordConv (Liu et al. 2018): location concatenated to features before a convolution."""
@@ -51,7 +48,6 @@ class PriorHeadTrainer(LocatedTrainer):
     """Prior head: a learned, continuous atlas that scales and shifts the logits. This project's own."""
 
     block = "prior"
-    block_options: ClassVar[Mapping[str, Any]] = ON_LOGITS
     dropout = DROPOUT
 
 
@@ -65,7 +61,7 @@ class LocCtxTrainer(LocatedTrainer):
 
     block = "prior"
     place = "decoder_inner"
-    also = (Fitting("prior", "logits", {"stride": 4, **ON_LOGITS}),)
+    also = (Fitting("prior", "logits", {"stride": 4}),)
     dropout = DROPOUT
 
 

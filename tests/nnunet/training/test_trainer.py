@@ -125,6 +125,22 @@ def test_the_plans_dropout_goes_before_the_trainers(
     assert trainer.location.dropout == (own if planned is None else planned)
 
 
+def test_prior_heads_on_logits_are_restricted_in_the_first_half(
+    make_trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a wrapped network; those on features are not."""
+    monkeypatch.setattr(nnUNetTrainer, "on_train_epoch_start", lambda self: None)
+    trainer = make_trainer("LocCtxTrainer_8epochs")
+    network = build(trainers.LocCtxTrainer, configuration())
+    trainer.network = torch.nn.Sequential(network)
+    for epoch, on_logits in ((0, [1.0, 3.0]), (3, [1.0, 3.0]), (4, [3.0, 10.0]), (7, [3.0, 10.0])):
+        trainer.current_epoch = epoch
+        trainer.on_train_epoch_start()
+        *features, logits = [block.limits.tolist() for block in network.location_blocks]
+        assert logits == on_logits
+        assert all(limits == [3.0, 10.0] for limits in features)
+
+
 class TestDropout:
     """Batches that go without an axis, or without all."""
 
@@ -132,7 +148,7 @@ class TestDropout:
         """(2000, 3): whether an axis was unknown in a batch."""
         monkeypatch.setattr(nnUNetTrainer, "on_train_epoch_start", lambda self: None)
         monkeypatch.setattr(nnUNetTrainer, "train_step", lambda self, batch: {"data": batch["data"]})
-        trainer.current_epoch = epoch
+        trainer.current_epoch, trainer.network = epoch, torch.nn.Identity()
         trainer.on_train_epoch_start()
         batches = []
         for _ in range(2000):
@@ -180,12 +196,7 @@ def test_wrong_options_stop_before_anything_is_written(make_trainer: Any, tmp_pa
 def test_the_recommended_trainer_bounds_its_scales() -> None:
     """A free scale of the logits grows until nnU-Net's prediction overflows, a free shift ends with background."""
     network = build(trainers.LocCtxTrainer, configuration())
-    *features, logits = [block.limits.tolist() for block in network.location_blocks]
-    assert all(limits == [3.0, 3.0] for limits in features)
-    assert logits == [1.0, 3.0]
-    assert [
-        block.limits.tolist() for block in build(trainers.PriorHeadTrainer, configuration()).location_blocks
-    ] == [logits]
+    assert {tuple(block.limits.tolist()) for block in network.location_blocks} == {(3.0, 10.0)}
     with torch.no_grad():
         for parameter in network.location_blocks.parameters():
             parameter.copy_(100 * torch.randn_like(parameter))
