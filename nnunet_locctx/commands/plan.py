@@ -132,7 +132,7 @@ def add(commands: Any) -> None:
         "--dropout",
         type=float,
         metavar="P",
-        help="training: probability that an axis of a patch's location is made unknown, and that all are",
+        help="training: probability that an axis of a batch's location is made unknown, and that all are",
     )
     where.add_argument(
         "--encoding",

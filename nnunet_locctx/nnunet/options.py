@@ -37,7 +37,7 @@ class LocationOptions:
         jitter: Training only. Standard deviation of a random shift (units of the source; ``voxel``: fraction
             of the volume) and of a random relative scale of each patch's location, drawn per axis; ``auto``: along each
             axis the scatter of the classes between the training cases.
-        dropout: Training only. Probability with which each axis of a patch is made unknown, and with which all of them
+        dropout: Training only. Probability with which each axis of a batch is made unknown, and with which all of them
             are; None: the trainer's own (:data:`DROPOUT`, or 0).
         place: Where in the network location enters, a name of :data:`nnunet_locctx.blocks.PLACES`; None: the
             block's own.
