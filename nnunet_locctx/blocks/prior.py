@@ -106,7 +106,8 @@ class PriorHead(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         """Weights from before they held their limits have a free shift."""
-        state_dict.setdefault(prefix + "limits", self.limits.new_tensor([self.bound, math.inf]))
+        if prefix + "atlas.0.weight" in state_dict:  # else those of a plain network
+            state_dict.setdefault(prefix + "limits", self.limits.new_tensor([self.bound, math.inf]))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

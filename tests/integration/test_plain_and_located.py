@@ -75,12 +75,8 @@ def test_same_seed_same_batches(configuration: str, space: Workspace) -> None:
         assert torch.equal(other["data"][:, :1], image)
         assert torch.equal(other["data"][:, 4:], previous)
     locations = torch.stack([batch["data"][:, 1:4] for batch in located])
-    unknown = torch.isnan(locations).flatten(3)
-    assert torch.equal(unknown.any(3), unknown.all(3))
-    assert locations[~torch.isnan(locations)].std() > 0.01
-    # dropout of one half: in training axes are missing, in validation none is
-    assert unknown[:4].any()
-    assert not unknown[4:].any()
+    assert not torch.isnan(locations).any()  # dropout takes axes from whole batches, in the training step
+    assert locations.std() > 0.01
 
 
 @pytest.mark.parametrize("made_by", TRAINERS)
