@@ -67,7 +67,7 @@ class LocationSignature(nn.Module):
                 "To start from a plain nnU-Net checkpoint, train with -pretrained_weights."
             )
         trained = bytes(stored.tolist()).rstrip(b"\0").decode()
-        if not self._takes(trained):
+        if self._completed(trained) != self._completed(self.decoded()):
             hint = ""
             if '"span"' in self.decoded() and '"span"' not in trained:
                 hint = (
@@ -81,15 +81,12 @@ class LocationSignature(nn.Module):
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _takes(self, trained: str) -> bool:
-        """Whether a checkpoint with these options computes what the network does."""
+    def _completed(self, text: str) -> Any:
+        """The options of a text, those that it does not name at their defaults; a text that is not JSON as it is."""
         try:
-            options = json.loads(trained)
+            return _completed(json.loads(text), self.defaults)
         except ValueError:
-            return False
-        return bool(
-            _completed(options, self.defaults) == _completed(json.loads(self.decoded()), self.defaults)
-        )
+            return text
 
 
 def _completed(value: Any, default: Any) -> Any:

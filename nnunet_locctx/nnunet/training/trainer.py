@@ -196,27 +196,30 @@ class LocatedTrainer(DenormalsFlushed):
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's, of a batch whose axes may have been made unknown."""
-        self._drop_axes(batch["data"])
-        step: dict[str, Any] = super().train_step(batch)
+        step: dict[str, Any] = super().train_step({**batch, "data": self._without_axes(batch["data"])})
         return step
 
-    def _drop_axes(self, data: torch.Tensor) -> None:
+    def _without_axes(self, data: torch.Tensor) -> torch.Tensor:
         """Makes each axis unknown with the probability `dropout`, and all of them with that probability once more.
 
-        The whole batch goes without them. In a batch that mixes patches with and without, nnU-Net's Dice, which is that
-        of the batch, is largest where those without predict background alone.
+        The whole batch goes without them. In a batch that mixes patches with and without, a Dice over the batch
+        (``batch_dice``) is largest where those without predict background alone.
 
         Args:
-            data: (B, image + 3 + previous stage, *patch), changed in place.
+            data: (B, image + 3 + previous stage, *patch); it is not changed.
         """
         dropout = self.location.dropout
         if not (self.augments and dropout):
-            return
+            return data
         unknown = self._dropout_random.random(LOCATION_CHANNELS) < dropout
         if self._dropout_random.random() < dropout:
             unknown[:] = True
+        if not unknown.any():
+            return data
         first = len(self.configuration_manager.normalization_schemes)
+        data = data.clone()  # the caller may use its batch again, as benchmarks do
         data[:, first : first + LOCATION_CHANNELS][:, torch.from_numpy(unknown)] = torch.nan
+        return data
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's validation; the log says where a case's location is unknown."""
