@@ -14,4 +14,8 @@ PLACES = {
 }
 """Place of a block -> where that is."""
 
+LATE = ("decoder_last", "logits")
+"""Places behind all of the planned network but its last layer: what a network says without location costs little more
+there than what it says with it."""
+
 ENCODINGS = ("identity", "frequency", "hash")

@@ -35,6 +35,16 @@ class LocationPyramid:
             self._sizes[key] = self._sampled(*key)
         return self._sizes[key]
 
+    def without(self, lost: Tensor) -> "LocationPyramid":
+        """The same location, unknown along further axes.
+
+        Args:
+            lost: (3,) bool.
+        """
+        other = LocationPyramid(self.full, self.known & ~lost)
+        other._sizes = self._sizes
+        return other
+
     def _sampled(self, sampling: str, size: tuple[int, ...]) -> Tensor:
         if sampling == "centres":
             return resize_location(self.full, size)

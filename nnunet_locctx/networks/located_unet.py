@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nnunet_locctx.blocks import CoordConvStem, PriorHead, check_block, make_block, share_encodings
 from nnunet_locctx.networks.inputs import LocationPyramid, check_input_shape, split_input
 from nnunet_locctx.networks.whole import LogitsOfAnyResolution
+from nnunet_locctx.places import LATE
 from nnunet_locctx.types import Logits, NetworkInput
 
 ARCHITECTURES = (PlainConvUNet, ResidualEncoderUNet)
@@ -103,6 +104,10 @@ class LocatedUNet(nn.Module):
                 share_encodings(made)
                 blocks += made
         self.location_blocks = nn.ModuleList(blocks)
+        self._twice = False
+        # a buffer, so that another value compiles no other network; it belongs to one training step
+        self.register_buffer("lost", torch.ones(3, dtype=torch.bool), persistent=False)
+        self.lost: Tensor
 
     def _stem(self) -> Any:
         """The stack of convolutions that the input enters first."""
@@ -156,6 +161,22 @@ class LocatedUNet(nn.Module):
             if isinstance(block, PriorHead):
                 block.restrict(restricted)
 
+    def answer_twice(self) -> None:
+        """From now on, in training mode, outputs are followed by as many that go without some of the location
+        (:meth:`lose`), from the same features.
+
+        Raises:
+            ValueError: If a place is not among ``nnunet_locctx.places.LATE``: the features would not be the same.
+        """
+        early = [fitting.place for fitting in self.fittings if fitting.place not in LATE]
+        if early:
+            raise ValueError(f"answering twice needs places among {', '.join(LATE)}, got {', '.join(early)}")
+        self._twice = True
+
+    def lose(self, axes: Sequence[bool]) -> None:
+        """Sets which axes, of R, A and S, the second answer goes without; at first all."""
+        self.lost.copy_(torch.as_tensor(axes))
+
     def forward(self, x: NetworkInput) -> Logits | list[LogitsOfAnyResolution]:
         """Logits for a patch.
 
@@ -163,7 +184,8 @@ class LocatedUNet(nn.Module):
             x: (B, image + 3 + previous stage, *spatial).
 
         Returns:
-            (B, classes, *spatial); with deep supervision a list, highest resolution first.
+            (B, classes, *spatial); with deep supervision a list, highest resolution first. Of a network that answers
+            twice, in training mode, a list of both answers, one behind the other.
 
         Raises:
             ValueError: If `x` has another number of channels or axes.
@@ -205,16 +227,23 @@ class LocatedUNet(nn.Module):
 
     def _decode(self, skips: list[Tensor], located: LocationPyramid) -> Tensor | list[Tensor]:
         decoder = self.decoder
-        features = skips[-1]
-        logits: list[Tensor] = []
         last = len(decoder.stages) - 1
+        locations = [located, located.without(self.lost)] if self._twice and self.training else [located]
+        outputs: list[list[Tensor]] = [[] for _ in locations]
+        features = skips[-1]
         for index, stage in enumerate(decoder.stages):
             features = stage(torch.cat([decoder.transpconvs[index](features), skips[-(index + 2)]], dim=1))
-            features = self._located(("decoder", index), features, located)
-            if decoder.deep_supervision or index == last:
-                output = decoder.seg_layers[index if decoder.deep_supervision else -1](features)
-                logits.append(self._located(("logits", 0), output, located))
-        return logits[::-1] if decoder.deep_supervision else logits[0]
+            if index < last:
+                features = self._located(("decoder", index), features, located)
+            if not (decoder.deep_supervision or index == last):
+                continue
+            layer = decoder.seg_layers[index if decoder.deep_supervision else -1]
+            for location, logits in zip(locations, outputs, strict=True):
+                seen = self._located(("decoder", index), features, location) if index == last else features
+                logits.append(self._located(("logits", 0), layer(seen), location))
+        if len(locations) == 1 and not decoder.deep_supervision:
+            return outputs[0][0]
+        return [output for logits in outputs for output in reversed(logits)]
 
     def _located(self, site: Site, features: Tensor, located: LocationPyramid) -> Tensor:
         """`features` through the blocks at a site."""

@@ -19,11 +19,9 @@ KEY = "location"
 AUTO = "auto"
 """Jitter as large as what is measured in the training cases."""
 
-DROPOUT = 0.03
-"""Probability with which this project's own trainers make each axis of a batch unknown, and all of them; published
-methods' trainers do not. On 14 heads, 2,000 steps and one seed, when each patch drew for itself, 0, 0.03 and 0.1 gave
-Dice 0.625, 0.600 and 0.560 where the location is true, and 0.31, 0.36 and 0.37 where the level is unknown
-(docs/explanation/unknown-location.md)."""
+UNLOCATED_WEIGHT = 1.0
+"""Weight with which this project's own trainers learn to do without location, beside the weight 1 of doing with it;
+published methods' trainers do not (docs/explanation/unknown-location.md)."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,10 @@ class LocationOptions:
             of the volume) and of a random relative scale of each patch's location, drawn per axis; ``auto``: along each
             axis the scatter of the classes between the training cases.
         dropout: Training only. Probability with which each axis of a batch is made unknown, and with which all of them
-            are; None: the trainer's own (:data:`DROPOUT`, or 0).
+            are.
+        unlocated_weight: Training only. Weight of the loss of what the network says, in the same step, without one or
+            all of the axes. Above 0 only where all blocks are at the places of :data:`nnunet_locctx.places.LATE`. None:
+            the trainer's own (:data:`UNLOCATED_WEIGHT` at these places, or 0).
         place: Where in the network location enters, a name of :data:`nnunet_locctx.blocks.PLACES`; None: the
             block's own.
         block: Options of the trainer's block.
@@ -50,7 +51,8 @@ class LocationOptions:
     cross_section: str = "body"
     axes: tuple[str, ...] = AXES
     jitter: float | str = 0.0
-    dropout: float | None = None
+    dropout: float = 0.0
+    unlocated_weight: float | None = None
     place: str | None = None
     block: Mapping[str, Any] = field(default_factory=dict)
 
@@ -67,9 +69,9 @@ class LocationOptions:
             )
         self.make_source()
         object.__setattr__(self, "axes", _checked_axes(self.axes))
-        for name in ("jitter", "dropout"):
+        for name in ("jitter", "dropout", "unlocated_weight"):
             value = getattr(self, name)
-            if (name, value) in (("dropout", None), ("jitter", AUTO)):
+            if (name, value) in (("unlocated_weight", None), ("jitter", AUTO)):
                 continue
             if not is_number(value) or not 0 <= value <= 1:
                 allowed = "a number from 0 to 1" + (f" or {AUTO!r}" if name == "jitter" else "")

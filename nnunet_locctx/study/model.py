@@ -275,10 +275,7 @@ def find_study(name: str) -> Path:
     if file.is_file() or file.suffix in (".yaml", ".yml"):
         return file
     shipped = {path.stem: path for path in sorted(studies_folder().glob("*.yaml"))}
-    try:
-        check_known([name], shipped, "study (and no file of that name)")
-    except ValueError as error:
-        raise ValueError(f"locctx study: {error}") from None
+    check_known([name], shipped, "study (and no file of that name)")
     return shipped[name]
 
 

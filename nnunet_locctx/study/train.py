@@ -110,18 +110,23 @@ def fingerprint_of(
         split: Cases to train and to validate with.
         scans: Case -> fingerprint of the raw files that its preprocessed data was made from.
     """
+    from nnunet_locctx.nnunet.options import LocationOptions
     from nnunet_locctx.nnunet.plans.planning import resolve
+    from nnunet_locctx.nnunet.training.trainer import LocatedTrainer
     from nnunet_locctx.nnunet.training.trainers import find_trainer
 
     configuration = resolve(dict(plans), run.configuration)
-    dropout = configuration.get("location", {}).get("dropout")
-    if dropout is None:  # the trainer's default may be another in the next version
-        dropout = getattr(find_trainer(run.method.trainer), "dropout", 0.0)
+    trainer = find_trainer(run.method.trainer)
+    location = LocationOptions()
+    if trainer is not None and issubclass(trainer, LocatedTrainer):
+        location = trainer.location_options(configuration)
     content = {
         "configuration": {key: value for key, value in configuration.items() if key != "inherits_from"},
         "transpose_forward": plans["transpose_forward"],
         "trainer": run.method.trainer,
-        "dropout": dropout,
+        # the defaults may be others in the next version
+        "dropout": location.dropout,
+        "unlocated_weight": location.unlocated_weight or 0.0,
         "epochs": run.method.epochs,
         "seed": run.seed,
         "gpus": study.gpus,
@@ -146,7 +151,8 @@ def check_fingerprint(folder: Path, fingerprint: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{folder} holds a training that `locctx study` did not start (no {FINGERPRINT}). {advice}"
         )
-    before = json.loads(file.read_text(encoding="utf-8"))["fingerprint"]
+    # before there was a weight, no network learned to do without location
+    before = {"unlocated_weight": 0.0, **json.loads(file.read_text(encoding="utf-8"))["fingerprint"]}
     # trainings of earlier versions do not say what their scans and their dropout were
     known = {
         key: value for key, value in fingerprint.items() if key not in ("scans", "dropout") or key in before

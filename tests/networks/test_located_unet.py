@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nnunet_locctx.blocks import BLOCKS, DEFAULTS, PLACES
 from nnunet_locctx.networks import Fitting, LocatedUNet
+from nnunet_locctx.places import LATE
 from tests.blocks.harness import ramp, randomise
 
 FEATURES = [4, 6, 8]
@@ -116,6 +117,77 @@ def test_with_an_unknown_location_it_is_the_planned_network(rank: int, block: st
         assert all(output.isfinite().all() for output in located(one_axis))
     torch.stack([(output**2).sum() for output in located.train()(x)]).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in located.parameters())
+
+
+class TestTwoAnswers:
+    """Networks that also say what they say without location."""
+
+    def both(self, supervised: bool = True) -> tuple[nn.Module, LocatedUNet]:
+        """The planned network and a located one with blocks at all late places."""
+        planned = plan(deep_supervision=supervised)
+        fittings = [Fitting("prior", place, OPTIONS["prior"]) for place in LATE]
+        located = LocatedUNet(copy.deepcopy(planned), 1, *fittings)
+        located.answer_twice()
+        randomise(located.location_blocks)
+        return planned, located
+
+    def test_the_second_answer_goes_without_what_is_lost(self) -> None:
+        planned, located = self.both()
+        once = LocatedUNet(copy.deepcopy(planned), 1, *located.fittings)
+        once.load_state_dict(located.state_dict())
+        x, image = feed()
+        for lost in ((True, True, True), (False, True, False), (True, False, True)):
+            located.lose(lost)
+            without = x.clone()
+            without[:, 1:4][:, list(lost)] = torch.nan
+            expected = planned(image) if all(lost) else once(without)
+            for output, target in zip(located(x), [*once(x), *expected], strict=True):
+                torch.testing.assert_close(output, target)
+
+    def test_by_default_all_axes_are_lost(self) -> None:
+        planned, located = self.both()
+        x, image = feed()
+        for output, target in zip(located(x)[2:], planned(image), strict=True):
+            torch.testing.assert_close(output, target)
+
+    def test_without_deep_supervision_there_are_two(self) -> None:
+        planned, located = self.both(supervised=False)
+        x, image = feed()
+        first, second = located(x)
+        torch.testing.assert_close(second, planned(image))
+        assert (first - second).abs().max() > 1e-3
+
+    def test_there_is_one_in_evaluation(self) -> None:
+        _, located = self.both(supervised=False)
+        x, _ = feed()
+        assert located.eval()(x).shape == (2, CLASSES, *SIZES[3])
+
+    def test_both_teach_all_parameters_and_nothing_is_stored(self) -> None:
+        planned, located = self.both()
+        located.lose([False, True, False])
+        x, _ = feed()
+        for half in (slice(0, 2), slice(2, 4)):
+            located.zero_grad(set_to_none=True)
+            torch.stack([(output**2).sum() for output in located(x)[half]]).sum().backward()
+            assert all(parameter.grad is not None for parameter in located.parameters())
+        blocks = {key for key in located.state_dict() if key.startswith("location_blocks.")}
+        assert set(located.state_dict()) == {*planned.state_dict(), *blocks}
+
+    def test_other_axes_compile_no_other_network(self) -> None:
+        _, located = self.both()
+        x, _ = feed()
+        torch._dynamo.reset()
+        compiled = torch.compile(located, fullgraph=True, backend="eager")
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for lost in ((True, True, True), (False, True, False)):
+                located.lose(lost)
+                for output, expected in zip(compiled(x), located(x), strict=True):
+                    torch.testing.assert_close(output, expected)
+
+    @pytest.mark.parametrize("place", [place for place in PLACES if place not in LATE])
+    def test_needs_late_places(self, place: str) -> None:
+        with pytest.raises(ValueError, match=f"places among decoder_last, logits, got {place}"):
+            fit(plan(), "prior", place).answer_twice()
 
 
 def test_a_location_with_unknown_axes_can_be_exported() -> None:

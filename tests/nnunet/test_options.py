@@ -15,7 +15,7 @@ read = LocationOptions.from_configuration
 @pytest.mark.parametrize("block", sorted(BLOCKS))
 def test_without_the_key_the_defaults_hold(block: str) -> None:
     options = read({"patch_size": [32, 32, 32]}, block)
-    assert (options.source, options.absolute, options.jitter, options.dropout) == ("voxel", False, 0.0, None)
+    assert (options.source, options.absolute, options.jitter, options.dropout) == ("voxel", False, 0.0, 0.0)
     assert options.axes == ("R", "A", "S")
     assert options.place == DEFAULTS[block].place
     assert options.block == DEFAULTS[block].options
@@ -45,7 +45,7 @@ def test_scanner() -> None:
         ),
         (
             {"sauce": "voxel"},
-            "does not take sauce; allowed: source, absolute, cross_section, axes, jitter, dropout, place, block",
+            "does not take sauce; allowed: source, absolute, cross_section, axes, jitter, dropout, unlocated_weight, place, block",
         ),
         ("voxel", "must be a table, got 'voxel'"),
         ({"absolute": True}, "option of the source 'scanner', got source 'voxel'"),
@@ -54,6 +54,7 @@ def test_scanner() -> None:
         ({"jitter": "much"}, "location.jitter must be a number from 0 to 1 or 'auto', got 'much'"),
         ({"dropout": 1.5}, "location.dropout must be a number from 0 to 1, got 1.5"),
         ({"dropout": True}, "location.dropout must be a number from 0 to 1, got True"),
+        ({"unlocated_weight": -1}, "location.unlocated_weight must be a number from 0 to 1, got -1"),
         ({"jitter": float("nan")}, "location.jitter must be a number from 0 to 1 or 'auto', got nan"),
         ({"axes": ["R", "X"]}, "location.axes: there is no axis 'X'; allowed: R, A, S"),
         ({"axes": ["R", ["A"]]}, r"location.axes: there is no axis \['A'\]; allowed: R, A, S"),

@@ -115,19 +115,31 @@ def test_a_model_of_other_scans_is_not_taken_for_one_of_these(folder, runs):
     file = fold_of(folder) / FINGERPRINT
     content = json.loads(file.read_text())
     del content["fingerprint"]["scans"], content["fingerprint"]["dropout"]
+    del content["fingerprint"]["unlocated_weight"]
     file.write_text(json.dumps(content))
     train(folder)
     assert len(runs) == 1
 
 
-def test_a_default_dropout_of_another_version_is_seen(folder, monkeypatch):
+def test_a_model_that_also_learned_to_do_without_location_is_another(folder, runs, monkeypatch):
+    train(folder)
+    file = fold_of(folder) / FINGERPRINT
+    content = json.loads(file.read_text())
+    content["fingerprint"]["unlocated_weight"] = 1.0
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"something else: unlocated_weight: 1\.0 before, 0\.0 now"):
+        train(folder)
+
+
+def test_a_default_weight_of_another_version_is_seen(folder, monkeypatch):
     study = read_study(write_study(folder))
     plans = read_plans(study.preprocessed / f"{study.plans}.json")
     run = next(run for run in study.runs.values() if run.method.trainer.startswith("CoordConv"))
     before = module.fingerprint_of(study, run, plans, SPLITS[0], {})
-    monkeypatch.setattr(LocatedTrainer, "dropout", 0.5)
+    monkeypatch.setattr(LocatedTrainer, "unlocated_weight", 0.5)
+    monkeypatch.setattr(LocatedTrainer, "place", "logits")
     now = module.fingerprint_of(study, run, plans, SPLITS[0], {})
-    assert differences(before, now) == ["dropout: 0.0 before, 0.5 now"]
+    assert differences(before, now) == ["unlocated_weight: 0.0 before, 0.5 now"]
 
 
 def test_nothing_trained_nothing_to_protect(folder, runs):

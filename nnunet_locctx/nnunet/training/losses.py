@@ -277,6 +277,37 @@ class BoundaryLossTrainer(nnUNetTrainer):
         return add_boundary_term(super()._build_loss(), self.label_manager, **self.boundary_options)
 
 
+class LossOfBoth:
+    """A loss of nnU-Net's of what a network says with the location, plus a share of the same loss of what it says
+    without (:meth:`~nnunet_locctx.networks.LocatedUNet.answer_twice`).
+
+    Args:
+        loss: Of predictions and targets, lists of them with deep supervision.
+        weight: Of the second one.
+    """
+
+    def __init__(self, loss: Any, weight: float) -> None:
+        self.loss, self.weight = loss, weight
+
+    def __call__(self, output: Any, target: Any) -> Tensor:
+        """The loss, a scalar. In evaluation mode a network answers once: nnU-Net's loss.
+
+        Args:
+            output: Predictions, of each resolution with deep supervision; in training a list of both answers.
+            target: As for the wrapped loss.
+        """
+        supervised = isinstance(target, list | tuple)
+        count = len(target) if supervised else 1
+        if not isinstance(output, list | tuple) or len(output) == count:
+            total: Tensor = self.loss(output, target)
+            return total
+        with_location, without = output[:count], output[count:]
+        if not supervised:
+            with_location, without = with_location[0], without[0]
+        total = self.loss(with_location, target) + self.weight * self.loss(without, target)
+        return total
+
+
 class AuxiliaryLoss:
     """A loss of nnU-Net's plus the auxiliary losses of the network's last forward pass.
 

@@ -29,7 +29,9 @@ from nnunet_locctx.nnunet.predicting.preprocessing import carry, locate
 from nnunet_locctx.nnunet.training.augmentation import JitterLocation, locate_transforms
 from nnunet_locctx.nnunet.training.checkpoints import LocationSignature, allow_plain_weights
 from nnunet_locctx.nnunet.training.dataset import LocatedDataset
+from nnunet_locctx.nnunet.training.losses import LossOfBoth
 from nnunet_locctx.nnunet.training.recipes import split_tables
+from nnunet_locctx.places import LATE
 
 
 class DenormalsFlushed(nnUNetTrainer):
@@ -65,7 +67,8 @@ class LocatedTrainer(DenormalsFlushed):
         block_options: Options of the block that differ from its defaults; the plans' go on top.
         also: Further blocks of the same network. Of the plans' options they take the span only, which belongs to the
             coordinates.
-        dropout: Probability that a batch goes without an axis, or without all of them; the plans' goes first.
+        unlocated_weight: Weight of learning to do without location, where all places are late; the plans' goes
+            first (:class:`~nnunet_locctx.nnunet.options.LocationOptions`).
         epochs: Length of the training, None for nnU-Net's own.
         augments: Whether jitter and dropout of the plans apply; not in the variants without data
             augmentation.
@@ -75,7 +78,7 @@ class LocatedTrainer(DenormalsFlushed):
     place: ClassVar[str | None] = None
     block_options: ClassVar[Mapping[str, Any]] = {}
     also: ClassVar[tuple[Fitting, ...]] = ()
-    dropout: ClassVar[float] = 0.0
+    unlocated_weight: ClassVar[float] = 0.0
     epochs: ClassVar[int | None] = None
     augments: ClassVar[bool] = True
 
@@ -94,12 +97,10 @@ class LocatedTrainer(DenormalsFlushed):
                 network, or nnUNet_results is not set; raised before anything is written.
         """
         resolved = resolve_configuration(plans, configuration)
-        options = LocationOptions.from_configuration(resolved, self.block, self.block_options, self.place)
-        dropout = self.dropout if options.dropout is None else options.dropout
-        self.location = dataclasses.replace(options, dropout=dropout)
+        self.location = self.location_options(resolved)
         self.measurements: CaseMeasurements | None = None
         self.carried = Carried()
-        self._dropout_random = np.random.default_rng(0)
+        self._random = np.random.default_rng(0)
         if self.location.make_source().fitted:
             name = plans["dataset_name"]
             data = regressor_for_training(name, self.location.source)
@@ -110,11 +111,33 @@ class LocatedTrainer(DenormalsFlushed):
         if self.epochs is not None:
             self.num_epochs = self.epochs
 
+    @classmethod
+    def location_options(cls, configuration: Mapping[str, Any]) -> LocationOptions:
+        """The options of a configuration, on top of this trainer's own.
+
+        Raises:
+            ValueError: An unknown key or a value that is not allowed.
+        """
+        options = LocationOptions.from_configuration(configuration, cls.block, cls.block_options, cls.place)
+        places = {str(options.place), *(fitting.place for fitting in cls.also)}
+        weight = options.unlocated_weight
+        if weight is None:
+            weight = cls.unlocated_weight if places <= set(LATE) else 0.0
+        elif weight and not places <= set(LATE):
+            raise ValueError(
+                f"location.unlocated_weight above 0 needs all blocks at {' or '.join(LATE)}, got {weight} with "
+                f"{cls.__name__} at {', '.join(sorted(places))}; elsewhere location.dropout does the same"
+            )
+        return dataclasses.replace(options, unlocated_weight=weight)
+
     def initialize(self) -> None:
         """Builds everything nnU-Net builds; cases are then loaded with their location."""
         allow_plain_weights()
         located = locate(self.configuration_manager, self.carried)
         super().initialize()
+        if self.location.unlocated_weight:
+            for network in self._located_networks():
+                network.answer_twice()
         transpose = self.plans_manager.transpose_forward
         stored = self.dataset_class  # type: ignore[has-type]
         self.dataset_class = LocatedDataset(stored, located, transpose, self.measurements)
@@ -143,9 +166,7 @@ class LocatedTrainer(DenormalsFlushed):
         """
         assert cls.block is not None
         configuration_manager = locate(configuration_manager)
-        options = LocationOptions.from_configuration(
-            configuration_manager.configuration, cls.block, cls.block_options, cls.place
-        )
+        options = cls.location_options(configuration_manager.configuration)
         shared = {"span": options.block["span"]} if "span" in options.block else {}
         also = [dataclasses.replace(fitting, options={**fitting.options, **shared}) for fitting in cls.also]
         # built first and by nnU-Net itself: with the same seed a plain run starts from the same weights
@@ -180,6 +201,12 @@ class LocatedTrainer(DenormalsFlushed):
             optimizer.add_param_group({"params": tables, "weight_decay": 0.0})
         return optimizer, schedule
 
+    def _build_loss(self) -> Any:
+        """nnU-Net's, of what the network says with the location and of what it says without."""
+        loss = super()._build_loss()
+        weight = self.location.unlocated_weight
+        return LossOfBoth(loss, weight) if weight else loss
+
     def get_dataloaders(self) -> Any:
         """nnU-Net's loaders, after a look at every case: a broken header must not stop a training that has
         begun."""
@@ -189,15 +216,29 @@ class LocatedTrainer(DenormalsFlushed):
     def on_train_epoch_start(self) -> None:
         """As nnU-Net's; which axes an epoch's batches go without follows from its number, on every GPU alike."""
         super().on_train_epoch_start()
-        self._dropout_random = np.random.default_rng(self.current_epoch)
-        for module in self.network.modules():  # compiled or distributed ones are wrapped
-            if isinstance(module, LocatedUNet):
-                module.restrict_logits(self.current_epoch < self.num_epochs // 2)
+        self._random = np.random.default_rng(self.current_epoch)
+        for network in self._located_networks():
+            network.restrict_logits(self.current_epoch < self.num_epochs // 2)
+
+    def _located_networks(self) -> list[LocatedUNet]:
+        """The network, out of what compiles or distributes it; none where it is of another kind."""
+        return [module for module in self.network.modules() if isinstance(module, LocatedUNet)]
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's, of a batch whose axes may have been made unknown."""
+        if self.location.unlocated_weight:
+            lost = self._lost_axes()
+            for network in self._located_networks():
+                network.lose(lost)
         step: dict[str, Any] = super().train_step({**batch, "data": self._without_axes(batch["data"])})
         return step
+
+    def _lost_axes(self) -> list[bool]:
+        """Which of R, A and S the network also goes without in a step: in half of the steps all, else one of those in
+        use."""
+        used = self.location.axes
+        chosen = int(self._random.integers(2 * len(used)))
+        return [chosen >= len(used) or axis == used[chosen] for axis in AXES]
 
     def _without_axes(self, data: torch.Tensor) -> torch.Tensor:
         """Makes each axis unknown with the probability `dropout`, and all of them with that probability once more.
@@ -211,8 +252,8 @@ class LocatedTrainer(DenormalsFlushed):
         dropout = self.location.dropout
         if not (self.augments and dropout):
             return data
-        unknown = self._dropout_random.random(LOCATION_CHANNELS) < dropout
-        if self._dropout_random.random() < dropout:
+        unknown = self._random.random(LOCATION_CHANNELS) < dropout
+        if self._random.random() < dropout:
             unknown[:] = True
         if not unknown.any():
             return data

@@ -18,7 +18,7 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoM
 )
 
 from nnunet_locctx.networks.located_unet import Fitting
-from nnunet_locctx.nnunet.options import DROPOUT
+from nnunet_locctx.nnunet.options import UNLOCATED_WEIGHT
 from nnunet_locctx.nnunet.training.losses import AuxiliaryLoss, BoundaryLossTrainer
 from nnunet_locctx.nnunet.training.recipes import (
     LIGHTMEDSEG_RECIPE,
@@ -48,21 +48,23 @@ class PriorHeadTrainer(LocatedTrainer):
     """Prior head: a learned, continuous atlas that scales and shifts the logits. This project's own."""
 
     block = "prior"
-    dropout = DROPOUT
+    unlocated_weight = UNLOCATED_WEIGHT
 
 
 class LocCtxTrainer(LocatedTrainer):
-    """The combination to start with: FiLM in the decoder and a prior head on the logits, both from location.
+    """The combination to start with: FiLM on the last features and a prior head on the logits, both from location.
 
-    Every decoder stage but the last is scaled and shifted by functions of location (FiLM, Perez et al. 2018), the
-    logits by a learned atlas. This project's own; the measurements: docs/explanation/recommended.md.
-    The plans' options concern the blocks in the decoder.
+    The last decoder stage's features are scaled and shifted by functions of location (FiLM, Perez et al. 2018), the
+    logits by a learned atlas. All of the planned network in front of them does without location, and each training
+    step also asks it for what it says without, so that it loses little where the location is unknown. This project's
+    own; the measurements: docs/explanation/recommended.md. The plans' options concern the block on the features.
     """
 
     block = "prior"
-    place = "decoder_inner"
+    place = "decoder_last"
+    block_options: ClassVar[Mapping[str, Any]] = {"stride": 4}
     also = (Fitting("prior", "logits", {"stride": 4}),)
-    dropout = DROPOUT
+    unlocated_weight = UNLOCATED_WEIGHT
 
 
 class GPETrainer(LocatedTrainer):

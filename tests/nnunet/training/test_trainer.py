@@ -16,7 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_locctx.denormals import flushed
 from nnunet_locctx.networks.located_unet import LocatedUNet
-from nnunet_locctx.nnunet.options import DROPOUT
+from nnunet_locctx.nnunet.options import UNLOCATED_WEIGHT
 from nnunet_locctx.nnunet.predicting.preprocessing import LocatedConfiguration
 from nnunet_locctx.nnunet.training import trainers
 from nnunet_locctx.nnunet.training.trainer import DenormalsFlushed
@@ -111,18 +111,108 @@ def test_the_configuration_learns_to_bring_location() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_published_methods_are_trained_as_published(name: str) -> None:
-    """Unknown axes in training are this project's; its own trainers have them unless the plans say otherwise."""
+    """Learning to do without location is this project's; its own trainers do unless the plans say otherwise."""
     own = name in ("LocCtxTrainer", "PriorHeadTrainer")
-    assert getattr(TRAINERS[name], "dropout", 0.0) == (DROPOUT if own else 0.0)
+    assert getattr(TRAINERS[name], "unlocated_weight", 0.0) == (UNLOCATED_WEIGHT if own else 0.0)
 
 
-@pytest.mark.parametrize(("name", "own"), [("LocCtxTrainer", DROPOUT), ("LocBAMTrainer", 0.0)])
-@pytest.mark.parametrize("planned", [None, 0.0, 0.3])
-def test_the_plans_dropout_goes_before_the_trainers(
-    name: str, own: float, planned: float | None, make_trainer: Any
-) -> None:
-    trainer = make_trainer(name, **({} if planned is None else {"dropout": planned}))
-    assert trainer.location.dropout == (own if planned is None else planned)
+class TestDoingWithout:
+    """The share of the loss for what the network says without location."""
+
+    @pytest.mark.parametrize(
+        ("name", "location", "weight"),
+        [
+            ("LocCtxTrainer", {}, UNLOCATED_WEIGHT),
+            ("LocCtxTrainer", {"unlocated_weight": 0.3}, 0.3),
+            ("LocCtxTrainer", {"unlocated_weight": 0}, 0.0),
+            ("LocCtxTrainer", {"place": "decoder"}, 0.0),
+            ("LocBAMTrainer", {}, 0.0),
+            ("GPETrainer", {"place": "decoder_last", "unlocated_weight": 1}, 1.0),
+        ],
+    )
+    def test_the_plans_weight_goes_first(
+        self, name: str, location: dict[str, Any], weight: float, make_trainer: Any
+    ) -> None:
+        trainer = make_trainer(name, **location)
+        assert trainer.location.unlocated_weight == weight
+
+    @pytest.mark.parametrize(("name", "place"), [("LocCtxTrainer", "encoder"), ("LocBAMTrainer", None)])
+    def test_early_places_cannot(
+        self, name: str, place: str | None, make_trainer: Any, tmp_path: Path
+    ) -> None:
+        with pytest.raises(
+            ValueError, match=r"unlocated_weight above 0 needs .* decoder_last or logits, got 0\.5"
+        ):
+            make_trainer(name, unlocated_weight=0.5, **({"place": place} if place else {}))
+        assert not (tmp_path / "results").exists()
+
+    @pytest.mark.parametrize("supervised", [True, False])
+    def test_a_step_learns_both(self, supervised: bool, make_trainer: Any) -> None:
+        trainer = make_trainer("LocCtxTrainer", unlocated_weight=0.5)
+        trainer.enable_deep_supervision = supervised
+        trainer.network = trainer.build_network_architecture(
+            trainer.plans_manager, trainer.configuration_manager, 1, 2, supervised
+        )
+        loss = trainer._build_loss()
+        data = torch.rand(2, 4, 8, 8, 8)
+        target: Any = torch.randint(0, 2, (2, 1, 8, 8, 8)).float()
+        if supervised:
+            target = [
+                target,
+                *(target[..., ::2, ::2, ::2] for _ in trainer._get_deep_supervision_scales()[1:]),
+            ]
+        trainer.network.answer_twice()
+        for block in trainer.network.location_blocks:
+            torch.nn.init.normal_(block.atlas[2].weight)
+        outputs = trainer.network.train()(data)
+        half = len(outputs) // 2
+        first, second = (outputs[:half], outputs[half:]) if supervised else outputs
+        assert loss(outputs, target) == loss.loss(first, target) + 0.5 * loss.loss(second, target)
+        assert loss.loss(first, target) != loss.loss(second, target)
+        said = trainer.network.eval()(data)
+        assert loss(said, target) == loss.loss(said, target)
+
+    @pytest.mark.parametrize(("weight", "answers"), [(1.0, 2), (0.0, 1)])
+    def test_the_network_answers_as_often_as_the_loss_asks(
+        self, weight: float, answers: int, make_trainer: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Before the first step, also of a wrapped network."""
+
+        def initialize(self: Any) -> None:
+            network = build(trainers.LocCtxTrainer, configuration(), supervised=True)
+            self.network, self.dataset_class = torch.nn.Sequential(network), None
+
+        monkeypatch.setattr(DenormalsFlushed, "initialize", initialize)
+        trainer = make_trainer("LocCtxTrainer", unlocated_weight=weight)
+        trainer.initialize()
+        assert len(trainer.network(torch.rand(1, 4, 8, 8, 8))) == 2 * answers
+
+    def test_half_of_the_steps_lose_all_axes_the_others_one(self, make_trainer: Any) -> None:
+        trainer = make_trainer("LocCtxTrainer", axes=["S", "R"])
+        lost = torch.tensor([trainer._lost_axes() for _ in range(2000)])
+        counts = {
+            tuple(row): int((lost == torch.tensor(row)).all(1).sum()) for row in lost.unique(dim=0).tolist()
+        }
+        assert set(counts) == {(True, True, True), (True, False, False), (False, False, True)}
+        assert abs(counts[True, True, True] - 1000) < 100
+        assert abs(counts[True, False, False] - 500) < 80
+
+    def test_the_network_is_told_before_each_step(
+        self, make_trainer: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """By the epoch's number, so that a continued training and all GPUs do the same; also without augmentation."""
+        monkeypatch.setattr(nnUNetTrainer, "on_train_epoch_start", lambda self: None)
+        trainer = make_trainer("LocCtxTrainer_noDA")
+        network = build(trainers.LocCtxTrainer, configuration())
+        trainer.network = torch.nn.Sequential(network)
+        monkeypatch.setattr(nnUNetTrainer, "train_step", lambda self, batch: {"lost": network.lost.tolist()})
+
+        def steps(epoch: int) -> list[list[bool]]:
+            trainer.current_epoch = epoch
+            trainer.on_train_epoch_start()
+            return [trainer.train_step({"data": torch.rand(1, 4, 2, 2, 2)})["lost"] for _ in range(30)]
+
+        assert steps(3) == steps(3) != steps(4)
 
 
 def test_prior_heads_on_logits_are_restricted_in_the_first_half(
@@ -181,7 +271,7 @@ class TestDropout:
         other = self.rates(make_trainer("LocCtxTrainer", dropout=0.2), monkeypatch, 4)
         assert not torch.equal(first, other)
 
-    @pytest.mark.parametrize(("name", "dropout"), [("LocCtxTrainer_noDA", 0.5), ("LocBAMTrainer", 0.0)])
+    @pytest.mark.parametrize(("name", "dropout"), [("LocCtxTrainer_noDA", 0.5), ("LocCtxTrainer", 0.0)])
     def test_nothing_is_dropped(
         self, name: str, dropout: float, make_trainer: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
