@@ -45,7 +45,7 @@ def test_scanner() -> None:
         ),
         (
             {"sauce": "voxel"},
-            "does not take sauce; allowed: source, absolute, cross_section, axes, jitter, dropout, unlocated_weight, place, block",
+            "sauce; allowed: source, absolute, cross_section, axes, jitter, dropout, unlocated_weight, place, block",
         ),
         ("voxel", "must be a table, got 'voxel'"),
         ({"absolute": True}, "option of the source 'scanner', got source 'voxel'"),

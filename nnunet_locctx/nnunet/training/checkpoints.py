@@ -67,17 +67,12 @@ class LocationSignature(nn.Module):
                 "To start from a plain nnU-Net checkpoint, train with -pretrained_weights."
             )
         trained = bytes(stored.tolist()).rstrip(b"\0").decode()
-        if self._completed(trained) != self._completed(self.decoded()):
-            hint = ""
-            if '"span"' in self.decoded() and '"span"' not in trained:
-                hint = (
-                    " This one is from before the option span, when the frequencies doubled from band to band: "
-                    'with "span": null in location.block of its plans.json they still do.'
-                )
+        before, now = self._completed(trained), self._completed(self.decoded())
+        if before != now:
             raise ValueError(
                 f"the checkpoint was trained with the location options {trained}, the plans say "
                 f"{self.decoded()}. Use the plans.json of the model folder as training wrote it; an option that only "
-                f"one of them names belongs to another version of nnunet_locctx.{hint}"
+                f"one of them names belongs to another version of nnunet_locctx.{_remedy(before, now)}"
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -97,6 +92,32 @@ def _completed(value: Any, default: Any) -> Any:
     if isinstance(value, list) and isinstance(default, list) and len(value) == len(default):
         return [_completed(*pair) for pair in zip(value, default, strict=True)]
     return value
+
+
+def _remedy(before: Any, now: Any) -> str:
+    """How the plans can ask for the network of a checkpoint, where another default of this version is all that
+    differs; else nothing."""
+    own: dict[str, Any] = {
+        "place": None,
+        "block": {},
+        "also": None,
+    }  # further blocks have no options in the plans
+    if not isinstance(before, dict) or "place" not in before or {**before, **own} != {**now, **own}:
+        return ""
+    if before["block"].keys() != now["block"].keys():
+        return ""
+    changes: dict[str, Any] = {}
+    if before["place"] != now["place"]:
+        changes["place"] = before["place"]
+    options = {key: value for key, value in before["block"].items() if value != now["block"][key]}
+    if options:
+        changes["block"] = options
+    if not changes:
+        return ""
+    return (
+        " If it was trained by another version, this one's defaults are what differs: with "
+        f"{json.dumps(changes)[1:-1]} in location of its plans.json the network is the one that was trained."
+    )
 
 
 RUN_TRAINING = "nnunetv2.run.run_training"

@@ -98,12 +98,27 @@ def test_models_from_before_the_span_load_with_doubling_frequencies_only(name: s
             network.location_signature.load_state_dict(older(network))
             continue
         with pytest.raises(
-            ValueError, match=r'before the option span, .* with "span": null in location.block'
+            ValueError,
+            match=r'defaults are what differs: with "block": {"span": null} in location of its plans',
         ):
             network.location_signature.load_state_dict(older(network))
     for block in doubling.location_blocks:
         frequencies = block.encoding.frequencies
         torch.testing.assert_close(frequencies[1:], 2 * frequencies[:-1])
+
+
+def test_the_form_of_an_earlier_version_is_named() -> None:
+    """LocCtxTrainer scaled the features of the inner decoder stages once."""
+    earlier = configuration(location={"place": "decoder_inner", "block": {"stride": 2}})
+    weights = build(trainers.LocCtxTrainer, earlier).state_dict()
+    remedy = (
+        r'with "place": "decoder_inner", "block": {"stride": 2} in location of its plans.json the network is'
+    )
+    with pytest.raises(ValueError, match=remedy):
+        build(trainers.LocCtxTrainer, configuration()).load_state_dict(weights)
+    other_source = configuration(location={"source": "scanner"})
+    with pytest.raises(ValueError, match=r"another version of nnunet_locctx\.$"):
+        build(trainers.LocCtxTrainer, other_source).load_state_dict(weights)
 
 
 def test_models_without_waves_do_not_mind_the_span() -> None:
