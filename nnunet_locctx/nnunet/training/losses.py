@@ -278,16 +278,17 @@ class BoundaryLossTrainer(nnUNetTrainer):
 
 
 class LossOfBoth:
-    """A loss of nnU-Net's of what a network says with the location, plus a share of the same loss of what it says
-    without (:meth:`~nnunet_locctx.networks.LocatedUNet.answer_twice`).
+    """A loss of nnU-Net's of what a network says with the location, plus a loss of what it says without
+    (:meth:`~nnunet_locctx.networks.LocatedUNet.answer_twice`).
 
     Args:
         loss: Of predictions and targets, lists of them with deep supervision.
+        unlocated: Likewise, of the second answer: :func:`cross_entropy_alone`.
         weight: Of the second one.
     """
 
-    def __init__(self, loss: Any, weight: float) -> None:
-        self.loss, self.weight = loss, weight
+    def __init__(self, loss: Any, unlocated: Any, weight: float) -> None:
+        self.loss, self.unlocated, self.weight = loss, unlocated, weight
 
     def __call__(self, output: Any, target: Any) -> Tensor:
         """The loss, a scalar. In evaluation mode a network answers once: nnU-Net's loss.
@@ -304,8 +305,25 @@ class LossOfBoth:
         with_location, without = output[:count], output[count:]
         if not supervised:
             with_location, without = with_location[0], without[0]
-        total = self.loss(with_location, target) + self.weight * self.loss(without, target)
+        total = self.loss(with_location, target) + self.weight * self.unlocated(without, target)
         return total
+
+
+def cross_entropy_alone(loss: Any) -> Any:
+    """nnU-Net's loss, changed in place, without its Dice.
+
+    Of a patch that does not say which of several organs it shows, the cross entropy is smallest for the odds between
+    them, which the location then decides. The Dice is largest for a certain answer, which is background where organs
+    are small, and a certain background no location overcomes
+    (scripts/experiments/evidence/answers.md).
+
+    Args:
+        loss: As ``nnUNetTrainer._build_loss`` makes it; another one than Dice with cross entropy stays as it is.
+    """
+    one_resolution = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
+    if isinstance(one_resolution, DC_and_CE_loss | DC_and_BCE_loss):
+        one_resolution.weight_dice = 0
+    return loss
 
 
 class AuxiliaryLoss:
