@@ -38,7 +38,7 @@ class LocationOptions:
             axis the scatter of the classes between the training cases.
         dropout: Training only. Probability with which each axis of a batch is made unknown, and with which all of them
             are.
-        unlocated_weight: Training only. Weight of the cross entropy of what the network says, in the same step, without
+        unlocated_weight: Training only. Weight of the loss of what the network says, in the same step, without
             one or all of the axes. Above 0 only where all blocks are at the places of
             :data:`nnunet_locctx.places.LATE`. None: the trainer's own (:data:`UNLOCATED_WEIGHT` at these places, or 0).
         place: Where in the network location enters, a name of :data:`nnunet_locctx.blocks.PLACES`; None: the

@@ -283,7 +283,7 @@ class LossOfBoth:
 
     Args:
         loss: Of predictions and targets, lists of them with deep supervision.
-        unlocated: Likewise, of the second answer: :func:`cross_entropy_alone`.
+        unlocated: Likewise, of the second answer: :func:`over_present_classes`.
         weight: Of the second one.
     """
 
@@ -309,20 +309,49 @@ class LossOfBoth:
         return total
 
 
-def cross_entropy_alone(loss: Any) -> Any:
-    """nnU-Net's loss, changed in place, without its Dice.
+class DiceOfPresent(nn.Module):
+    """nnU-Net's soft Dice loss over the classes that the target holds; absent ones count as found.
 
-    Of a patch that does not say which of several organs it shows, the cross entropy is smallest for the odds between
-    them, which the location then decides. The Dice is largest for a certain answer, which is background where organs
-    are small, and a certain background no location overcomes
-    (scripts/experiments/evidence/answers.md).
+    Of an absent class nnU-Net's own is -1 if nothing is predicted and close to 0 if anything is, however little. A
+    network that cannot tell several small organs apart is then best off with a certain background, and a certain
+    background no location overcomes (scripts/experiments/evidence/answers.md).
+
+    Args:
+        dice: nnU-Net's soft Dice loss, compiled or not.
+    """
+
+    def __init__(self, dice: Any) -> None:
+        super().__init__()
+        dice = getattr(dice, "_orig_mod", dice)  # a compiled one
+        self.nonlinearity = dice.apply_nonlin
+        self.dice = type(dice)(
+            apply_nonlin=None, batch_dice=dice.batch_dice, do_bg=dice.do_bg, smooth=dice.smooth, ddp=dice.ddp
+        )
+
+    def forward(self, logits: Tensor, target: Tensor, loss_mask: Tensor | None = None) -> Tensor:
+        """As nnU-Net's: (B, C, *spatial), (B, 1, *spatial) labels or (B, C, *spatial) regions -> a number."""
+        if logits.shape == target.shape:
+            seen = target if loss_mask is None else target * loss_mask
+            present = seen.flatten(2).amax(2).to(logits)
+        else:
+            present = logits.new_zeros(logits.shape[:2]).scatter_(1, target.flatten(1).long(), 1.0)
+        if self.dice.batch_dice:
+            present = present.amax(0, keepdim=True)
+        # nothing predicted of what is absent: -1, without a gradient
+        probability = self.nonlinearity(logits) * present.view(*present.shape, *[1] * (logits.dim() - 2))
+        loss: Tensor = self.dice(probability, target, loss_mask=loss_mask)
+        return loss
+
+
+def over_present_classes(loss: Any) -> Any:
+    """nnU-Net's loss, changed in place: its Dice over the classes that a target holds (:class:`DiceOfPresent`).
 
     Args:
         loss: As ``nnUNetTrainer._build_loss`` makes it; another one than Dice with cross entropy stays as it is.
     """
     one_resolution = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
     if isinstance(one_resolution, DC_and_CE_loss | DC_and_BCE_loss):
-        one_resolution.weight_dice = 0
+        one_resolution.dc = DiceOfPresent(one_resolution.dc)
     return loss
 
 

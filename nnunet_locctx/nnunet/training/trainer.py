@@ -29,7 +29,7 @@ from nnunet_locctx.nnunet.predicting.preprocessing import carry, locate
 from nnunet_locctx.nnunet.training.augmentation import JitterLocation, locate_transforms
 from nnunet_locctx.nnunet.training.checkpoints import LocationSignature, allow_plain_weights
 from nnunet_locctx.nnunet.training.dataset import LocatedDataset
-from nnunet_locctx.nnunet.training.losses import LossOfBoth, cross_entropy_alone
+from nnunet_locctx.nnunet.training.losses import LossOfBoth, over_present_classes
 from nnunet_locctx.nnunet.training.recipes import split_tables
 from nnunet_locctx.places import LATE
 
@@ -202,10 +202,10 @@ class LocatedTrainer(DenormalsFlushed):
         return optimizer, schedule
 
     def _build_loss(self) -> Any:
-        """nnU-Net's, and its cross entropy of what the network says without the location."""
+        """nnU-Net's, of what the network says with the location and of what it says without."""
         loss = super()._build_loss()
         weight = self.location.unlocated_weight
-        return LossOfBoth(loss, cross_entropy_alone(super()._build_loss()), weight) if weight else loss
+        return LossOfBoth(loss, over_present_classes(super()._build_loss()), weight) if weight else loss
 
     def get_dataloaders(self) -> Any:
         """nnU-Net's loaders, after a look at every case: a broken header must not stop a training that has

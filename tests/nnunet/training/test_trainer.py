@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
@@ -20,7 +19,6 @@ from nnunet_locctx.networks.located_unet import LocatedUNet
 from nnunet_locctx.nnunet.options import UNLOCATED_WEIGHT
 from nnunet_locctx.nnunet.predicting.preprocessing import LocatedConfiguration
 from nnunet_locctx.nnunet.training import trainers
-from nnunet_locctx.nnunet.training.losses import cross_entropy_alone
 from nnunet_locctx.nnunet.training.trainer import DenormalsFlushed
 from nnunet_locctx.nnunet.training.trainers import TRAINERS
 from nnunet_locctx.nnunet.training.whole_network import WholeNetworkTrainer
@@ -170,23 +168,9 @@ class TestDoingWithout:
         half = len(outputs) // 2
         first, second = (outputs[:half], outputs[half:]) if supervised else outputs
         assert loss(outputs, target) == loss.loss(first, target) + 0.5 * loss.unlocated(second, target)
-        finest = second[0] if supervised else second
-        only_the_finest = [1.0, *[0.0] * (half - 1)]
-        if supervised:
-            loss.unlocated.weight_factors = only_the_finest
-        entropy = torch.nn.functional.cross_entropy(
-            finest, (target[0] if supervised else target)[:, 0].long()
-        )
-        torch.testing.assert_close(loss.unlocated(second, target), entropy)
         assert loss.loss(first, target) != loss.loss(second, target)
         said = trainer.network.eval()(data)
         assert loss(said, target) == loss.loss(said, target)
-
-    def test_regions_have_their_own_cross_entropy(self) -> None:
-        loss = DC_and_BCE_loss({}, {"batch_dice": True, "ddp": False})
-        said, truth = torch.randn(2, 3, 4, 4, 4), torch.randint(0, 2, (2, 3, 4, 4, 4)).float()
-        entropy = torch.nn.functional.binary_cross_entropy_with_logits(said, truth)
-        torch.testing.assert_close(cross_entropy_alone(loss)(said, truth), entropy)
 
     @pytest.mark.parametrize(("weight", "answers"), [(1.0, 2), (0.0, 1)])
     def test_the_network_answers_as_often_as_the_loss_asks(
