@@ -35,7 +35,7 @@ def describe(name: str, record: dict[str, Any]) -> str:
         axes.setdefault(reason, []).append(axis)
     known = [f"{', '.join(record['known'])} known"] if record["known"] else []
     unknown = [f"{', '.join(names)} unknown: {reason}" for reason, names in axes.items()]
-    advice = [] if record["known"] else ["a plain model does better where nothing is known"]
+    advice = [] if record["known"] else ["a plain model may do better where nothing is known"]
     return f"location of {name} ({record['source']}): " + "; ".join([*known, *unknown, *advice])
 
 

@@ -32,7 +32,7 @@ from tests.nnunet.small_plans import configuration, plans
             {"R": "left out", "A": "too wide", "S": "left out"},
             (
                 "location of scan (voxel): R, S unknown: left out; A unknown: too wide; "
-                "a plain model does better where nothing is known"
+                "a plain model may do better where nothing is known"
             ),
         ),
     ],

@@ -159,7 +159,7 @@ def test_what_is_not_known_of_a_scan_is_nan_and_one_line(
     assert np.isnan(data[3:]).all(axis=(1, 2, 3)).tolist() == [True, True, True]
     line = (
         "location of scan (voxel): R unknown: the plans leave it out; A, S unknown: the scan spans 28 mm, "
-        "those of training 10 to 15 mm; a plain model does better where nothing is known\n"
+        "those of training 10 to 15 mm; a plain model may do better where nothing is known\n"
     )
     assert capsys.readouterr().out == line
     assert properties[RECORD]["known"] == []
