@@ -105,7 +105,8 @@ class LocatedUNet(nn.Module):
                 blocks += made
         self.location_blocks = nn.ModuleList(blocks)
         self._twice = False
-        # a buffer, so that another value compiles no other network; it belongs to one training step
+        self._all_lost = True
+        # a buffer, so that another axis compiles no other network; it belongs to one training step
         self.register_buffer("lost", torch.ones(3, dtype=torch.bool), persistent=False)
         self.lost: Tensor
 
@@ -176,6 +177,7 @@ class LocatedUNet(nn.Module):
     def lose(self, axes: Sequence[bool]) -> None:
         """Sets which axes, of R, A and S, the second answer goes without; at first all."""
         self.lost.copy_(torch.as_tensor(axes))
+        self._all_lost = all(axes)
 
     def forward(self, x: NetworkInput) -> Logits | list[LogitsOfAnyResolution]:
         """Logits for a patch.
@@ -228,7 +230,10 @@ class LocatedUNet(nn.Module):
     def _decode(self, skips: list[Tensor], located: LocationPyramid) -> Tensor | list[Tensor]:
         decoder = self.decoder
         last = len(decoder.stages) - 1
-        locations = [located, located.without(self.lost)] if self._twice and self.training else [located]
+        locations: list[LocationPyramid | None] = [located]
+        if self._twice and self.training:
+            # without any axis the blocks change nothing, and need not be asked
+            locations.append(None if self._all_lost else located.without(self.lost))
         outputs: list[list[Tensor]] = [[] for _ in locations]
         features = skips[-1]
         for index, stage in enumerate(decoder.stages):
@@ -245,8 +250,10 @@ class LocatedUNet(nn.Module):
             return outputs[0][0]
         return [output for logits in outputs for output in reversed(logits)]
 
-    def _located(self, site: Site, features: Tensor, located: LocationPyramid) -> Tensor:
-        """`features` through the blocks at a site."""
+    def _located(self, site: Site, features: Tensor, located: LocationPyramid | None) -> Tensor:
+        """`features` through the blocks at a site; None: nothing is known."""
+        if located is None:
+            return features
         for index in self._blocks_at.get(site, ()):
             block = self.location_blocks[index]
             sampling = str(getattr(block, "sampling", "centres"))

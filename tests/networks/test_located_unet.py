@@ -173,13 +173,16 @@ class TestTwoAnswers:
         blocks = {key for key in located.state_dict() if key.startswith("location_blocks.")}
         assert set(located.state_dict()) == {*planned.state_dict(), *blocks}
 
-    def test_other_axes_compile_no_other_network(self) -> None:
+    def test_two_networks_are_compiled_for_all_axes_and_for_some(self) -> None:
         _, located = self.both()
         x, _ = feed()
         torch._dynamo.reset()
         compiled = torch.compile(located, fullgraph=True, backend="eager")
+        for lost in ((True, True, True), (False, True, False)):
+            located.lose(lost)
+            compiled(x)
         with torch._dynamo.config.patch(error_on_recompile=True):
-            for lost in ((True, True, True), (False, True, False)):
+            for lost in ((True, True, True), (False, False, True), (True, True, False)):
                 located.lose(lost)
                 for output, expected in zip(compiled(x), located(x), strict=True):
                     torch.testing.assert_close(output, expected)
