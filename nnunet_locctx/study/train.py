@@ -117,7 +117,7 @@ def fingerprint_of(
 
     configuration = resolve(dict(plans), run.configuration)
     trainer = find_trainer(run.method.trainer)
-    location = LocationOptions()
+    location = LocationOptions.from_configuration(configuration)
     if trainer is not None and issubclass(trainer, LocatedTrainer):
         location = trainer.location_options(configuration)
     content = {

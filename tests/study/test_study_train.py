@@ -121,7 +121,7 @@ def test_a_model_of_other_scans_is_not_taken_for_one_of_these(folder, runs):
     assert len(runs) == 1
 
 
-def test_a_model_that_also_learned_to_do_without_location_is_another(folder, runs, monkeypatch):
+def test_a_model_that_also_learned_to_do_without_location_is_another(folder, runs):
     train(folder)
     file = fold_of(folder) / FINGERPRINT
     content = json.loads(file.read_text())
@@ -140,6 +140,16 @@ def test_a_default_weight_of_another_version_is_seen(folder, monkeypatch):
     monkeypatch.setattr(LocatedTrainer, "place", "logits")
     now = module.fingerprint_of(study, run, plans, SPLITS[0], {})
     assert differences(before, now) == ["unlocated_weight: 0.0 before, 0.5 now"]
+
+
+def test_the_plans_dropout_counts_for_a_trainer_from_elsewhere(folder, monkeypatch):
+    """Such as one of the user's own in nnUNet_extTrainer."""
+    study = read_study(write_study(folder))
+    plans = read_plans(study.preprocessed / f"{study.plans}.json")
+    run = next(iter(study.runs.values()))
+    plans["configurations"][run.configuration].setdefault("location", {})["dropout"] = 0.1
+    monkeypatch.setattr("nnunet_locctx.nnunet.training.trainers.find_trainer", lambda name: None)
+    assert module.fingerprint_of(study, run, plans, SPLITS[0], {})["dropout"] == 0.1
 
 
 def test_nothing_trained_nothing_to_protect(folder, runs):

@@ -97,11 +97,8 @@ def _completed(value: Any, default: Any) -> Any:
 def _remedy(before: Any, now: Any) -> str:
     """How the plans can ask for the network of a checkpoint, where another default of this version is all that
     differs; else nothing."""
-    own: dict[str, Any] = {
-        "place": None,
-        "block": {},
-        "also": None,
-    }  # further blocks have no options in the plans
+    # further blocks have no options in the plans
+    own: dict[str, Any] = {"place": None, "block": {}, "also": None}
     if not isinstance(before, dict) or "place" not in before or {**before, **own} != {**now, **own}:
         return ""
     if before["block"].keys() != now["block"].keys():

@@ -130,6 +130,14 @@ def one_against_rest(logits: Tensor, truth: Tensor) -> Tensor:
     return -torch.where(truth, log_probability, rest.log())
 
 
+def of_probabilities(dice: Any, background: bool) -> Any:
+    """nnU-Net's soft Dice loss, compiled or not, of probabilities instead of logits, with or without the background."""
+    dice = getattr(dice, "_orig_mod", dice)  # a compiled one
+    return type(dice)(
+        apply_nonlin=None, batch_dice=dice.batch_dice, do_bg=background, smooth=dice.smooth, ddp=dice.ddp
+    )
+
+
 class ClassWeightedDice(nn.Module):
     """nnU-Net's soft Dice loss with weighted classes: ``-sum(w_c Dice_c) / sum(w_c)``; with equal weights nnU-Net's.
 
@@ -147,11 +155,8 @@ class ClassWeightedDice(nn.Module):
 
     def __init__(self, dice: Any) -> None:
         super().__init__()
-        dice = getattr(dice, "_orig_mod", dice)  # a compiled one
         self.nonlinearity, self.first = dice.apply_nonlin, 0 if dice.do_bg else 1
-        self.one_class = type(dice)(
-            apply_nonlin=None, batch_dice=dice.batch_dice, do_bg=True, smooth=dice.smooth, ddp=dice.ddp
-        )
+        self.one_class = of_probabilities(dice, True)
 
     def forward(self, logits: Tensor, target: Tensor, loss_mask: Tensor | None = None) -> Tensor:
         """As nnU-Net's: (B, C, *spatial), (B, 1, *spatial) labels or (B, C, *spatial) regions -> a number."""
@@ -322,11 +327,7 @@ class DiceOfPresent(nn.Module):
 
     def __init__(self, dice: Any) -> None:
         super().__init__()
-        dice = getattr(dice, "_orig_mod", dice)  # a compiled one
-        self.nonlinearity = dice.apply_nonlin
-        self.dice = type(dice)(
-            apply_nonlin=None, batch_dice=dice.batch_dice, do_bg=dice.do_bg, smooth=dice.smooth, ddp=dice.ddp
-        )
+        self.nonlinearity, self.dice = dice.apply_nonlin, of_probabilities(dice, dice.do_bg)
 
     def forward(self, logits: Tensor, target: Tensor, loss_mask: Tensor | None = None) -> Tensor:
         """As nnU-Net's: (B, C, *spatial), (B, 1, *spatial) labels or (B, C, *spatial) regions -> a number."""

@@ -120,10 +120,11 @@ class LocatedTrainer(DenormalsFlushed):
         """
         options = LocationOptions.from_configuration(configuration, cls.block, cls.block_options, cls.place)
         places = {str(options.place), *(fitting.place for fitting in cls.also)}
+        late = places <= set(LATE)
         weight = options.unlocated_weight
         if weight is None:
-            weight = cls.unlocated_weight if places <= set(LATE) else 0.0
-        elif weight and not places <= set(LATE):
+            weight = cls.unlocated_weight if late else 0.0
+        elif weight and not late:
             raise ValueError(
                 f"location.unlocated_weight above 0 needs all blocks at {' or '.join(LATE)}, got {weight} with "
                 f"{cls.__name__} at {', '.join(sorted(places))}; elsewhere location.dropout does the same"
