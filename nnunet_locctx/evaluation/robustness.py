@@ -1,9 +1,10 @@
 """Measures the Dice of a trained model with a wrong location (`locctx robustness`).
 
 Every scan is preprocessed once and predicted with each of the errors of
-:mod:`~nnunet_locctx.evaluation.wrong_location`. The error is added to the location channels of the preprocessed scan,
-before nnU-Net pads it for the sliding window; image and padding do not change. nnU-Net's own export resamples the
-predictions to the scan's grid, and its evaluator compares them with the label.
+:mod:`~nnunet_locctx.evaluation.wrong_location`; errors that lead to the same location share one prediction. The error
+is added to the location channels of the preprocessed scan, before nnU-Net pads it for the sliding window; image and
+padding do not change. nnU-Net's own export resamples the predictions to the scan's grid, and its evaluator compares
+them with the label.
 """
 
 import math
@@ -206,6 +207,7 @@ class Robustness:
         _check_label(case, reader, scan, model)
         true = scan.location.copy()
         lengths = axis_lengths(model.source, scan.frame)
+        measured: dict[bytes, dict[str, float | None]] = {}
         with tempfile.TemporaryDirectory(prefix="locctx-") as folder:
             predicted = Path(folder) / case.label.name
             for change in changes:
@@ -213,12 +215,14 @@ class Robustness:
                     true, scan.frame, lengths, change, case=case.name, seed=self.design.seed
                 )
                 model.locator.hide_unseen(scan.location)  # as for a scan with such a location
-                model.export(model.logits(scan.data), scan, predicted)
-                dice = file_dice(case.label, predicted, self.labels, reader)
-                self.records.add(
-                    self._key(name, case, change),
-                    {label: None if math.isnan(value) else value for label, value in dice.items()},
-                )
+                location = scan.location.tobytes()
+                if location not in measured:  # several large shifts leave the same axes unknown
+                    model.export(model.logits(scan.data), scan, predicted)
+                    dice = file_dice(case.label, predicted, self.labels, reader)
+                    measured[location] = {
+                        label: None if math.isnan(value) else value for label, value in dice.items()
+                    }
+                self.records.add(self._key(name, case, change), measured[location])
                 bar.update()
 
 

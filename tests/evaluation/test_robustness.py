@@ -16,6 +16,7 @@ from nnunet_locctx.cli import main
 from nnunet_locctx.evaluation.robustness import Robustness, list_cases, load_models
 from nnunet_locctx.evaluation.robustness_report import CURVE, collect, draw_curves, to_markdown, write_report
 from nnunet_locctx.evaluation.wrong_location import UNCHANGED, Change, Design, wrong_location
+from nnunet_locctx.location.locator import Locator
 from nnunet_locctx.nnunet.predicting.prediction import LocatedModel
 from tests.integration.workspace import Workspace
 from tests.nnunet.small_models import make_model
@@ -197,6 +198,23 @@ class TestResuming:
         # new amounts alone are predicted
         finished(scans, [by_height], Design(amounts=(0, 25, 50), kinds=("shift",), axes=("axial",)))
         assert len(predicted) == 11 + 2 * 2
+
+    def test_one_prediction_for_all_shifts_that_leave_the_axis_unknown(
+        self, scans: Path, by_height: Path, predicted: list[int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        design = Design(amounts=(0, 25, 50, 100), kinds=("shift", "unknown"), axes=("axial",))
+        run = robustness(scans, [by_height], design)
+
+        def beyond_the_scan_is_unknown(locator: Locator, location: np.ndarray) -> None:
+            if np.abs(location[2]).max() > 0.5:
+                location[2] = np.nan
+
+        monkeypatch.setattr(Locator, "hide_unseen", beyond_the_scan_is_unknown)
+        run.run(progress=False)
+        assert len(predicted) == 2 * 2  # true, S unknown
+        points = collect(run)[0]["dice"].droplevel(["model", "axes"])
+        assert points["shift"].tolist()[1:] == [points["unknown"].iloc[1]] * 3
+        assert points["shift"].iloc[0] == 1
 
     def test_what_gives_other_results_is_predicted_again(
         self, scans: Path, by_height: Path, predicted: list[int]
