@@ -134,6 +134,7 @@ def fairness_of(study: Study, plans: Plans | None) -> list[Entry]:
         _seeds(study, trained, seen),
         _order(study, trained),
         _recipes(study),
+        _losses(study, plans),
         _augmentation(study),
         _devices(trained, seen),
     ]
@@ -226,6 +227,25 @@ def _recipes(study: Study) -> Entry:
     own = [f"{method.name}: {method.recipe}" for method in study.methods if method.recipe]
     usual = "nnU-Net's: SGD, rate 0.01 falling to 0 (poly), momentum 0.99"
     return _entry("the same optimiser and learning rates", own, usual)
+
+
+def _losses(study: Study, plans: Plans | None) -> Entry:
+    from nnunet_locctx.nnunet.plans.planning import resolve
+    from nnunet_locctx.nnunet.training.trainer import LocatedTrainer
+    from nnunet_locctx.nnunet.training.trainers import find_trainer
+
+    problems = []
+    for run in study.runs.values():
+        trainer = find_trainer(run.method.trainer)
+        if trainer is None:
+            continue
+        terms = [vars(part)["loss_term"] for part in trainer.__mro__ if "loss_term" in vars(part)]
+        if plans is not None and issubclass(trainer, LocatedTrainer):
+            weight = trainer.location_options(resolve(dict(plans), run.configuration)).unlocated_weight
+            terms += [f"what the network says without location, weight {weight:g}"] if weight else []
+        if terms:
+            problems.append(f"{run.method.name}: nnU-Net's and {', '.join(terms)}")
+    return _entry("the same loss", list(dict.fromkeys(problems)), "nnU-Net's")
 
 
 def _augmentation(study: Study) -> Entry:

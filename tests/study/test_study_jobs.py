@@ -254,6 +254,7 @@ def test_the_plans(folder):
     assert described["presets"][0]["coverage"] == pytest.approx(16**3 / 20**3)
     fair = {entry["what"]: entry["holds"] for entry in described["fairness"]}
     assert fair["the same preprocessed data at each preset"]
+    assert fair["the same loss"]
     assert fair["the same patches in the same order"]  # jitter and dropout draw no number of the patches'
 
 
@@ -272,6 +273,23 @@ def test_own_recipes_are_not_called_fair(folder):
     assert "UNETR: adamw" in fair["the same optimiser and learning rates"]["detail"]
     assert not fair["the same number of iterations"]["holds"]
     assert fair["the same seed of weights and patches"]["holds"]
+
+
+def test_a_loss_with_more_terms_is_not_called_the_same(folder):
+    methods = {
+        "Plain": "nnUNetTrainer",
+        "Both": {"trainer": "LocCtxTrainer", "options": {"unlocated_weight": 0.5}},
+        "Once": {"trainer": "LocCtxTrainer", "options": {"unlocated_weight": 0}},
+        "L2G": "L2GTrainer",
+    }
+    jobs = jobs_of(folder, methods=methods)
+    plan(jobs.study, never)
+    (loss,) = (entry for entry in describe(jobs)["fairness"] if entry["what"] == "the same loss")
+    assert loss["detail"].split("; ") == [
+        "Both: nnU-Net's and what the network says without location, weight 0.5",
+        "L2G: nnU-Net's and the codebook's commitment",
+    ]
+    assert not loss["holds"]
 
 
 def test_base_plans_that_are_not_there(folder):

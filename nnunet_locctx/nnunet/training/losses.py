@@ -273,9 +273,11 @@ class BoundaryLossTrainer(nnUNetTrainer):
 
     Attributes:
         boundary_options: Of :func:`add_boundary_term`.
+        loss_term: What the class changes of nnU-Net's loss, in words.
     """
 
     boundary_options: ClassVar[Mapping[str, Any]] = {}
+    loss_term: ClassVar[str] = "boundary term"
 
     def _build_loss(self) -> Any:
         """nnU-Net's loss and the boundary term."""

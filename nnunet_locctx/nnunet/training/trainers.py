@@ -84,6 +84,7 @@ class L2GTrainer(LocatedTrainer):
     """Local to global, after L2GNet (Gorade et al. 2026): codes sent to learned references by optimal transport."""
 
     block = "l2g"
+    loss_term = "the codebook's commitment"
 
     def _build_loss(self) -> AuxiliaryLoss:
         """nnU-Net's loss plus the codebook's commitment loss."""
