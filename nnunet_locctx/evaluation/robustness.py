@@ -214,7 +214,7 @@ class Robustness:
                 scan.location[:] = wrong_location(
                     true, scan.frame, lengths, change, case=case.name, seed=self.design.seed
                 )
-                model.locator.hide_unseen(scan.location)  # as for a scan with such a location
+                model.locator.hide_unseen(scan.location, true)  # as for a scan with such a location
                 location = scan.location.tobytes()
                 if location not in measured:  # several large shifts leave the same axes unknown
                     model.export(model.logits(scan.data), scan, predicted)

@@ -109,10 +109,21 @@ class BodySource(FittedSource):
 
     name: ClassVar[str] = "body"
     needs_fit: ClassVar[bool] = False
+    measures: ClassVar[str] = "the body in the scan"
 
     @property
     def axes_of_the_scan(self) -> tuple[str, ...]:
         return ("S",)  # few scans hold the whole length of a body
+
+    def extent(self, frame: Frame, measured: Measurement | None = None) -> Array:
+        """(3,) length in mm of the body in the scan, whatever air surrounds it; NaN where none was found."""
+        if not isinstance(measured, BodyBox) or measured.problem:
+            return np.full(3, np.nan)
+        return measured.upper - measured.lower
+
+    def judged(self, coordinates: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
+        """(points,) whether a place is in the body's box: how much air a scan shows around it means nothing."""
+        return ~(np.abs(coordinates) > 0.5).any(axis=1)
 
 
 def check_modality(modality: str) -> None:

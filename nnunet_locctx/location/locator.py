@@ -38,9 +38,11 @@ class TrainingRange:
     """What the location of a model's training cases covers.
 
     Attributes:
-        coordinates: (3, 2) lowest and highest coordinate along each axis, without each scan's outer tenth
-            (:data:`CENTRAL`); NaN along an axis that was known in no case.
-        extents: (3, 2) length in mm of the shortest and the longest scan along each axis.
+        coordinates: (3, 2) lowest and highest coordinate along each axis, of what the source judges
+            (:meth:`~nnunet_locctx.location.LocationSource.judged`), without each scan's outer tenth (:data:`CENTRAL`);
+            NaN along an axis that was known in no case.
+        extents: (3, 2) length in mm of the shortest and the longest scan along each axis, or of the body in it, as the
+            source measures it (:meth:`~nnunet_locctx.location.LocationSource.extent`).
         geometry: Whether the scans had a direction and an origin.
     """
 
@@ -54,28 +56,32 @@ class TrainingRange:
                 raise ValueError(f"the {name} of a training range must be (3, 2), got {value.tolist()}")
 
     @classmethod
-    def over(cls, cases: Iterable[tuple[Frame, LocationField]]) -> "TrainingRange":
+    def over(cls, locator: "Locator", cases: Iterable[tuple[Frame, Measurement | None]]) -> "TrainingRange":
         """The range over training cases. Where some scans have a geometry and others have none, it is that of those
         that have one; the others' location is unknown.
 
         Args:
-            cases: Each case's frame and location, at least one.
+            locator: Gives the cases their location.
+            cases: Each case's frame and what was found in it (:meth:`Locator.field`), at least one.
         """
         seen: dict[bool, list[tuple[Array, Array]]] = {True: [], False: []}
-        for frame, field in cases:
-            seen[frame.has_geometry].append((_central_range(_coordinates(field)), frame.extent))
+        for frame, measured in cases:
+            coordinates = _coordinates(locator.field(frame, measured))
+            judged = coordinates[_where(locator.source.judged(coordinates))]
+            seen[frame.has_geometry].append((_central_range(judged), locator.source.extent(frame, measured)))
         geometry = bool(seen[True])
         ranges, extents = (np.stack(values) for values in zip(*seen[geometry], strict=True))
-        # fmin and fmax pass over NaN, the range of an axis that is unknown in a case
-        coordinates = [np.fmin.reduce(ranges[..., 0]), np.fmax.reduce(ranges[..., 1])]
-        return cls(np.stack(coordinates, 1), np.stack([extents.min(0), extents.max(0)], 1), geometry)
+        return cls(_widest(ranges[..., 0], ranges[..., 1]), _widest(extents, extents), geometry)
 
-    def unseen(self, source: LocationSource, frame: Frame, field: LocationField) -> dict[str, str]:
+    def unseen(
+        self, source: LocationSource, frame: Frame, extent: Array, field: LocationField
+    ) -> dict[str, str]:
         """Axis -> why a scan's location along it is not one that training has seen.
 
         Args:
             source: Where the location comes from.
             frame: The scan's.
+            extent: Its length, as the source measures it.
             field: Its location.
         """
         if frame.has_geometry != self.geometry:
@@ -83,12 +89,13 @@ class TrainingRange:
             return dict.fromkeys(
                 AXES, f"the scan has {has} direction and origin, the scans of training had {had}"
             )
-        reasons = self.unseen_coordinates(_coordinates(field))
-        for axis, extent, (shortest, longest) in zip(AXES, frame.extent, self.extents, strict=True):
+        coordinates = _coordinates(field)
+        reasons = self.unseen_coordinates(coordinates[_where(source.judged(coordinates))])
+        for axis, length, (shortest, longest) in zip(AXES, extent, self.extents, strict=True):
             allowed = shortest / (1 + EXTENT_TOLERANCE), longest * (1 + EXTENT_TOLERANCE)
-            if axis in source.axes_of_the_scan and not allowed[0] <= extent <= allowed[1]:
+            if axis in source.axes_of_the_scan and not allowed[0] <= length <= allowed[1]:
                 reasons[axis] = (
-                    f"the scan spans {extent:.0f} mm, those of training {shortest:.0f} to {longest:.0f} mm"
+                    f"{source.measures} spans {length:.0f} mm, those of training {shortest:.0f} to {longest:.0f} mm"
                 )
         return reasons
 
@@ -96,7 +103,7 @@ class TrainingRange:
         """Axis -> why its coordinates are not in the range of training; unknown coordinates are not looked at.
 
         Args:
-            coordinates: (points, 3) spread over a scan.
+            coordinates: (points, 3) spread over what a source judges of a scan.
         """
         reasons: dict[str, str] = {}
         for axis, (low, high), (lowest, highest) in zip(
@@ -137,25 +144,43 @@ class Locator:
         field = hide_axes(field, {axis: LEFT_OUT for axis in AXES if axis not in self.axes})
         if self.training is None:
             return field
-        return hide_axes(field, self.training.unseen(self.source, frame, field))
+        extent = self.source.extent(frame, measured)
+        return hide_axes(field, self.training.unseen(self.source, frame, extent, field))
 
-    def hide_unseen(self, location: npt.NDArray[np.float32]) -> None:
-        """Makes the axes of a changed location (3, *shape), along which training has not seen it, unknown in place."""
+    def hide_unseen(self, location: npt.NDArray[np.float32], true: npt.NDArray[np.float32]) -> None:
+        """Makes the axes of a changed location, along which training has not seen it, unknown in place.
+
+        Args:
+            location: (3, *shape).
+            true: Likewise, before the change: says where the body is.
+        """
         if self.training is None:
             return
-        # at the centres of the cells that `_coordinates` looks at
-        factors = [SAMPLES / n for n in location.shape[1:]]
-        sampled = [
-            zoom(axis, factors, order=1, mode="nearest", grid_mode=True) for axis in location
-        ]  # NaN spreads
-        coordinates = np.stack(sampled, axis=-1).reshape(-1, 3)
-        location[[AXES.index(axis) for axis in self.training.unseen_coordinates(coordinates)]] = np.nan
+        changed = _sampled(location)[_where(self.source.judged(_sampled(true)))]
+        location[[AXES.index(axis) for axis in self.training.unseen_coordinates(changed)]] = np.nan
 
 
 def _coordinates(field: LocationField) -> Array:
     """(points, 3) location at the centres of a coarse grid of cells that fill the volume."""
     centres = [(np.arange(SAMPLES) + 0.5) / SAMPLES * n - 0.5 for n in field.shape]
     return field.at(np.stack(np.meshgrid(*centres, indexing="ij"), axis=-1)).reshape(-1, 3)
+
+
+def _sampled(location: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(points, 3) location (3, *shape) at the centres of the cells that :func:`_coordinates` looks at; NaN spreads."""
+    factors = [SAMPLES / n for n in location.shape[1:]]
+    channels = [zoom(channel, factors, order=1, mode="nearest", grid_mode=True) for channel in location]
+    return np.stack(channels, axis=-1).reshape(-1, 3)
+
+
+def _where(judged: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """The same points; all, where a body is too small to hold one."""
+    return judged if judged.any() else np.ones_like(judged)
+
+
+def _widest(lowest: Array, highest: Array) -> Array:
+    """(3, 2) lowest and highest of (cases, 3) each; fmin and fmax pass over NaN, what is unknown in a case."""
+    return np.stack([np.fmin.reduce(lowest), np.fmax.reduce(highest)], axis=1)
 
 
 def _central_range(coordinates: npt.NDArray[np.floating]) -> Array:

@@ -4,7 +4,10 @@ import abc
 import dataclasses
 from typing import Any, ClassVar
 
-from nnunet_locctx.geometry import Frame
+import numpy as np
+import numpy.typing as npt
+
+from nnunet_locctx.geometry import Array, Frame
 from nnunet_locctx.location.field import AXES, AffineField, LocationField
 from nnunet_locctx.location.measurement import Measurement
 from nnunet_locctx.names import check_known, check_options
@@ -21,17 +24,36 @@ class LocationSource(abc.ABC):
         name: The value of the plans' ``location.source``.
         fitted: Whether the location is measured in each scan.
         needs_fit: Whether what measures it is a model fitted beforehand; else it is a rule, which needs no data.
+        measures: What :meth:`extent` measures, in words.
     """
 
     name: ClassVar[str]
     fitted: ClassVar[bool] = False
     needs_fit: ClassVar[bool] = False
+    measures: ClassVar[str] = "the scan"
 
     @property
     def axes_of_the_scan(self) -> tuple[str, ...]:
-        """Axes along which a coordinate says where a voxel lies in the scan's field of view rather than in the patient.
-        In a field of view that is much longer or shorter it means another place."""
+        """Axes along which a coordinate says where a voxel lies in :meth:`extent`, which the field of view cuts, rather
+        than in the patient. Where that is much longer or shorter, the coordinate means another place."""
         return ()
+
+    def extent(self, frame: Frame, measured: Measurement | None = None) -> Array:
+        """(3,) length in mm along the patient's axes (R, A, S) of what a scan shows: that of its volume.
+
+        Args:
+            frame: The preprocessed array's.
+            measured: See :meth:`field`.
+        """
+        return frame.extent
+
+    def judged(self, coordinates: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
+        """(points,) whether a place counts for the range of coordinates that a scan covers: everywhere.
+
+        Args:
+            coordinates: (points, 3) true coordinates; NaN where unknown.
+        """
+        return np.ones(len(coordinates), dtype=bool)
 
     @abc.abstractmethod
     def field(self, frame: Frame, measured: Measurement | None = None) -> LocationField:

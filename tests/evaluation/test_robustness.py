@@ -205,7 +205,7 @@ class TestResuming:
         design = Design(amounts=(0, 25, 50, 100), kinds=("shift", "unknown"), axes=("axial",))
         run = robustness(scans, [by_height], design)
 
-        def beyond_the_scan_is_unknown(locator: Locator, location: np.ndarray) -> None:
+        def beyond_the_scan_is_unknown(locator: Locator, location: np.ndarray, true: np.ndarray) -> None:
             if np.abs(location[2]).max() > 0.5:
                 location[2] = np.nan
 

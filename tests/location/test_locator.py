@@ -1,5 +1,6 @@
 """A scan's location is known along the axes that the plans use and as far as training has seen it."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from nnunet_locctx.location import (
     AXES,
     COORDINATE_TOLERANCE,
     EXTENT_TOLERANCE,
+    BodyBox,
     BodyPartCurve,
     Locator,
     TrainingRange,
@@ -47,9 +49,9 @@ ABDOMENS = [scan((350, 350, 400), (0, 0, 10)), scan((420, 400, 480), (5, -10, -2
 
 
 def located(name: str, options: dict[str, Any], frames: list[Frame] = ABDOMENS, **more: Any) -> Locator:
-    source = make_source(name, **options)
-    cases = [(frame, Locator(source, **more).field(frame, curve())) for frame in frames]
-    return Locator(source, training=TrainingRange.over(cases), **more)
+    locator = Locator(make_source(name, **options), **more)
+    training = TrainingRange.over(locator, [(frame, curve()) for frame in frames])
+    return dataclasses.replace(locator, training=training)
 
 
 @pytest.mark.parametrize(("name", "options"), SOURCES)
@@ -97,6 +99,7 @@ def test_a_shift_up_to_the_tolerance_stays_known(axis: int, shift: float) -> Non
     """Of a location that is already there, as `locctx robustness` makes it."""
     locator = located("voxel", {})
     location = locator.source.field(ABDOMENS[0]).box((0, 0, 0), (20, 20, 20))
+    true = location.copy()
     location[axis] += shift
     expected = location.copy()
     assert locator.training is not None
@@ -105,7 +108,7 @@ def test_a_shift_up_to_the_tolerance_stays_known(axis: int, shift: float) -> Non
         return  # float32
     if abs(shift) > COORDINATE_TOLERANCE * width:
         expected[axis] = np.nan
-    locator.hide_unseen(location)
+    locator.hide_unseen(location, true)
     np.testing.assert_array_equal(location, expected)
 
 
@@ -114,11 +117,58 @@ def test_an_unknown_axis_says_nothing_about_the_others(hidden: int, shifted: int
     locator = located("voxel", {})
     location = locator.source.field(ABDOMENS[0]).box((0, 0, 0), (20, 20, 20))
     location[hidden] = np.nan
+    true = location.copy()
     location[shifted] += 0.5
     expected = location.copy()
     expected[shifted] = np.nan
-    locator.hide_unseen(location)
+    locator.hide_unseen(location, true)
     np.testing.assert_array_equal(location, expected)
+
+
+def body(lower: float, upper: float) -> BodyBox:
+    """A body of 300 by 200 mm between two levels."""
+    return BodyBox(np.array([-150.0, -100.0, lower]), np.array([150.0, 100.0, upper]))
+
+
+@pytest.fixture
+def in_the_body() -> Locator:
+    """Trained on bodies of 300 and 400 mm, and on a scan without one."""
+    locator = Locator(make_source("body"))
+    cases = [
+        (ABDOMENS[0], body(-150, 150)),
+        (ABDOMENS[1], body(-200, 200)),
+        (ABDOMENS[1], BodyBox.unusable("air")),
+    ]
+    return dataclasses.replace(locator, training=TrainingRange.over(locator, cases))
+
+
+def test_more_of_the_body_than_training_had_loses_its_level(in_the_body: Locator) -> None:
+    whole = in_the_body.field(scan((400, 380, 1700)), body(-820, 830))
+    assert whole.unknown == {"S": "the body in the scan spans 1650 mm, those of training 300 to 400 mm"}
+    assert list(in_the_body.field(scan((400, 380, 400)), body(0, 120)).unknown) == ["S"]
+
+
+def test_air_around_the_body_takes_nothing_from_it(in_the_body: Locator) -> None:
+    assert not in_the_body.field(scan((800, 800, 900), (0, 0, 300)), body(-150, 150)).unknown
+
+
+@given(st.sampled_from([0, 1, 2]), st.floats(-1.2, 1.2), st.floats(0, 200))
+def test_a_shift_within_the_body_is_judged_whatever_air_there_is(axis: int, shift: float, air: float) -> None:
+    source = make_source("body")
+    box = body(-150, 150)
+    tight = scan((300, 200, 300))
+    training = TrainingRange.over(Locator(source), [(tight, box)])
+    locator = Locator(source, training=training)
+    location = source.field(scan((300 + air, 200 + air, 300 + air)), box).box((0, 0, 0), (20, 20, 20))
+    true = location.copy()
+    location[axis] += shift
+    locator.hide_unseen(location, true)
+    # a cell more or less of the coarse grid lies in the body
+    if abs(shift) < COORDINATE_TOLERANCE * 0.7:
+        assert np.isfinite(location).all()
+    if abs(shift) > COORDINATE_TOLERANCE * 1.5:
+        assert np.isnan(location[axis]).all()
+        assert np.isfinite(np.delete(location, axis, 0)).all()
 
 
 def test_models_of_earlier_versions_check_no_range() -> None:
@@ -126,7 +176,7 @@ def test_models_of_earlier_versions_check_no_range() -> None:
     frame = scan((40, 4000, 1))
     assert not locator.field(frame).unknown
     location = np.full((3, 4, 4, 4), 77, np.float32)
-    locator.hide_unseen(location)
+    locator.hide_unseen(location, location)
     assert (location == 77).all()
 
 
@@ -153,15 +203,12 @@ def test_array_axes_are_not_the_patients(geometry: bool) -> None:
 
 
 def test_cases_that_could_not_be_measured_say_nothing_about_the_range() -> None:
-    source = make_source("body_part")
-    fields = [
-        source.field(frame, measured)
-        for frame, measured in zip(
-            [*ABDOMENS, ABDOMENS[0]], [curve(), curve(body=False), BodyPartCurve.unusable("air")], strict=True
-        )
-    ]
-    training = TrainingRange.over(zip([*ABDOMENS, ABDOMENS[0]], fields, strict=True))
-    alone = TrainingRange.over([(ABDOMENS[0], fields[0])])
+    locator, measured = (
+        Locator(make_source("body_part")),
+        [curve(), curve(body=False), BodyPartCurve.unusable("air")],
+    )
+    training = TrainingRange.over(locator, zip([*ABDOMENS, ABDOMENS[0]], measured, strict=True))
+    alone = TrainingRange.over(locator, [(ABDOMENS[0], curve())])
     np.testing.assert_array_equal(training.coordinates[:2], alone.coordinates[:2])
     assert training.coordinates[2, 0] < alone.coordinates[2, 0]
     with pytest.raises(ValueError, match=r"coordinates of a training range must be \(3, 2\), got"):

@@ -17,7 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from nnunet_locctx.geometry import OBLIQUE, Frame
-from nnunet_locctx.location import AXES, LOCATION_CHANNELS, LocationField, TrainingRange
+from nnunet_locctx.location import AXES, LOCATION_CHANNELS, LocationField, Measurement, TrainingRange
 from nnunet_locctx.networks.located_unet import Fitting, LocatedUNet
 from nnunet_locctx.nnunet.data.class_places import measured_scatter, read_points
 from nnunet_locctx.nnunet.data.fitted import CaseMeasurements, fitted_folder
@@ -286,7 +286,8 @@ class LocatedTrainer(DenormalsFlushed):
             self.measurements.problems(frames)  # names what is missing or damaged
         self.carried.training = None
         self.carried.training = TrainingRange.over(
-            (frames[identifier], self._field(identifier, frames[identifier])) for identifier in training
+            locate(self.configuration_manager).locator,
+            ((frames[identifier], self._measured(identifier)) for identifier in training),
         )
         self._log_unknown(frames)
 
@@ -308,8 +309,11 @@ class LocatedTrainer(DenormalsFlushed):
 
     def _field(self, identifier: str, frame: Frame) -> LocationField:
         """A case's location, as far as it is known now."""
-        measured = None if self.measurements is None else self.measurements.read(identifier)
-        return locate(self.configuration_manager).locator.field(frame, measured)
+        return locate(self.configuration_manager).locator.field(frame, self._measured(identifier))
+
+    def _measured(self, identifier: str) -> Measurement | None:
+        """What was found in a case, for fitted sources."""
+        return None if self.measurements is None else self.measurements.read(identifier)
 
     def _log_oblique(self, frames: Mapping[str, Frame]) -> None:
         oblique = {name: frame.obliquity for name, frame in frames.items() if frame.obliquity > OBLIQUE}
