@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK
 
 from nnunet_locctx.location import BodyPartCurve
 from nnunet_locctx.phantoms.whole_body import whole_body_case
@@ -26,6 +27,7 @@ from scripts.experiments.anatomy.location import (
     overlapping_crops,
     summary,
 )
+from scripts.experiments.evidence.twice_as_long import lengthened, original
 
 coarse = functools.partial(whole_body_case, in_plane=(12, 12), slices=(12, 12))
 
@@ -287,3 +289,25 @@ def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.Captur
     with pytest.raises(SystemExit):
         experiment_anatomy.parse(arguments)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", ["LPS", "RAI", "PSR"])
+@pytest.mark.parametrize("way", ["air", "body"])
+def test_a_scan_made_twice_as_long_keeps_its_voxels_in_their_place(code: str, way: str) -> None:
+    scan = SimpleITK.GetImageFromArray(
+        np.arange(5 * 4 * 3, dtype=np.int16).reshape(5, 4, 3)
+    )  # S last to first
+    scan.SetSpacing((1.0, 2.0, 3.0))
+    scan.SetOrigin((7.0, -8.0, 9.0))
+    stored = SimpleITK.DICOMOrient(scan, code)
+    longer = SimpleITK.DICOMOrient(lengthened(stored, way), "LPS")
+    assert longer.GetSize() == (3, 4, 10)
+    assert longer.GetOrigin() == pytest.approx((7, -8, 9 - 5 * 3))  # towards the feet
+    array = SimpleITK.GetArrayFromImage(longer)
+    np.testing.assert_array_equal(array[5:], SimpleITK.GetArrayFromImage(scan))
+    if way == "body":
+        np.testing.assert_array_equal(array[:5], array[:4:-1])
+    else:
+        assert array[:5].max() <= 6  # the darkest tenth
+    part = SimpleITK.GetArrayFromImage(lengthened(stored, way))[original(stored)]
+    np.testing.assert_array_equal(part, SimpleITK.GetArrayFromImage(stored))
