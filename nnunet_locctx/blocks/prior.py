@@ -15,9 +15,6 @@ from nnunet_locctx.blocks.unknown import if_any_known
 from nnunet_locctx.types import Features, Known, Location
 from nnunet_locctx.values import check_integer, check_positive
 
-FIRST_LIMITS = (1.0, 3.0)
-"""Of gamma and beta on logits, in the first half of a training."""
-
 
 class PriorHead(nn.Module):
     """``features * (1 + gamma(c)) + beta(c)``: on logits a location prior, elsewhere FiLM (Perez et al.,
@@ -29,10 +26,6 @@ class PriorHead(nn.Module):
     Both are bounded. A scale of logits feeds itself: the larger the logits, the faster it grows. Without a bound they
     reached 17 000 after 20 epochs on the whole-body phantom; nnU-Net's sliding window, which adds them up in half
     precision, ends with infinity at a third of that.
-
-    On logits the bounds are narrower in the first half of a training (:meth:`restrict`). Else the background can become
-    certain (e^-50) before the network has learned small classes, and nnU-Net's Dice, which is 1 for a class that
-    neither a batch nor its prediction contains, keeps it so (docs/explanation/recommended.md).
 
     Args:
         channels: Feature channels C.
@@ -91,16 +84,6 @@ class PriorHead(nn.Module):
         gamma, beta = if_any_known(last(activation(hidden)), known).chunk(2, dim=1)
         gamma, beta = within(gamma, self.limits[0]), within(beta, self.limits[1])
         return torch.addcmul(features + spread(beta, size), features, spread(gamma, size))
-
-    def restrict(self, restricted: bool) -> None:
-        """Narrows the limits to :data:`FIRST_LIMITS`, or sets them to the block's own; weights with a free shift, from
-        before there were limits, keep it."""
-        if self.limits.isinf().any():
-            return
-        limits = (self.bound, self.shift_bound)
-        if restricted:
-            limits = (min(self.bound, FIRST_LIMITS[0]), min(self.shift_bound, FIRST_LIMITS[1]))
-        self.limits.copy_(torch.tensor(limits))
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

@@ -9,7 +9,7 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import Tensor, nn
 
-from nnunet_locctx.blocks import CoordConvStem, PriorHead, check_block, make_block, share_encodings
+from nnunet_locctx.blocks import CoordConvStem, check_block, make_block, share_encodings
 from nnunet_locctx.networks.inputs import LocationPyramid, check_input_shape, split_input
 from nnunet_locctx.networks.whole import LogitsOfAnyResolution
 from nnunet_locctx.places import LATE
@@ -154,13 +154,6 @@ class LocatedUNet(nn.Module):
         if kind == "logits":
             return int(self.decoder.num_classes)
         return int((encoder if kind == "encoder" else encoder[-2::-1])[index])
-
-    def restrict_logits(self, restricted: bool) -> None:
-        """Narrows the limits of prior heads on the logits, see :meth:`~nnunet_locctx.blocks.PriorHead.restrict`."""
-        for index in self._blocks_at.get(("logits", 0), []):
-            block = self.location_blocks[index]
-            if isinstance(block, PriorHead):
-                block.restrict(restricted)
 
     def answer_twice(self) -> None:
         """From now on, in training mode, outputs are followed by as many that go without some of the location

@@ -242,9 +242,9 @@ def _losses(study: Study, plans: Plans | None) -> Entry:
         terms = [vars(part)["loss_term"] for part in trainer.__mro__ if "loss_term" in vars(part)]
         if plans is not None and issubclass(trainer, LocatedTrainer):
             weight = trainer.location_options(resolve(dict(plans), run.configuration)).unlocated_weight
-            terms += [f"what the network says without location, weight {weight:g}"] if weight else []
+            terms += [f"what the network says without location (weight {weight:g})"] if weight else []
         if terms:
-            problems.append(f"{run.method.name}: nnU-Net's and {', '.join(terms)}")
+            problems.append(f"{run.method.name}: nnU-Net's with {', '.join(terms)}")
     return _entry("the same loss", list(dict.fromkeys(problems)), "nnU-Net's")
 
 

@@ -286,8 +286,9 @@ def test_a_loss_with_more_terms_is_not_called_the_same(folder):
     plan(jobs.study, never)
     (loss,) = (entry for entry in describe(jobs)["fairness"] if entry["what"] == "the same loss")
     assert loss["detail"].split("; ") == [
-        "Both: nnU-Net's and what the network says without location, weight 0.5",
-        "L2G: nnU-Net's and the codebook's commitment",
+        "Both: nnU-Net's with Dice without smoothing, what the network says without location (weight 0.5)",
+        "Once: nnU-Net's with Dice without smoothing",
+        "L2G: nnU-Net's with the codebook's commitment",
     ]
     assert not loss["holds"]
 

@@ -285,17 +285,16 @@ class BoundaryLossTrainer(nnUNetTrainer):
 
 
 class LossOfBoth:
-    """A loss of nnU-Net's of what a network says with the location, plus a loss of what it says without
+    """A loss of nnU-Net's of what a network says with the location, plus that of what it says without
     (:meth:`~nnunet_locctx.networks.LocatedUNet.answer_twice`).
 
     Args:
         loss: Of predictions and targets, lists of them with deep supervision.
-        unlocated: Likewise, of the second answer: :func:`over_present_classes`.
-        weight: Of the second one.
+        weight: Of the second answer's.
     """
 
-    def __init__(self, loss: Any, unlocated: Any, weight: float) -> None:
-        self.loss, self.unlocated, self.weight = loss, unlocated, weight
+    def __init__(self, loss: Any, weight: float) -> None:
+        self.loss, self.weight = loss, weight
 
     def __call__(self, output: Any, target: Any) -> Tensor:
         """The loss, a scalar. In evaluation mode a network answers once: nnU-Net's loss.
@@ -312,49 +311,25 @@ class LossOfBoth:
         with_location, without = output[:count], output[count:]
         if not supervised:
             with_location, without = with_location[0], without[0]
-        total = self.loss(with_location, target) + self.weight * self.unlocated(without, target)
+        total = self.loss(with_location, target) + self.weight * self.loss(without, target)
         return total
 
 
-class DiceOfPresent(nn.Module):
-    """nnU-Net's soft Dice loss over the classes that the target holds; absent ones count as found.
+def without_smoothing(loss: Any) -> Any:
+    """nnU-Net's loss, changed in place: classes that a batch does not hold do not count in its Dice.
 
-    Of an absent class nnU-Net's own is -1 if nothing is predicted and close to 0 if anything is, however little. A
-    network that cannot tell several small organs apart is then best off with a certain background, and a certain
-    background no location overcomes (scripts/experiments/evidence/answers.md).
-
-    Args:
-        dice: nnU-Net's soft Dice loss, compiled or not.
-    """
-
-    def __init__(self, dice: Any) -> None:
-        super().__init__()
-        self.nonlinearity, self.dice = dice.apply_nonlin, of_probabilities(dice, dice.do_bg)
-
-    def forward(self, logits: Tensor, target: Tensor, loss_mask: Tensor | None = None) -> Tensor:
-        """As nnU-Net's: (B, C, *spatial), (B, 1, *spatial) labels or (B, C, *spatial) regions -> a number."""
-        if logits.shape == target.shape:
-            seen = target if loss_mask is None else target * loss_mask
-            present = seen.flatten(2).amax(2).to(logits)
-        else:
-            present = logits.new_zeros(logits.shape[:2]).scatter_(1, target.flatten(1).long(), 1.0)
-        if self.dice.batch_dice:
-            present = present.amax(0, keepdim=True)
-        # nothing predicted of what is absent: -1, without a gradient
-        probability = self.nonlinearity(logits) * present.view(*present.shape, *[1] * (logits.dim() - 2))
-        loss: Tensor = self.dice(probability, target, loss_mask=loss_mask)
-        return loss
-
-
-def over_present_classes(loss: Any) -> Any:
-    """nnU-Net's loss, changed in place: its Dice over the classes that a target holds (:class:`DiceOfPresent`).
+    nnU-Net adds 1e-5 above and below the fraction line. Of an absent class the Dice is then 1 if nothing is predicted
+    and close to 0 if anything is, however little. A network that cannot yet tell several small organs apart is best off
+    with a certain background, and trainings ended there (scripts/experiments/evidence/take_off.md). Without it such a
+    class has no gradient. nnU-Net has a trainer for the same loss, ``nnUNetTrainerDiceCELoss_noSmooth``.
 
     Args:
         loss: As ``nnUNetTrainer._build_loss`` makes it; another one than Dice with cross entropy stays as it is.
     """
     one_resolution = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
     if isinstance(one_resolution, DC_and_CE_loss | DC_and_BCE_loss):
-        one_resolution.dc = DiceOfPresent(one_resolution.dc)
+        dice: Any = one_resolution.dc
+        getattr(dice, "_orig_mod", dice).smooth = 0.0  # a compiled one
     return loss
 
 

@@ -29,7 +29,7 @@ from nnunet_locctx.nnunet.predicting.preprocessing import carry, locate
 from nnunet_locctx.nnunet.training.augmentation import JitterLocation, locate_transforms
 from nnunet_locctx.nnunet.training.checkpoints import LocationSignature, allow_plain_weights
 from nnunet_locctx.nnunet.training.dataset import LocatedDataset
-from nnunet_locctx.nnunet.training.losses import LossOfBoth, over_present_classes
+from nnunet_locctx.nnunet.training.losses import LossOfBoth, without_smoothing
 from nnunet_locctx.nnunet.training.recipes import split_tables
 from nnunet_locctx.places import LATE
 
@@ -69,6 +69,8 @@ class LocatedTrainer(DenormalsFlushed):
             coordinates.
         unlocated_weight: Weight of learning to do without location, where all places are late; the plans' goes
             first (:class:`~nnunet_locctx.nnunet.options.LocationOptions`).
+        smooths: Whether the Dice loss is nnU-Net's, smoothed; else classes that a batch does not hold do not count
+            (:func:`~nnunet_locctx.nnunet.training.losses.without_smoothing`).
         epochs: Length of the training, None for nnU-Net's own.
         augments: Whether jitter and dropout of the plans apply; not in the variants without data
             augmentation.
@@ -79,6 +81,7 @@ class LocatedTrainer(DenormalsFlushed):
     block_options: ClassVar[Mapping[str, Any]] = {}
     also: ClassVar[tuple[Fitting, ...]] = ()
     unlocated_weight: ClassVar[float] = 0.0
+    smooths: ClassVar[bool] = True
     epochs: ClassVar[int | None] = None
     augments: ClassVar[bool] = True
 
@@ -203,10 +206,10 @@ class LocatedTrainer(DenormalsFlushed):
         return optimizer, schedule
 
     def _build_loss(self) -> Any:
-        """nnU-Net's, of what the network says with the location and of what it says without."""
-        loss = super()._build_loss()
+        """nnU-Net's, of what the network says with the location and, if it is to learn that, without."""
+        loss = super()._build_loss() if self.smooths else without_smoothing(super()._build_loss())
         weight = self.location.unlocated_weight
-        return LossOfBoth(loss, over_present_classes(super()._build_loss()), weight) if weight else loss
+        return LossOfBoth(loss, weight) if weight else loss
 
     def get_dataloaders(self) -> Any:
         """nnU-Net's loaders, after a look at every case: a broken header must not stop a training that has
@@ -218,8 +221,6 @@ class LocatedTrainer(DenormalsFlushed):
         """As nnU-Net's; which axes an epoch's batches go without follows from its number, on every GPU alike."""
         super().on_train_epoch_start()
         self._random = np.random.default_rng(self.current_epoch)
-        for network in self._located_networks():
-            network.restrict_logits(self.current_epoch < self.num_epochs // 2)
 
     def _located_networks(self) -> list[LocatedUNet]:
         """The network, out of what compiles or distributes it; none where it is of another kind."""

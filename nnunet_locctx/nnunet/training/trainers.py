@@ -49,6 +49,8 @@ class PriorHeadTrainer(LocatedTrainer):
 
     block = "prior"
     unlocated_weight = UNLOCATED_WEIGHT
+    smooths = False
+    loss_term = "Dice without smoothing"
 
 
 class LocCtxTrainer(LocatedTrainer):
@@ -65,6 +67,8 @@ class LocCtxTrainer(LocatedTrainer):
     block_options: ClassVar[Mapping[str, Any]] = {"stride": 4}
     also = (Fitting("prior", "logits", {"stride": 4}),)
     unlocated_weight = UNLOCATED_WEIGHT
+    smooths = False
+    loss_term = "Dice without smoothing"
 
 
 class GPETrainer(LocatedTrainer):

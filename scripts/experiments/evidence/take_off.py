@@ -1,8 +1,8 @@
-"""Does a located training leave background behind? Trains a configuration for some steps with other limits of the prior
-head on the logits and prints loss and Dice; results: take_off.md.
+"""Does a located training leave background behind? Trains a configuration for some steps with nnU-Net's Dice or without
+its smoothing and prints loss and Dice; results: take_off.md.
 
     nnUNet_n_proc_DA=0 python -m scripts.experiments.evidence.take_off -d 905 -p nnUNetPlans_unknown-phantom \\
-        -c small_voxel --seed 2 --limits 1 3
+        -c small_voxel --seed 2 --smoothed
 """
 
 import argparse
@@ -16,7 +16,6 @@ import torch
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
 
-from nnunet_locctx.blocks import prior
 from nnunet_locctx.nnunet.training.trainers import find_trainer
 
 EVERY = 125
@@ -27,11 +26,10 @@ def train(options: argparse.Namespace, results: str) -> None:
     """Prints a line every :data:`EVERY` steps; the process needs ``nnUNet_n_proc_DA=0``."""
     folder = Path(str(nnUNet_preprocessed), convert_id_to_dataset_name(options.dataset))
     plans = json.loads((folder / f"{options.plans}.json").read_text())
-    plans["configurations"][options.configuration].setdefault("location", {})["dropout"] = options.dropout
     dataset = json.loads((folder / "dataset.json").read_text())
-    prior.FIRST_LIMITS = tuple(options.limits)
     kind = find_trainer(options.trainer)
     assert kind is not None
+    kind.smooths = options.smoothed
     random.seed(options.seed)
     np.random.seed(options.seed)  # noqa: NPY002 - nnU-Net draws from the global state
     torch.manual_seed(options.seed)
@@ -64,10 +62,11 @@ def main() -> None:
     parser.add_argument("-p", "--plans", required=True)
     parser.add_argument("-c", "--configuration", required=True)
     parser.add_argument("--trainer", default="LocCtxTrainer_noMirroring")
-    parser.add_argument("--limits", type=float, nargs=2, required=True, metavar=("GAMMA", "BETA"))
-    parser.add_argument("--dropout", type=float, default=0.03)
+    parser.add_argument(
+        "--smoothed", action="store_true", help="nnU-Net's Dice, in which absent classes count"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=625)
+    parser.add_argument("--steps", type=int, default=750)
     with tempfile.TemporaryDirectory() as results:
         train(parser.parse_args(), results)
 

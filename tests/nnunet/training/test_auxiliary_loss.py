@@ -2,7 +2,7 @@
 and two real processes."""
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -10,60 +10,52 @@ import torch
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
-from nnunetv2.utilities.helpers import softmax_helper_dim1
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_locctx.nnunet.training.losses import AuxiliaryLoss, DiceOfPresent, over_present_classes
+from nnunet_locctx.nnunet.training.losses import AuxiliaryLoss, without_smoothing
 from tests.blocks.two_processes import in_two_processes
 from tests.networks.test_located_unet import feed, fit, plan
 
 
-class TestDiceOfPresent:
-    """Of answers without location."""
+class TestWithoutSmoothing:
+    """Of trainers that ask for it."""
 
-    def made(self, regions: bool = False, batch_dice: bool = True) -> tuple[nn.Module, nn.Module]:
-        """nnU-Net's Dice, and ours."""
-        nonlinearity = torch.sigmoid if regions else softmax_helper_dim1
-        stock = MemoryEfficientSoftDiceLoss(nonlinearity, batch_dice, regions, 1e-5, ddp=False)
-        return stock, DiceOfPresent(stock)
+    kinds: ClassVar[dict[str, Any]] = {"batch_dice": True, "smooth": 1e-5, "ddp": False}
 
-    def test_equals_nnunets_where_all_classes_are_present(self) -> None:
-        said = torch.randn(2, 3, 4, 4, 4)
-        for batch_dice in (True, False):
-            stock, ours = self.made(batch_dice=batch_dice)
-            target = torch.randint(0, 3, (2, 1, 4, 4, 4)).float()
-            torch.testing.assert_close(ours(said, target), stock(said, target))
-            stock, ours = self.made(True, batch_dice)
-            target = torch.randint(0, 2, (2, 3, 4, 4, 4)).float()
-            torch.testing.assert_close(ours(said, target), stock(said, target))
+    def made(self, *, regions: bool = False) -> tuple[Any, Any]:
+        """nnU-Net's loss, and ours."""
+        stock, ours = (
+            DC_and_BCE_loss({}, {**self.kinds, "do_bg": True}, dice_class=MemoryEfficientSoftDiceLoss)
+            if regions
+            else DC_and_CE_loss({**self.kinds, "do_bg": False}, {}, dice_class=MemoryEfficientSoftDiceLoss)
+            for _ in range(2)
+        )
+        return stock, without_smoothing(ours)
 
     @pytest.mark.parametrize("regions", [False, True])
-    def test_an_absent_class_counts_as_found(self, regions: bool) -> None:
-        """Class 2 lies in the second sample alone, class 3 nowhere."""
-        said = torch.randn(2, 4, 4, 4, 4)
-        target = torch.randint(0, 2, (2, 1, 4, 4, 4)).float()
-        target[1, 0, 0] = 2.0
-        if regions:
-            target = torch.cat([target == index for index in range(4)], 1).float()
-        first = 0 if regions else 1
-        for batch_dice, share in ((True, [[1, 1, 1, 0]]), (False, [[1, 1, 0, 0], [1, 1, 1, 0]])):
-            stock, ours = self.made(regions, batch_dice)
-            probability = stock.apply_nonlin(said)
-            truth = target if regions else torch.cat([target == index for index in range(4)], 1).float()
-            axes = (0, 2, 3, 4) if batch_dice else (2, 3, 4)
-            dice = 2 * (probability * truth).sum(axes) / (probability + truth).sum(axes)
-            expected = torch.where(torch.tensor(share).view(dice.shape) == 1, dice, 1.0)[..., first:].mean()
-            torch.testing.assert_close(ours(said, target), -expected, atol=1e-4, rtol=1e-4)
-            assert (ours(said, target) - stock(said, target)).abs() > 0.05
+    def test_equals_nnunets_where_all_classes_are_present(self, regions: bool) -> None:
+        said = torch.randn(2, 3, 4, 4, 4)
+        stock, ours = self.made(regions=regions)
+        shape, classes = ((2, 3, 4, 4, 4), 2) if regions else ((2, 1, 4, 4, 4), 3)
+        target = torch.randint(0, classes, shape).float()
+        torch.testing.assert_close(ours(said, target), stock(said, target))
 
-    def test_what_is_ignored_is_not_present(self) -> None:
-        stock, ours = self.made(regions=True)
-        said, target = torch.randn(2, 2, 4, 4, 4), torch.zeros(2, 2, 4, 4, 4)
-        target[:, 0], target[:, 1, 0] = 1.0, 1.0
-        mask = torch.ones(2, 1, 4, 4, 4)
-        mask[:, :, 0] = 0.0  # all of the second region
-        assert ours(said, target, loss_mask=mask) < stock(said, target, loss_mask=mask) - 0.3
+    def test_an_absent_class_has_no_gradient(self) -> None:
+        """Class 2 is nowhere; what the cross entropy says of it stays."""
+        target = torch.randint(0, 2, (2, 1, 4, 4, 4)).float()
+        gradients = []
+        for loss in self.made():
+            probability = torch.randn(2, 3, 4, 4, 4).softmax(1).requires_grad_()
+            loss.dc.apply_nonlin = None
+            loss.dc(probability, target).backward()
+            gradients.append(probability.grad)
+        stock, ours = gradients
+        assert stock is not None
+        assert ours is not None
+        assert (ours[:, 2] == 0).all()
+        assert (stock[:, 2] != 0).all()
+        assert (ours[:, 1] != 0).all()
 
     def test_a_certain_background_is_not_the_best(self) -> None:
         """Of two small organs that look alike, one of them in each batch."""
@@ -74,20 +66,19 @@ class TestDiceOfPresent:
         undecided = background.clone()
         undecided[:, 0, :2, :2, :2] = 0.0
         stock, ours = self.made()
-        assert stock(background, target) < stock(undecided, target)
-        assert ours(undecided, target) < ours(background, target) - 0.2
+        assert stock.dc(background, target) < stock.dc(undecided, target)
+        assert ours.dc(undecided, target) < ours.dc(background, target) - 0.2
 
-    def test_replaces_the_dice_of_nnunets_losses(self) -> None:
-        kinds = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}
-        one = DC_and_CE_loss(dict(kinds), {}, dice_class=MemoryEfficientSoftDiceLoss)
-        several = DeepSupervisionWrapper(DC_and_BCE_loss({}, dict(kinds)), [1.0, 0.5])
-        assert over_present_classes(one) is one
-        assert isinstance(one.dc, DiceOfPresent)
-        assert isinstance(over_present_classes(several).loss.dc, DiceOfPresent)
-        said, target = torch.randn(2, 3, 4, 4, 4), torch.randint(0, 3, (2, 1, 4, 4, 4)).float()
-        assert one(said, target).isfinite()
-        regions = torch.randint(0, 2, (2, 3, 4, 4, 4)).float()
-        assert several([said, said], [regions, regions]).isfinite()
+    def test_also_of_several_resolutions_and_compiled(self) -> None:
+        several = DeepSupervisionWrapper(self.made()[0], [1.0, 0.5])
+        several.loss.dc = torch.compile(several.loss.dc, backend="eager")
+        assert without_smoothing(several) is several
+        assert several.loss.dc._orig_mod.smooth == 0
+        said, target = torch.randn(1, 3, 4, 4, 4), torch.zeros(1, 1, 4, 4, 4)
+        assert several.loss.dc(said, target) == 0  # no class is there
+
+    def test_another_loss_stays_as_it_is(self) -> None:
+        assert without_smoothing(loss := nn.CrossEntropyLoss()) is loss
 
 
 @pytest.fixture

@@ -76,8 +76,6 @@ def test_models_from_before_the_bound_of_shifts_compute_what_they_did(name: str)
         del one["shift_bound"]
     weights["location_signature.text"] = stored(options)["text"]
     network.load_state_dict(weights)
-    network.restrict_logits(True)  # a training that goes on
-    network.restrict_logits(False)
     assert all(block.limits.tolist() == [3.0, float("inf")] for block in network.location_blocks)
 
 

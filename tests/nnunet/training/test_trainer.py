@@ -111,9 +111,21 @@ def test_the_configuration_learns_to_bring_location() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_published_methods_are_trained_as_published(name: str) -> None:
-    """Learning to do without location is this project's; its own trainers do unless the plans say otherwise."""
+    """Learning to do without location and a Dice without smoothing are this project's; its own trainers have both."""
     own = name in ("LocCtxTrainer", "PriorHeadTrainer")
     assert getattr(TRAINERS[name], "unlocated_weight", 0.0) == (UNLOCATED_WEIGHT if own else 0.0)
+    assert getattr(TRAINERS[name], "smooths", True) != own
+
+
+@pytest.mark.parametrize(("name", "smooth"), [("LocCtxTrainer_noMirroring", 0.0), ("LocBAMTrainer", 1e-5)])
+@pytest.mark.parametrize("supervised", [True, False])
+def test_the_dice_is_smoothed_as_the_trainer_says(
+    name: str, smooth: float, supervised: bool, make_trainer: Any
+) -> None:
+    trainer = make_trainer(name, unlocated_weight=0)
+    trainer.enable_deep_supervision = supervised
+    loss = trainer._build_loss()
+    assert (loss.loss if supervised else loss).dc.smooth == smooth
 
 
 class TestDoingWithout:
@@ -167,7 +179,7 @@ class TestDoingWithout:
         outputs = trainer.network.train()(data)
         half = len(outputs) // 2
         first, second = (outputs[:half], outputs[half:]) if supervised else outputs
-        assert loss(outputs, target) == loss.loss(first, target) + 0.5 * loss.unlocated(second, target)
+        assert loss(outputs, target) == loss.loss(first, target) + 0.5 * loss.loss(second, target)
         assert loss.loss(first, target) != loss.loss(second, target)
         said = trainer.network.eval()(data)
         assert loss(said, target) == loss.loss(said, target)
@@ -213,22 +225,6 @@ class TestDoingWithout:
             return [trainer.train_step({"data": torch.rand(1, 4, 2, 2, 2)})["lost"] for _ in range(30)]
 
         assert steps(3) == steps(3) != steps(4)
-
-
-def test_prior_heads_on_logits_are_restricted_in_the_first_half(
-    make_trainer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also in a wrapped network; those on features are not."""
-    monkeypatch.setattr(nnUNetTrainer, "on_train_epoch_start", lambda self: None)
-    trainer = make_trainer("LocCtxTrainer_8epochs")
-    network = build(trainers.LocCtxTrainer, configuration())
-    trainer.network = torch.nn.Sequential(network)
-    for epoch, on_logits in ((0, [1.0, 3.0]), (3, [1.0, 3.0]), (4, [3.0, 10.0]), (7, [3.0, 10.0])):
-        trainer.current_epoch = epoch
-        trainer.on_train_epoch_start()
-        *features, logits = [block.limits.tolist() for block in network.location_blocks]
-        assert logits == on_logits
-        assert all(limits == [3.0, 10.0] for limits in features)
 
 
 class TestDropout:

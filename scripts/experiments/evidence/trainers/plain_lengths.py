@@ -7,6 +7,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
     nnUNetTrainerNoMirroring,
 )
+from nnunetv2.training.nnUNetTrainer.variants.loss.nnUNetTrainerDiceLoss import (
+    nnUNetTrainerDiceCELoss_noSmooth,
+)
 
 
 class nnUNetTrainer_8epochs(nnUNetTrainer):  # noqa: N801 - nnU-Net's way to name its variants
@@ -41,6 +44,18 @@ class nnUNetTrainer_80epochs(nnUNetTrainer_8epochs):  # noqa: N801
 
 class nnUNetTrainer_8epochs_NoMirroring(nnUNetTrainer_8epochs, nnUNetTrainerNoMirroring):  # noqa: N801
     """2,000 steps, patches not mirrored: what a careful user takes where sides matter."""
+
+
+class nnUNetTrainerDiceCELoss_noSmoothNoMirroring(  # noqa: N801
+    nnUNetTrainerDiceCELoss_noSmooth, nnUNetTrainerNoMirroring
+):
+    """Not mirrored, with the Dice of `LocCtxTrainer`: classes that a batch does not hold do not count."""
+
+
+class nnUNetTrainerDiceCELoss_noSmooth_8epochs_NoMirroring(  # noqa: N801
+    nnUNetTrainer_8epochs, nnUNetTrainerDiceCELoss_noSmoothNoMirroring
+):
+    """The same, 2,000 steps."""
 
 
 class nnUNetTrainer_2epochs_NoMirroring(nnUNetTrainer_2epochs, nnUNetTrainerNoMirroring):  # noqa: N801
