@@ -127,6 +127,7 @@ def fingerprint_of(
         # the defaults may be others in the next version
         "dropout": location.dropout,
         "unlocated_weight": location.unlocated_weight or 0.0,
+        "smoothed_dice": getattr(trainer, "smooths", True),
         "epochs": run.method.epochs,
         "seed": run.seed,
         "gpus": study.gpus,
@@ -151,8 +152,12 @@ def check_fingerprint(folder: Path, fingerprint: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{folder} holds a training that `locctx study` did not start (no {FINGERPRINT}). {advice}"
         )
-    # before there was a weight, no network learned to do without location
-    before = {"unlocated_weight": 0.0, **json.loads(file.read_text(encoding="utf-8"))["fingerprint"]}
+    # before there were these, no network learned to do without location, and each with nnU-Net's Dice
+    before = {
+        "unlocated_weight": 0.0,
+        "smoothed_dice": True,
+        **json.loads(file.read_text(encoding="utf-8"))["fingerprint"],
+    }
     # trainings of earlier versions do not say what their scans and their dropout were
     known = {
         key: value for key, value in fingerprint.items() if key not in ("scans", "dropout") or key in before

@@ -115,31 +115,42 @@ def test_a_model_of_other_scans_is_not_taken_for_one_of_these(folder, runs):
     file = fold_of(folder) / FINGERPRINT
     content = json.loads(file.read_text())
     del content["fingerprint"]["scans"], content["fingerprint"]["dropout"]
-    del content["fingerprint"]["unlocated_weight"]
+    del content["fingerprint"]["unlocated_weight"], content["fingerprint"]["smoothed_dice"]
     file.write_text(json.dumps(content))
     train(folder)
     assert len(runs) == 1
 
 
-def test_a_model_that_also_learned_to_do_without_location_is_another(folder, runs):
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("unlocated_weight", 1.0, r"unlocated_weight: 1\.0 before, 0\.0 now"),
+        ("smoothed_dice", False, "smoothed_dice: false before, true now"),
+    ],
+)
+def test_a_model_with_another_loss_is_another(folder, runs, key, value, reason):
     train(folder)
     file = fold_of(folder) / FINGERPRINT
     content = json.loads(file.read_text())
-    content["fingerprint"]["unlocated_weight"] = 1.0
+    content["fingerprint"][key] = value
     file.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"something else: unlocated_weight: 1\.0 before, 0\.0 now"):
+    with pytest.raises(ValueError, match=f"something else: {reason}"):
         train(folder)
 
 
-def test_a_default_weight_of_another_version_is_seen(folder, monkeypatch):
+def test_a_default_loss_of_another_version_is_seen(folder, monkeypatch):
     study = read_study(write_study(folder))
     plans = read_plans(study.preprocessed / f"{study.plans}.json")
     run = next(run for run in study.runs.values() if run.method.trainer.startswith("CoordConv"))
     before = module.fingerprint_of(study, run, plans, SPLITS[0], {})
     monkeypatch.setattr(LocatedTrainer, "unlocated_weight", 0.5)
     monkeypatch.setattr(LocatedTrainer, "place", "logits")
+    monkeypatch.setattr(LocatedTrainer, "smooths", False)
     now = module.fingerprint_of(study, run, plans, SPLITS[0], {})
-    assert differences(before, now) == ["unlocated_weight: 0.0 before, 0.5 now"]
+    assert differences(before, now) == [
+        "smoothed_dice: true before, false now",
+        "unlocated_weight: 0.0 before, 0.5 now",
+    ]
 
 
 def test_the_plans_dropout_counts_for_a_trainer_from_elsewhere(folder, monkeypatch):
