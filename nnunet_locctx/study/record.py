@@ -239,7 +239,8 @@ def _losses(study: Study, plans: Plans | None) -> Entry:
         trainer = find_trainer(run.method.trainer)
         if trainer is None:
             continue
-        terms = [vars(part)["loss_term"] for part in trainer.__mro__ if "loss_term" in vars(part)]
+        terms = [] if getattr(trainer, "smooths", True) else ["Dice without smoothing"]
+        terms += [vars(part)["loss_term"] for part in trainer.__mro__ if "loss_term" in vars(part)]
         if plans is not None and issubclass(trainer, LocatedTrainer):
             weight = trainer.location_options(resolve(dict(plans), run.configuration)).unlocated_weight
             terms += [f"what the network says without location (weight {weight:g})"] if weight else []

@@ -45,12 +45,12 @@ class LocBAMTrainer(LocatedTrainer):
 
 
 class PriorHeadTrainer(LocatedTrainer):
-    """Prior head: a learned, continuous atlas that scales and shifts the logits. This project's own."""
+    """Prior head: a learned, continuous atlas that scales and shifts the logits. This project's own, with the loss of
+    :class:`LocCtxTrainer`."""
 
     block = "prior"
     unlocated_weight = UNLOCATED_WEIGHT
     smooths = False
-    loss_term = "Dice without smoothing"
 
 
 class LocCtxTrainer(LocatedTrainer):
@@ -58,8 +58,9 @@ class LocCtxTrainer(LocatedTrainer):
 
     The last decoder stage's features are scaled and shifted by functions of location (FiLM, Perez et al. 2018), the
     logits by a learned atlas. All of the planned network in front of them does without location, and each training
-    step also asks it for what it says without, so that it loses little where the location is unknown. This project's
-    own; the measurements: docs/explanation/recommended.md. The plans' options concern the block on the features.
+    step also asks it for what it says without, so that it loses little where the location is unknown. The loss of both
+    answers is nnU-Net's with a Dice that is not smoothed. This project's own; the measurements:
+    docs/explanation/recommended.md. The plans' options concern the block on the features.
     """
 
     block = "prior"
@@ -68,7 +69,6 @@ class LocCtxTrainer(LocatedTrainer):
     also = (Fitting("prior", "logits", {"stride": 4}),)
     unlocated_weight = UNLOCATED_WEIGHT
     smooths = False
-    loss_term = "Dice without smoothing"
 
 
 class GPETrainer(LocatedTrainer):
