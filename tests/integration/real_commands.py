@@ -207,9 +207,9 @@ def planned(folders: Folders, configurations: tuple[str, ...]) -> str:
 
 
 def dry_run(folders: Folders, printed: str) -> str:
-    """The trainings' time is told."""
-    assert "expected for the trainings" in printed
-    return "printed: expected for the trainings ..."
+    """Minutes of the trainings are printed."""
+    assert "minutes of the trainings:" in printed
+    return "printed: minutes of the trainings"
 
 
 def predict(
