@@ -67,7 +67,7 @@ class TrainingRange:
         seen: dict[bool, list[tuple[Array, Array]]] = {True: [], False: []}
         for frame, measured in cases:
             coordinates = _coordinates(locator.field(frame, measured))
-            judged = coordinates[_where(locator.source.judged(coordinates))]
+            judged = _judged(locator.source, coordinates, coordinates)
             seen[frame.has_geometry].append((_central_range(judged), locator.source.extent(frame, measured)))
         geometry = bool(seen[True])
         ranges, extents = (np.stack(values) for values in zip(*seen[geometry], strict=True))
@@ -90,10 +90,12 @@ class TrainingRange:
                 AXES, f"the scan has {has} direction and origin, the scans of training had {had}"
             )
         coordinates = _coordinates(field)
-        reasons = self.unseen_coordinates(coordinates[_where(source.judged(coordinates))])
+        reasons = self.unseen_coordinates(_judged(source, coordinates, coordinates))
         for axis, length, (shortest, longest) in zip(AXES, extent, self.extents, strict=True):
-            allowed = shortest / (1 + EXTENT_TOLERANCE), longest * (1 + EXTENT_TOLERANCE)
-            if axis in source.axes_of_the_scan and not allowed[0] <= length <= allowed[1]:
+            if axis not in source.axes_of_the_scan:
+                continue
+            # not where there is no length, NaN
+            if length < shortest / (1 + EXTENT_TOLERANCE) or length > longest * (1 + EXTENT_TOLERANCE):
                 reasons[axis] = (
                     f"{source.measures} spans {length:.0f} mm, those of training {shortest:.0f} to {longest:.0f} mm"
                 )
@@ -156,7 +158,7 @@ class Locator:
         """
         if self.training is None:
             return
-        changed = _sampled(location)[_where(self.source.judged(_sampled(true)))]
+        changed = _judged(self.source, _sampled(true), _sampled(location))
         location[[AXES.index(axis) for axis in self.training.unseen_coordinates(changed)]] = np.nan
 
 
@@ -173,9 +175,12 @@ def _sampled(location: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return np.stack(channels, axis=-1).reshape(-1, 3)
 
 
-def _where(judged: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """The same points; all, where a body is too small to hold one."""
-    return judged if judged.any() else np.ones_like(judged)
+def _judged(
+    source: LocationSource, places: npt.NDArray[np.floating], coordinates: npt.NDArray[np.floating]
+) -> npt.NDArray[np.floating]:
+    """The coordinates of the points (points, 3) whose true places the source judges; all, where it judges none."""
+    judged = source.judged(places)
+    return coordinates[judged] if judged.any() else coordinates
 
 
 def _widest(lowest: Array, highest: Array) -> Array:

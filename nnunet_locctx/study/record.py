@@ -237,7 +237,8 @@ def _losses(study: Study, plans: Plans | None) -> Entry:
     problems = []
     for run in study.runs.values():
         trainer = find_trainer(run.method.trainer)
-        if trainer is None:
+        if trainer is None:  # nnU-Net calls its variants by what they change
+            problems += [f"{run.method.name}: {text}" for text in run.method.variants if "Loss" in text]
             continue
         terms = [] if getattr(trainer, "smooths", True) else ["Dice without smoothing"]
         terms += [vars(part)["loss_term"] for part in trainer.__mro__ if "loss_term" in vars(part)]

@@ -148,6 +148,17 @@ def test_more_of_the_body_than_training_had_loses_its_level(in_the_body: Locator
     assert list(in_the_body.field(scan((400, 380, 400)), body(0, 120)).unknown) == ["S"]
 
 
+def test_a_scan_without_a_body_has_no_length(in_the_body: Locator) -> None:
+    air = BodyBox.unusable("air")
+    assert set(in_the_body.field(ABDOMENS[0], air).unknown.values()) == {"air"}
+    empty = dataclasses.replace(
+        in_the_body, training=TrainingRange.over(Locator(make_source("body")), [(ABDOMENS[0], air)])
+    )
+    assert set(empty.field(ABDOMENS[0], body(-150, 150)).unknown.values()) == {
+        "the axis was unknown in training"
+    }
+
+
 def test_air_around_the_body_takes_nothing_from_it(in_the_body: Locator) -> None:
     assert not in_the_body.field(scan((800, 800, 900), (0, 0, 300)), body(-150, 150)).unknown
 

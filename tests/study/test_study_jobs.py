@@ -281,6 +281,7 @@ def test_a_loss_with_more_terms_is_not_called_the_same(folder):
         "Both": {"trainer": "LocCtxTrainer", "options": {"unlocated_weight": 0.5}},
         "Once": {"trainer": "LocCtxTrainer", "options": {"unlocated_weight": 0}},
         "L2G": "L2GTrainer",
+        "Stock": {"trainer": "nnUNetTrainerDiceCELoss_noSmooth", "epochs": 1000},
     }
     jobs = jobs_of(folder, methods=methods)
     plan(jobs.study, never)
@@ -289,6 +290,7 @@ def test_a_loss_with_more_terms_is_not_called_the_same(folder):
         "Both: nnU-Net's with Dice without smoothing, what the network says without location (weight 0.5)",
         "Once: nnU-Net's with Dice without smoothing",
         "L2G: nnU-Net's with the codebook's commitment",
+        "Stock: DiceCELoss_noSmooth",
     ]
     assert not loss["holds"]
 

@@ -130,12 +130,9 @@ def one_against_rest(logits: Tensor, truth: Tensor) -> Tensor:
     return -torch.where(truth, log_probability, rest.log())
 
 
-def of_probabilities(dice: Any, background: bool) -> Any:
-    """nnU-Net's soft Dice loss, compiled or not, of probabilities instead of logits, with or without the background."""
-    dice = getattr(dice, "_orig_mod", dice)  # a compiled one
-    return type(dice)(
-        apply_nonlin=None, batch_dice=dice.batch_dice, do_bg=background, smooth=dice.smooth, ddp=dice.ddp
-    )
+def uncompiled(dice: Any) -> Any:
+    """nnU-Net's soft Dice loss itself, which it may have compiled."""
+    return getattr(dice, "_orig_mod", dice)
 
 
 class ClassWeightedDice(nn.Module):
@@ -155,8 +152,11 @@ class ClassWeightedDice(nn.Module):
 
     def __init__(self, dice: Any) -> None:
         super().__init__()
+        dice = uncompiled(dice)
         self.nonlinearity, self.first = dice.apply_nonlin, 0 if dice.do_bg else 1
-        self.one_class = of_probabilities(dice, True)
+        self.one_class = type(dice)(
+            apply_nonlin=None, batch_dice=dice.batch_dice, do_bg=True, smooth=dice.smooth, ddp=dice.ddp
+        )
 
     def forward(self, logits: Tensor, target: Tensor, loss_mask: Tensor | None = None) -> Tensor:
         """As nnU-Net's: (B, C, *spatial), (B, 1, *spatial) labels or (B, C, *spatial) regions -> a number."""
@@ -328,8 +328,7 @@ def without_smoothing(loss: Any) -> Any:
     """
     one_resolution = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
     if isinstance(one_resolution, DC_and_CE_loss | DC_and_BCE_loss):
-        dice: Any = one_resolution.dc
-        getattr(dice, "_orig_mod", dice).smooth = 0.0  # a compiled one
+        uncompiled(one_resolution.dc).smooth = 0.0
     return loss
 
 
