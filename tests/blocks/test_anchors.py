@@ -110,10 +110,10 @@ def test_anchors_start_as_points_of_the_scan_and_are_corrected_by_what_is_found(
 def test_published_anchors_do_not_see_where() -> None:
     points = randomise(AnchorPoints(5, 3, anchors=6, anchors_from="paper", hidden=128))
     features, location = torch.randn(2, 5, 4, 4, 4), ramp(2, (4, 4, 4))
-    found = points(features, location)
-    assert found.shape == (2, 6, 3)
-    assert found.abs().max() <= 0.5
-    torch.testing.assert_close(points(features.flip(2, 3), location + 1), found)
+    positions = points(features, location)
+    assert positions.shape == (2, 6, 3)
+    assert positions.abs().max() <= 0.5
+    torch.testing.assert_close(points(features.flip(2, 3), location + 1), positions)
 
 
 @pytest.mark.parametrize(("count", "dimensions"), [(1, 3), (8, 3), (32, 3), (8, 2)])

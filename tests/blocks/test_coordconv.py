@@ -48,9 +48,9 @@ class TestCoordConvPublished(BlockHarness):
         both = torch.cat(
             [block.mix_features.weight.flatten(1) + torch.eye(200), block.mix_location.weight.flatten(1)], 1
         )
-        wanted = (2 / 1.0001 / 203) ** 0.5  # He et al. 2015 over all 203 input channels
-        assert both[:, :200].std().item() == pytest.approx(wanted, rel=0.02)
-        assert both[:, 200:].std().item() == pytest.approx(wanted, rel=0.1)
+        deviation = (2 / 1.0001 / 203) ** 0.5  # He et al. 2015 over all 203 input channels
+        assert both[:, :200].std().item() == pytest.approx(deviation, rel=0.02)
+        assert both[:, 200:].std().item() == pytest.approx(deviation, rel=0.1)
         assert not block.mix_features.bias.any()
 
 

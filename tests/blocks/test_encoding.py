@@ -111,9 +111,9 @@ def test_float32_under_autocast() -> None:
 def test_mirroring_negates_the_sines() -> None:
     encoding = FrequencyEncoding(bands=4, keep_identity=False)
     location = straight(6, 7, 8)
-    there, back = encoding(location), encoding(-location)
-    torch.testing.assert_close(back[:, :12], -there[:, :12])
-    torch.testing.assert_close(back[:, 12:], there[:, 12:])
+    encoded, mirrored = encoding(location), encoding(-location)
+    torch.testing.assert_close(mirrored[:, :12], -encoded[:, :12])
+    torch.testing.assert_close(mirrored[:, 12:], encoded[:, 12:])
 
 
 def test_carries_nothing_in_the_state_dict() -> None:

@@ -158,9 +158,9 @@ def test_follows_flips(options: dict[str, Any], flipped: tuple[int, ...]) -> Non
     block = randomise(make_block("gpe", 5, 3, **options)).double()
     full = ramp(2, (8, 12, 10)).double()
     for size in ((8, 12, 10), (4, 6, 5), (3, 5, 4)):
-        features, there = torch.randn(2, 5, *size).double(), resize_location(full, size)
+        features, location = torch.randn(2, 5, *size).double(), resize_location(full, size)
         back = resize_location(full.flip(flipped), size)
-        expected = block(features, there).flip(flipped)
+        expected = block(features, location).flip(flipped)
         torch.testing.assert_close(block(features.flip(flipped), back), expected)
 
 

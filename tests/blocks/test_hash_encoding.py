@@ -126,8 +126,8 @@ def test_equals_the_authors_functions(name: str) -> None:
     index = np.arange(1, grid.parameters + 1, dtype=np.uint64)
     table = torch.from_numpy((index * 2654435761 % 2**32 // 256) / 2.0**23 - 1).float()
     location = torch.from_numpy(REFERENCE[f"{name}_position"].T)[None] - 0.5
-    found = look_up(grid, table, location, torch.ones(1, grid.levels), 1.0)[0].T
-    np.testing.assert_allclose(found.numpy(), REFERENCE[f"{name}_features"], rtol=0, atol=2.5e-7)
+    features = look_up(grid, table, location, torch.ones(1, grid.levels), 1.0)[0].T
+    np.testing.assert_allclose(features.numpy(), REFERENCE[f"{name}_features"], rtol=0, atol=2.5e-7)
 
 
 @pytest.mark.parametrize("size", [(7,), (5, 6), (3, 4, 5), (1, 1, 1)])
@@ -373,7 +373,7 @@ class StandIn(nn.Module):
         self.params = nn.Parameter(torch.zeros(self.grid.parameters))
 
     def forward(self, rows: Tensor) -> Tensor:
-        found = hash_grid.hash_lookup(
+        features = hash_grid.hash_lookup(
             self.params,
             rows.T[None] - 0.5,
             rows.new_ones(1, self.grid.levels),
@@ -381,7 +381,7 @@ class StandIn(nn.Module):
             self.grid.scale,
             1.0,
         )
-        return found[0].T
+        return features[0].T
 
 
 def test_tiny_cuda_nn_is_called_as_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,9 +421,9 @@ def test_the_same_on_cuda() -> None:
     assert encoding.table.grad is not None
     gradient = encoding.table.grad.clone()
     encoding.zero_grad()
-    found = encoding.cuda()(location.cuda())
-    (found**2).sum().backward()
-    torch.testing.assert_close(found.cpu(), expected, atol=1e-4, rtol=1e-4)
+    features = encoding.cuda()(location.cuda())
+    (features**2).sum().backward()
+    torch.testing.assert_close(features.cpu(), expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(encoding.table.grad.cpu(), gradient, atol=1e-3, rtol=1e-3)
     grid = encoding.grid
     position = torch.rand(3, 1000)

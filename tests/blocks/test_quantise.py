@@ -147,9 +147,9 @@ def test_half_precision_and_autocast_choose_the_same_codes() -> None:
     codebook = torch.tensor([[1.0, 0.0], [1.001, 0.0]])  # closer than bfloat16 can tell apart
     tokens = torch.tensor([[1.0002, 0.0], [1.0008, 0.0]])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = filled(codebook).eval()(tokens)
-    assert found.indices.tolist() == [0, 1]
-    assert found.values.dtype == found.commitment.dtype == torch.float32
+        quantised = filled(codebook).eval()(tokens)
+    assert quantised.indices.tolist() == [0, 1]
+    assert quantised.values.dtype == quantised.commitment.dtype == torch.float32
     assert filled(codebook).eval()(tokens.to(torch.float16)).values.dtype == torch.float32
 
 

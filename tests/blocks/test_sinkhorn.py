@@ -35,9 +35,9 @@ def naive_plan(kernel: Tensor, columns: Tensor, iterations: int) -> Tensor:
 def test_marginals(epsilon: float, learned: bool) -> None:
     columns = columns_of(32) if learned else None
     plan = log_sinkhorn(similarity() / epsilon, columns).exp()
-    wanted = columns.exp() if columns is not None else torch.full((2, 32), 1 / 32)
+    sums = columns.exp() if columns is not None else torch.full((2, 32), 1 / 32)
     assert (plan.sum(dim=2) - 1 / 200).abs().max() < 1e-7
-    assert (plan.sum(dim=1) - wanted).abs().max() < 1e-5
+    assert (plan.sum(dim=1) - sums).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("iterations", [1, 10])

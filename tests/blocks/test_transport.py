@@ -178,10 +178,10 @@ class TestLocalToGlobal(LocalToGlobalHarness):
         """Why the columns take the prior's mass: the column's potential takes up what a shift changes."""
         block, codes, place = plan_of(self, tokens=60)
         similarity = F.normalize(codes, dim=2)[:, None] @ F.normalize(block.references, dim=2).mT
-        here, there = (
+        plan, shifted_plan = (
             log_sinkhorn(similarity / 0.1 + block._log_prior(place + shift, 8)) for shift in (0.0, 0.2)
         )
-        torch.testing.assert_close(here, there, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(plan, shifted_plan, atol=1e-4, rtol=1e-4)
 
     def test_far_outside_the_scan(self) -> None:
         """Scanner coordinates or a wrong header: no reference is near."""

@@ -232,8 +232,8 @@ def test_organs_of_the_whole_body_phantom_are_told_apart_better_than_in_the_scan
                 np.array([located.at(i).mean(0)[:2] if len(i) else np.full(2, np.nan) for i in index])
             )
     ratio = {
-        name: np.nanmean(found, axis=0).std(0) / np.nanmedian(np.nanstd(found, axis=0), axis=0)
-        for name, found in places.items()
+        name: np.nanmean(coordinates, axis=0).std(0) / np.nanmedian(np.nanstd(coordinates, axis=0), axis=0)
+        for name, coordinates in places.items()
     }
     assert (ratio["body"] > 1.3 * ratio["voxel"]).all(), ratio
 

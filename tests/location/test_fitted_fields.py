@@ -86,14 +86,14 @@ def test_storage_does_not_change_a_places_location(permutation, flip, transposed
     if name == "body_part" and (options or measurement.cross_section is None):
         return  # fractions of the scan, tested with the source voxel
     place = np.array([-12.5, 20.0, 33.0])
-    found = []
+    coordinates = []
     for permuted, flipped in (((0, 1, 2), (1, 1, 1)), (permutation, flip)):
         properties, shape = stored(permuted, flipped, (9, 8, 7), (4.0, 5.0, 6.0), np.zeros(3), np.eye(3))
         order = (2, 0, 1) if transposed else (0, 1, 2)
         frame = Frame.from_properties(properties, [shape[axis] for axis in order], order)
         index = frame.index_from_millimetres(place)
-        found.append(make_source(name, **options).field(frame, measurement).at(index))
-    np.testing.assert_allclose(found[0], found[1], atol=1e-9)
+        coordinates.append(make_source(name, **options).field(frame, measurement).at(index))
+    np.testing.assert_allclose(coordinates[0], coordinates[1], atol=1e-9)
 
 
 def test_scores_continue_without_a_jump() -> None:
@@ -107,16 +107,16 @@ def test_scores_continue_without_a_jump() -> None:
 
 
 def test_a_map_continues_without_a_jump() -> None:
-    found = make_map()
+    field = make_map()
     corner = np.array([11.0, 9.0, 13.0])
-    to_millimetres = lambda index: index @ found.affine[:3, :3].T + found.affine[:3, 3]  # noqa: E731
-    np.testing.assert_allclose(found.at(to_millimetres(corner)), found.values[:, -1, -1, -1], atol=1e-6)
+    to_millimetres = lambda index: index @ field.affine[:3, :3].T + field.affine[:3, 3]  # noqa: E731
+    np.testing.assert_allclose(field.at(to_millimetres(corner)), field.values[:, -1, -1, -1], atol=1e-6)
     np.testing.assert_allclose(
-        found.at(to_millimetres(corner + 1e-6)), found.at(to_millimetres(corner)), atol=1e-6
+        field.at(to_millimetres(corner + 1e-6)), field.at(to_millimetres(corner)), atol=1e-6
     )
     away = to_millimetres(corner + np.array([3.0, 0.0, 0.0]))
-    step = found.slopes @ (away - to_millimetres(corner))
-    np.testing.assert_allclose(found.at(away) - found.values[:, -1, -1, -1], step, atol=1e-6)
+    step = field.slopes @ (away - to_millimetres(corner))
+    np.testing.assert_allclose(field.at(away) - field.values[:, -1, -1, -1], step, atol=1e-6)
 
 
 def test_the_bodys_cross_section_spans_half_to_half() -> None:
@@ -127,10 +127,10 @@ def test_the_bodys_cross_section_spans_half_to_half() -> None:
     lower, upper, back, front = curve.cross_section[level]
     z = curve.positions[level]
     places = np.array([[-lower, -back, z], [-upper, -front, z], [-(lower + upper) / 2, 0.0, z]])  # mm LPS
-    found = make_source("body_part").field(frame, curve).at(frame.index_from_millimetres(places))
-    np.testing.assert_allclose(found[:2, :2], [[-0.5, -0.5], [0.5, 0.5]], atol=1e-9)
-    assert found[2, 0] == pytest.approx(0)
-    np.testing.assert_allclose(found[:, 2], curve.scores[level] / 100 - 0.5)
+    coordinates = make_source("body_part").field(frame, curve).at(frame.index_from_millimetres(places))
+    np.testing.assert_allclose(coordinates[:2, :2], [[-0.5, -0.5], [0.5, 0.5]], atol=1e-9)
+    assert coordinates[2, 0] == pytest.approx(0)
+    np.testing.assert_allclose(coordinates[:, 2], curve.scores[level] / 100 - 0.5)
 
 
 @pytest.mark.parametrize("measurement", [make_curve(), make_curve(body=False), make_map()])

@@ -117,11 +117,11 @@ def test_lightmedsegs_ablations_leave_out_what_they_say(
     expected: dict[str, Any] = {f"LightMedSeg without {part}": options for part, options in changed.items()}
     expected |= {f"LightMedSeg {number} anchors": {"anchors": number} for number in (16, 32)}
     expected["LightMedSeg standard convolutions"] = {"ghost": False}
-    found = {method.name: method for method in study.methods if method.network}
-    assert {name: method.network for name, method in found.items()} == expected
-    assert {method.against for method in found.values()} == {"LightMedSeg"}
+    networks = {method.name: method for method in study.methods if method.network}
+    assert {name: method.network for name, method in networks.items()} == expected
+    assert {method.against for method in networks.values()} == {"LightMedSeg"}
     whole = next(method for method in study.methods if method.name == "LightMedSeg")
-    assert {method.trainer for method in found.values()} == {whole.trainer}
+    assert {method.trainer for method in networks.values()} == {whole.trainer}
 
 
 def test_the_study_of_the_guide_to_ones_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,16 +143,16 @@ def test_equal_voxels_are_preprocessed_once(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_trainings_and_hours_of_the_guides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {}
+    listed = {}
     for page in (*GUIDES.glob("*.md"), GUIDES.parent / "explanation" / "l2gnet.md"):
         for name, trainings, hours in re.findall(
             r"^\| `(\w+)` \| (\d+) \| (\d+) \|", page.read_text(), re.MULTILINE
         ):
-            found[name] = (int(trainings), int(hours))
-    assert set(found) == set(STUDIES) - {"phantom", "hippocampus"}
-    for name, told in found.items():
+            listed[name] = (int(trainings), int(hours))
+    assert set(listed) == set(STUDIES) - {"phantom", "hippocampus"}
+    for name, totals in listed.items():
         study = read(name, tmp_path / name, monkeypatch)
         runs = study.runs.values()
         hours = [expected_minutes(*batch_of(run, None), run.method.epochs) / 60 for run in runs]
-        assert told[0] == len(runs) * len(study.folds), name
-        assert told[1] == pytest.approx(sum(hours) * len(study.folds), abs=0.51), name
+        assert totals[0] == len(runs) * len(study.folds), name
+        assert totals[1] == pytest.approx(sum(hours) * len(study.folds), abs=0.51), name

@@ -137,8 +137,8 @@ def test_every_method_begins_with_the_same_weights_and_patches(folder, monkeypat
     script.write_text(FIRST_PATCHES)
     for name, path in {"raw": "raw", "preprocessed": "preprocessed", "results": "elsewhere"}.items():
         monkeypatch.setenv(f"nnUNet_{name}", str(folder / path))
-    found = []
+    results = []
     for words in (("nnUNetTrainer_1epoch", "tiny"), ("CoordConvTrainer_1epoch", "tiny_voxel")):
         answer = subprocess.run([sys.executable, script, *words], capture_output=True, text=True, check=True)
-        found.append(json.loads(answer.stdout.split("RESULT")[1].splitlines()[0]))
-    assert found[0] == found[1]
+        results.append(json.loads(answer.stdout.split("RESULT")[1].splitlines()[0]))
+    assert results[0] == results[1]

@@ -106,11 +106,11 @@ def test_command_lines(folder):
     here = snakemake_command(jobs, targets, Where(cores=3), ["0", "1"])
     assert here[here.index("--cores") + 1] == "3"
     assert here[here.index("--resources") + 1] == "gpu=2"
-    there = snakemake_command(jobs, targets, Where(profile=SLURM_PROFILE, jobs=7))
-    assert there[there.index("--profile") + 1] == str(SLURM_PROFILE)
-    assert there[there.index("--jobs") + 1] == "7"
-    assert "--cores" not in there
-    assert "--slurm-no-account" in there
+    command = snakemake_command(jobs, targets, Where(profile=SLURM_PROFILE, jobs=7))
+    assert command[command.index("--profile") + 1] == str(SLURM_PROFILE)
+    assert command[command.index("--jobs") + 1] == "7"
+    assert "--cores" not in command
+    assert "--slurm-no-account" in command
     own = folder / "own"
     own.mkdir()
     with pytest.raises(ValueError, match="no folder of a Snakemake profile"):

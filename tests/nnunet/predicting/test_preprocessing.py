@@ -235,12 +235,12 @@ def test_properties_may_be_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
             ConfigurationManager(configuration(location={"source": "anatomical"}, spacing=[1.5, 1.0, 2.0]))
         )
         monkeypatch.setattr(located.carried, "open", MillimetreRegressor)
-        found, _, properties = LocatedPreprocessor(verbose=False).run_case_npy(
+        processed, _, properties = LocatedPreprocessor(verbose=False).run_case_npy(
             data, None, properties, manager, located, {"labels": {"a": 1}}
         )
-        runs.append(found)
+        runs.append(processed)
         # the voxels in front of which nnU-Net cut: the place of the first voxel that is left
-        frame = Frame.from_properties(properties, found.shape[1:])
-        np.testing.assert_allclose(found[1:, 0, 0, 0] * 100, frame.millimetres([0, 0, 0]), atol=1e-2)
+        frame = Frame.from_properties(properties, processed.shape[1:])
+        np.testing.assert_allclose(processed[1:, 0, 0, 0] * 100, frame.millimetres([0, 0, 0]), atol=1e-2)
     for again in runs[1:]:
         np.testing.assert_array_equal(again, runs[0])

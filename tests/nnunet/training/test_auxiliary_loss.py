@@ -35,11 +35,11 @@ class TestWithoutSmoothing:
 
     @pytest.mark.parametrize("regions", [False, True])
     def test_equals_nnunets_where_all_classes_are_present(self, regions: bool) -> None:
-        said = torch.randn(2, 3, 4, 4, 4)
+        logits = torch.randn(2, 3, 4, 4, 4)
         stock, ours = self.made(regions=regions)
         shape, classes = ((2, 3, 4, 4, 4), 2) if regions else ((2, 1, 4, 4, 4), 3)
         target = torch.randint(0, classes, shape).float()
-        torch.testing.assert_close(ours(said, target), stock(said, target))
+        torch.testing.assert_close(ours(logits, target), stock(logits, target))
 
     def test_an_absent_class_has_no_gradient(self) -> None:
         """Class 2 is nowhere; what the cross entropy says of it stays."""
@@ -74,8 +74,8 @@ class TestWithoutSmoothing:
         several.loss.dc = torch.compile(several.loss.dc, backend="eager")
         assert without_smoothing(several) is several
         assert several.loss.dc._orig_mod.smooth == 0
-        said, target = torch.randn(1, 3, 4, 4, 4), torch.zeros(1, 1, 4, 4, 4)
-        assert several.loss.dc(said, target) == 0  # no class is there
+        logits, target = torch.randn(1, 3, 4, 4, 4), torch.zeros(1, 1, 4, 4, 4)
+        assert several.loss.dc(logits, target) == 0  # no class is there
 
     def test_another_loss_stays_as_it_is(self) -> None:
         assert without_smoothing(loss := nn.CrossEntropyLoss()) is loss

@@ -254,9 +254,9 @@ def test_equal_weights_give_nnunets_dice(has_regions: bool, ignored: bool, batch
 
 def test_takes_a_compiled_dice_loss() -> None:
     dice = base_loss(False, False, True).dc
-    found = ClassWeightedDice(torch.compile(dice))  # as on a GPU
-    assert isinstance(found.one_class, MemoryEfficientSoftDiceLoss)
-    assert (found.first, found.one_class.batch_dice, found.one_class.smooth) == (1, True, 1e-5)
+    weighted = ClassWeightedDice(torch.compile(dice))  # as on a GPU
+    assert isinstance(weighted.one_class, MemoryEfficientSoftDiceLoss)
+    assert (weighted.first, weighted.one_class.batch_dice, weighted.one_class.smooth) == (1, True, 1e-5)
 
 
 @pytest.mark.parametrize(("has_regions", "ignored"), CASES)
@@ -306,9 +306,9 @@ def test_weighted_classes_in_half_precision(has_regions: bool, ignored: bool) ->
     expected = loss(logits, target)
     half = logits.bfloat16().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = loss(half, target)
-    found.backward()
-    assert float(found.detach()) == pytest.approx(float(expected), abs=0.02)
+        value = loss(half, target)
+    value.backward()
+    assert float(value.detach()) == pytest.approx(float(expected), abs=0.02)
     assert half.grad is not None
     assert half.grad.isfinite().all()
 

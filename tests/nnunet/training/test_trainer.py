@@ -48,10 +48,10 @@ def build(
     ],
 )
 def test_nnunet_finds_them_and_can_pickle_them(name: str) -> None:
-    found = recursive_find_trainer_class_by_name(name)
-    assert found.__name__ == name
-    assert found.__module__ == "nnunet_locctx.nnunet.training.trainers"
-    assert pickle.loads(pickle.dumps(found)) is found
+    trainer_class = recursive_find_trainer_class_by_name(name)
+    assert trainer_class.__name__ == name
+    assert trainer_class.__module__ == "nnunet_locctx.nnunet.training.trainers"
+    assert pickle.loads(pickle.dumps(trainer_class)) is trainer_class
 
 
 def test_suffixes() -> None:
@@ -181,8 +181,8 @@ class TestDoingWithout:
         first, second = (outputs[:half], outputs[half:]) if supervised else outputs
         assert loss(outputs, target) == loss.loss(first, target) + 0.5 * loss.loss(second, target)
         assert loss.loss(first, target) != loss.loss(second, target)
-        said = trainer.network.eval()(data)
-        assert loss(said, target) == loss.loss(said, target)
+        logits = trainer.network.eval()(data)
+        assert loss(logits, target) == loss.loss(logits, target)
 
     @pytest.mark.parametrize(("weight", "answers"), [(1.0, 2), (0.0, 1)])
     def test_the_network_answers_as_often_as_the_loss_asks(

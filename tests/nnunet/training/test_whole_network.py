@@ -125,9 +125,9 @@ def test_a_network_without_its_deep_supervision(tmp_path: Path, monkeypatch: pyt
     output = made(torch.randn(2, 1, *PATCH))
     assert output.shape == (2, 3, *PATCH)
     assert trainer._build_loss()(output, torch.zeros(2, 1, *PATCH)).isfinite()
-    told = json.loads(made.location_signature.decoded())["options"]
-    assert told["published_windows"] is True  # spelt out: what the form stands for may change
-    assert "form" not in told
+    options = json.loads(made.location_signature.decoded())["options"]
+    assert options["published_windows"] is True  # spelt out: what the form stands for may change
+    assert "form" not in options
 
 
 ADDED = {
@@ -150,10 +150,12 @@ def test_models_from_before_the_published_forms_load_and_only_as_what_they_are(
         )
 
     network = build()
-    told = json.loads(network.location_signature.decoded())
-    told["options"] = {key: value for key, value in told["options"].items() if key not in ADDED[name]}
+    signature = json.loads(network.location_signature.decoded())
+    signature["options"] = {
+        key: value for key, value in signature["options"].items() if key not in ADDED[name]
+    }
     before = network.state_dict()
-    before["location_signature.text"] = LocationSignature(json.dumps(told, sort_keys=True)).text
+    before["location_signature.text"] = LocationSignature(json.dumps(signature, sort_keys=True)).text
     network.load_state_dict(before)
     with pytest.raises(ValueError, match="the checkpoint was trained with the location options"):
         build(form="published").load_state_dict(before)
