@@ -24,6 +24,7 @@ FIGURES = Figures(
     dice=0.875,
     dice_plain=0.0,
     seeds=3,
+    heads=0.7,
 )
 MEASURED = Measured({"PriorHeadTrainer": FIGURES}, ["step: on a machine."])
 
@@ -106,17 +107,27 @@ def test_table_fits_a_terminal_and_shows_figures() -> None:
     lines = text.splitlines()
     assert max(map(len, lines)) <= 120
     (row,) = [line for line in lines if line.startswith("PriorHeadTrainer")]
-    assert row.split() == ["PriorHeadTrainer", "logits", "frequency", "1.001", "0.250", "1.040", "0.88"]
+    assert row.split() == [
+        "PriorHeadTrainer",
+        "logits",
+        "frequency",
+        "1.001",
+        "0.250",
+        "1.040",
+        "0.88",
+        "0.70",
+        "-",
+    ]
     (row,) = [line for line in lines if line.startswith("LocBAMTrainer")]
-    assert row.split()[-4:] == ["-"] * 4
+    assert row.split()[-6:] == ["-"] * 6
     assert lines[-1] == "step: on a machine."
 
 
 def test_markdown_has_one_row_per_trainer() -> None:
     rows = format_methods(list_methods(), MEASURED, "markdown").splitlines()[: 2 + len(TRAINERS)]
-    assert {row.replace("\\|", "").count("|") for row in rows} == {11}
+    assert {row.replace("\\|", "").count("|") for row in rows} == {13}
     (row,) = [row for row in rows if row.startswith("| `PriorHeadTrainer`")]
-    assert row.endswith("| logits | frequency | 1.001 | 0.250 | 1.040 | 0.88 |")
+    assert row.endswith("| logits | frequency | 1.001 | 0.250 | 1.040 | 0.88 | 0.70 | - |")
 
 
 def test_json_has_numbers_and_nulls() -> None:

@@ -21,6 +21,8 @@ class Figures:
         dice: Mean Dice on the placement phantom.
         dice_plain: Dice of the U-Net without location, same seeds and budget.
         seeds: Number of training runs behind the Dice.
+        heads: Mean Dice on human heads that training has not seen.
+        mice: The same on mouse brains.
     """
 
     parameters: int | None = None
@@ -32,6 +34,8 @@ class Figures:
     dice: float | None = None
     dice_plain: float | None = None
     seeds: int | None = None
+    heads: float | None = None
+    mice: float | None = None
 
 
 @dataclass(frozen=True)

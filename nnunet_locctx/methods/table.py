@@ -10,7 +10,7 @@ from nnunet_locctx.resources import with_pages
 
 FORMATS = ("table", "markdown", "json")
 WIDTH = 120
-HEADS = ("place", "encoding", "parameters, x", "MACs, x", "step, x", "Dice, 0-1")
+HEADS = ("place", "encoding", "parameters, x", "MACs, x", "step, x", "phantom", "heads", "mice")
 AS_PUBLISHED = "as published"
 MARK = " *"
 
@@ -79,7 +79,7 @@ def cells(method: Method, figures: Figures) -> list[str]:
         _times(figures.parameters_ratio),
         _times(figures.multiply_adds_ratio),
         _times(figures.step_ratio),
-        "-" if figures.dice is None else f"{figures.dice:.2f}",
+        *("-" if dice is None else f"{dice:.2f}" for dice in (figures.dice, figures.heads, figures.mice)),
     ]
 
 

@@ -291,8 +291,11 @@ class TestCollect:
                 {**budget, "trainer": "CoordConvTrainers", "seed": 0, "dice": 0.9},
             ],
         )
+        report = tmp_path / "methods_heads" / "overview.csv"
+        report.parent.mkdir()
+        report.write_text(f"method,preset,dice,gain\n{PLAIN},p,0.31,\nPriorHeadTrainer,p,0.51239,0.2\n")
         file = tmp_path / "measured.json"
-        collect_methods.collect(tmp_path / "blocks.json", tmp_path / "methods.json", file)
+        collect_methods.collect(tmp_path / "blocks.json", tmp_path / "methods.json", file, tmp_path)
         written = json.loads(file.read_text())
         assert written["figures"] == {
             "PriorHeadTrainer": {
@@ -304,14 +307,16 @@ class TestCollect:
                 "dice": 0.7,
                 "dice_plain": 0.1,
                 "seeds": 2,
+                "heads": 0.5124,
             }
         }
-        assert [("1.00 M" in note, "Big GPU" in note, "0.10" in note) for note in written["notes"]] == [
-            (True, False, False),
-            (False, True, False),
-            (False, False, True),
+        words = ("1.00 M", "Big GPU", "0.10", "human heads, 16^3 patches")
+        assert [[word for word in words if word in note] for note in written["notes"]] == [
+            [word] for word in words
         ]
 
     def test_without_files_there_are_no_figures(self, tmp_path: Path) -> None:
-        collect_methods.collect(*(tmp_path / f"{n}.json" for n in ("blocks", "methods", "measured")))
+        collect_methods.collect(
+            *(tmp_path / f"{n}.json" for n in ("blocks", "methods", "measured")), tmp_path
+        )
         assert json.loads((tmp_path / "measured.json").read_text()) == {"figures": {}, "notes": []}

@@ -1,7 +1,8 @@
 """Gathers the figures that `locctx methods` prints from the files of the benchmarks and experiments.
 
-Reads scripts/benchmarks/blocks.json and methods.json beside the script, if they exist, and writes
-nnunet_locctx/methods/measured.json. The scripts that write those files call it themselves.
+Reads scripts/benchmarks/blocks.json, methods.json beside the script and the reports of the studies
+scripts/experiments/evidence/methods_*.yaml, if they exist, and writes nnunet_locctx/methods/measured.json. The scripts
+that write the first two call it themselves.
 
     python -m scripts.experiments.balls.collect
 """
@@ -9,8 +10,10 @@ nnunet_locctx/methods/measured.json. The scripts that write those files call it 
 import dataclasses
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+import pandas as pd
 
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.methods.measured import MEASURED_FILE, Figures
@@ -21,20 +24,32 @@ from scripts.experiments.balls.grid import ITERATIONS
 from scripts.experiments.balls.phantom import LOOK_ALIKES, ORGANS
 
 BLOCKS = REPOSITORY / "scripts" / "benchmarks" / "blocks.json"
+EVIDENCE = REPOSITORY / "scripts" / "experiments" / "evidence"
 METHODS = Path(__file__).with_name("methods.json")
+ANATOMY = {"heads": "14 human heads", "mice": "18 mouse brains"}
+"""Dataset -> what it shows; ``methods_DATASET`` is the report of its study."""
 
 
-def collect(blocks: Path = BLOCKS, methods: Path = METHODS, file: Path = MEASURED_FILE) -> None:
+def collect(
+    blocks: Path = BLOCKS, methods: Path = METHODS, file: Path = MEASURED_FILE, evidence: Path = EVIDENCE
+) -> None:
     """Writes the file of figures."""
     costs = Records(blocks)
     place = timed_on(costs)
     runs = [run for run in Records(methods).records if run["iterations"] == ITERATIONS]
+    anatomy = on_anatomy(evidence)
     figures: dict[str, Figures] = {}
     for name in TRAINERS:
-        measured = Figures(**{**sizes(costs, name), **times(costs, name, place), **effect(runs, name)})
+        real: Record = {data: dice[name] for data, dice in anatomy.items() if name in dice}
+        measured = Figures(**sizes(costs, name), **times(costs, name, place), **effect(runs, name), **real)
         if measured != Figures():
             figures[name] = measured
-    notes = [*size_note(costs), *time_note(costs, place), *effect_note(figures.values())]
+    notes = [
+        *size_note(costs),
+        *time_note(costs, place),
+        *effect_note(figures.values()),
+        *anatomy_note(anatomy),
+    ]
     content = {
         "figures": {
             name: {key: value for key, value in dataclasses.asdict(measured).items() if value is not None}
@@ -129,9 +144,33 @@ def effect_note(figures: Iterable[Figures]) -> list[str]:
     fewest, most = (choose(measured.seeds or 0 for measured in scored) for choose in (min, max))
     seeds = f"{most}" if fewest == most else f"{fewest} to {most}"
     note = (
-        f"Dice: mean over the {ORGANS} organs of a phantom, which only their position tells from {LOOK_ALIKES} "
-        f"look-alikes, unseen volumes; every network small and trained for the same {ITERATIONS} iterations, {seeds} "
-        f"seed(s); the U-Net without location: {scored[0].dice_plain:.2f}. docs/reference/methods.md says more."
+        f"phantom: mean Dice (0-1) over the {ORGANS} organs of a phantom, which only their position tells from "
+        f"{LOOK_ALIKES} look-alikes, unseen volumes; every network small and trained for the same {ITERATIONS} "
+        f"iterations, {seeds} seed(s); the U-Net without location: {scored[0].dice_plain:.2f}. "
+        "docs/reference/methods.md says more."
+    )
+    return [note]
+
+
+def on_anatomy(evidence: Path) -> dict[str, Record]:
+    """Mean foreground Dice by dataset and trainer, of the studies' reports that exist."""
+    reports = {data: evidence / f"methods_{data}" / "overview.csv" for data in ANATOMY}
+    return {
+        data: pd.read_csv(report).set_index("method")["dice"].dropna().round(4).to_dict()
+        for data, report in reports.items()
+        if report.is_file()
+    }
+
+
+def anatomy_note(anatomy: Mapping[str, Record]) -> list[str]:
+    """The note on the Dice of :func:`on_anatomy`."""
+    if not anatomy:
+        return []
+    note = (
+        f"{', '.join(anatomy)}: mean Dice (0-1) on unseen scans of {' and '.join(ANATOMY[data] for data in anatomy)}, "
+        "16^3 patches, every network trained for the same 2000 steps without mirroring, one seed; the U-Net without "
+        f"location: {', '.join(f'{dice[PLAIN]:.2f}' for dice in anatomy.values())}. docs/explanation/evidence.md says "
+        "more."
     )
     return [note]
 
