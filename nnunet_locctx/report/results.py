@@ -50,7 +50,8 @@ class Results:
             evaluation, and the background, which has at most the papers' measures. With several seeds each value is the
             mean over the seeds in which it is defined.
         seed_scores: The same rows of each seed, with the column seed.
-        trainings: A row per run, seed and fold: run, seed, fold, seconds, parameters, epochs (their number), device.
+        trainings: A row per run, seed and fold: run, seed, fold, seconds, parameters, epochs (their number), device,
+            peak_memory (bytes; NaN if not recorded).
         epochs: A row per run, seed, fold and epoch: run, preset, method, seed, fold, epoch and :data:`SERIES`, the
             pseudo Dice as the mean over the classes that have one.
         robustness: Results of `locctx robustness`, with several seeds their mean. A row per run and error of the
@@ -182,7 +183,8 @@ def read_results(work: Path) -> Results:
         scores=_mean_of_seeds(scores, seeds),
         seed_scores=scores,
         trainings=pd.DataFrame(
-            reader.trainings, columns=[*names, "seconds", "parameters", "epochs", "device"]
+            reader.trainings,
+            columns=[*names, "seconds", "parameters", "epochs", "device", "peak_memory"],
         ),
         epochs=pd.DataFrame(reader.epochs, columns=["preset", "method", *names, "epoch", *SERIES]),
         robustness=points.agg({"dice": "mean", "deviation": "mean", "cases": "max"}),
@@ -305,6 +307,7 @@ class _Reader:
                 "parameters": content.get("parameters") or None,
                 "epochs": len(epochs),
                 "device": str(content.get("gpu") or content.get("device") or "?"),
+                "peak_memory": _known_mean(content.get("peak_memory")),
             }
         )
 

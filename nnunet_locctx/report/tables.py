@@ -188,7 +188,7 @@ def postprocessing_table(study: Results) -> Table | None:
 
 
 def training_table(study: Results) -> Table | None:
-    """A row per run and seed: parameters, time and steadiness of the last tenth of the training; None without any."""
+    """A row per run and seed: parameters, time, memory, steadiness of the training's last tenth; None without any."""
     if study.trainings.empty:
         return None
     names = ["run", "seed", "fold"]
@@ -200,6 +200,7 @@ def training_table(study: Results) -> Table | None:
         epochs=("epochs", lambda values: " or ".join(map(str, sorted(set(values))))),
         parameters=("parameters", "first"),
         seconds_per_fold=("seconds", "mean"),
+        peak_memory_mb=("peak_memory", "max"),
         pseudo_dice=("end", "mean"),
         pseudo_dice_fold_sd=("end", "std"),
         pseudo_dice_epoch_sd=("steps", "mean"),
@@ -208,9 +209,11 @@ def training_table(study: Results) -> Table | None:
     frame = study.runs[["preset", "method"]].join(frame.reset_index("seed"), how="inner")
     if len(study.seeds) == 1:
         frame = frame.drop(columns="seed")
+    frame["peak_memory_mb"] /= 1e6
     words = {
         "parameters": "parameters, million",
         "seconds_per_fold": "time per fold",
+        "peak_memory_mb": "peak memory, MB",
         "pseudo_dice": "pseudo Dice, %",
         "pseudo_dice_fold_sd": "SD of folds",
         "pseudo_dice_epoch_sd": "SD of epochs",
@@ -218,13 +221,15 @@ def training_table(study: Results) -> Table | None:
     cells = {
         "parameters": (frame["parameters"].astype(float) / 1e6).map(lambda millions: number(millions, 3)),
         "seconds_per_fold": frame["seconds_per_fold"].map(duration),
+        "peak_memory_mb": frame["peak_memory_mb"].map(lambda size: number(size, 0)),
         **{name: frame[name].map(_one_digit) for name in words if name.startswith("pseudo")},
     }
     return Table(
         "training",
-        "Training. Time: mean of the folds, wall clock. Pseudo Dice: nnU-Net's estimate on validation "
-        "patches, mean over the classes and over the last tenth of the epochs, then over folds; its standard "
-        "deviation between folds, and from epoch to epoch in that last tenth (mean of the folds).",
+        "Training. Time: mean of the folds, wall clock. Peak memory: of the training process, or of its GPU, above "
+        "what it holds when the training begins; the largest of the folds. Pseudo Dice: nnU-Net's estimate on "
+        "validation patches, mean over the classes and over the last tenth of the epochs, then over folds; its "
+        "standard deviation between folds, and from epoch to epoch in that last tenth (mean of the folds).",
         frame.assign(**cells).rename(columns=words),
         labels=2,
         records=frame.astype({"parameters": "Int64"}),

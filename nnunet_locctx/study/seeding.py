@@ -4,14 +4,18 @@ nnU-Net draws weights and patches without a seed. :func:`install` seeds this pro
 processes for the augmentation without seeds, gives them some. It changes nnU-Net's classes in this process only.
 """
 
+import contextlib
 import functools
 import json
 import os
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from nnunet_locctx.study.settings import write_json
 
 SETTINGS = "LOCCTX_STUDY_TRAINING"
 """Carries the settings to the processes that train on several GPUs."""
@@ -90,10 +94,62 @@ def install(seed: int, epoch: int, epochs: int, rank: int = 0) -> None:
             )
         start(self)
         if self.local_rank == 0:
-            text = json.dumps(training_facts(self), indent=1)
-            (Path(self.output_folder) / FACTS).write_text(text + "\n", encoding="utf-8")
+            write_json(Path(self.output_folder) / FACTS, training_facts(self))
+            self.peak_memory = PeakMemory(self.device.type)
 
     nnUNetTrainer.on_train_start = start_and_note
+    end = nnUNetTrainer.on_train_end
+
+    @functools.wraps(end)
+    def note_and_end(self: Any) -> None:
+        if self.local_rank == 0:
+            peak = self.peak_memory.read() or None
+            write_json(Path(self.output_folder) / FACTS, {**training_facts(self), "peak_memory": peak})
+        end(self)
+
+    nnUNetTrainer.on_train_end = note_and_end
+
+
+class PeakMemory:
+    """Peak memory of this process, or of the GPU, since its creation, minus the memory in use at that time."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        if device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            self._before = int(torch.cuda.memory_allocated())
+            return
+        # resets the peak on Linux; elsewhere the figure is an upper bound
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+        self._before = _status("VmRSS")
+
+    def read(self) -> int:
+        """Bytes; 0 where the system does not say."""
+        if self._device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+            return int(torch.cuda.max_memory_allocated()) - self._before
+        return _status("VmHWM") - self._before
+
+
+def _status(entry: str) -> int:
+    """An entry of /proc/self/status in bytes; without that file the peak for VmHWM, otherwise 0; on Windows 0."""
+    path = Path("/proc/self/status")
+    if path.exists():
+        for line in path.read_text().splitlines():
+            if line.startswith(f"{entry}:"):
+                return int(line.split()[1]) * 1024
+    if entry != "VmHWM" or sys.platform == "win32":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def training_facts(trainer: Any) -> dict[str, Any]:

@@ -207,7 +207,7 @@ def training_record(folder: Path, seed: int) -> dict[str, Any]:
         "seconds": round(sum(epoch["seconds"] for epoch in epochs), 3),
         "iterations": len(epochs) * int(facts.get("iterations_per_epoch", ITERATIONS_PER_EPOCH)),
         "seed": seed,
-        **{key: facts.get(key) for key in ("device", "gpu", "parameters")},
+        **{key: facts.get(key) for key in ("device", "gpu", "parameters", "peak_memory")},
         "resumed": _resumed_at(folder),
         "epochs": epochs,
     }

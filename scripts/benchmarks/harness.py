@@ -111,48 +111,6 @@ def _pss(pid: int) -> int:
     return 0
 
 
-class PeakMemory:
-    """Peak memory of this process, or of the GPU, since its creation, minus the memory in use at that time."""
-
-    def __init__(self, device: str) -> None:
-        self._device = device
-        if device == "cuda":
-            import torch
-
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            self._before = int(torch.cuda.memory_allocated())
-            return
-        # resets the peak on Linux; elsewhere the figure is an upper bound
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-        self._before = _status("VmRSS")
-
-    def read(self) -> int:
-        """Bytes."""
-        if self._device == "cuda":
-            import torch
-
-            torch.cuda.synchronize()
-            return int(torch.cuda.max_memory_allocated()) - self._before
-        return _status("VmHWM") - self._before
-
-
-def _status(entry: str) -> int:
-    """An entry of /proc/self/status in bytes; without that file the peak for VmHWM, otherwise 0."""
-    path = Path("/proc/self/status")
-    if path.exists():
-        for line in path.read_text().splitlines():
-            if line.startswith(f"{entry}:"):
-                return int(line.split()[1]) * 1024
-    if entry != "VmHWM":
-        return 0
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 # -------------------------------------------------------------------------------------------------------- the system
 
 

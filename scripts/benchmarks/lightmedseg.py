@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nnunet_locctx.networks.lightmedseg import LightMedSeg
+from nnunet_locctx.study.seeding import PeakMemory
 from scripts.benchmarks.harness import (
     REPOSITORY,
     Clock,
-    PeakMemory,
     Record,
     apart,
     command_line,

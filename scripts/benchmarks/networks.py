@@ -17,7 +17,8 @@ from nnunet_locctx.nnunet.plans.topology import plan_topology
 from nnunet_locctx.nnunet.training.trainer import LocatedTrainer
 from nnunet_locctx.nnunet.training.trainers import find_trainer
 from nnunet_locctx.nnunet.training.whole_network import WholeNetworkTrainer
-from scripts.benchmarks.harness import PLAIN, Clock, PeakMemory, Record
+from nnunet_locctx.study.seeding import PeakMemory
+from scripts.benchmarks.harness import PLAIN, Clock, Record
 
 CHANNELS = 1
 WARM_UP = 2

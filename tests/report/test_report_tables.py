@@ -206,7 +206,17 @@ def test_postprocessed_cases_are_paired_by_fold(tmp_path: Path) -> None:
 def test_training_table_averages_the_folds(work: Path) -> None:
     table = training_table(read_results(work))
     assert table is not None
-    assert table.rows[0][2:6] == ["2", "12", "31.000", "12.0 min"]
+    assert table.rows[0][2:7] == ["2", "12", "31.000", "12.0 min", "1234"]
+
+
+def test_trainings_recorded_before_the_memory_was(work: Path) -> None:
+    for file in work.rglob("training.json"):
+        content = json.loads(file.read_text())
+        del content["peak_memory"]
+        file.write_text(json.dumps(content))
+    table = training_table(read_results(work))
+    assert table is not None
+    assert table.rows[0][6] == NOTHING
 
 
 @pytest.mark.parametrize(

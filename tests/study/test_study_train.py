@@ -185,14 +185,17 @@ def test_the_entry_records_below_the_work_folder(folder, runs, monkeypatch, caps
 
 def test_facts_of_the_training(folder):
     checkpoint(fold_of(folder) / "checkpoint_final.pth", 2)
-    facts = {"parameters": 7, "iterations_per_epoch": 10, "device": "cuda", "gpu": "A100"}
+    facts = {"parameters": 7, "iterations_per_epoch": 10, "device": "cuda", "gpu": "A100", "peak_memory": 9}
     (fold_of(folder) / FACTS).write_text(json.dumps(facts))
     record = training_record(fold_of(folder), 3)
-    assert {key: record[key] for key in ("parameters", "iterations", "device", "gpu", "seed")} == {
+    assert {
+        key: record[key] for key in ("parameters", "iterations", "device", "gpu", "peak_memory", "seed")
+    } == {
         "parameters": 7,
         "iterations": 20,
         "device": "cuda",
         "gpu": "A100",
+        "peak_memory": 9,
         "seed": 3,
     }
 
@@ -218,7 +221,7 @@ def classes(monkeypatch):
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     monkeypatch.setattr(NonDetMultiThreadedAugmenter, "__init__", NonDetMultiThreadedAugmenter.__init__)
-    for name in ("save_checkpoint", "on_train_start"):
+    for name in ("save_checkpoint", "on_train_start", "on_train_end"):
         monkeypatch.setattr(nnUNetTrainer, name, getattr(nnUNetTrainer, name))
     state = torch.get_rng_state()
     yield NonDetMultiThreadedAugmenter, nnUNetTrainer
@@ -227,7 +230,7 @@ def classes(monkeypatch):
 
 def test_workers_are_seeded_as_nnunet_makes_them(classes, monkeypatch):
     augmenter, trainer = classes
-    before = {name: getattr(trainer, name) for name in ("save_checkpoint", "on_train_start")}
+    before = {name: getattr(trainer, name) for name in ("save_checkpoint", "on_train_start", "on_train_end")}
     begin = augmenter.__init__
     drawn = []
     for _ in range(2):
@@ -271,3 +274,26 @@ def test_a_trainer_of_another_length_does_not_start(classes):
     install(0, 0, 5)
     with pytest.raises(ValueError, match="trains for 7 epochs, the study asks for 5"):
         trainer.on_train_start(argparse.Namespace(num_epochs=7))
+
+
+def test_the_peak_of_the_memory_is_noted_when_the_training_ends(classes, tmp_path, monkeypatch):
+    _, trainer = classes
+    for name in ("on_train_start", "on_train_end"):
+        monkeypatch.setattr(trainer, name, lambda self: None)
+    install(0, 0, 5)
+    training = argparse.Namespace(
+        num_epochs=5,
+        local_rank=0,
+        output_folder=str(tmp_path),
+        device=torch.device("cpu"),
+        network=torch.nn.Linear(2, 3),
+        num_iterations_per_epoch=250,
+    )
+    trainer.on_train_start(training)
+    assert "peak_memory" not in json.loads((tmp_path / FACTS).read_text())
+    size = 100_000_000
+    np.ones(size, np.uint8)  # freed again at once
+    trainer.on_train_end(training)
+    facts = json.loads((tmp_path / FACTS).read_text())
+    assert facts["parameters"] == 9
+    assert size * 0.9 < facts["peak_memory"] < size * 1.5
