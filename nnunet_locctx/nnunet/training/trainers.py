@@ -45,8 +45,10 @@ class LocBAMTrainer(LocatedTrainer):
 
 
 class PriorHeadTrainer(LocatedTrainer):
-    """Prior head: a learned, continuous atlas that scales and shifts the logits. This project's own, with the loss of
-    :class:`LocCtxTrainer`."""
+    """Prior head: a learned, continuous atlas that scales and shifts the logits. This project's own.
+
+    It is trained with the loss of :class:`LocCtxTrainer`.
+    """
 
     block = "prior"
     unlocated_weight = UNLOCATED_WEIGHT
