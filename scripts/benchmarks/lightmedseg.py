@@ -2,15 +2,16 @@
 
 Inference in float32, batch 1, no gradient, 4 image channels and 3 classes as for BraTS. Each network runs in a process
 of its own; in a round each runs once, and each round starts with another one. Memory is the peak of a pass minus the
-memory of the process with the network. Needs the ``dev`` extra (psutil).
+memory of the process with the network. CPU time suffers less from a busy machine than wall time does. Needs the ``dev``
+extra (psutil).
 
-    python -m scripts.benchmarks.lightmedseg                     # 128^3; docs/explanation/lightmedseg.md
-    python -m scripts.benchmarks.lightmedseg --patch 64 --page /tmp/page.md      # small, to see that it works
+    python -m scripts.benchmarks.lightmedseg      # writes lightmedseg.json and lightmedseg.md beside the script
 """
 
 import datetime
 import os
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,18 @@ from tqdm import tqdm
 from nnunet_locctx.networks.lightmedseg import LightMedSeg
 from nnunet_locctx.study.seeding import PeakMemory
 from scripts.benchmarks.harness import (
-    REPOSITORY,
     Clock,
     Record,
     apart,
-    command_line,
     describe_machine,
     described_parser,
+    measured_on,
     planned_unet,
-    replace_section,
     rotated,
-    say,
     spread,
     table,
+    write_json,
+    write_page,
 )
 from scripts.benchmarks.networks import count_operations
 
@@ -48,7 +48,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "LightMedSeg (default: located), ordinary convolutions": {"ghost": False},
 }
 NETWORKS = (PLANNED, *FORMS)
-BEGIN, END = "<!-- cost: begin -->", "<!-- cost: end -->"
 
 
 def make_network(name: str, patch: int) -> nn.Module:
@@ -95,77 +94,55 @@ def measure(job: Record) -> Record:
         return {"times": times, "peak": memory.read()}
 
 
-def cost_table(results: dict[str, list[Record]], patch: int) -> list[str]:
-    """Markdown: medians over all passes, and ratios to the planned network."""
-    counts = (f"network, {patch}^3", "parameters", "multiply-adds of convolutions", "all that torch counts")
-    measures = (
-        "CPU time of a pass, s",
-        "wall time, s",
-        "peak memory, GiB",
-        "CPU time, relative",
-        "memory, relative",
-    )
-
-    def values(name: str, measure: str) -> list[float]:
-        if measure == "peak":
-            return [run["peak"] / 2**30 for run in results[name]]
-        return [time[measure] for run in results[name] for time in run["times"]]
-
-    def median(name: str, measure: str) -> float:
-        return statistics.median(values(name, measure))
-
+def cost_table(results: Mapping[str, Sequence[Record]], counts: Mapping[str, Record], patch: int) -> str:
+    """Median (range) over all passes, and ratios of the medians to the planned network."""
+    measures: dict[str, dict[str, list[float]]] = {
+        name: {
+            "CPU time of a pass, s": [time["cpu"] for run in runs for time in run["times"]],
+            "wall time, s": [time["seconds"] for run in runs for time in run["times"]],
+            "peak memory, GiB": [run["peak"] / 2**30 for run in runs],
+        }
+        for name, runs in results.items()
+    }
+    relative = {"CPU time, relative": "CPU time of a pass, s", "memory, relative": "peak memory, GiB"}
     rows = []
-    for name in NETWORKS:
-        counted = count(name, patch)
-        row = [
-            name,
-            f"{counted['parameters'] / 1e6:.3f} M",
-            *(f"{counted[key] / 1e9:.2f} G" for key in ("convolutions", "multiply_adds")),
-            *(spread(values(name, measure), 2) for measure in ("cpu", "seconds", "peak")),
-            *(f"{median(name, measure) / median(PLANNED, measure):.3f}" for measure in ("cpu", "peak")),
+    for name, counted in counts.items():
+        row = [name, f"{counted['parameters'] / 1e6:.3f} M"]
+        row += [f"{counted[key] / 1e9:.2f} G" for key in ("convolutions", "multiply_adds")]
+        row += [spread(values, 2) for values in measures[name].values()]
+        medians = [
+            [statistics.median(measures[one][key]) for one in (name, PLANNED)] for key in relative.values()
         ]
-        rows.append(row)
-    return table((*counts, *measures), rows)
+        rows.append([*row, *(f"{own / planned:.3f}" for own, planned in medians)])
+    counted_heads = ("parameters", "multiply-adds of convolutions", "all that torch counts")
+    return table((f"network, {patch}^3", *counted_heads, *measures[PLANNED], *relative), rows)
 
 
 def main() -> None:
     """Measures every network in turn and writes the table."""
-    options = described_parser(__doc__)
-    options.add_argument(
-        "--patch", type=int, default=128, help="edge, a multiple of 32, at least 64 (default: %(default)s)"
-    )
-    options.add_argument(
-        "--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all)"
-    )
-    options.add_argument("--rounds", type=int, default=3, help="processes per network (default: %(default)s)")
-    options.add_argument("--passes", type=int, default=2, help="passes per process (default: %(default)s)")
-    options.add_argument(
-        "--page",
-        type=Path,
-        default=REPOSITORY / "docs" / "explanation" / "lightmedseg.md",
-        help="where the table goes",
-    )
-    arguments = options.parse_args()
-    if arguments.patch < 64 or arguments.patch % 32:
-        options.error(f"--patch must be a multiple of 32, at least 64; got {arguments.patch}")
+    parser = described_parser(__doc__)
+    patch = "edge, a multiple of 32, at least 64 (default: %(default)s)"
+    parser.add_argument("--patch", type=int, default=128, help=patch)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all)")
+    parser.add_argument("--rounds", type=int, default=3, help="processes per network (default: %(default)s)")
+    parser.add_argument("--passes", type=int, default=2, help="passes per process (default: %(default)s)")
+    options = parser.parse_args()
+    if options.patch < 64 or options.patch % 32:
+        parser.error(f"--patch must be a multiple of 32, at least 64; got {options.patch}")
     results: dict[str, list[Record]] = {name: [] for name in NETWORKS}
-    job = {key: getattr(arguments, key) for key in ("patch", "threads", "passes")}
-    order = [name for number in range(arguments.rounds) for name in rotated(NETWORKS, number)]
-    for name in tqdm(order, unit="process"):
-        results[name].append(apart("lightmedseg.measure", {**job, "name": name}))
-    machine = describe_machine("cpu")
+    for name in tqdm(
+        [name for number in range(options.rounds) for name in rotated(NETWORKS, number)], unit="process"
+    ):
+        results[name].append(apart("lightmedseg.measure", {**vars(options), "name": name}))
+    counts = {name: count(name, options.patch) for name in NETWORKS}
+    machine, file = describe_machine("cpu"), Path(__file__).resolve()
+    record = {"date": str(datetime.date.today()), "machine": machine, "options": vars(options)}
+    write_json(file.with_suffix(".json"), {**record, "counts": counts, "results": results})
     loads = [time["load"] for runs in results.values() for run in runs for time in run["times"]]
-    command = command_line("scripts.benchmarks.lightmedseg", None)
-    notes = f"""
-Measured {datetime.date.today().isoformat()} with `{command}` on
-{machine["processor"]}, {machine["memory"]}, torch {machine["versions"]["torch"]}, {arguments.threads} thread(s).
-Median (range) of {arguments.rounds} processes with {arguments.passes} passes each. Load average (1 min):
-{spread(loads, 1)}; CPU time suffers less from a busy machine than wall time does.
-"""
-    replace_section(
-        arguments.page, BEGIN, END, "\n".join(cost_table(results, arguments.patch)).rstrip() + f"\n{notes}"
-    )
-    say(f"written to {arguments.page}")
+    notes = f"{options.threads} thread(s), {options.rounds} processes with {options.passes} pass(es) each"
+    machine_line = measured_on(machine, notes, f"load average (1 min) {spread(loads, 1)}")
+    tables = cost_table(results, counts, options.patch)
+    write_page(file.with_suffix(".md"), "Cost of LightMedSeg", __doc__, machine_line, tables)
 
 
 if __name__ == "__main__":

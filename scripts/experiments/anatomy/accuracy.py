@@ -171,7 +171,7 @@ def summary(frame: pd.DataFrame) -> str:
     for measure, (heading, statistic, digits) in MEASURES.items():
         shown[heading] = groups[measure].agg(statistic).map(f"{{:.{digits}f}}".format)
     heads = ("organ", "labelled scans", "method", *shown.columns)
-    return "\n".join(table(heads, shown.reset_index().to_numpy().tolist()))
+    return table(heads, shown.reset_index().to_numpy().tolist())
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -40,7 +40,7 @@ OVERLAP = 60.0
 SMALL = 0.6
 """Largest share of the body in a field of view that counts as small."""
 
-SLICE_SPACINGS = (1.0, 2.0, 4.0, 8.0)
+SLICE_SPACINGS = (1.0, 2.0, 8.0)
 REFERENCE_SPACING = 4.0
 
 POINTS_PER_UNIT = 100.0
@@ -151,7 +151,8 @@ def location_errors(
     located: dict[str, dict[str, list[Any]]] = {name: {"training": [], "held_out": []} for name in locators}
     scans: list[Record] = []
     straight: list[Array] = []
-    for part, numbers in (("training", training), ("held_out", held_out)):
+    parts = {"training": training, "held_out": held_out}
+    for part, numbers in parts.items():
         for number in tqdm(numbers, desc=f"errors, {part}", unit="scan"):
             case = draw(number, seed=seed)
             places = body_places(case, POINTS, np.random.default_rng([seed, number, 10]))
@@ -164,32 +165,22 @@ def location_errors(
                 scans.append({"case": number, "crop": [round(end, 4) for end in case.crop]})
     small = [number for number, scan in enumerate(scans) if scan["crop"][1] - scan["crop"][0] <= SMALL]
     record: Record = {"scans": scans, "line": _pooled(straight, small), "sources": {}}
-    for name, parts in located.items():
-        usable = [entry for entry in parts["training"] if not entry[2]]
+    for name, own in located.items():
+        usable = [(values, truth) for values, truth, problem in own["training"] if not problem]
         if not usable:
             raise ValueError(f"the source {name} could measure none of the {len(training)} training scans")
-        calibration = Calibration.fitted(
-            *(np.concatenate([entry[part] for entry in usable]) for part in (0, 1))
-        )
-        differences = [calibration.millimetres(values) - truth for values, truth, _ in parts["held_out"]]
+        calibration = Calibration.fitted(*map(np.concatenate, zip(*usable, strict=True)))
+        estimated = [(calibration.millimetres(values), truth) for values, truth, _ in own["held_out"]]
+        lost = {
+            part: {number: one[2] for number, one in zip(numbers, own[part], strict=True) if one[2]}
+            for part, numbers in parts.items()
+        }
         record["sources"][name] = {
             "slopes_mm": np.round(calibration.slopes, 2).tolist(),
             "offsets_mm": np.round(calibration.offsets, 2).tolist(),
-            "not_measured": {
-                part: {
-                    number: entry[2] for number, entry in zip(numbers, parts[part], strict=True) if entry[2]
-                }
-                for part, numbers in (("training", training), ("held_out", held_out))
-            },
-            **_pooled(differences, small),
-            "per_scan": [
-                {axis: round(float(np.median(np.abs(difference[:, k]))), 2) for k, axis in enumerate(AXES)}
-                for difference in differences
-            ],
-            "heights": [
-                height_curve(truth[:, 2], calibration.millimetres(values)[:, 2])
-                for values, truth, _ in parts["held_out"]
-            ],
+            "not_measured": lost,
+            **_pooled([estimate - truth for estimate, truth in estimated], small),
+            "heights": [height_curve(truth[:, 2], estimate[:, 2]) for estimate, truth in estimated],
         }
     return record
 
@@ -282,9 +273,8 @@ def pairs_of(number: int, seed: int) -> dict[str, tuple[WholeBodyCase, WholeBody
     crop = (start, start + 0.4)
     reference = whole_body_case(number, seed=seed, crop=crop, spacing=(5, 5, REFERENCE_SPACING))
     for step in SLICE_SPACINGS:
-        if step != REFERENCE_SPACING:
-            resliced = whole_body_case(number, seed=seed, crop=crop, spacing=(5, 5, step))
-            pairs[f"slices of {step:g} mm"] = (reference, resliced)
+        resliced = whole_body_case(number, seed=seed, crop=crop, spacing=(5, 5, step))
+        pairs[f"slices of {step:g} mm"] = (reference, resliced)
     return pairs
 
 
@@ -308,7 +298,7 @@ def invariance(
     compared: dict[str, dict[str, list[Array | None]]] = {source: {} for source in locators}
     for number in tqdm(patients, desc="invariance", unit="patient"):
         located: dict[tuple[str, int], Located] = {}
-        drawn = pairs(number, seed)
+        drawn = pairs(number, seed)  # kept: scans are told apart by their id
         for what, pair in drawn.items():
             places = shared_places(*pair, number)
             for source, locate in locators.items():
@@ -362,25 +352,19 @@ def monotonicity(
     draw: Callable[..., WholeBodyCase] = whole_body_case,
 ) -> Record:
     """Whether coordinates rise with the true height: before cleaning by rank correlation, after it step by step."""
-    rising = measured = 0
-    ranks: list[float] = []
-    steps: list[float] = []
+    rising, measured, ranks, steps = 0, 0, [], []
     for number in tqdm(numbers, desc="monotonicity", unit="scan"):
         case = draw(number, seed=seed)
         truth, values = raw_heights(regressor, case)
         ranks.append(float(spearmanr(truth, values).statistic))
-        order = np.argsort(truth)
-        steps.append(float((np.diff(values[order]) > 0).mean()))
+        ordered = values[np.argsort(truth)]
+        steps.append(float((np.diff(ordered) > 0).mean()))
         measurement = regressor.measure(case.images[regressor.channel].astype(np.float32), case.frame)
         if measurement.problem:
             continue
         measured += 1
-        if isinstance(measurement, BodyPartCurve):
-            rising += bool(
-                (np.diff(measurement.scores) >= 0).all() and measurement.scores[-1] > measurement.scores[0]
-            )
-        else:
-            rising += bool((np.diff(values[order]) >= 0).all())
+        cleaned = measurement.scores if isinstance(measurement, BodyPartCurve) else ordered
+        rising += bool((np.diff(cleaned) >= 0).all() and cleaned[-1] > cleaned[0])
     return {
         "scans": len(numbers),
         "measured": measured,

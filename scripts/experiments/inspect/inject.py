@@ -21,7 +21,7 @@ doubt's rank correlation (Spearman) with the cases' mean Dice is reported.
 """
 
 import json
-import platform
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -36,10 +36,9 @@ from nnunet_locctx.evaluation.classes import Classes
 from nnunet_locctx.evaluation.doubt import Finding, judge
 from nnunet_locctx.evaluation.label_summary import LabelSummary, summarise_labels, twins
 from nnunet_locctx.evaluation.training_ranges import Ranges, learn_ranges
-from nnunet_locctx.files import write_atomically
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.nnunet.data.reading import read_scan
-from scripts.benchmarks.harness import Record, command_line, described_parser
+from scripts.benchmarks.harness import Record, describe_machine, described_parser, write_json
 
 SHIFTS = (0.10, 0.15, 0.20)
 Labels = npt.NDArray[np.int32]
@@ -198,24 +197,21 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     options = parser.parse_args()
     begun = time.process_time()
     if options.predictions:
-        name, records = (
-            "predictions.json",
-            {d.name: correlate(d, options.predictions) for d in options.datasets},
-        )
+        records = {folder.name: correlate(folder, options.predictions) for folder in options.datasets}
     else:
         settings = options.held_out, options.repeats, options.seed
-        name, records = "injected.json", {d.name: inject(d, *settings) for d in options.datasets}
+        records = {folder.name: inject(folder, *settings) for folder in options.datasets}
     content = {
-        "command": command_line("scripts.experiments.inspect.inject", None),
-        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+        "command": " ".join(["python -m scripts.experiments.inspect.inject", *sys.argv[1:]]),
+        "machine": describe_machine("cpu"),
         **records,
         "cpu_seconds": round(time.process_time() - begun),
     }
-    write_atomically(options.out / name, (json.dumps(content, indent=1) + "\n").encode())
+    name = "predictions.json" if options.predictions else "injected.json"
+    write_json(Path(__file__).with_name(name), content)
     print(json.dumps(content, indent=1))
 
 
