@@ -9,6 +9,7 @@ hardly depends on other jobs of the machine.
 """
 
 import datetime
+import functools
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from nnunet_locctx.evaluation.classes import Classes
 from nnunet_locctx.evaluation.measures import (
@@ -32,7 +34,6 @@ from scripts.benchmarks.harness import (
     describe_machine,
     described_parser,
     measured_on,
-    say,
     spread,
     table,
     write_json,
@@ -68,28 +69,19 @@ def measure(shape: Sequence[int], repeats: int) -> list[Record]:
     """One row per size of mask."""
     surface_measures(ellipsoid((8, 8, 8), 0.3), ellipsoid((8, 8, 8), 0.3), SPACING, 2.0)  # imports
     rows = []
-    for name, share in SIZES.items():
+    for name, share in tqdm(SIZES.items()):
         true, predicted = ellipsoid(shape, share), ellipsoid(shape, share, 2)
+        box = bounding_box(true | predicted, MARGIN)
+        assert box is not None
+        cropped = functools.partial(surface_measures, true[box], predicted[box], SPACING, 2.0)
+        whole = functools.partial(surface_measures, true, predicted, SPACING, 2.0)
+        labels = true.astype(np.int32), predicted.astype(np.int32)
+        everything = functools.partial(measure_case, *labels, SPACING, Classes({"class": 1}), [], Settings())
         row: Record = {"name": name, "voxels": int(true.sum())}
-
-        def cropped(true: Mask = true, predicted: Mask = predicted) -> tuple[float, float]:
-            box = bounding_box(true | predicted, MARGIN)
-            assert box is not None
-            return surface_measures(true[box], predicted[box], SPACING, 2.0)
-
-        def whole(true: Mask = true, predicted: Mask = predicted) -> tuple[float, float]:
-            return surface_measures(true, predicted, SPACING, 2.0)
-
-        for function in (cropped, whole):
-            say(f"{name}, {function.__name__}")
-            row[function.__name__], values = seconds(function, repeats)
-            if not np.allclose(row.setdefault("values", values), values, rtol=1e-6):
-                raise RuntimeError(f"cropping changed HD95 and NSD: {row['values']} and {values}")
-        labels, guesses = true.astype(np.int32), predicted.astype(np.int32)
-
-        def everything(labels: Any = labels, guesses: Any = guesses) -> Any:
-            return measure_case(labels, guesses, SPACING, Classes({"class": 1}), [], Settings())
-
+        row["cropped"], row["values"] = seconds(cropped, repeats)
+        row["whole"], values = seconds(whole, repeats)
+        if not np.allclose(row["values"], values, rtol=1e-6):
+            raise RuntimeError(f"cropping changed HD95 and NSD: {row['values']} and {values}")
         row["all"], _ = seconds(everything, repeats)
         rows.append(row)
     return rows

@@ -212,28 +212,39 @@ def rotated(names: Sequence[str], number: int) -> list[str]:
     return [*names[first:], *names[:first]]
 
 
-def planned_unet(channels: int, classes: int, features: Sequence[int]) -> Any:
-    """A U-Net as planned by nnU-Net for isotropic voxels: two convolutions of 3 voxels per stage, each stage halves the
-    resolution."""
-    from dynamic_network_architectures.architectures.unet import PlainConvUNet
-    from torch import nn
+def unet_architecture(features: Sequence[int], strides: Sequence[Any], kernels: Sequence[Any]) -> Record:
+    """The plans' entry of a U-Net with two convolutions per stage."""
+    stages = len(features)
+    arguments = {
+        "n_stages": stages,
+        "features_per_stage": list(features),
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": list(kernels),
+        "strides": list(strides),
+        "n_conv_per_stage": [2] * stages,
+        "n_conv_per_stage_decoder": [2] * (stages - 1),
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    return {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": arguments,
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
 
-    return PlainConvUNet(
-        input_channels=channels,
-        n_stages=len(features),
-        features_per_stage=list(features),
-        conv_op=nn.Conv3d,
-        kernel_sizes=3,
-        strides=[1, *[2] * (len(features) - 1)],
-        n_conv_per_stage=2,
-        num_classes=classes,
-        n_conv_per_stage_decoder=2,
-        conv_bias=True,
-        norm_op=nn.InstanceNorm3d,
-        norm_op_kwargs={"eps": 1e-5, "affine": True},
-        nonlin=nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True},
-    )
+
+def planned_unet(channels: int, classes: int, features: Sequence[int]) -> Any:
+    """A U-Net as planned by nnU-Net for isotropic voxels, initialised; each stage halves the resolution."""
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    strides = [[1] * 3, *[[2] * 3] * (len(features) - 1)]
+    architecture = unet_architecture(features, strides, [[3] * 3] * len(features))
+    return get_network_from_plans(*architecture.values(), channels, classes, deep_supervision=False)
 
 
 # ---------------------------------------------------------------------------------------------- commands, tables, pages

@@ -1,9 +1,9 @@
 """LightMedSeg against the planned nnU-Net on a CPU: parameters, multiply-adds, time and peak memory of one patch.
 
-Inference in float32, batch 1, no gradient, 4 image channels and 3 classes as for BraTS. Each network runs in a process
-of its own; in a round each runs once, and each round starts with another one. Memory is the peak of a pass minus the
-memory of the process with the network. CPU time suffers less from a busy machine than wall time does. Needs the ``dev``
-extra (psutil).
+Inference in float32, 128^3 voxels, batch 1, no gradient, 4 image channels and 3 classes as for BraTS. Each network runs
+in a process of its own; in a round each runs once, and each round starts with another one. Memory is the peak of a pass
+minus the memory of the process with the network. CPU time suffers less from a busy machine than wall time does. Needs
+the ``dev`` extra (psutil).
 
     python -m scripts.benchmarks.lightmedseg      # writes lightmedseg.json and lightmedseg.md beside the script
 """
@@ -35,9 +35,9 @@ from scripts.benchmarks.harness import (
     write_json,
     write_page,
 )
-from scripts.benchmarks.networks import count_operations
+from scripts.benchmarks.networks import count_operations, whole_volume
 
-CHANNELS, CLASSES = 4, 3
+CHANNELS, CLASSES, PATCH, PASSES = 4, 3, 128, 2
 FEATURES = (32, 64, 128, 256, 320, 320)
 PLANNED = "nnU-Net, planned for 128^3"
 PAPER = {"anchors_from": "paper", "bias": "paper", "coordinates": "patch"}
@@ -50,51 +50,41 @@ FORMS: dict[str, dict[str, Any]] = {
 NETWORKS = (PLANNED, *FORMS)
 
 
-def make_network(name: str, patch: int) -> nn.Module:
+def make_network(name: str) -> nn.Module:
     """A network of the table, in evaluation mode."""
-    if name != PLANNED:
-        return LightMedSeg(CHANNELS, CLASSES, (patch,) * 3, **FORMS[name]).eval()
-    network: nn.Module = planned_unet(CHANNELS, CLASSES, FEATURES)
+    planned = name == PLANNED
+    network: nn.Module = (
+        planned_unet(CHANNELS, CLASSES, FEATURES)
+        if planned
+        else LightMedSeg(CHANNELS, CLASSES, (PATCH,) * 3, **FORMS[name])
+    )
     return network.eval()
 
 
-def make_input(name: str, patch: int) -> Tensor:
-    """Noise, and coordinates for a located network."""
+def make_input(name: str, patch: int = PATCH) -> Tensor:
+    """Noise, and the location of a patch that is the whole volume for a located network."""
     image = torch.randn(1, CHANNELS, *(patch,) * 3)
-    if FORMS.get(name, PAPER).get("coordinates") == "patch":
-        return image
-    axis = (torch.arange(patch) + 0.5) / (2 * patch) - 0.25
-    location = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"))
-    return torch.cat([image, location[None]], dim=1)
-
-
-def count(name: str, patch: int) -> Record:
-    """Parameters and multiply-adds for a patch, counted without memory or time (meta device).
-
-    LightMedSeg interpolates by matrix products, so those of convolutions are counted apart.
-    """
-    with torch.device("meta"):
-        return count_operations(make_network(name, patch), make_input(name, patch))
+    located = FORMS.get(name, PAPER).get("coordinates") != "patch"
+    return torch.cat([image, whole_volume((patch,) * 3)[None]], dim=1) if located else image
 
 
 def measure(job: Record) -> Record:
     """Seconds (wall and CPU) of each pass after one to warm up, and the peak memory of the passes."""
-    name, patch = job["name"], job["patch"]
+    name = job["name"]
     torch.set_num_threads(job["threads"])
-    network, x = make_network(name, patch), make_input(name, patch)
-    small = make_input(name, 64)
+    network, x, small = make_network(name), make_input(name), make_input(name, 64)
     with torch.inference_mode():
         network(small)  # loads the libraries
         memory = PeakMemory("cpu")
         times = []
-        for _ in range(job["passes"]):
+        for _ in range(PASSES):
             clock = Clock()
             network(x)
             times.append(clock.per(1))
         return {"times": times, "peak": memory.read()}
 
 
-def cost_table(results: Mapping[str, Sequence[Record]], counts: Mapping[str, Record], patch: int) -> str:
+def cost_table(results: Mapping[str, Sequence[Record]], counts: Mapping[str, Record]) -> str:
     """Median (range) over all passes, and ratios of the medians to the planned network."""
     measures: dict[str, dict[str, list[float]]] = {
         name: {
@@ -115,33 +105,29 @@ def cost_table(results: Mapping[str, Sequence[Record]], counts: Mapping[str, Rec
         ]
         rows.append([*row, *(f"{own / planned:.3f}" for own, planned in medians)])
     counted_heads = ("parameters", "multiply-adds of convolutions", "all that torch counts")
-    return table((f"network, {patch}^3", *counted_heads, *measures[PLANNED], *relative), rows)
+    return table((f"network, {PATCH}^3", *counted_heads, *measures[PLANNED], *relative), rows)
 
 
 def main() -> None:
     """Measures every network in turn and writes the table."""
     parser = described_parser(__doc__)
-    patch = "edge, a multiple of 32, at least 64 (default: %(default)s)"
-    parser.add_argument("--patch", type=int, default=128, help=patch)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all)")
     parser.add_argument("--rounds", type=int, default=3, help="processes per network (default: %(default)s)")
-    parser.add_argument("--passes", type=int, default=2, help="passes per process (default: %(default)s)")
     options = parser.parse_args()
-    if options.patch < 64 or options.patch % 32:
-        parser.error(f"--patch must be a multiple of 32, at least 64; got {options.patch}")
+    counts = {}
+    for name in NETWORKS:  # without memory or time; LightMedSeg interpolates by matrix products
+        with torch.device("meta"):
+            counts[name] = count_operations(make_network(name), make_input(name))
     results: dict[str, list[Record]] = {name: [] for name in NETWORKS}
-    for name in tqdm(
-        [name for number in range(options.rounds) for name in rotated(NETWORKS, number)], unit="process"
-    ):
-        results[name].append(apart("lightmedseg.measure", {**vars(options), "name": name}))
-    counts = {name: count(name, options.patch) for name in NETWORKS}
+    for name in tqdm([name for number in range(options.rounds) for name in rotated(NETWORKS, number)]):
+        results[name].append(apart("lightmedseg.measure", {"threads": options.threads, "name": name}))
     machine, file = describe_machine("cpu"), Path(__file__).resolve()
     record = {"date": str(datetime.date.today()), "machine": machine, "options": vars(options)}
     write_json(file.with_suffix(".json"), {**record, "counts": counts, "results": results})
     loads = [time["load"] for runs in results.values() for run in runs for time in run["times"]]
-    notes = f"{options.threads} thread(s), {options.rounds} processes with {options.passes} pass(es) each"
+    notes = f"{options.threads} thread(s), {options.rounds} processes of {PASSES} passes"
     machine_line = measured_on(machine, notes, f"load average (1 min) {spread(loads, 1)}")
-    tables = cost_table(results, counts, options.patch)
+    tables = cost_table(results, counts)
     write_page(file.with_suffix(".md"), "Cost of LightMedSeg", __doc__, machine_line, tables)
 
 

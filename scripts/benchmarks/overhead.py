@@ -32,7 +32,6 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from nnunet_locctx.nnunet.plans.topology import Topology, fit_architecture
 from scripts.benchmarks.harness import (
     PLAIN,
     REPOSITORY,
@@ -48,6 +47,7 @@ from scripts.benchmarks.harness import (
     say,
     spread,
     table,
+    unet_architecture,
     write_page,
 )
 
@@ -147,7 +147,9 @@ class Bench:
             done.write_text(json.dumps([s.volume, s.cases, *s.scan]))
         plans = json.loads(planned.read_text())
         base = plans["configurations"]["3d_fullres"]
-        network = architecture(base["architecture"], s.features)
+        stages = len(s.features)
+        strides = [[1] * 3, *[[2] * 3] * (stages - 1)]
+        network = unet_architecture(s.features, strides, [[3] * 3] * stages)
         for part in ("loader", "step", "predict"):
             patch = list(getattr(s, f"{part}_patch"))
             configuration = {**base, "patch_size": patch, "batch_size": s.batch, "architecture": network}
@@ -290,15 +292,6 @@ class Bench:
         self.loader(name, number)
         data = sum(path.stat().st_size for path in (self.preprocessed / DATA).rglob("*") if path.is_file())
         return {"preprocessed": data, "checkpoint": self.checkpoint(name).stat().st_size}
-
-
-def architecture(planned: Record, features: Sequence[int]) -> Record:
-    """A planned PlainConvUNet with these features, isotropic."""
-    stages = len(features)
-    topology = Topology(((1, 1, 1), *((2, 2, 2),) * (stages - 1)), ((3, 3, 3),) * stages)
-    resized = fit_architecture(planned, topology)
-    resized["arch_kwargs"]["features_per_stage"] = list(features)
-    return resized
 
 
 def write_scan(path: Path, size: Sequence[int], spacing: Sequence[float]) -> None:

@@ -16,7 +16,7 @@ from scripts.benchmarks.harness import (
     table,
     write_page,
 )
-from scripts.benchmarks.overhead import AGAIN, MEASURES, Bench, Settings, architecture, measure_table
+from scripts.benchmarks.overhead import AGAIN, MEASURES, Bench, Settings, measure_table
 
 WALL, RATE = MEASURES[2], MEASURES[0]
 SECONDS = {"plain": 2.0, "LocBAMTrainer": 3.0, AGAIN: 2.0}
@@ -95,20 +95,6 @@ def test_spread_of_one_value_has_no_range() -> None:
 def test_page_has_paragraphs_and_tables(tmp_path: Path) -> None:
     write_page(tmp_path / "page.md", "Title", "text\n", table(("a", "b"), [(1, 2)]), table(("c",), []), None)
     assert (tmp_path / "page.md").read_text() == "# Title\n\ntext\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
-
-
-def test_architecture_has_one_entry_per_stage() -> None:
-    planned = {
-        "strides": [[1, 1, 1]],
-        "n_conv_per_stage": [2],
-        "n_conv_per_stage_decoder": [2],
-        "conv_bias": True,
-    }
-    kwargs = architecture({"arch_kwargs": planned}, (8, 16, 32))["arch_kwargs"]
-    assert kwargs["conv_bias"] is True
-    assert kwargs["features_per_stage"] == [8, 16, 32]
-    assert kwargs["strides"] == [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
-    assert (kwargs["n_conv_per_stage"], kwargs["n_conv_per_stage_decoder"]) == ([2, 2, 2], [2, 2])
 
 
 def test_memory_of_a_process_tree_is_seen() -> None:

@@ -67,32 +67,25 @@ def candidates() -> list[Row]:
         Row("gpe decoder_last stride 2", "gpe", "decoder_last", {"stride": 2}),
         Row("gpe decoder_last + prior logits", "gpe", "decoder_last", {"stride": 2}, (head,)),
         Row("gpe decoder + prior logits", "gpe", "decoder", {"stride": 2}, (head,)),
-        Row("film decoder_inner + prior logits", "prior", "decoder_inner", FREE, (head,)),
-        Row("film decoder_inner + prior logits stride 4", "prior", "decoder_inner", FREE, (coarse_head,)),
+        Row(RECOMMENDED, "prior", "decoder_inner", FREE, (head,)),
+        Row(f"{RECOMMENDED} stride 4", "prior", "decoder_inner", FREE, (coarse_head,)),
         Row("film decoder_inner + gpe decoder_last", "prior", "decoder_inner", FREE, (last,)),
         Row("film decoder + prior logits", "prior", "decoder", FREE, (head,)),
     ]
-    best = next(row for row in combined if row.name == RECOMMENDED)
-    # with stride 2 on the logits
-    jittered = [
-        Row(f"{best.name}, jitter {sd:g}", best.block, best.place, best.options, best.also, sd)
+    jittered = [  # with stride 2 on the logits
+        Row(f"{RECOMMENDED}, jitter {sd:g}", "prior", "decoder_inner", FREE, (head,), sd)
         for sd in (0.02, 0.05, 0.1)
     ]
+    bound_1, bound_3 = ({**FREQUENCY, "bound": bound} for bound in (1.0, 3.0))
     bounded = [
-        Row("prior logits, bound 1", "prior", "logits", {**FREQUENCY, "bound": 1.0}),
-        Row("prior logits, bound 3", "prior", "logits", {**FREQUENCY, "bound": 3.0}),
-        Row("film decoder, bound 1", "prior", "decoder", {**FREQUENCY, "bound": 1.0}),
-        *(
-            Row(
-                f"{RECOMMENDED} stride 4, bound {bound:g}",
-                "prior",
-                "decoder_inner",
-                {**FREQUENCY, "bound": bound},
-                (Fitting("prior", "logits", {**FREQUENCY, "stride": 4, "bound": bound}),),
-            )
-            for bound in (1.0, 3.0)
-        ),
+        Row("prior logits, bound 1", "prior", "logits", bound_1),
+        Row("prior logits, bound 3", "prior", "logits", bound_3),
+        Row("film decoder, bound 1", "prior", "decoder", bound_1),
     ]
+    for name, bound in (("1", bound_1), ("3", bound_3)):
+        bounded_head = Fitting("prior", "logits", {**bound, "stride": 4})
+        row = f"{RECOMMENDED} stride 4, bound {name}"
+        bounded.append(Row(row, "prior", "decoder_inner", bound, (bounded_head,)))
     return [*single, *combined, *jittered, *bounded]
 
 
