@@ -1,114 +1,74 @@
 """Measures the cost of each trainer's network relative to the planned U-Net: parameters, multiply-adds, time, memory.
 
-Networks are built from plans by the trainers themselves, as nnU-Net does, in two settings:
+The planned U-Net is nnU-Net's PlainConvUNet for 64x128x128 voxels of 3 x 0.7578 x 0.7578 mm: features
+32-64-128-256-320-320, two convolutions per stage; 14 classes, one image channel. Every network is built from plans by
+its trainer, as nnU-Net does, with its default place and options.
 
-* ``size``: parameters and multiply-adds at 1 x 64 x 128 x 128 and 14 classes, without memory or time (meta device);
-* ``time`` and ``memory``: forward pass, and forward with backward pass, at a patch that fits the machine. For the time,
-  the plain network and the other one alternate in one process; for the memory, a process has one network.
+* size: parameters (with the heads of deep supervision) and multiply-adds of one forward pass at 1 x 64x128x128 without
+  deep supervision: those of convolutions and matrix products (torch.utils.flop_counter, halved); interpolation, norms
+  and table look-ups are not counted.
+* time: forward in evaluation mode without gradients, and forward and backward in training mode with the mean square of
+  the logits as loss, no optimiser; batch 1, 32 bit (GPU: autocast), no torch.compile. The plain network and the other
+  one alternate in one process after warming up; ratios are of the same round, so the row of the plain network against
+  itself is the machine's noise. The patch is the first of 64x64x64 and 64x128x128 (GPU: the second) that fits.
+* memory: peak of network, activations and gradients of a step, in a process with this network alone; resident memory,
+  on a GPU the allocated one.
 
-Time and memory of each network are measured in a process of their own. One JSON line per finished network and part goes
-into blocks.json beside the script; a network and part with the same settings and machine is not measured again. Needs
-the ``dev`` extra (psutil).
+One JSON line per finished network and part goes into blocks.json beside the script; a network and part with the same
+settings and machine is not measured again. Needs the ``dev`` extra (psutil).
 
-    python -m scripts.benchmarks.blocks                            # all on the CPU; docs/explanation/benchmarks.md
-    python -m scripts.benchmarks.blocks --parts size               # counts only
-    python -m scripts.benchmarks.blocks --device cuda              # adds the figures of a GPU to the page
-    python -m scripts.benchmarks.blocks --quick --networks Prior   # to see that it works; writes below benchmark/
+    python -m scripts.benchmarks.blocks                    # all on the CPU; writes blocks.md beside the script
+    python -m scripts.benchmarks.blocks --parts size       # counts only
+    python -m scripts.benchmarks.blocks --device cuda      # adds the figures of a GPU
 """
 
 import argparse
-import dataclasses
 import datetime
-import json
 import os
 import re
 import sys
-import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from tqdm import tqdm
 
 from scripts.benchmarks.harness import (
-    OUT_HELP,
     PLAIN,
-    REPOSITORY,
     Record,
     Records,
     apart,
     by,
-    command_line,
     describe_machine,
     described_parser,
-    destinations,
-    replace_section,
+    measured_on,
     say,
     spread,
     table,
+    write_page,
 )
 
 PARTS = ("size", "time", "memory")
-BEGIN, END = "<!-- blocks: begin -->", "<!-- blocks: end -->"
-GIB = 2**30
+PLANNED_FOR = [64, 128, 128]
+SETTINGS: Record = {
+    "planned_for": PLANNED_FOR,
+    "features": [32, 64, 128, 256, 320, 320],
+    "spacing": [3.0, 0.7578, 0.7578],
+    "classes": 14,
+    "batch": 1,
+}
+PATCHES = {"cpu": [[64, 64, 64], PLANNED_FOR], "cuda": [PLANNED_FOR]}
+"""Patches for time and memory; each network takes the first one that it accepts."""
+
+ROUNDS = {"cpu": {"rounds": 5, "repeats": 1}, "cuda": {"rounds": 10, "repeats": 5}}
+"""Measurements of each time, and passes per measurement."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is measured; sizes in voxels, in array order.
-
-    Attributes:
-        planned_for: Patch for which the U-Net is planned and its size is counted.
-        patches: Patches for time and memory; each network takes the first one that it accepts.
-        features: Channels of the U-Net's stages.
-        spacing: Voxel size in mm, that of Synapse after resampling.
-        classes: Channels of the logits.
-        batch: Patches per batch, for time and memory.
-        rounds: Measurements of each time.
-        repeats: Passes per measurement.
-    """
-
-    planned_for: tuple[int, int, int] = (64, 128, 128)
-    patches: tuple[tuple[int, int, int], ...] = ((64, 64, 64), (64, 128, 128))
-    features: tuple[int, ...] = (32, 64, 128, 256, 320, 320)
-    spacing: tuple[float, float, float] = (3.0, 0.7578, 0.7578)
-    classes: int = 14
-    batch: int = 1
-    rounds: int = 5
-    repeats: int = 1
-
-    @classmethod
-    def of(cls, device: str, quick: bool) -> "Settings":
-        """The settings for a device."""
-        if quick:
-            patches = ((32, 64, 64), (64, 64, 64), (64, 128, 128))
-            return cls(patches=patches, features=(8, 16, 32, 32, 32, 32), rounds=1)
-        if device == "cuda":
-            return cls(patches=((64, 128, 128),), rounds=10, repeats=5)
-        return cls()
-
-    def job(self, part: str, device: str, threads: int) -> Record:
-        """The job for ``networks.answer``, without the trainer's name."""
-        job = dataclasses.asdict(self)
-        patches = [self.planned_for] if part == "size" else self.patches
-        only_time = {name: job.pop(name) for name in ("rounds", "repeats")}
-        job |= {"part": part, "patches": patches, "device": device, "threads": threads}
-        if part == "size":
-            job |= {"batch": 1, "device": "cpu", "threads": 0}
-        if part == "time":
-            job |= only_time
-        content: Record = json.loads(json.dumps(job))  # lists, as in the records
-        return content
-
-
-def place_of(machine: Record, device: str, threads: int) -> str:
-    """Names the machine in records and on the page."""
-    return (
-        str(machine["gpu"]).removeprefix("; ")
-        if device == "cuda"
-        else f"{machine['processor']}, {threads} thread(s)"
-    )
+def make_job(part: str, device: str, threads: int, rounds: int | None = None) -> Record:
+    """The job for ``networks.answer``, without the trainer's name."""
+    if part == "size":
+        return {**SETTINGS, "part": part, "patches": [PLANNED_FOR], "device": "cpu", "threads": 0}
+    job = {**SETTINGS, "part": part, "patches": PATCHES[device], "device": device, "threads": threads}
+    return job if part == "memory" else {**job, **ROUNDS[device], **({"rounds": rounds} if rounds else {})}
 
 
 def measure(job: Record) -> Record:
@@ -130,38 +90,31 @@ def measure(job: Record) -> Record:
 
 
 def run(
-    results: Records,
-    jobs: Sequence[tuple[str, str]],
-    settings: Settings,
-    device: str,
-    threads: int,
-    fresh: bool = False,
+    results: Records, tasks: Sequence[tuple[str, str]], device: str, threads: int, rounds: int | None = None
 ) -> list[str]:
-    """Measures the jobs (part, trainer) that have no record.
+    """Measures the tasks (part, trainer) that have no record.
 
     Returns:
-        One line for each failed job.
+        One line for each failed task.
     """
     machine = describe_machine(device)
-    place = place_of(machine, device, threads)
+    place = machine["gpu"] or f"{machine['processor']}, {threads} thread(s)"
     failed = []
-    with tqdm(jobs, unit="run") as bar:
-        for part, name in bar:
-            bar.set_postfix_str(f"{part} {name}")
-            job = settings.job(part, device, threads)
-            key = {**job, "torch": machine["versions"]["torch"]}
-            machine_of = {} if part == "size" else {"place": place}  # sizes are the same on every machine
-            finished = results.find(part=part, trainer=name, **machine_of)
-            if not fresh and finished is not None and finished["key"] == key:
-                continue
-            try:
-                measured = measure({**job, "trainer": name})
-            except Exception as error:  # a network that cannot be measured does not stop the others
-                failed.append(f"{part} {name}: {str(error).strip().splitlines()[-1]}")
-                continue
-            record = {"trainer": name, "part": part, "place": place, "key": key, "machine": machine}
-            record |= {"date": datetime.date.today().isoformat(), "measured": measured}
-            results.add(record, "part", "trainer", *machine_of)
+    for part, name in tqdm(tasks, unit="run"):
+        job = make_job(part, device, threads, rounds)
+        key = {**job, "torch": machine["versions"]["torch"]}
+        machine_of = {} if part == "size" else {"place": place}  # sizes are the same on every machine
+        finished = results.find(part=part, trainer=name, **machine_of)
+        if finished is not None and finished["key"] == key:
+            continue
+        try:
+            measured = measure({**job, "trainer": name})
+        except Exception as error:  # a network that cannot be measured does not stop the others
+            failed.append(f"{part} {name}: {str(error).strip().splitlines()[-1]}")
+            continue
+        record = {"trainer": name, "part": part, "place": place, "key": key, "machine": machine}
+        record |= {"date": datetime.date.today().isoformat(), "measured": measured}
+        results.add(record, "part", "trainer", *machine_of)
     return failed
 
 
@@ -173,41 +126,33 @@ def places(results: Records) -> list[str]:
     return list(dict.fromkeys(record["place"] for record in results.records if record["part"] != "size"))
 
 
-def size_table(results: Records, names: Sequence[str]) -> list[str]:
+def size_table(results: Records, names: Sequence[str]) -> str:
     """Parameters and multiply-adds."""
-    plain = results.find(part="size", trainer=PLAIN)
+    sizes = {name: found["measured"] for name in names if (found := results.find(part="size", trainer=name))}
     rows = []
-    for name in names:
-        record = results.find(part="size", trainer=name)
-        if record is None or plain is None:
-            continue
-        own, base = record["measured"], plain["measured"]
-        relative = {key: f"{own[key] / base[key]:.4f}" for key in ("parameters", "multiply_adds")}
+    for name, own in sizes.items() if PLAIN in sizes else ():
+        parameters, operations = (own[key] / sizes[PLAIN][key] for key in ("parameters", "multiply_adds"))
         million, billion = f"{own['parameters'] / 1e6:.3f} M", f"{own['multiply_adds'] / 1e9:.2f} G"
-        rows.append([title(name), million, relative["parameters"], billion, relative["multiply_adds"]])
+        rows.append([title(name), million, f"{parameters:.4f}", billion, f"{operations:.4f}"])
     return table(("network of", "parameters", "relative", "multiply-adds", "relative"), rows)
 
 
-def time_table(results: Records, names: Sequence[str], place: str) -> list[str]:
-    """Seconds and bytes of both passes on one machine; ratios of the same round."""
-    passes = ("patch", "forward: s", "relative", "with backward: s", "relative")
+def time_table(results: Records, names: Sequence[str], place: str) -> str:
+    """Seconds of both passes and memory of a step on one machine."""
     rows = []
     for name in names:
         timed, watched = (results.find(part=part, trainer=name, place=place) for part in ("time", "memory"))
-        cells = time_cells(timed) + memory_cells(watched)
+        cells = ["-"] * 7
+        if timed is not None:
+            own = timed["measured"]["own"]
+            passes = [(spread(own[what], 3), spread(ratios(timed, what), 3)) for what in ("forward", "step")]
+            cells[:5] = [by(timed["measured"]["patch"]), *passes[0], *passes[1]]
+        if watched is not None:
+            cells[5:] = [f"{watched['measured']['own']['step'] / 2**30:.2f}", f"{memory_ratio(watched):.3f}"]
         if set(cells) != {"-"}:
             rows.append([title(name), *cells])
-    return table(("network of", *passes, "peak memory: GiB", "relative"), rows)
-
-
-def time_cells(record: Record | None) -> list[str]:
-    """Patch, seconds and ratio of each pass."""
-    if record is None:
-        return ["-"] * 5
-    cells = [by(record["measured"]["patch"])]
-    for what in ("forward", "step"):
-        cells += [spread(record["measured"]["own"][what], 3), spread(ratios(record, what), 3)]
-    return cells
+    passes_heads = ("patch", "forward: s", "relative", "with backward: s", "relative")
+    return table(("network of", *passes_heads, "peak memory: GiB", "relative"), rows)
 
 
 def ratios(record: Record, what: str) -> list[float]:
@@ -221,151 +166,64 @@ def memory_ratio(record: Record) -> float:
     return float(record["measured"]["own"]["step"] / record["measured"]["plain"]["step"])
 
 
-def memory_cells(record: Record | None) -> list[str]:
-    """Bytes and ratio of a training step."""
-    if record is None:
-        return ["-"] * 2
-    return [f"{record['measured']['own']['step'] / GIB:.2f}", f"{memory_ratio(record):.3f}"]
-
-
 def title(name: str) -> str:
     """Name of a row."""
     return "planned U-Net (plain nnU-Net)" if name == PLAIN else f"`{name}`"
 
 
-def report(results: Records, names: Sequence[str], settings: Settings, command: str, quick: bool) -> str:
-    """The measured section of the page."""
-    versions = {
-        name: number for record in results.records for name, number in record["machine"]["versions"].items()
-    }
-    notes = f"""
-Written {datetime.date.today().isoformat()} by `{command}`, nnunet_locctx {version("nnunet_locctx")},
-{", ".join(f"{name} {number}" for name, number in versions.items())}.
-
-The planned U-Net is nnU-Net's PlainConvUNet for {by(settings.planned_for)} voxels of
-{" x ".join(f"{mm:g}" for mm in settings.spacing)} mm: features {"-".join(map(str, settings.features))}, two
-convolutions per stage. {settings.classes} classes, one image channel. Every network is the trainer's own with
-its default place and options.
-
-### Parameters and multiply-adds
-
-Of one forward pass at 1 x {by(settings.planned_for)} without deep supervision; parameters include the heads of deep
-supervision. Multiply-adds are those of convolutions and matrix products (torch.utils.flop_counter, halved);
-interpolation, norms and table look-ups are not counted.
-"""
-    lines = [*wrapped(notes), "", *size_table(results, names)]
-    if quick:
-        lines.insert(0, "**Quick run: shows that the script works, says nothing about cost.**\n")
+def write_report(results: Records, names: Sequence[str]) -> None:
+    """The tables beside the records: counts, then times and memory of each machine, median (range) over the rounds."""
+    parts = ["## Parameters and multiply-adds", size_table(results, names)]
     for place in places(results):
-        lines += [*place_notes(results, place), "", *time_table(results, names, place)]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def place_notes(results: Records, place: str) -> list[str]:
-    """Notes on the measurements of one machine."""
-    records = [run for run in results.records if run["place"] == place and run["part"] != "size"]
-    timed = [record for record in records if record["part"] == "time"]
-    key, machine = (timed or records)[0]["key"], records[0]["machine"]
-    cuda = key["device"] == "cuda"
-    load = max((record["measured"]["load"] for record in timed), default=0.0)
-    notes = f"""
-### Time and memory: {place}
-
-Batch {key["batch"]}; {"autocast" if cuda else "32 bit"}, no torch.compile. Forward: evaluation mode, no gradients, all
-heads. Forward and backward: training mode, deep supervision as the trainer has it, mean square of the logits as loss,
-no optimiser. {key.get("rounds", 0)} round(s) of {key.get("repeats", 0)} pass(es) after warming up, the plain network
-and the other one alternating in one process; median (range). Ratios are of the same round, so the row of the plain
-network against itself is the machine's noise. Peak memory:
-{"allocated on the GPU" if cuda else "resident memory added"} by network, activations and gradients of a step, in a
-process with this network alone. Machine: {machine["processor"]}; {machine["memory"]}; {machine["system"]};
-highest load average (1 min) {load:.1f}.
-"""
-    return wrapped(notes)
-
-
-def wrapped(text: str) -> list[str]:
-    """Paragraphs in lines of 120 characters; a name is not torn apart."""
-    filled = (textwrap.fill(part, 120, break_on_hyphens=False) for part in text.strip().split("\n\n"))
-    return "\n\n".join(filled).splitlines()
+        of_place = [one for one in results.records if one["place"] == place and one["part"] != "size"]
+        timed = [one for one in of_place if one["part"] == "time"]
+        load = max((one["measured"]["load"] for one in timed), default=0.0)
+        notes = [f"{min(one['date'] for one in of_place)}, highest load average (1 min) {load:.1f}"]
+        notes += [f"{one['key']['rounds']} rounds of {one['key']['repeats']} pass(es)" for one in timed[:1]]
+        parts += [f"## Time and memory: {place}", measured_on(of_place[0]["machine"], *notes)]
+        parts.append(time_table(results, names, place))
+    write_page(results.file.with_suffix(".md"), "Cost of the trainers' networks", __doc__, *parts)
 
 
 # ------------------------------------------------------------------------------------------------------------ main
 
 
-def trainer_names() -> list[str]:
-    """The plain trainer first, then all of the package."""
-    from nnunet_locctx.nnunet.training.trainers import TRAINERS
-
-    return [PLAIN, *TRAINERS]
-
-
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = described_parser(__doc__)
+    networks = "only trainers whose name contains a match, and the plain one"
+    parser.add_argument("--networks", default="", metavar="REGEX", help=networks)
     parser.add_argument(
-        "--networks",
-        default="",
-        metavar="REGEX",
-        help="only trainers whose name contains a match, and the plain one",
-    )
-    parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: all)"
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)"
     )
     parser.add_argument(
         "--device", choices=["cpu", "cuda"], default="cpu", help="for time and memory (default: cpu)"
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all)")
     parser.add_argument("--rounds", type=int, help="measurements of each time (default: 5, on a GPU 10)")
-    parser.add_argument(
-        "--patch", type=int, nargs=3, metavar="N", help="patch for time and memory, not the default"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="a small U-Net, one round; writes below benchmark/quick"
-    )
-    parser.add_argument("--fresh", action="store_true", help="measure anew what has been measured")
-    parser.add_argument(
-        "--report", action="store_true", help="measure nothing, write the page from the records"
-    )
-    parser.add_argument("--out", type=Path, help=OUT_HELP)
     options = parser.parse_args(arguments)
     if options.rounds is not None and options.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {options.rounds}")
-    try:
-        re.compile(options.networks)
-    except re.error as error:
-        parser.error(f"--networks {options.networks!r} is no regular expression: {error}")
     return options
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measures and writes the page; returns 1 if a network could not be measured."""
     options = parse(arguments)
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        os.environ.setdefault(name, str(REPOSITORY / "benchmark" / name))  # not used; nnU-Net warns without
-    out = options.out or (REPOSITORY / "benchmark" / "quick" if options.quick else None)
-    folder, page = destinations(out, __file__, "explanation/benchmarks.md")
-    settings = Settings.of(options.device, options.quick)
-    if options.rounds is not None:
-        settings = dataclasses.replace(settings, rounds=options.rounds)
-    if options.patch is not None:
-        settings = dataclasses.replace(settings, patches=(tuple(options.patch),))
-    results = Records(folder / "blocks.json")
-    names = trainer_names()
+        os.environ.setdefault(name, "/nonexistent")  # not used; nnU-Net warns without
+    from nnunet_locctx.nnunet.training.trainers import TRAINERS
+    from scripts.experiments.balls.collect import collect
+
+    results = Records(Path(__file__).resolve().with_suffix(".json"))
+    names = [PLAIN, *TRAINERS]
     chosen = [name for name in names if name == PLAIN or re.search(options.networks, name)]
-    failed: list[str] = []
-    if not options.report:
-        jobs = [(part, name) for part in options.parts for name in chosen]
-        failed = run(results, jobs, settings, options.device, options.threads, options.fresh)
-    command = command_line("scripts.benchmarks.blocks", arguments)
-    measured = report(results, names, settings, command, options.quick)
-    replace_section(page, BEGIN, END, measured)
-    print(measured)
-    say(f"written to {page}")
+    tasks = [(part, name) for part in options.parts for name in chosen]
+    failed = run(results, tasks, options.device, options.threads, options.rounds)
+    write_report(results, names)
     for line in failed:
         say(f"not measured: {line}")
-    if options.out is None and not options.quick:
-        from scripts.experiments.balls.collect import collect
-
-        collect()
+    say(f"written: {results.file} and blocks.md")
+    collect()
     return 1 if failed else 0
 
 

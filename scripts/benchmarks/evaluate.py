@@ -5,20 +5,20 @@ the body, the predictions the same ellipsoids shifted by 2 voxels along each axi
 the cropped and on the whole volume (their values must agree), and all measures of a class. CPU time of one thread
 hardly depends on other jobs of the machine.
 
-    python -m scripts.benchmarks.evaluate            # writes docs/reference/evaluation.md
-    python -m scripts.benchmarks.evaluate --quick    # small volume, prints only
+    python -m scripts.benchmarks.evaluate      # writes evaluate.json and evaluate.md beside the script
 """
 
 import datetime
-import math
-import textwrap
+import functools
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from nnunet_locctx.evaluation.classes import Classes
 from nnunet_locctx.evaluation.measures import (
@@ -30,17 +30,16 @@ from nnunet_locctx.evaluation.measures import (
     surface_measures,
 )
 from scripts.benchmarks.harness import (
-    REPOSITORY,
-    by,
+    Record,
     describe_machine,
     described_parser,
-    replace_section,
-    say,
+    measured_on,
     spread,
     table,
+    write_json,
+    write_page,
 )
 
-BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
 SHAPE = (256, 384, 384)
 SPACING = (1.5, 0.8, 0.8)
 SIZES = {"lesion": 0.016, "organ": 0.1, "body": 0.36}
@@ -66,71 +65,60 @@ def seconds(function: Callable[[], Any], repeats: int) -> tuple[list[float], Any
     return times, answer
 
 
-def measure(shape: Sequence[int], repeats: int) -> list[dict[str, Any]]:
+def measure(shape: Sequence[int], repeats: int) -> list[Record]:
     """One row per size of mask."""
     surface_measures(ellipsoid((8, 8, 8), 0.3), ellipsoid((8, 8, 8), 0.3), SPACING, 2.0)  # imports
     rows = []
-    for name, share in SIZES.items():
+    for name, share in tqdm(SIZES.items()):
         true, predicted = ellipsoid(shape, share), ellipsoid(shape, share, 2)
-        row: dict[str, Any] = {"name": name, "voxels": int(true.sum())}
-
-        def cropped(true: Mask = true, predicted: Mask = predicted) -> tuple[float, float]:
-            box = bounding_box(true | predicted, MARGIN)
-            assert box is not None
-            return surface_measures(true[box], predicted[box], SPACING, 2.0)
-
-        def whole(true: Mask = true, predicted: Mask = predicted) -> tuple[float, float]:
-            return surface_measures(true, predicted, SPACING, 2.0)
-
-        for function in (cropped, whole):
-            say(f"{name}, {function.__name__}")
-            row[function.__name__], values = seconds(function, repeats)
-            if not np.allclose(row.setdefault("values", values), values, rtol=1e-6):
-                raise RuntimeError(f"cropping changed HD95 and NSD: {row['values']} and {values}")
-        labels, guesses = true.astype(np.int32), predicted.astype(np.int32)
-
-        def everything(labels: Any = labels, guesses: Any = guesses) -> Any:
-            return measure_case(labels, guesses, SPACING, Classes({"class": 1}), [], Settings())
-
+        box = bounding_box(true | predicted, MARGIN)
+        assert box is not None
+        cropped = functools.partial(surface_measures, true[box], predicted[box], SPACING, 2.0)
+        whole = functools.partial(surface_measures, true, predicted, SPACING, 2.0)
+        labels = true.astype(np.int32), predicted.astype(np.int32)
+        everything = functools.partial(measure_case, *labels, SPACING, Classes({"class": 1}), [], Settings())
+        row: Record = {"name": name, "voxels": int(true.sum())}
+        row["cropped"], row["values"] = seconds(cropped, repeats)
+        row["whole"], values = seconds(whole, repeats)
+        if not np.allclose(row["values"], values, rtol=1e-6):
+            raise RuntimeError(f"cropping changed HD95 and NSD: {row['values']} and {values}")
         row["all"], _ = seconds(everything, repeats)
         rows.append(row)
     return rows
 
 
-def report(rows: Sequence[dict[str, Any]], shape: Sequence[int]) -> str:
-    """The page's section."""
-    machine = describe_machine("cpu")
-    notes = (
-        f"Measured {datetime.date.today()} with `python -m scripts.benchmarks.evaluate`: "
-        f"{machine['processor']}; {torch.get_num_threads()} thread; monai {version('monai')}, "
-        f"scipy {version('scipy')}. Volume {by(shape)}, voxels of {' x '.join(map(str, SPACING))} mm; CPU "
-        "seconds of one process, median (least - greatest)."
-    )
+def rows_table(rows: Sequence[Record]) -> str:
+    """CPU seconds of one process, median (least - greatest)."""
     times = ("HD95 + NSD, cropped", "HD95 + NSD, whole volume", "all measures")
     cells = [
         [row["name"], row["voxels"], f"{row['values'][0]:.2f}", f"{row['values'][1]:.3f}"]
         + [spread(row[time], 2) for time in ("cropped", "whole", "all")]
         for row in rows
     ]
-    lines = table(("mask", "voxels", "HD95 mm", "NSD at 2 mm", *times), cells)
-    return "\n".join([textwrap.fill(notes, 120), "", *lines])
+    return table(("mask", "voxels", "HD95 mm", "NSD at 2 mm", *times), cells)
 
 
 def main() -> None:
-    """Measures, prints and writes."""
+    """Measures and writes."""
     parser = described_parser(__doc__)
-    parser.add_argument("--quick", action="store_true", help="a small volume; nothing is written")
     parser.add_argument(
         "--repeats", type=int, default=3, metavar="N", help="of each measurement (default: 3)"
     )
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of PyTorch (default: 1)")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    shape = tuple(math.ceil(n / 4) for n in SHAPE) if options.quick else SHAPE
-    text = report(measure(shape, options.repeats), shape)
-    print(text)
-    if not options.quick:
-        replace_section(REPOSITORY / "docs" / "reference" / "evaluation.md", BEGIN, END, text)
+    torch.set_num_threads(1)
+    rows, machine = measure(SHAPE, options.repeats), describe_machine("cpu")
+    file = Path(__file__)
+    write_json(
+        file.with_suffix(".json"), {"date": str(datetime.date.today()), "machine": machine, "rows": rows}
+    )
+    versions = f"one thread, monai {version('monai')}, scipy {version('scipy')}"
+    write_page(
+        file.with_suffix(".md"),
+        "Time of `locctx evaluate`",
+        __doc__,
+        measured_on(machine, versions),
+        rows_table(rows),
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ python -m scripts.benchmarks.harness MODULE.FUNCTION JOB ANSWER      # how a ben
 import argparse
 import contextlib
 import importlib
-import io
 import json
 import os
 import platform
@@ -16,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,6 @@ from typing import Any
 from nnunet_locctx.files import replacing, write_atomically
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-OUT_HELP = "folder that takes results, picture and page (default: the script's own folder, and docs)"
 
 PLAIN = "nnUNetTrainer"
 """nnU-Net's own trainer, the baseline of all comparisons."""
@@ -95,62 +92,49 @@ class MemoryWatch:
                 root = psutil.Process(self._process.pid)
                 for process in [root, *root.children(recursive=True)]:
                     with contextlib.suppress(psutil.Error, OSError):
-                        rss += process.memory_info().rss
-                        pss += _pss(process.pid) if with_pss else 0
+                        memory = process.memory_full_info() if with_pss else process.memory_info()
+                        rss, pss = rss + memory.rss, pss + getattr(memory, "pss", 0)
             self.rss, self.pss = max(self.rss, rss), max(self.pss, pss)
-
-
-def _pss(pid: int) -> int:
-    """Proportional set size in bytes from the kernel's summary; 0 without one."""
-    path = Path(f"/proc/{pid}/smaps_rollup")
-    if not path.exists():
-        return 0
-    for line in path.read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 # -------------------------------------------------------------------------------------------------------- the system
 
 
-def describe_machine(device: str) -> dict[str, Any]:
+def describe_machine(device: str) -> Record:
     """Processor, memory, system and versions."""
     import psutil
 
     processor = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [
-            line.split(":", 1)[1].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        processor = names[0] if names else processor
+        lines = info.read_text().splitlines()
+        processor = next(
+            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor
+        )
+    gpu = ""
+    if device == "cuda":
+        import torch
+
+        gpu = torch.cuda.get_device_name(0)
     packages = ("nnunetv2", "torch", "batchgeneratorsv2", "numpy")
-    machine: dict[str, Any] = {
+    return {
         "processor": f"{processor}, {os.cpu_count()} logical core(s)",
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "system": platform.platform(),
         "versions": {"Python": platform.python_version(), **{name: version(name) for name in packages}},
+        "gpu": gpu,
     }
-    machine["gpu"] = ""
-    if device == "cuda":
-        import torch
 
-        machine["gpu"] = f"; {torch.cuda.get_device_name(0)}"
-    return machine
+
+def measured_on(machine: Record, *further: str) -> str:
+    """The sentence of a page on its machine."""
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    parts = [machine["gpu"], machine["processor"], machine["memory"], machine["system"], versions, *further]
+    return f"Machine: {'; '.join(part for part in parts if part)}."
 
 
 def say(text: str) -> None:
     print(f"== {text}", flush=True)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Suppresses nnU-Net's output."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
 
 
 def run_logged(command: list[str], log: Path, watch: MemoryWatch | None = None) -> None:
@@ -228,28 +212,39 @@ def rotated(names: Sequence[str], number: int) -> list[str]:
     return [*names[first:], *names[:first]]
 
 
-def planned_unet(channels: int, classes: int, features: Sequence[int]) -> Any:
-    """A U-Net as planned by nnU-Net for isotropic voxels: two convolutions of 3 voxels per stage, each stage halves the
-    resolution."""
-    from dynamic_network_architectures.architectures.unet import PlainConvUNet
-    from torch import nn
+def unet_architecture(features: Sequence[int], strides: Sequence[Any], kernels: Sequence[Any]) -> Record:
+    """The plans' entry of a U-Net with two convolutions per stage."""
+    stages = len(features)
+    arguments = {
+        "n_stages": stages,
+        "features_per_stage": list(features),
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": list(kernels),
+        "strides": list(strides),
+        "n_conv_per_stage": [2] * stages,
+        "n_conv_per_stage_decoder": [2] * (stages - 1),
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    return {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": arguments,
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
 
-    return PlainConvUNet(
-        input_channels=channels,
-        n_stages=len(features),
-        features_per_stage=list(features),
-        conv_op=nn.Conv3d,
-        kernel_sizes=3,
-        strides=[1, *[2] * (len(features) - 1)],
-        n_conv_per_stage=2,
-        num_classes=classes,
-        n_conv_per_stage_decoder=2,
-        conv_bias=True,
-        norm_op=nn.InstanceNorm3d,
-        norm_op_kwargs={"eps": 1e-5, "affine": True},
-        nonlin=nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True},
-    )
+
+def planned_unet(channels: int, classes: int, features: Sequence[int]) -> Any:
+    """A U-Net as planned by nnU-Net for isotropic voxels, initialised; each stage halves the resolution."""
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    strides = [[1] * 3, *[[2] * 3] * (len(features) - 1)]
+    architecture = unet_architecture(features, strides, [[3] * 3] * len(features))
+    return get_network_from_plans(*architecture.values(), channels, classes, deep_supervision=False)
 
 
 # ---------------------------------------------------------------------------------------------- commands, tables, pages
@@ -260,16 +255,22 @@ def described_parser(text: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def command_line(module: str, arguments: Sequence[str] | None) -> str:
-    """The command of the script; `arguments` are those of ``main``."""
-    return " ".join(["python", "-m", module, *(sys.argv[1:] if arguments is None else arguments)])
+def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table; empty without rows."""
+    if not rows:
+        return ""
+    first, *others = (f"| {' | '.join(map(str, line))} |" for line in (heads, *rows))
+    return "\n".join([first, "|---" * len(heads) + "|", *others])
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """Lines of a Markdown table; none without rows."""
-    lines = [heads, *rows] if rows else []
-    cells = [f"| {' | '.join(map(str, line))} |" for line in lines]
-    return [*cells[:1], "|---" * len(heads) + "|", *cells[1:], ""] if rows else []
+def write_page(file: Path, title: str, *parts: str | None) -> None:
+    """Writes paragraphs and tables below a title; empty ones are left out."""
+    text = "\n\n".join(part.strip("\n") for part in (f"# {title}", *parts) if part)
+    write_atomically(file, f"{text}\n".encode())
+
+
+def write_json(file: Path, content: Record) -> None:
+    write_atomically(file, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def spread(values: Sequence[float], digits: int) -> str:
@@ -285,36 +286,8 @@ def by(size: Sequence[int]) -> str:
 
 def save_figure(figure: Any, file: Path, dpi: int) -> None:
     """Writes a matplotlib figure in one step."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as draft:
         figure.savefig(draft, dpi=dpi)
-
-
-def destinations(out: Path | None, script: str, page: str) -> tuple[Path, Path]:
-    """The folder for an experiment's results and picture, and the page for its section.
-
-    Args:
-        out: Value of ``--out``.
-        script: ``__file__`` of the script; without ``--out`` results lie beside it.
-        page: The page below docs, such as explanation/results.md; with ``--out`` its name there.
-    """
-    if out is None:
-        return Path(script).resolve().parent, REPOSITORY / "docs" / page
-    out.mkdir(parents=True, exist_ok=True)
-    return out, out / Path(page).name
-
-
-def replace_section(path: Path, begin: str, end: str, text: str) -> None:
-    """Replaces the text between two marks of a page and keeps the rest.
-
-    Raises:
-        ValueError: The page lacks a mark.
-    """
-    page = path.read_text() if path.exists() else f"# Benchmarks\n\n{begin}\n{end}\n"
-    if begin not in page or end not in page:
-        raise ValueError(f"{path} must contain the lines {begin} and {end}")
-    before, after = page.split(begin, 1)[0], page.split(end, 1)[1]
-    path.write_text(f"{before}{begin}\n\n{text}\n{end}{after}")
 
 
 if __name__ == "__main__":

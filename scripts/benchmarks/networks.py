@@ -18,7 +18,7 @@ from nnunet_locctx.nnunet.training.trainer import LocatedTrainer
 from nnunet_locctx.nnunet.training.trainers import find_trainer
 from nnunet_locctx.nnunet.training.whole_network import WholeNetworkTrainer
 from nnunet_locctx.study.seeding import PeakMemory
-from scripts.benchmarks.harness import PLAIN, Clock, Record
+from scripts.benchmarks.harness import PLAIN, Clock, Record, unet_architecture
 
 CHANNELS = 1
 WARM_UP = 2
@@ -26,46 +26,22 @@ CONFIGURATION = "3d_fullres"
 
 
 def make_plans(patch: list[int], planned_for: list[int], spacing: list[float], features: list[int]) -> Record:
-    """Plans with one configuration.
+    """Plans with one configuration; its patch must fit the U-Net's pooling, which is planned for another patch.
 
-    Args:
-        patch: Patch size of the configuration.
-        planned_for: Patch size that the U-Net's pooling is planned for; `patch` must fit it.
-        spacing: Voxel size in mm.
-        features: Channels of the U-Net's stages; nnU-Net's plan may use fewer stages.
+    nnU-Net's plan may use fewer stages than there are `features`.
     """
     topology = plan_topology(spacing, planned_for)
     if not topology.fits(patch):
         raise ValueError(
             f"patch {patch} is no multiple of {list(topology.total_stride)}, the pooling of {planned_for}"
         )
-    stages = len(topology.strides)
-    architecture = {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        "arch_kwargs": {
-            "n_stages": stages,
-            "features_per_stage": features[:stages],
-            "conv_op": "torch.nn.modules.conv.Conv3d",
-            "kernel_sizes": [list(row) for row in topology.kernels],
-            "strides": [list(row) for row in topology.strides],
-            "n_conv_per_stage": [2] * stages,
-            "n_conv_per_stage_decoder": [2] * (stages - 1),
-            "conv_bias": True,
-            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
-        },
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
+    strides, kernels = ([list(row) for row in rows] for rows in (topology.strides, topology.kernels))
     configuration = {
         "patch_size": patch,
         "batch_size": 1,
         "spacing": spacing,
         "normalization_schemes": ["CTNormalization"] * CHANNELS,
-        "architecture": architecture,
+        "architecture": unet_architecture(features[: len(strides)], strides, kernels),
     }
     return {"plans_name": "Benchmark", "configurations": {CONFIGURATION: configuration}}
 
@@ -122,13 +98,13 @@ def usable_patch(name: str, patches: list[list[int]], plans_of: Callable[[list[i
     trainer = trainer_class(name)
     errors = []
     for patch in patches:
+        if not issubclass(trainer, WholeNetworkTrainer):
+            return patch
         try:
-            if issubclass(trainer, WholeNetworkTrainer):
-                trainer.check_configuration(plans_of(patch)["configurations"][CONFIGURATION])
+            trainer.check_configuration(plans_of(patch)["configurations"][CONFIGURATION])
+            return patch
         except ValueError as error:
             errors.append(str(error))
-        else:
-            return patch
     raise ValueError("; ".join(errors))
 
 
@@ -155,32 +131,22 @@ def whole_volume(patch: Sequence[int]) -> Tensor:
 
 def count(name: str, plans: Record, classes: int) -> Record:
     """Parameters, and multiply-adds of one prediction (batch 1, no deep supervision)."""
-    patch = plans["configurations"][CONFIGURATION]["patch_size"]
-    error = ""
-    for device in ("meta", "cpu"):
-        try:
-            with torch.device(device):
-                network = build(name, plans, classes, False).eval()
-                x = make_input(name, patch, 1)
-            counted = count_operations(network, x)
-        # an operation that needs values cannot run on the meta device
-        except (RuntimeError, NotImplementedError) as failure:
-            error = error or str(failure)
-        else:
-            return {**{key: counted[key] for key in ("parameters", "multiply_adds")}, "counted_on": device}
-    raise RuntimeError(f"{name} can be counted neither without memory nor on the CPU: {error}")
+
+    def counted_on(device: str) -> Record:
+        with torch.device(device):
+            network = build(name, plans, classes, False).eval()
+            x = make_input(name, plans["configurations"][CONFIGURATION]["patch_size"], 1)
+        counted = count_operations(network, x)
+        return {**{key: counted[key] for key in ("parameters", "multiply_adds")}, "counted_on": device}
+
+    try:
+        return counted_on("meta")
+    except (RuntimeError, NotImplementedError):  # an operation needs values
+        return counted_on("cpu")
 
 
 class Runner:
-    """A network with its input; both passes as nnU-Net runs them, without torch.compile.
-
-    Args:
-        name: The trainer.
-        plans: See :func:`make_plans`.
-        classes: Channels of the logits.
-        batch: Patches per batch.
-        device: ``"cpu"`` (32 bit) or ``"cuda"`` (autocast).
-    """
+    """A network with its input; both passes as nnU-Net runs them (32 bit, on a GPU autocast), without torch.compile."""
 
     def __init__(self, name: str, plans: Record, classes: int, batch: int, device: str) -> None:
         self.device = device

@@ -1,4 +1,4 @@
-"""The benchmark's bookkeeping: which rounds count, how ratios are formed, what happens to the page."""
+"""The benchmark's bookkeeping: which rounds count, how ratios are formed, what harness records and writes."""
 
 import json
 import subprocess
@@ -7,118 +7,94 @@ from pathlib import Path
 
 import pytest
 
-from scripts.benchmarks.harness import apart, describe_machine
-from scripts.benchmarks.overhead import (
-    AGAIN,
-    BEGIN,
-    END,
-    GOALS,
-    Bench,
+from scripts.benchmarks.harness import (
     MemoryWatch,
-    Settings,
-    architecture,
-    goal_table,
-    replace_section,
-    report,
+    apart,
+    describe_machine,
     run_logged,
     spread,
+    table,
+    write_page,
 )
+from scripts.benchmarks.overhead import AGAIN, MEASURES, Bench, Settings, measure_table
 
-WALL, RATE = GOALS[2], GOALS[0]
+WALL, RATE = MEASURES[2], MEASURES[0]
+SECONDS = {"plain": 2.0, "LocBAMTrainer": 3.0, AGAIN: 2.0}
+
+
+def make_bench(folder: Path, settings: Settings) -> Bench:
+    return Bench(folder, folder / "records.json", ["LocBAMTrainer"], 2, "cpu", 1, settings)
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path, Settings.quick(), ["LocBAMTrainer"], rounds=2, device="cpu")
+    return make_bench(tmp_path, Settings(volume=64))
 
 
-def fake(bench: Bench, seconds: dict[str, float], part: str = "step") -> list[tuple[str, int]]:
+def fake(bench: Bench, part: str = "predict") -> list[tuple[str, int]]:
     """Measures with a method that returns the given seconds; returns its calls."""
     calls = []
 
-    def method(variant: str, number: int) -> dict[str, float]:
-        calls.append((variant, number))
-        return {"seconds": seconds[variant] * (number + 1), "cpu": 1.0, "load": 0.5}
+    def method(trainer: str, number: int) -> dict[str, float]:
+        calls.append((trainer, number))
+        return {"seconds": SECONDS[trainer] * (number + 1), "cpu": 1.0, "load": 0.5, "rss": 0, "pss": 0}
 
-    bench.measure(part, method, warm_up=False)
+    bench.measure(part, method)
     return calls
 
 
-SECONDS = {"plain": 2.0, "LocBAMTrainer": 3.0, AGAIN: 2.0}
-
-
-def test_variants_alternate_and_rounds_start_elsewhere(bench: Bench) -> None:
-    calls = fake(bench, SECONDS)
+def test_trainers_alternate_and_rounds_start_elsewhere(bench: Bench) -> None:
+    calls = fake(bench)
     assert [v for v, _ in calls] == ["plain", "LocBAMTrainer", AGAIN, "LocBAMTrainer", AGAIN, "plain"]
     assert [n for _, n in calls] == [0, 0, 0, 1, 1, 1]
 
 
 def test_a_broken_off_round_is_measured_again_and_complete_ones_are_kept(bench: Bench) -> None:
-    fake(bench, SECONDS)
+    fake(bench)
     lines = bench.records.file.read_text().splitlines()
     bench.records.file.write_text("\n".join(lines[:-1]) + "\n")
-    assert [n for _, n in fake(bench, SECONDS)] == [1, 1, 1]
-    assert fake(bench, SECONDS) == []
+    assert [n for _, n in fake(bench)] == [1, 1, 1]
+    assert fake(bench) == []
 
 
-def test_records_of_other_settings_do_not_count(bench: Bench, tmp_path: Path) -> None:
-    fake(bench, SECONDS)
-    other = Bench(tmp_path, Settings(), ["LocBAMTrainer"], rounds=2, device="cpu")
-    assert bench.load("step")
-    assert other.load("step") == {}
+def test_loader_and_step_are_warmed_up(bench: Bench) -> None:
+    assert [n for _, n in fake(bench, "step")][:3] == [10_000] * 3
+    assert fake(bench, "step") == []
+
+
+def test_records_of_other_settings_and_machines_do_not_count(bench: Bench, tmp_path: Path) -> None:
+    fake(bench)
+    assert len(bench.complete("predict")) == 2
+    assert make_bench(tmp_path, Settings()).complete("predict").empty
+    bench.machine = {**bench.machine, "processor": "Abacus"}
+    assert bench.complete("predict").empty
 
 
 def test_ratios_are_of_the_same_round(bench: Bench) -> None:
-    fake(bench, SECONDS)
-    rows = "\n".join(goal_table(bench, WALL))
+    fake(bench, "step")
+    rows = measure_table(bench, WALL)
     assert "| `LocBAMTrainer` | 4.50 (3.00 - 6.00) | 1.500 (1.500 - 1.500) | <= 1.05 |" in rows
     assert "| plain nnU-Net again (noise) | 3.00 (2.00 - 4.00) | 1.000 (1.000 - 1.000) |  |" in rows
 
 
 def test_rates_are_inverted(bench: Bench) -> None:
-    fake(bench, SECONDS, part="loader")
-    assert "| `LocBAMTrainer` | 0.25 (0.17 - 0.33) | 0.667 (0.667 - 0.667) |" in "\n".join(
-        goal_table(bench, RATE)
-    )
+    fake(bench, "loader")
+    assert "| `LocBAMTrainer` | 0.25 (0.17 - 0.33) | 0.667 (0.667 - 0.667) |" in measure_table(bench, RATE)
 
 
-def test_report_of_no_records_has_no_tables(bench: Bench) -> None:
-    assert "###" not in report(bench, "command", quick=False)
-    assert "says nothing about cost" in report(bench, "command", quick=True)
+def test_what_was_not_measured_has_no_table(bench: Bench) -> None:
+    assert [measure_table(bench, measure) for measure in MEASURES] == [""] * len(MEASURES)
+    fake(bench)
+    assert [m.name for m in MEASURES if m.part == "predict" and measure_table(bench, m)] == ["seconds", "cpu"]
 
 
 def test_spread_of_one_value_has_no_range() -> None:
     assert spread([1.25], 2) == "1.25"
 
 
-def test_page_keeps_what_people_wrote(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    replace_section(page, BEGIN, END, "new\n")
-    text = page.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("\nafter\n")
-    assert "new" in text
-    assert "old" not in text
-
-
-def test_page_without_marks_is_refused(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("no marks\n")
-    with pytest.raises(ValueError, match="must contain the lines"):
-        replace_section(page, BEGIN, END, "new\n")
-    assert page.read_text() == "no marks\n"
-
-
-def test_architecture_has_one_entry_per_stage() -> None:
-    network = Settings.quick().predict_network
-    kwargs = architecture({"arch_kwargs": {"conv_bias": True}}, network)["arch_kwargs"]
-    stages = len(network.features)
-    assert kwargs["conv_bias"] is True
-    assert [
-        len(kwargs[k]) for k in ("features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage")
-    ] == [stages] * 4
-    assert len(kwargs["n_conv_per_stage_decoder"]) == stages - 1
+def test_page_has_paragraphs_and_tables(tmp_path: Path) -> None:
+    write_page(tmp_path / "page.md", "Title", "text\n", table(("a", "b"), [(1, 2)]), table(("c",), []), None)
+    assert (tmp_path / "page.md").read_text() == "# Title\n\ntext\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
 
 
 def test_memory_of_a_process_tree_is_seen() -> None:
@@ -137,7 +113,7 @@ def test_a_failing_command_shows_its_output(tmp_path: Path) -> None:
         run_logged(["python", "no-such-file.py"], tmp_path / "log")
 
 
-def test_a_new_process_measures_and_says_why_it_could_not(tmp_path: Path) -> None:
+def test_a_new_process_measures_and_says_why_it_could_not() -> None:
     machine = apart("harness.describe_machine", "cpu")  # type: ignore[arg-type]
     assert machine == describe_machine("cpu")
     with pytest.raises(RuntimeError, match="no attribute 'no_such'"):
@@ -145,6 +121,6 @@ def test_a_new_process_measures_and_says_why_it_could_not(tmp_path: Path) -> Non
 
 
 def test_records_are_json_lines(bench: Bench) -> None:
-    fake(bench, SECONDS)
+    fake(bench)
     records = [json.loads(line) for line in bench.records.file.read_text().splitlines()]
-    assert {r["variant"] for r in records} == set(SECONDS)
+    assert {r["trainer"] for r in records} == set(SECONDS)

@@ -1,7 +1,6 @@
 """The experiment on whole-body phantoms: errors and invariance of known locations, steps that resume, documents."""
 
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,19 @@ from nnunet_locctx.location import BodyPartCurve
 from nnunet_locctx.phantoms.whole_body import whole_body_case
 from nnunet_locctx.regression.body_part import BodyPartOptions, BodyPartRegressor
 from nnunet_locctx.regression.body_part.network import SliceRegressor
+from scripts.benchmarks.harness import describe_machine
 from scripts.experiments.anatomy import location as anatomy_location
 from scripts.experiments.anatomy import run as experiment_anatomy
 from scripts.experiments.anatomy.location import (
     OVERLAP,
-    Calibration,
     PhantomScans,
     compare,
+    fit_line,
     invariance,
     location_errors,
     locator,
     monotonicity,
+    on_line,
     overlapping_crops,
     summary,
 )
@@ -62,9 +63,9 @@ class TestErrors:
     def test_calibration_undoes_a_line_per_axis(self) -> None:
         truth = np.random.default_rng(0).uniform(-100, 900, (50, 3))
         coordinates = truth * (0.01, -0.002, 0.001) + (1.0, 2.0, 3.0)
-        calibration = Calibration.fitted(coordinates, truth)
-        assert np.allclose(calibration.millimetres(coordinates), truth)
-        assert np.allclose(calibration.slopes, (100, -500, 1000))
+        line = fit_line(coordinates, truth)
+        assert np.allclose(on_line(line, coordinates), truth)
+        assert np.allclose(line[0], (100, -500, 1000))
 
     def test_the_truth_has_no_error_and_voxel_fractions_have_some(self) -> None:
         locators = {"true": true_locator, "voxel": locator("voxel"), "scanner": locator("scanner")}
@@ -76,9 +77,11 @@ class TestErrors:
         assert measured["line"]["errors"]["S"]["median"] < voxel["errors"]["S"]["median"]
         assert [scan["case"] for scan in measured["scans"]] == [4, 5, 6]
         assert [coarse(number).fraction <= 0.6 for number in (4, 5, 6)] == [False, True, False]
-        middle = voxel["errors_small"]["S"]["median"]
-        assert middle == pytest.approx(voxel["per_scan"][1]["S"], abs=0.01)  # the one small field of view
-        assert all(len(one["per_scan"]) == len(one["heights"]) == 3 for one in (true, voxel))
+        small = location_errors({"voxel": locators["voxel"]}, range(4), [5], 0, draw=coarse)["sources"][
+            "voxel"
+        ]
+        assert voxel["errors_small"] == small["errors"]  # the one small field of view
+        assert all(len(one["heights"]) == 3 for one in (true, voxel))
         heights = np.array(true["heights"])
         assert np.allclose(heights[:, 0], heights[:, 1], atol=0.11)  # both rounded to 0.1 mm
 
@@ -93,7 +96,6 @@ class TestErrors:
         held_out = coarse(3)
         measured = location_errors({"shifted": locate}, range(3), [3], 0, draw=coarse)["sources"]["shifted"]
         assert [measured["errors"][axis]["median"] for axis in "RAS"] == pytest.approx([8.0, 6.0, 20.0])
-        assert measured["per_scan"] == [{"R": 8.0, "A": 6.0, "S": 20.0}]
 
     def test_scans_that_were_not_measured(self) -> None:
         """They do not spoil the calibration; held out, they count."""
@@ -107,8 +109,8 @@ class TestErrors:
         measured = location_errors({"one": locate}, range(3), [3, 4], 0, draw=coarse)["sources"]["one"]
         assert measured["not_measured"] == {"training": {0: "nothing seen"}, "held_out": {3: "nothing seen"}}
         assert measured["slopes_mm"] == pytest.approx([400.0, 300.0, 1000.0])
-        assert measured["per_scan"][0]["S"] == pytest.approx(5000.0)
-        assert measured["per_scan"][1]["S"] == 0.0
+        assert measured["errors"]["S"]["quantiles"][0] == 0.0
+        assert measured["errors"]["S"]["quantiles"][-1] == pytest.approx(5000.0)
         with pytest.raises(ValueError, match="none of the 1 training scans"):
             location_errors({"one": locate}, [0], [1], 0, draw=coarse)
 
@@ -213,22 +215,16 @@ class TestRegressors:
                 options, network, lowest=0.0, highest=1.0, raw_slope=0.01, raw_spread=0.001
             )
 
-        first, record = experiment_anatomy.fitted("body_part", options, fit, range(3), 0, tmp_path)
-        again, same = experiment_anatomy.fitted("body_part", options, fit, range(3), 0, tmp_path)
+        first, record = experiment_anatomy.fitted("body_part", options, fit, range(3), tmp_path)
+        again, same = experiment_anatomy.fitted("body_part", options, fit, range(3), tmp_path)
         assert asked == [(3, options)]
         assert again.to_bytes() == first.to_bytes()
         assert same["seconds"] == record["seconds"]
         assert record["parameters"] == sum(p.numel() for p in SliceRegressor().parameters())
-        experiment_anatomy.fitted("body_part", BodyPartOptions(steps=8), fit, range(3), 0, tmp_path)
-        experiment_anatomy.fitted("body_part", BodyPartOptions(steps=8), fit, range(4), 0, tmp_path)
+        experiment_anatomy.fitted("body_part", BodyPartOptions(steps=8), fit, range(3), tmp_path)
+        experiment_anatomy.fitted("body_part", BodyPartOptions(steps=8), fit, range(4), tmp_path)
         assert [count for count, _ in asked] == [3, 3, 4]
         assert sorted(path.name for path in tmp_path.iterdir()) == ["body_part.json", "body_part.pt"]
-
-    def test_options_of_the_fits(self) -> None:
-        functions = experiment_anatomy.fit_functions({"body_part": 11, "anatomical": None}, 5)
-        assert functions["body_part"][0] == BodyPartOptions(steps=11, seed=5)
-        assert functions["anatomical"][0].seed == 5
-        assert functions["anatomical"][0].steps > 11
 
 
 class TestDocuments:
@@ -241,54 +237,23 @@ class TestDocuments:
         rows["body_part"]["slices of 8 mm"] = compare([None], [1.0] * 3)
         regressor: Any = FakeRegressor(1.0)
         return {
-            "settings": {"training": 2, "held_out": 1, "patients": 1, "seed": 0, "points": 9, "threads": 1},
+            "machine": describe_machine("cpu"),
             "fits": {"body_part": {"seconds": 90.0, "parameters": 1234}},
             "location": location,
             "invariance": rows,
             "monotonicity": {"body_part": monotonicity(regressor, [0], 0, draw=coarse)},
         }
 
-    def test_section_and_picture(self, record: dict[str, Any], tmp_path: Path) -> None:
-        text = experiment_anatomy.section(record)
+    def test_tables_and_picture(self, record: dict[str, Any], tmp_path: Path) -> None:
+        experiment_anatomy.write_report(record, tmp_path)
+        text = (tmp_path / "anatomy.md").read_text()
         zero = "0.0 (0.0)"
         assert f"| `body_part` | {zero} | {zero} | {zero} | {zero} | {zero} | 0 |" in text
+        assert "| best line |" in text
         assert "| `body_part` | slices of 8 mm | - | - | - | - | 0 of 1 |" in text
         assert "`body_part` in 1.5 minutes (1,234 parameters)" in text
         assert "| `body_part` | 1 of 1 | 1 | 1.000 (1.000) | 100% |" in text
-        experiment_anatomy.draw(record, tmp_path / "figures" / "location_error.png")
-        assert [path.name for path in (tmp_path / "figures").iterdir()] == ["location_error.png"]
-
-    def test_written_between_the_marks(self, record: dict[str, Any], tmp_path: Path) -> None:
-        docs, work = tmp_path / "docs", tmp_path / "work"
-        for folder in (docs, work):
-            folder.mkdir()
-        page = docs / "results.md"
-        page.write_text(f"before\n\n{experiment_anatomy.BEGIN}\n\nold\n\n{experiment_anatomy.END}\nafter\n")
-        with pytest.raises(ValueError, match="nothing has been measured"):
-            experiment_anatomy.write_documents(work, docs)
-        (work / "location.json").write_text(json.dumps(record))
-        assert experiment_anatomy.main(["--report", "--work", str(work), "--out", str(docs)]) == 0
-        text = page.read_text()
-        assert text.startswith("before\n")
-        assert text.endswith("after\n")
-        assert "old" not in text
-        assert "best line" in text
-        assert json.loads((docs / "anatomy.json").read_text())["settings"]["training"] == 2
-        assert (docs / "location_error.png").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--training", "1"], "--training must be at least 2, got 1"),
-        (["--held-out", "0"], "--held-out must be at least 1, got 0"),
-        (["--sources", "gps"], "invalid choice"),
-    ],
-)
-def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        experiment_anatomy.parse(arguments)
-    assert message in capsys.readouterr().err
+        assert (tmp_path / "location_error.png").exists()
 
 
 @pytest.mark.parametrize("code", ["LPS", "RAI", "PSR"])

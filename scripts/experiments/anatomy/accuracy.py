@@ -171,32 +171,24 @@ def summary(frame: pd.DataFrame) -> str:
     for measure, (heading, statistic, digits) in MEASURES.items():
         shown[heading] = groups[measure].agg(statistic).map(f"{{:.{digits}f}}".format)
     heads = ("organ", "labelled scans", "method", *shown.columns)
-    return "\n".join(table(heads, shown.reset_index().to_numpy().tolist()))
+    return table(heads, shown.reset_index().to_numpy().tolist())
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The script's parser."""
     parser = described_parser(__doc__)
     add_regressor(parser)
-    parser.add_argument(
-        "--labelled",
-        nargs=2,
-        type=Path,
-        metavar=("IMAGES", "LABELS"),
-        help="folders of labelled scans in nnU-Net's format (default: the training scans of -d)",
-    )
+    folders = "folders of labelled scans in nnU-Net's format (default: the training scans of -d)"
+    parser.add_argument("--labelled", nargs=2, type=Path, metavar=("IMAGES", "LABELS"), help=folders)
     parser.add_argument("--cases", nargs="+", metavar="NAME", help="labelled cases to use (default: all)")
     parser.add_argument("--labels", nargs="+", metavar="NAME", help="organs (default: all labels)")
-    parser.add_argument(
-        "--labelled-scans", nargs="+", type=int, default=[1, 3, 5], metavar="N", help="how many are known"
-    )
-    parser.add_argument(
-        "--draws", type=int, default=5, metavar="N", help="choices of the known scans (default: 5)"
-    )
+    known = "how many are known (default: 1 3 5)"
+    parser.add_argument("--labelled-scans", nargs="+", type=int, default=[1, 3, 5], metavar="N", help=known)
+    draws = "choices of the known scans (default: 5)"
+    parser.add_argument("--draws", type=int, default=5, metavar="N", help=draws)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of these choices (default: 0)")
-    parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FILE", help="CSV file, a row a result"
-    )
+    output = "CSV file, a row a result"
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=output)
     return parser
 
 

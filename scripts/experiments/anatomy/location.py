@@ -4,8 +4,8 @@ Used by `run.py`. A *locator* gives the location field of a phantom's scan. The 
 along (R, A, S). One slope and one offset per axis, fitted on the training scans, convert a source's coordinates to it.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,12 +40,13 @@ OVERLAP = 60.0
 SMALL = 0.6
 """Largest share of the body in a field of view that counts as small."""
 
-SLICE_SPACINGS = (1.0, 2.0, 4.0, 8.0)
+SLICE_SPACINGS = (1.0, 2.0, 8.0)
 REFERENCE_SPACING = 4.0
 
 POINTS_PER_UNIT = 100.0
 """Points per coordinate of 1."""
 
+Pair = tuple[WholeBodyCase, WholeBodyCase]
 Located = tuple[LocationField, str]
 Locator = Callable[[WholeBodyCase], Located]
 """A scan -> its location field, and a sentence if the source could not measure it."""
@@ -103,22 +104,14 @@ def at(field: LocationField, case: WholeBodyCase, places: Array) -> Array:
 # ------------------------------------------------------------------------------------------------------------ errors
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """Coordinate -> atlas mm, axis by axis (R, A, S)."""
+def fit_line(coordinates: Array, truth: Array) -> Array:
+    """(2, 3) slopes and offsets from coordinates (n, 3) to true places (n, 3), axis by axis: least squares."""
+    return np.array([np.polyfit(coordinates[:, axis], truth[:, axis], 1) for axis in range(3)]).T
 
-    slopes: Array
-    offsets: Array
 
-    @classmethod
-    def fitted(cls, coordinates: Array, truth: Array) -> "Calibration":
-        """Least squares over coordinates (n, 3) and true places (n, 3)."""
-        lines = [np.polyfit(coordinates[:, axis], truth[:, axis], 1) for axis in range(3)]
-        return cls(np.array([line[0] for line in lines]), np.array([line[1] for line in lines]))
-
-    def millimetres(self, coordinates: Array) -> Array:
-        """Coordinates (n, 3) -> mm in the atlas."""
-        return coordinates * self.slopes + self.offsets
+def on_line(line: Array, coordinates: Array) -> Array:
+    """Coordinates (n, 3) -> mm in the atlas."""
+    return np.asarray(coordinates * line[0] + line[1])
 
 
 def summary(difference: Array) -> Record:
@@ -151,7 +144,8 @@ def location_errors(
     located: dict[str, dict[str, list[Any]]] = {name: {"training": [], "held_out": []} for name in locators}
     scans: list[Record] = []
     straight: list[Array] = []
-    for part, numbers in (("training", training), ("held_out", held_out)):
+    parts = {"training": training, "held_out": held_out}
+    for part, numbers in parts.items():
         for number in tqdm(numbers, desc=f"errors, {part}", unit="scan"):
             case = draw(number, seed=seed)
             places = body_places(case, POINTS, np.random.default_rng([seed, number, 10]))
@@ -160,36 +154,26 @@ def location_errors(
                 field, problem = locate(case)
                 located[name][part].append((at(field, case, places), truth, problem))
             if part == "held_out":
-                straight.append(Calibration.fitted(places, truth).millimetres(places) - truth)
+                straight.append(on_line(fit_line(places, truth), places) - truth)
                 scans.append({"case": number, "crop": [round(end, 4) for end in case.crop]})
     small = [number for number, scan in enumerate(scans) if scan["crop"][1] - scan["crop"][0] <= SMALL]
     record: Record = {"scans": scans, "line": _pooled(straight, small), "sources": {}}
-    for name, parts in located.items():
-        usable = [entry for entry in parts["training"] if not entry[2]]
+    for name, own in located.items():
+        usable = [(values, truth) for values, truth, problem in own["training"] if not problem]
         if not usable:
             raise ValueError(f"the source {name} could measure none of the {len(training)} training scans")
-        calibration = Calibration.fitted(
-            *(np.concatenate([entry[part] for entry in usable]) for part in (0, 1))
-        )
-        differences = [calibration.millimetres(values) - truth for values, truth, _ in parts["held_out"]]
+        line = fit_line(*map(np.concatenate, zip(*usable, strict=True)))
+        estimated = [(on_line(line, values), truth) for values, truth, _ in own["held_out"]]
+        lost = {
+            part: {number: one[2] for number, one in zip(numbers, own[part], strict=True) if one[2]}
+            for part, numbers in parts.items()
+        }
         record["sources"][name] = {
-            "slopes_mm": np.round(calibration.slopes, 2).tolist(),
-            "offsets_mm": np.round(calibration.offsets, 2).tolist(),
-            "not_measured": {
-                part: {
-                    number: entry[2] for number, entry in zip(numbers, parts[part], strict=True) if entry[2]
-                }
-                for part, numbers in (("training", training), ("held_out", held_out))
-            },
-            **_pooled(differences, small),
-            "per_scan": [
-                {axis: round(float(np.median(np.abs(difference[:, k]))), 2) for k, axis in enumerate(AXES)}
-                for difference in differences
-            ],
-            "heights": [
-                height_curve(truth[:, 2], calibration.millimetres(values)[:, 2])
-                for values, truth, _ in parts["held_out"]
-            ],
+            "slopes_mm": np.round(line[0], 2).tolist(),
+            "offsets_mm": np.round(line[1], 2).tolist(),
+            "not_measured": lost,
+            **_pooled([estimate - truth for estimate, truth in estimated], small),
+            "heights": [height_curve(truth[:, 2], estimate[:, 2]) for estimate, truth in estimated],
         }
     return record
 
@@ -218,14 +202,12 @@ def random_crop(random: np.random.Generator) -> tuple[float, float]:
     return start, start + share
 
 
-def overlapping_crops(
-    body_length: float, random: np.random.Generator
-) -> tuple[tuple[float, float], tuple[float, float]]:
+def overlapping_crops(body_length: float, random: np.random.Generator) -> list[tuple[float, float]]:
     """Two random crops that share at least `OVERLAP` mm."""
     while True:
         first, second = random_crop(random), random_crop(random)
         if (min(first[1], second[1]) - max(first[0], second[0])) * body_length >= OVERLAP:
-            return first, second
+            return [first, second]
 
 
 def shared_places(first: WholeBodyCase, second: WholeBodyCase, seed: int) -> Array:
@@ -233,21 +215,6 @@ def shared_places(first: WholeBodyCase, second: WholeBodyCase, seed: int) -> Arr
     places = body_places(first, POINTS, np.random.default_rng([seed, 11]))
     index = second.frame.index_from_millimetres(places)
     return np.asarray(places[((index >= -0.5) & (index <= np.array(second.frame.shape) - 0.5)).all(axis=1)])
-
-
-def differences(
-    first: WholeBodyCase, second: WholeBodyCase, located: Sequence[Located], places: Array
-) -> Array | None:
-    """(n, 3) differences of the coordinates of the same places in two scans of one patient, in points of 100.
-
-    None if one of the scans could not be measured.
-    """
-    if any(problem for _, problem in located):
-        return None
-    in_first, in_second = (
-        at(field, case, places) for (field, _), case in zip(located, (first, second), strict=True)
-    )
-    return POINTS_PER_UNIT * (in_first - in_second)
 
 
 def compare(pairs: Sequence[Array | None], slopes: Sequence[float]) -> Record:
@@ -267,24 +234,26 @@ def compare(pairs: Sequence[Array | None], slopes: Sequence[float]) -> Record:
     return record
 
 
-def pairs_of(number: int, seed: int) -> dict[str, tuple[WholeBodyCase, WholeBodyCase]]:
+def pairs_of(number: int, seed: int) -> dict[str, Pair]:
     """Pairs of scans of one patient that differ only in the crop, in the orientation or in the slices' spacing."""
     random = np.random.default_rng([seed, number, 12])
-    whole = whole_body_case(number, seed=seed, crop=(0.0, 1.0), spacing=20.0)
+    draw = functools.partial(whole_body_case, number, seed=seed)
+    whole = draw(crop=(0.0, 1.0), spacing=20.0)
     crops = overlapping_crops(float(whole.body.level(ATLAS_HEIGHT)), random)
-    first, second = (whole_body_case(number, seed=seed, crop=crop) for crop in crops)
-    pairs = {"crops": (first, second)}
     crop = random_crop(random)
     codes = random.choice(["RAS", "PIR", "SRP", "IPL", "ARS"], 2, replace=False)
-    first, second = (whole_body_case(number, seed=seed, crop=crop, orientation=str(code)) for code in codes)
-    pairs["orientations"] = (first, second)
+    pairs: dict[str, Pair] = {
+        "crops": (draw(crop=crops[0]), draw(crop=crops[1])),
+        "orientations": (
+            draw(crop=crop, orientation=str(codes[0])),
+            draw(crop=crop, orientation=str(codes[1])),
+        ),
+    }
     start = random.uniform(0.0, 0.6)
-    crop = (start, start + 0.4)
-    reference = whole_body_case(number, seed=seed, crop=crop, spacing=(5, 5, REFERENCE_SPACING))
+    slices = functools.partial(draw, crop=(start, start + 0.4))
+    reference = slices(spacing=(5, 5, REFERENCE_SPACING))
     for step in SLICE_SPACINGS:
-        if step != REFERENCE_SPACING:
-            resliced = whole_body_case(number, seed=seed, crop=crop, spacing=(5, 5, step))
-            pairs[f"slices of {step:g} mm"] = (reference, resliced)
+        pairs[f"slices of {step:g} mm"] = reference, slices(spacing=(5, 5, step))
     return pairs
 
 
@@ -294,7 +263,7 @@ def invariance(
     patients: Sequence[int],
     seed: int,
     *,
-    pairs: Callable[[int, int], dict[str, tuple[WholeBodyCase, WholeBodyCase]]] = pairs_of,
+    pairs: Callable[[int, int], dict[str, Pair]] = pairs_of,
 ) -> Record:
     """Differences between two scans of one patient: source -> kind of difference -> :func:`compare`.
 
@@ -308,15 +277,18 @@ def invariance(
     compared: dict[str, dict[str, list[Array | None]]] = {source: {} for source in locators}
     for number in tqdm(patients, desc="invariance", unit="patient"):
         located: dict[tuple[str, int], Located] = {}
-        drawn = pairs(number, seed)
+        drawn = pairs(number, seed)  # kept: scans are told apart by their id
         for what, pair in drawn.items():
             places = shared_places(*pair, number)
             for source, locate in locators.items():
                 for case in pair:
                     if (source, id(case)) not in located:  # one scan is in several pairs
                         located[source, id(case)] = locate(case)
-                both = [located[source, id(case)] for case in pair]
-                compared[source].setdefault(what, []).append(differences(*pair, both, places))
+                both = [(*located[source, id(case)], case) for case in pair]
+                lost = any(problem for _, problem, _ in both)
+                first, second = (at(field, case, places) for field, _, case in both)
+                difference = None if lost else POINTS_PER_UNIT * (first - second)
+                compared[source].setdefault(what, []).append(difference)
     return {
         source: {what: compare(values, slopes[source]) for what, values in kinds.items()}
         for source, kinds in compared.items()
@@ -362,25 +334,19 @@ def monotonicity(
     draw: Callable[..., WholeBodyCase] = whole_body_case,
 ) -> Record:
     """Whether coordinates rise with the true height: before cleaning by rank correlation, after it step by step."""
-    rising = measured = 0
-    ranks: list[float] = []
-    steps: list[float] = []
+    rising, measured, ranks, steps = 0, 0, [], []
     for number in tqdm(numbers, desc="monotonicity", unit="scan"):
         case = draw(number, seed=seed)
         truth, values = raw_heights(regressor, case)
         ranks.append(float(spearmanr(truth, values).statistic))
-        order = np.argsort(truth)
-        steps.append(float((np.diff(values[order]) > 0).mean()))
+        ordered = values[np.argsort(truth)]
+        steps.append(float((np.diff(ordered) > 0).mean()))
         measurement = regressor.measure(case.images[regressor.channel].astype(np.float32), case.frame)
         if measurement.problem:
             continue
         measured += 1
-        if isinstance(measurement, BodyPartCurve):
-            rising += bool(
-                (np.diff(measurement.scores) >= 0).all() and measurement.scores[-1] > measurement.scores[0]
-            )
-        else:
-            rising += bool((np.diff(values[order]) >= 0).all())
+        cleaned = measurement.scores if isinstance(measurement, BodyPartCurve) else ordered
+        rising += bool((np.diff(cleaned) >= 0).all() and cleaned[-1] > cleaned[0])
     return {
         "scans": len(numbers),
         "measured": measured,

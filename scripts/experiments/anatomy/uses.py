@@ -64,23 +64,18 @@ def box_errors(labelled: list[Scan], scans: list[Scan]) -> str:
         LabelledScan(str(number), measured, sample_organs(case.labels, case.frame, values))
         for number, (case, measured) in enumerate(labelled)
     ]
-    faces: list[float] = []
-    overlaps = []
+    faces, overlaps = [], []
     for case, measured in scans:
         boxes = localize(known, measured, case.frame, list(values))
-        for name, (value,) in values.items():
-            index = np.argwhere(case.labels == value)
-            if len(index) < SMALLEST_ORGAN or name not in boxes:
+        for name, sample in sample_organs(case.labels, case.frame, values).items():
+            index = np.argwhere(case.labels == values[name][0])
+            if len(index) < SMALLEST_ORGAN or name not in boxes or sample.cut:
                 continue
-            lower, upper = index.min(0) - 0.5, index.max(0) + 0.5
-            if (lower < 0).any() or (upper > np.array(case.labels.shape) - 1).any():
-                continue
-            box = boxes[name]
-            faces += list(
-                np.abs(np.concatenate([box.lower - lower, box.upper - upper]) * np.tile(case.spacing, 2))
-            )
-            common = np.prod(np.maximum(0, np.minimum(upper, box.upper) - np.maximum(lower, box.lower)))
-            overlaps.append(common / (np.prod(upper - lower) + np.prod(box.upper - box.lower) - common))
+            truth = np.stack([index.min(0) - 0.5, index.max(0) + 0.5])
+            found = np.stack([boxes[name].lower, boxes[name].upper])
+            faces.append(np.abs(found - truth) * case.spacing)
+            common = np.prod(np.maximum(0, np.minimum(truth[1], found[1]) - np.maximum(truth[0], found[0])))
+            overlaps.append(common / (np.prod(truth[1] - truth[0]) + np.prod(found[1] - found[0]) - common))
     return (
         f"boxes of {len(overlaps)} organs: faces off by {np.median(faces):.1f} mm (median), "
         f"intersection over union {np.mean(overlaps):.2f}"

@@ -8,16 +8,16 @@ seeds.
     python -m scripts.experiments.balls.grid methods                           # docs/reference/methods.md
     python -m scripts.experiments.balls.grid anchor_bias                       # docs/explanation/lightmedseg.md
 
-One JSON line per finished run goes into NAME.json beside this script; finished runs are not repeated. Table and picture
-are written after the runs; ``--report`` only writes them.
+One JSON line per finished run goes into NAME.json beside this script; finished runs are not repeated. NAME.md, of all
+finished runs, and NAME.png are written after the runs.
 """
 
 import functools
 import importlib
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +26,13 @@ from torch import nn
 from tqdm import tqdm
 
 from nnunet_locctx.denormals import denormals_flushed
-from scripts.benchmarks.harness import OUT_HELP, Record, Records, described_parser, destinations, say
+from scripts.benchmarks.harness import Record, Records, describe_machine, described_parser, say, write_page
 from scripts.experiments.balls.phantom import BallPhantom, Trained, perturbed, train
 
+TABLES = ("placement", "recommendation", "unknown", "methods", "anchor_bias")
 ITERATIONS = 400
+Groups = Mapping[str, list[Record]]
+"""Row -> its runs, seeds ascending."""
 
 
 @dataclass(frozen=True)
@@ -37,31 +40,35 @@ class Experiment:
     """One table of the grid.
 
     Attributes:
+        title: Of its page.
         key: The field of a record that names its row.
         rows: Names of the rows, in the table's order.
         run: (row, seed, iterations) -> measured record.
-        write: (records, iterations, folder of the picture and pages of rows, page in docs) writes the documents.
-        page: The page below docs, such as explanation/results.md.
+        tables: Runs -> what its page shows below the module's docstring.
+        draw: (runs, file) draws its picture, if it has one.
         task: Further fields that every record of this run has, such as the task.
         budget: Whether records name the iterations.
     """
 
+    title: str
     key: str
     rows: Sequence[str]
     run: Callable[[str, int, int], Record]
-    write: Callable[[list[Record], int, Path, Path], None]
-    page: str
-    task: Record
+    tables: Callable[[Groups], Sequence[str]]
+    draw: Callable[[Groups, Path], None] | None = None
+    task: Record = field(default_factory=dict)
     budget: bool = True
 
     def identity(self, row: str, seed: int, iterations: int) -> Record:
         """The fields by which a finished run is found."""
-        return {
-            **self.task,
-            self.key: row,
-            "seed": seed,
-            **({"iterations": iterations} if self.budget else {}),
-        }
+        budget = {"iterations": iterations} if self.budget else {}
+        return {**self.task, self.key: row, "seed": seed, **budget}
+
+    def grouped(self, records: Sequence[Record], iterations: int) -> Groups:
+        """The runs of this budget by row, in the table's order."""
+        runs = [run for run in records if not self.budget or run["iterations"] == iterations]
+        groups = {row: [run for run in runs if run[self.key] == row] for row in self.rows}
+        return {row: sorted(own, key=lambda run: run["seed"]) for row, own in groups.items() if own}
 
 
 @denormals_flushed()
@@ -92,43 +99,38 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def grouped(results: list[Record], key: str, rows: Sequence[str], **same: object) -> dict[str, list[Record]]:
-    """Runs whose fields are `same`, by row in the table's order, seeds ascending."""
-    chosen = [run for run in results if all(run.get(name) == value for name, value in same.items())]
-    groups = {row: [run for run in chosen if run[key] == row] for row in rows}
-    return {row: sorted(runs, key=lambda run: run["seed"]) for row, runs in groups.items() if runs}
-
-
-def dice_cells(runs: list[Record], digits: int = 2) -> list[str]:
-    """Mean Dice over the seeds, and each seed's."""
+def dice_cells(runs: Sequence[Record], digits: int = 2) -> list[str]:
+    """Mean Dice over the seeds, and each seed's; without runs two dashes."""
     dice = [run["dice"] for run in runs]
-    return [f"{np.mean(dice):.{digits}f}", ", ".join(f"{value:.3f}" for value in dice)]
+    return (
+        [f"{np.mean(dice):.{digits}f}", ", ".join(f"{value:.3f}" for value in dice)] if dice else ["-", "-"]
+    )
 
 
-def table_of(name: str, hippocampus: Path | None) -> Experiment:
-    """A table by name. Only its module is imported, as nnU-Net reads its folders at import."""
-    module = importlib.import_module(f"scripts.experiments.balls.{name}")
-    experiment: Experiment = module.experiment(*([hippocampus] if name == "recommendation" else []))
-    return experiment
+def write(
+    name: str, experiment: Experiment, records: Sequence[Record], iterations: int, text: str | None
+) -> None:
+    """NAME.md and NAME.png beside this script."""
+    groups = experiment.grouped(records, iterations)
+    folder = Path(__file__).resolve().parent
+    command = f"Written by `python -m scripts.experiments.balls.grid {name}`; {iterations} iterations of each phantom."
+    write_page(folder / f"{name}.md", experiment.title, text, command, *experiment.tables(groups))
+    if experiment.draw is not None:
+        experiment.draw(groups, folder / f"{name}.png")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the missing rows and writes the documents."""
     parser = described_parser(__doc__)
-    parser.add_argument("table", choices=("placement", "recommendation", "unknown", "methods", "anchor_bias"))
+    parser.add_argument("table", choices=TABLES)
     parser.add_argument(
         "--rows", default="", help="regular expression; only rows whose name contains a match"
     )
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0], help="one run of each row per seed (default: 0)"
-    )
+    seeds = "one run of each row per seed (default: 0)"
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help=seeds)
     parser.add_argument(
         "--iterations", type=int, default=ITERATIONS, help="training steps (default: %(default)s)"
     )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help=OUT_HELP)
-    parser.add_argument("--list", action="store_true", help="print the names of the rows and stop")
-    parser.add_argument("--report", action="store_true", help="only write table and picture")
     where = "recommendation on real scans: folder that holds nnUNet_preprocessed, filled by `locctx study "
     where += "scripts/experiments/real_data/hippocampus.yaml --only preprocess`"
     parser.add_argument("--hippocampus", type=Path, metavar="FOLDER", help=where)
@@ -137,30 +139,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--hippocampus is for the table recommendation")
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         os.environ.setdefault(name, "/nonexistent")  # nnU-Net asks for them
-    table = table_of(options.table, options.hippocampus)
-    chosen = [row for row in table.rows if re.search(options.rows, row)]
+    # only the table's module is imported, as nnU-Net reads its folders at import
+    module = importlib.import_module(f"scripts.experiments.balls.{options.table}")
+    experiment: Experiment = module.experiment(*([options.hippocampus] if options.hippocampus else []))
+    chosen = [row for row in experiment.rows if re.search(options.rows, row)]
     if not chosen:
-        parser.error(f"no row matches {options.rows!r}; see --list")
-    if options.list:
-        print("\n".join(chosen))
-        return
-    torch.set_num_threads(options.threads)
-    folder, page = destinations(options.out, __file__, table.page)
-    store = Records(folder / f"{options.table}.json")
-    runs = [] if options.report else [(row, seed) for seed in options.seeds for row in chosen]
-    for row, seed in tqdm(runs, desc="runs"):
-        identity = table.identity(row, seed, options.iterations)
-        if store.find(**identity) is not None:
-            continue
-        result = {**identity, **table.run(row, seed, options.iterations)}
-        store.add(result)
-        tqdm.write(f"{row:40} seed {seed}  Dice {result['dice']:.3f}  {result['seconds']:.0f} s")
-    table.write(store.records, options.iterations, folder, page)
-    if options.table == "methods" and options.out is None:
+        parser.error(f"no row matches {options.rows!r}; there are {', '.join(experiment.rows)}")
+    torch.set_num_threads(1)
+    store = Records(Path(__file__).resolve().with_name(f"{options.table}.json"))
+    for row, seed in tqdm([(row, seed) for seed in options.seeds for row in chosen], desc="runs"):
+        identity = experiment.identity(row, seed, options.iterations)
+        if store.find(**identity) is None:
+            result = {
+                **identity,
+                **experiment.run(row, seed, options.iterations),
+                "machine": describe_machine("cpu"),
+            }
+            store.add(result)
+            tqdm.write(f"{row:40} seed {seed}  Dice {result['dice']:.3f}  {result['seconds']:.0f} s")
+    write(options.table, experiment, store.records, options.iterations, module.__doc__)
+    if options.table == "methods":
         from scripts.experiments.balls.collect import collect
 
         collect()
-    say(f"written: {store.file}")
+    say(f"written: {store.file} and {options.table}.md")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from torch import nn
 
 from nnunet_locctx.blocks import CoordConvStem
 from nnunet_locctx.networks import LocatedUNet
-from scripts.benchmarks.harness import described_parser
-from scripts.experiments.balls.placement import BATCH, PATCH, Row, make_network, rows
+from scripts.benchmarks.harness import described_parser, table
+from scripts.experiments.balls.placement import PHANTOM, Row, make_network, rows
 
 
 @torch.inference_mode()
@@ -51,7 +51,7 @@ def forgotten(patch: int, padding: Literal["zeros", "replicate"]) -> tuple[float
 def print_costs(chosen: list[Row], rounds: int = 9) -> None:
     """CPU time of a training step of each row relative to the planned network's, alternating; medians of pairs."""
     networks = {row.name: make_network(row, seed=0) for row in (Row("none"), *chosen)}
-    x = torch.randn(BATCH, 4, PATCH, PATCH, PATCH)
+    x = torch.randn(PHANTOM.batch, 4, *PHANTOM.patch)
     seconds: dict[str, list[float]] = {name: [] for name in networks}
     for _ in range(rounds + 1):
         for name, network in networks.items():
@@ -60,29 +60,30 @@ def print_costs(chosen: list[Row], rounds: int = 9) -> None:
                 logits = network(x)
             logits.float().sum().backward()
             seconds[name].append(time.process_time() - start)
-    print("| row | CPU time of a step, relative |\n|---|---|")
+    cells = []
     for name, times in seconds.items():  # the first round warms up
         ratios = np.array(times[1:]) / np.array(seconds["none"][1:])
-        print(f"| {name} | {np.median(ratios):.2f} ({ratios.min():.2f}-{ratios.max():.2f}) |")
+        cells.append([name, f"{np.median(ratios):.2f} ({ratios.min():.2f}-{ratios.max():.2f})"])
+    print(table(("row", "CPU time of a step, relative"), cells))
 
 
 def print_mechanism() -> None:
     """The table of docs/explanation/why-location.md on what InstanceNorm leaves of a patch's position."""
     paddings: tuple[Literal["zeros"], Literal["replicate"]] = ("zeros", "replicate")
-    print("| patch | padding of the convolutions | change inside | change everywhere |\n|---|---|---|---|")
-    for patch in (24, 48, 96):
-        for padding in paddings:
-            inside, everywhere = forgotten(patch, padding)
-            print(f"| {patch}^3 | {padding} | {inside:.1%} | {everywhere:.1%} |")
+    cells = [
+        [f"{patch}^3", padding, *(f"{change:.1%}" for change in forgotten(patch, padding))]
+        for patch in (24, 48, 96)
+        for padding in paddings
+    ]
+    print(table(("patch", "padding of the convolutions", "change inside", "change everywhere"), cells))
 
 
 def main() -> None:
     """Prints one of the two tables."""
     parser = described_parser(__doc__)
     parser.add_argument("--costs", metavar="ROWS", help="print the CPU time of a step of the rows that match")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     if options.costs is None:
         print_mechanism()
     else:

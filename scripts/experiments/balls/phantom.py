@@ -150,16 +150,10 @@ class BallPhantom:
 
 @dataclass(frozen=True)
 class Trained:
-    """How networks are trained: Adam, or AdamW where weights decay."""
+    """How networks are trained by AdamW; without decay of the weights that is Adam."""
 
     learning_rate: float
     weight_decay: float = 0.0
-
-    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        """The optimiser of a network."""
-        if self.weight_decay:
-            return torch.optim.AdamW(network.parameters(), self.learning_rate, weight_decay=self.weight_decay)
-        return torch.optim.Adam(network.parameters(), self.learning_rate)
 
 
 def train(
@@ -178,7 +172,7 @@ def train(
         phantom: Phantom of the patches.
         seed: Seed of volumes and patches.
         iterations: Steps; the learning rate falls as a polynomial of power 0.9.
-        how: The optimiser.
+        how: Learning rate and weight decay.
         perturb: (location (B, 3, *patch), generator) -> the location that the network gets.
         name: Shown with the progress.
 
@@ -191,10 +185,9 @@ def train(
     perturbing = np.random.default_rng([seed, 1])
     volumes = [phantom.make_volume(rng) for _ in range(TRAIN_VOLUMES)]
     network.train()
-    optimizer = how.optimizer(network)
+    optimizer = torch.optim.AdamW(network.parameters(), how.learning_rate, weight_decay=how.weight_decay)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=iterations, power=0.9)
-    progress = tqdm(range(iterations), desc=f"{name} (seed {seed})", mininterval=5, leave=False)
-    for _ in progress:
+    for _ in tqdm(range(iterations), desc=f"{name} (seed {seed})", mininterval=5, leave=False):
         x, labels = phantom.draw_batch(volumes, rng)
         if perturb is not None:
             x[:, 1:4] = perturb(x[:, 1:4], perturbing)
@@ -206,7 +199,6 @@ def train(
         nn.utils.clip_grad_norm_(network.parameters(), 12)
         optimizer.step()
         schedule.step()
-        progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     network.eval()
     return time.perf_counter() - start
 
@@ -253,6 +245,5 @@ class WithoutLocation(nn.Module):
 def planned_unet(seed: int) -> nn.Module:
     """A small planned-style network, 16-32-64 channels, initialised as nnU-Net does."""
     torch.manual_seed(seed)
-    planned = harness.planned_unet(1, ORGANS + 1, (16, 32, 64))
-    network: nn.Module = planned.apply(planned.initialize)
+    network: nn.Module = harness.planned_unet(1, ORGANS + 1, (16, 32, 64))
     return network

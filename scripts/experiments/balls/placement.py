@@ -1,36 +1,29 @@
-"""Finds where location must enter a U-Net to be learned, for docs/explanation/why-location.md; see grid.py.
+"""Where must location enter a U-Net to be learned? For docs/explanation/why-location.md.
 
-A small planned-style U-Net is trained on patches, once for each block and place, and segments unseen volumes.
+A small planned-style U-Net is trained on patches of the phantom of balls, once for each block and place, and segments
+unseen volumes: 7 organs and 8 look-alikes per volume, 24^3 patches, batch 4, Adam 0.002 with polynomial decay, bfloat16
+autocast, 24 training volumes; mean Dice of the organs on 4 unseen volumes per seed.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from torch import nn
 
 from nnunet_locctx.blocks import block_options
-from nnunet_locctx.files import write_atomically
 from nnunet_locctx.networks import Fitting, LocatedUNet
-from scripts.benchmarks.harness import Record, describe_machine, save_figure, table
-from scripts.experiments.balls.grid import Experiment, count, dice_cells, grouped, score
-from scripts.experiments.balls.phantom import (
-    LOOK_ALIKES,
-    ORGANS,
-    TEST_VOLUMES,
-    TRAIN_VOLUMES,
-    BallPhantom,
-    Trained,
-    WithoutLocation,
-    planned_unet,
-)
+from scripts.benchmarks.harness import Record, save_figure, table
+from scripts.experiments.balls.grid import Experiment, Groups, count, dice_cells, score
+from scripts.experiments.balls.phantom import BallPhantom, Trained, WithoutLocation, planned_unet
 
 PHANTOM = BallPhantom()
-PATCH, BATCH = PHANTOM.patch[0], PHANTOM.batch
 HOW = Trained(2e-3)
+Condition = tuple[float, tuple[int, ...]]
+"""Error of the location along the body axis as a fraction of the volume, and the axes along which it is unknown."""
 
 
 @dataclass(frozen=True)
@@ -61,41 +54,37 @@ class Row:
 
 def rows() -> list[Row]:
     """All rows, in the order of the table."""
+    everywhere: dict[str, Any] = {"stride": 1}
+    frequency = {"encoding": "frequency", **everywhere}
     table = [Row("none")]
     for place in ("input", "encoder", "decoder", "decoder_last"):
         for encoding in ("identity", "frequency"):
-            everywhere = {} if place == "input" else {"stride": 1}
-            options = {"encoding": encoding, **everywhere}
+            options = {"encoding": encoding, **({} if place == "input" else everywhere)}
             table.append(Row(f"coordconv {place} {encoding}", "coordconv", place, options))
     for place in ("encoder_first", "decoder", "decoder_last", "logits"):
         table.append(Row(f"locbam faithful {place}", "locbam", place, {"faithful": True}))
         table.append(Row(f"locbam {place}", "locbam", place, {}))
-    table.append(Row("locbam decoder identity", "locbam", "decoder", {"encoding": "identity"}))
-    table.append(Row("locbam decoder sum", "locbam", "decoder", {"fusion": "sum"}))
-    table.append(Row("locbam decoder conv", "locbam", "decoder", {"fusion": "conv"}))
-    table.append(Row("locbam decoder 3 layers", "locbam", "decoder", {"layers": 3}))
+    for name, options in (
+        ("identity", {"encoding": "identity"}),
+        ("sum", {"fusion": "sum"}),
+        ("conv", {"fusion": "conv"}),
+        ("3 layers", {"layers": 3}),
+    ):
+        table.append(Row(f"locbam decoder {name}", "locbam", "decoder", options))
     for place in ("encoder", "bottleneck", "decoder", "decoder_last", "logits"):
-        table.append(Row(f"prior {place} frequency", "prior", place, {"encoding": "frequency", "stride": 1}))
+        table.append(Row(f"prior {place} frequency", "prior", place, frequency))
     for block, place in (("prior", "logits"), ("prior", "decoder"), ("coordconv", "decoder_last")):
-        table.append(Row(f"{block} {place} stride 2", block, place, {"encoding": "frequency", "stride": 2}))
-    table.append(Row("prior logits identity", "prior", "logits", {"encoding": "identity", "stride": 1}))
+        table.append(Row(f"{block} {place} stride 2", block, place, {**frequency, "stride": 2}))
+    table.append(Row("prior logits identity", "prior", "logits", {"encoding": "identity", **everywhere}))
     for bands in (4, 8):
-        options = {"encoding": "frequency", "bands": bands, "stride": 1}
-        table.append(Row(f"prior logits {bands} bands", "prior", "logits", options))
-        table.append(Row(f"coordconv decoder_last {bands} bands", "coordconv", "decoder_last", options))
+        for block, place in (("prior", "logits"), ("coordconv", "decoder_last")):
+            table.append(Row(f"{block} {place} {bands} bands", block, place, {**frequency, "bands": bands}))
     table.append(Row("l2g encoder_deep", "l2g", "encoder_deep", {}))
     table.append(Row("l2g encoder_deep without location", "l2g", "encoder_deep", {"location": False}))
     for place in ("encoder", "decoder", "decoder_last", "logits"):
         table.append(Row(f"anchors {place}", "anchors", place, {}))
-    table.append(
-        Row("anchors decoder paper", "anchors", "decoder", {"anchors_from": "paper", "bias": "paper"})
-    )
-    return table
-
-
-def names() -> list[str]:
-    """Names of all rows."""
-    return [row.name for row in rows()]
+    paper = {"anchors_from": "paper", "bias": "paper"}
+    return [*table, Row("anchors decoder paper", "anchors", "decoder", paper)]
 
 
 def make_network(row: Row, seed: int) -> nn.Module:
@@ -120,64 +109,30 @@ def run(row: Row, seed: int, iterations: int) -> tuple[Record, nn.Module]:
     return {"block": row.block, "place": row.place, "block_parameters": count(blocks), **measured}, network
 
 
-def machine() -> str:
-    """The machine of the measurements."""
-    processor = describe_machine("cpu")["processor"]
-    return f"{processor}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
+def dice_under(conditions: Mapping[str, Condition], network: nn.Module, seed: int) -> dict[str, float]:
+    """Mean Dice of a trained network under conditions by name."""
+    dice = {name: PHANTOM.dice_per_organ(network, seed, *condition) for name, condition in conditions.items()}
+    return {name: round(float(np.mean(per_organ)), 4) for name, per_organ in dice.items()}
 
 
-def write_table(results: list[dict[str, Any]], iterations: int, path: Path) -> None:
-    """placement.md: mean over the seeds, their range, size and cost of the block."""
-    groups = grouped(results, "row", names(), iterations=iterations)
-    seeds = sorted({run["seed"] for runs in groups.values() for run in runs})
-    numbers = " ".join(map(str, seeds))
-    command = (
-        f"python -m scripts.experiments.balls.grid placement --iterations {iterations} --seeds {numbers}"
-    )
-    setting = (
-        f"{ORGANS} organs and {LOOK_ALIKES} look-alikes per volume, {PATCH}^3 patches, {iterations} iterations of "
-        f"batch {BATCH}, Adam {HOW.learning_rate:g} with polynomial decay, bfloat16 autocast, {TRAIN_VOLUMES} training "
-        f"volumes; mean Dice of the organs on {TEST_VOLUMES} unseen volumes per seed."
-    )
-    origin = (
-        "Written by `grid.py placement`; "
-        "[why-location.md](../../../docs/explanation/why-location.md) says what it means."
-    )
-    lines = [
-        "# Placement experiment: results",
-        "",
-        origin,
-        "",
-        setting,
-        "",
-        f"Command: `{command}` (`--rows` chooses some rows). Machine: {machine()}.",
-        "",
-    ]
+def tables(groups: Groups) -> Sequence[str]:
+    """Mean over the seeds, each seed's, size of the block."""
     cells = [[name, *dice_cells(runs), runs[0]["block_parameters"]] for name, runs in groups.items()]
-    lines += table(("block, place, options", "Dice", "per seed", "parameters added"), cells)
-    write_atomically(path, "\n".join(lines).encode())
+    return [table(("block, place, options", "Dice", "per seed", "parameters added"), cells)]
 
 
-def draw(results: list[dict[str, Any]], iterations: int, path: Path) -> None:
-    """placement.png: one bar per row, a dot per seed."""
-    colours = {
-        None: "#777777",
-        "coordconv": "#4477aa",
-        "locbam": "#cc6677",
-        "prior": "#228833",
-        "l2g": "#aa7744",
-    }
-    groups = grouped(results, "row", names(), iterations=iterations)
+def draw(groups: Groups, path: Path) -> None:
+    """One bar per row, a dot per seed."""
+    colours = {"coordconv": "#4477aa", "locbam": "#cc6677", "prior": "#228833", "l2g": "#aa7744"}
     figure = Figure(figsize=(8, 1.2 + 0.27 * len(groups)), layout="constrained")
     axes = figure.subplots()
     for height, runs in enumerate(groups.values()):
         dice = [run["dice"] for run in runs]
-        axes.barh(height, np.mean(dice), color=colours[runs[0]["block"]], alpha=0.75)
+        axes.barh(height, np.mean(dice), color=colours.get(runs[0]["block"], "#777777"), alpha=0.75)
         axes.plot(dice, [height] * len(dice), "k.", markersize=4)
     axes.set_yticks(range(len(groups)), list(groups), fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1)
-    axes.set_xlabel(f"mean Dice on unseen volumes after {iterations} iterations (bar: mean, dots: seeds)")
+    axes.set(xlim=(0, 1), xlabel="mean Dice on unseen volumes (bar: mean, dots: seeds)")
     axes.grid(axis="x", alpha=0.3)
     save_figure(figure, path, 120)
 
@@ -186,11 +141,7 @@ def experiment() -> Experiment:
     """The table."""
     by_name = {row.name: row for row in rows()}
 
-    def write(results: list[Record], iterations: int, folder: Path, page: Path) -> None:
-        write_table(results, iterations, folder / "placement.md")
-        draw(results, iterations, folder / "placement.png")
-
     def measure(name: str, seed: int, iterations: int) -> Record:
         return run(by_name[name], seed, iterations)[0]
 
-    return Experiment("row", list(by_name), measure, write, "placement.md", {})
+    return Experiment("Where location enters the network", "row", list(by_name), measure, tables, draw)

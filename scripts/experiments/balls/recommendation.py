@@ -1,15 +1,19 @@
-"""Compares combinations of block, place and jitter: the table behind ``LocCtxTrainer``; see grid.py.
+"""Which combination of block, place and jitter to recommend? The table behind ``LocCtxTrainer``, for
+docs/explanation/recommended.md.
 
-Every candidate and every single method is trained with one budget and three seeds, twice:
+Every candidate and every single method is trained with one budget and three seeds, twice; mean foreground Dice, one
+figure per seed:
 
-* on the phantom of balls (24^3 patches, 400 iterations), with the Dice under a location that is wrong by a constant
-  along the body axis (0 to 25% of the volume);
-* with ``--hippocampus`` on Hippocampus MR (16^3 patches) with nnU-Net's own trainer, loader, augmentation, validation.
+* on the phantom of balls (24^3 patches, 400 iterations of batch 4), with the Dice under a location that is wrong by a
+  constant along the body axis (0 to 25% of the volume);
+* with ``--hippocampus`` on Hippocampus MR (16^3 patches, fold 0, 4 epochs of 250 iterations of batch 4) with nnU-Net's
+  own trainer, loader, augmentation and validation, without test-time mirroring.
 """
 
 import os
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +21,10 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from nnunet_locctx.files import write_atomically
 from nnunet_locctx.networks import Fitting
 from scripts.benchmarks.harness import Record, save_figure, table
 from scripts.experiments.balls import placement
-from scripts.experiments.balls.grid import Experiment, dice_cells
+from scripts.experiments.balls.grid import Experiment, Groups, dice_cells
 from scripts.experiments.balls.placement import Row
 
 SHIFTS = (0.0, 0.01, 0.05, 0.10, 0.25)
@@ -64,46 +67,38 @@ def candidates() -> list[Row]:
         Row("gpe decoder_last stride 2", "gpe", "decoder_last", {"stride": 2}),
         Row("gpe decoder_last + prior logits", "gpe", "decoder_last", {"stride": 2}, (head,)),
         Row("gpe decoder + prior logits", "gpe", "decoder", {"stride": 2}, (head,)),
-        Row("film decoder_inner + prior logits", "prior", "decoder_inner", FREE, (head,)),
-        Row("film decoder_inner + prior logits stride 4", "prior", "decoder_inner", FREE, (coarse_head,)),
+        Row(RECOMMENDED, "prior", "decoder_inner", FREE, (head,)),
+        Row(f"{RECOMMENDED} stride 4", "prior", "decoder_inner", FREE, (coarse_head,)),
         Row("film decoder_inner + gpe decoder_last", "prior", "decoder_inner", FREE, (last,)),
         Row("film decoder + prior logits", "prior", "decoder", FREE, (head,)),
     ]
-    best = next(row for row in combined if row.name == RECOMMENDED)
-    # with stride 2 on the logits
-    jittered = [
-        Row(f"{best.name}, jitter {sd:g}", best.block, best.place, best.options, best.also, sd)
+    jittered = [  # with stride 2 on the logits
+        Row(f"{RECOMMENDED}, jitter {sd:g}", "prior", "decoder_inner", FREE, (head,), sd)
         for sd in (0.02, 0.05, 0.1)
     ]
+    bound_1, bound_3 = ({**FREQUENCY, "bound": bound} for bound in (1.0, 3.0))
     bounded = [
-        Row("prior logits, bound 1", "prior", "logits", {**FREQUENCY, "bound": 1.0}),
-        Row("prior logits, bound 3", "prior", "logits", {**FREQUENCY, "bound": 3.0}),
-        Row("film decoder, bound 1", "prior", "decoder", {**FREQUENCY, "bound": 1.0}),
-        *(
-            Row(
-                f"{RECOMMENDED} stride 4, bound {bound:g}",
-                "prior",
-                "decoder_inner",
-                {**FREQUENCY, "bound": bound},
-                (Fitting("prior", "logits", {**FREQUENCY, "stride": 4, "bound": bound}),),
-            )
-            for bound in (1.0, 3.0)
-        ),
+        Row("prior logits, bound 1", "prior", "logits", bound_1),
+        Row("prior logits, bound 3", "prior", "logits", bound_3),
+        Row("film decoder, bound 1", "prior", "decoder", bound_1),
     ]
+    for name, bound in (("1", bound_1), ("3", bound_3)):
+        bounded_head = Fitting("prior", "logits", {**bound, "stride": 4})
+        row = f"{RECOMMENDED} stride 4, bound {name}"
+        bounded.append(Row(row, "prior", "decoder_inner", bound, (bounded_head,)))
     return [*single, *combined, *jittered, *bounded]
 
 
 def run_phantom(row: Row, seed: int, iterations: int) -> Record:
     """Dice under every shift."""
     measured, network = placement.run(row, seed, iterations)
-    shifted = {"0": measured["dice"]}
-    for shift in SHIFTS[1:] if row.block is not None else ():
-        dice = placement.PHANTOM.dice_per_organ(network, seed, shift)
-        shifted[f"{shift:g}"] = round(float(np.mean(dice)), 4)
-    return {**{key: measured[key] for key in ("dice", "block_parameters", "seconds")}, "shifted": shifted}
+    shifts: dict[str, placement.Condition] = {f"{shift:g}": (shift, ()) for shift in SHIFTS[1:]}
+    shifted = placement.dice_under(shifts, network, seed) if row.block is not None else {}
+    kept = {key: measured[key] for key in ("dice", "block_parameters", "seconds")}
+    return {**kept, "shifted": {"0": measured["dice"], **shifted}}
 
 
-def run_hippocampus(row: Row, seed: int, folder: Path) -> dict[str, Any]:
+def run_hippocampus(row: Row, seed: int, folder: Path) -> Record:
     """Mean foreground Dice of nnU-Net's validation of fold 0, original grid."""
     from batchgenerators.utilities.file_and_folder_operations import load_json
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -125,9 +120,8 @@ def run_hippocampus(row: Row, seed: int, folder: Path) -> dict[str, Any]:
     np.random.seed(seed)  # noqa: NPY002 - nnU-Net draws from the global state
     torch.manual_seed(seed)
     start = time.perf_counter()
-    trainer = trainer_class(
-        plans, "patch16", 0, load_json(str(preprocessed / "dataset.json")), torch.device("cpu")
-    )
+    dataset = load_json(str(preprocessed / "dataset.json"))
+    trainer = trainer_class(plans, "patch16", 0, dataset, torch.device("cpu"))
     trainer.num_epochs, trainer.save_every = EPOCHS, EPOCHS + 1
     trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = ITERATIONS, 1
     trainer.run_training()
@@ -143,28 +137,26 @@ def run_hippocampus(row: Row, seed: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def write_table(results: list[dict[str, Any]], path: Path) -> None:
-    """recommendation.md: mean and range over the seeds."""
-    origin = (
-        "Written by `grid.py recommendation` from recommendation.json; "
-        "[recommended.md](../../../docs/explanation/recommended.md) says what follows from it."
-    )
-    setting = (
-        "Phantom of balls, 24^3 patches, 400 iterations of batch 4; Hippocampus MR, 16^3 patches, fold 0, "
-        f"{EPOCHS} epochs of {ITERATIONS} iterations of batch 4, nnU-Net's trainer and validation without test-time "
-        f"mirroring. Mean foreground Dice, one figure per seed. Machine: {placement.machine()}."
-    )
+def of_task(groups: Groups, row: str, task: str) -> list[Record]:
+    """The runs of a row on a task, seeds ascending."""
+    return [run for run in groups.get(row, []) if run["task"] == task]
+
+
+def shifted_dice(runs: Sequence[Record]) -> list[float]:
+    """Mean Dice over the seeds under every shift."""
+    return [float(np.mean([run["shifted"][f"{shift:g}"] for run in runs])) for shift in SHIFTS]
+
+
+def tables(groups: Groups) -> Sequence[str]:
+    """Dice on both tasks, and on the phantom under a wrong location (mean over the seeds)."""
     rows, shift_rows = [], []
-    for row in candidates():
-        by_task = [runs_of(results, row.name, task) for task in TASKS]
-        if not any(by_task):
-            continue
-        cells = [cell for runs in by_task for cell in (dice_cells(runs, 3) if runs else ["-", "-"])]
-        phantom = by_task[0]
-        rows.append([row.name, *cells, phantom[0]["block_parameters"] if phantom else "-"])
+    for name in groups:
+        phantom, hippocampus = (of_task(groups, name, task) for task in TASKS)
+        parameters = phantom[0]["block_parameters"] if phantom else "-"
+        rows.append([name, *dice_cells(phantom, 3), *dice_cells(hippocampus, 3), parameters])
         runs = [run for run in phantom if len(run["shifted"]) == len(SHIFTS)]
         if runs:
-            shift_rows.append([row.name, *(f"{value:.2f}" for value in shifted_dice(runs))])
+            shift_rows.append([name, *(f"{value:.2f}" for value in shifted_dice(runs))])
     heads = (
         "blocks and places",
         "phantom",
@@ -173,21 +165,9 @@ def write_table(results: list[dict[str, Any]], path: Path) -> None:
         "per seed",
         "parameters added (phantom)",
     )
-    lines = ["# Which combination to recommend: results", "", origin, "", setting, "", *table(heads, rows)]
-    lines += ["## A location that is wrong along the body axis (phantom, mean over the seeds)", ""]
-    lines += table(("blocks and places", *(f"{shift:.0%}" for shift in SHIFTS)), shift_rows)
-    write_atomically(path, "\n".join(lines).encode())
-
-
-def runs_of(results: list[dict[str, Any]], row: str, task: str) -> list[dict[str, Any]]:
-    """The runs of a row on a task, seeds ascending."""
-    runs = [run for run in results if (run["row"], run["task"]) == (row, task)]
-    return sorted(runs, key=lambda run: run["seed"])
-
-
-def shifted_dice(runs: list[dict[str, Any]]) -> list[float]:
-    """Mean Dice over the seeds under every shift."""
-    return [float(np.mean([run["shifted"][f"{shift:g}"] for run in runs])) for shift in SHIFTS]
+    wrong = "## A location that is wrong along the body axis (phantom, mean over the seeds)"
+    shifts = table(("blocks and places", *(f"{shift:.0%}" for shift in SHIFTS)), shift_rows)
+    return [table(heads, rows), wrong, shifts]
 
 
 DRAWN = {
@@ -208,61 +188,47 @@ CURVES = {
 }
 
 
-def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """recommendation.png: Dice on both tasks, and on the phantom under a wrong location."""
+def draw(groups: Groups, path: Path) -> None:
+    """Dice on both tasks, mean and range over the seeds; on the phantom under a wrong location, mean over the seeds."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     tasks, curves = figure.subplots(1, 2)
     for row, (label, colour) in DRAWN.items():
-        points = [[run["dice"] for run in runs_of(results, row, task)] for task in TASKS]
-        if not all(points):
-            continue
-        (x, y), (low, high) = (
-            [np.mean(p) for p in points],
-            zip(*((min(p), max(p)) for p in points), strict=True),
-        )
-        errors = [[[x - low[0]], [high[0] - x]], [[y - low[1]], [high[1] - y]]]
-        tasks.errorbar(x, y, xerr=errors[0], yerr=errors[1], fmt="o", color=colour, label=label, capsize=2)
+        points = [[run["dice"] for run in of_task(groups, row, task)] for task in TASKS]
+        if all(points):
+            x, y = (float(np.mean(dice)) for dice in points)
+            x_error, y_error = ([[np.mean(dice) - min(dice)], [max(dice) - np.mean(dice)]] for dice in points)
+            tasks.errorbar(x, y, xerr=x_error, yerr=y_error, fmt="o", color=colour, label=label, capsize=2)
     tasks.set(xlabel="Dice, phantom of balls, 24^3 patches", ylabel="Dice, Hippocampus MR, 16^3 patches")
-    tasks.set_title("mean and range over the seeds", fontsize=10)
     for row, (label, style) in CURVES.items():
-        runs = runs_of(results, row, "phantom")
+        runs = of_task(groups, row, "phantom")
         if runs:
             percent = [100 * shift for shift in SHIFTS]
             curves.plot(percent, shifted_dice(runs), style, marker="o", markersize=3, label=label)
-    curves.set(
-        xlabel="error of the location along the body axis, % of the volume",
-        ylabel="Dice, phantom",
-        ylim=(0, 1),
-    )
-    curves.set_title("a location that is wrong, mean over the seeds", fontsize=10)
+    xlabel = "error of the location along the body axis, % of the volume"
+    curves.set(xlabel=xlabel, ylabel="Dice, phantom", ylim=(0, 1))
     for axes in (tasks, curves):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     save_figure(figure, path, 110)
 
 
-def experiment(hippocampus: Path | None) -> Experiment:
+def experiment(hippocampus: Path | None = None) -> Experiment:
     """The table; `hippocampus` is the folder with the preprocessed scans, None trains on the phantom."""
     by_name = {row.name: row for row in candidates()}
     if hippocampus is not None:
         work = hippocampus.resolve()
         os.environ.update(
-            {
-                "nnUNet_preprocessed": str(work / "nnUNet_preprocessed"),
-                "nnUNet_results": str(work / "nnUNet_candidates" / str(os.getpid())),
-                "nnUNet_n_proc_DA": "0",  # augmentation in this process: the same seed draws the same patches
-                "nnUNet_def_n_proc": "1",
-                "nnUNet_compile": "f",
-            }
+            nnUNet_preprocessed=str(work / "nnUNet_preprocessed"),
+            nnUNet_results=str(work / "nnUNet_candidates" / str(os.getpid())),
+            nnUNet_n_proc_DA="0",  # augmentation in this process: the same seed draws the same patches
+            nnUNet_def_n_proc="1",
+            nnUNet_compile="f",
         )
 
     def measure(name: str, seed: int, iterations: int) -> Record:
         row = by_name[name]
         return run_phantom(row, seed, iterations) if hippocampus is None else run_hippocampus(row, seed, work)
 
-    def write(results: list[Record], iterations: int, folder: Path, page: Path) -> None:
-        write_table(results, folder / "recommendation.md")
-        draw(results, folder / "recommendation.png")
-
     task = {"task": "phantom" if hippocampus is None else "hippocampus"}
-    return Experiment("row", list(by_name), measure, write, "recommendation.md", task, budget=False)
+    title = "Which combination to recommend"
+    return Experiment(title, "row", list(by_name), measure, tables, draw, task, budget=False)

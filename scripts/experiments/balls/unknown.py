@@ -1,27 +1,28 @@
-"""Measures cost and benefit of location dropout and of frequencies that do not repeat, in `LocCtxTrainer`'s network;
-see grid.py.
+"""Cost and benefit of location dropout and of frequencies that do not repeat, in `LocCtxTrainer`'s network on the
+phantom of balls; for docs/explanation/unknown-location.md.
 
-Each row is scored on unseen volumes with the true location, with an unknown body axis, with an unknown location, and
-with a location that is wrong by a constant along the body axis.
+24^3 patches, batch 4. Each row is scored on unseen volumes with the true location, with an unknown body axis, with an
+unknown location, and with a location that is wrong by a constant along the body axis: mean Dice of the organs over the
+seeds, their range in brackets.
 """
 
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
 from nnunet_locctx.blocks.encoding import SPAN
-from nnunet_locctx.files import write_atomically
 from nnunet_locctx.networks import Fitting
 from scripts.benchmarks.harness import Record, table
 from scripts.experiments.balls import placement
-from scripts.experiments.balls.grid import Experiment, grouped
-from scripts.experiments.balls.placement import PHANTOM, Row
+from scripts.experiments.balls.grid import Experiment, Groups
+from scripts.experiments.balls.placement import Row
 
-BODY_AXIS = 2
-SHIFTS = (0.05, 0.1, 0.25, 1.0)
-"""Errors along the body axis as fractions of the volume."""
-
-HEADINGS = ("true", "S unknown", "all unknown", *(f"shifted {shift:.0%}" for shift in SHIFTS))
+CONDITIONS: dict[str, placement.Condition] = {
+    "S unknown": (0.0, (2,)),
+    "all unknown": (0.0, (0, 1, 2)),
+    **{f"shifted {shift:.0%}": (shift, ()) for shift in (0.05, 0.1, 0.25, 1.0)},
+}
+HEADINGS = ("true", *CONDITIONS)
 
 
 def rows() -> list[Row]:
@@ -38,22 +39,13 @@ def rows() -> list[Row]:
 def measure(row: Row, seed: int, iterations: int) -> Record:
     """Dice under every condition."""
     trained, network = placement.run(row, seed, iterations)
-    dice = [trained["dice"]]
-    if row.block is not None:
-        conditions = [(0.0, (BODY_AXIS,)), (0.0, (0, 1, 2)), *((shift, ()) for shift in SHIFTS)]
-        dice += [
-            float(np.mean(PHANTOM.dice_per_organ(network, seed, *condition))) for condition in conditions
-        ]
-    return {
-        "dice": dice[0],
-        "conditions": {name: round(value, 4) for name, value in zip(HEADINGS, dice, strict=False)},
-        "seconds": trained["seconds"],
-    }
+    others = placement.dice_under(CONDITIONS, network, seed) if row.block is not None else {}
+    kept = {key: trained[key] for key in ("dice", "seconds")}
+    return {**kept, "conditions": {"true": trained["dice"], **others}}
 
 
-def write_table(results: list[Record], iterations: int, path: Path) -> None:
-    """unknown.md: means over the seeds, and the range of the true location's."""
-    groups = grouped(results, "row", [row.name for row in rows()], iterations=iterations)
+def tables(groups: Groups) -> Sequence[str]:
+    """Means over the seeds and their range, by condition."""
     lines = []
     for name, runs in groups.items():
         cells = [name]
@@ -62,24 +54,14 @@ def write_table(results: list[Record], iterations: int, path: Path) -> None:
             spread = f" ({min(dice):.2f} to {max(dice):.2f})" if len(dice) > 1 else ""
             cells.append(f"{np.mean(dice):.3f}{spread}" if dice else "-")
         lines.append(cells)
-    seeds = sorted({run["seed"] for runs in groups.values() for run in runs})
-    setting = (
-        f"`LocCtxTrainer`'s network on the phantom of balls, {iterations} iterations of batch {PHANTOM.batch}, "
-        f"{PHANTOM.patch[0]}^3 patches; mean Dice of the organs over {len(seeds)} seed(s), their range in brackets. "
-        f"Written by `grid.py unknown`. Machine: {placement.machine()}."
-    )
-    text = ["# Unknown and wrong locations: results", "", setting, "", *table(["training", *HEADINGS], lines)]
-    write_atomically(path, ("\n".join(text) + "\n").encode())
+    return [table(("training", *HEADINGS), lines)]
 
 
 def experiment() -> Experiment:
     """The table."""
     by_name = {row.name: row for row in rows()}
 
-    def write(results: list[Record], iterations: int, folder: Path, page: Path) -> None:
-        write_table(results, iterations, folder / "unknown.md")
-
     def run(name: str, seed: int, iterations: int) -> Record:
         return measure(by_name[name], seed, iterations)
 
-    return Experiment("row", list(by_name), run, write, "explanation/unknown-location.md", {})
+    return Experiment("Unknown and wrong locations", "row", list(by_name), run, tables)

@@ -21,9 +21,8 @@ doubt's rank correlation (Spearman) with the cases' mean Dice is reported.
 """
 
 import json
-import platform
+import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,10 +35,9 @@ from nnunet_locctx.evaluation.classes import Classes
 from nnunet_locctx.evaluation.doubt import Finding, judge
 from nnunet_locctx.evaluation.label_summary import LabelSummary, summarise_labels, twins
 from nnunet_locctx.evaluation.training_ranges import Ranges, learn_ranges
-from nnunet_locctx.files import write_atomically
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.nnunet.data.reading import read_scan
-from scripts.benchmarks.harness import Record, command_line, described_parser
+from scripts.benchmarks.harness import Record, describe_machine, described_parser, write_json
 
 SHIFTS = (0.10, 0.15, 0.20)
 Labels = npt.NDArray[np.int32]
@@ -91,24 +89,29 @@ def mistakes(
     """Mistakes as (kind, wrong classes, segmentation)."""
     names, values = list(classes.labels), [one[0] for one in classes.values.values()]
     present = [number for number, value in enumerate(values) if (labels == value).any()]
-    telling = [
-        pair
-        for pair, sign in zip(twins(classes), ranges.usual.side_sign, strict=True)
-        if sign and {*pair} <= {*present}
-    ]
+    pairs = zip(twins(classes), ranges.usual.side_sign, strict=True)
+    telling = [pair for pair, sign in pairs if sign and {*pair} <= {*present}]
+
+    def drawn() -> tuple[int, frozenset[str]]:
+        """Value and name of a class of the case."""
+        one = present[random.integers(len(present))]
+        return values[one], frozenset((names[one],))
+
     yield "mirror", frozenset(names), np.flip(labels, frame.array_axes[0]).copy()
     for _ in range(repeats):
         left, right = telling[random.integers(len(telling))]
         yield "swap", frozenset((names[left], names[right])), swap(labels, (values[left], values[right]))
         for fraction in SHIFTS:
-            one = present[random.integers(len(present))]
-            moved = shift(labels, values[one], fraction, int(random.integers(3)))
-            yield f"shift {100 * fraction:.0f} %", frozenset((names[one],)), moved
-        one = present[random.integers(len(present))]
-        piece = second_piece(labels, values[one], random.uniform(0.1, 0.3), frame, random)
-        yield "second piece", frozenset((names[one],)), piece
-        one = present[random.integers(len(present))]
-        yield "missing class", frozenset((names[one],)), np.where(labels == values[one], 0, labels)
+            value, name = drawn()
+            yield (
+                f"shift {100 * fraction:.0f} %",
+                name,
+                shift(labels, value, fraction, int(random.integers(3))),
+            )
+        value, name = drawn()
+        yield "second piece", name, second_piece(labels, value, random.uniform(0.1, 0.3), frame, random)
+        value, name = drawn()
+        yield "missing class", name, np.where(labels == value, 0, labels)
 
 
 def is_found(findings: list[Finding], wrong: frozenset[str]) -> bool:
@@ -128,10 +131,9 @@ def inject(folder: Path, held_out: int, repeats: int, seed: int) -> Record:
     classes, files = read_labels(folder)
     scans = {name: read_scan([file], segmentation=True) for name, file in tqdm(files.items())}
     summaries = {name: summarise_labels(scan.labels, scan.frame, classes) for name, scan in scans.items()}
-    detected: Counter[str] = Counter()
-    injected: Counter[str] = Counter()
-    examples: list[str] = []
-    alarms: dict[str, list[str]] = {}
+    found: dict[str, list[int]] = {}
+    missed: list[str] = []
+    doubted: dict[str, list[str]] = {}
     random = np.random.default_rng(seed)
     names = list(random.permutation(list(scans)))
     for start in tqdm(range(0, len(names), held_out)):
@@ -139,21 +141,19 @@ def inject(folder: Path, held_out: int, repeats: int, seed: int) -> Record:
         others = {name: one for name, one in summaries.items() if name not in group}
         ranges = learn_ranges(others, twins(classes))
         for name in group:
-            alarms[name] = [one.sentence for one in judge(name, summaries[name], ranges, classes)[0]]
+            sentences = [one.sentence for one in judge(name, summaries[name], ranges, classes)[0]]
+            if sentences:
+                doubted[name] = sentences
             scan = scans[name]
             for kind, wrong, labels in mistakes(scan.labels, scan.frame, classes, ranges, repeats, random):
                 findings, _ = judge(name, summarise_labels(labels, scan.frame, classes), ranges, classes)
-                injected[kind] += 1
-                detected[kind] += is_found(findings, wrong)
-                if not is_found(findings, wrong):
-                    examples.append(f"{name}, {kind}: {', '.join(sorted(wrong)[:2])}")
-    return {
-        "cases": len(names),
-        "held_out": held_out,
-        "found": {kind: [detected[kind], injected[kind]] for kind in sorted(injected)},
-        "doubted": {name: sentences for name, sentences in sorted(alarms.items()) if sentences},
-        "missed": examples,
-    }
+                hit = is_found(findings, wrong)
+                counts = found.setdefault(kind, [0, 0])
+                found[kind] = [counts[0] + hit, counts[1] + 1]
+                if not hit:
+                    missed.append(f"{name}, {kind}: {', '.join(sorted(wrong)[:2])}")
+    record = {"cases": len(names), "held_out": held_out, "found": dict(sorted(found.items()))}
+    return {**record, "doubted": dict(sorted(doubted.items())), "missed": missed}
 
 
 def correlate(folder: Path, results: Path) -> Record:
@@ -179,14 +179,10 @@ def correlate(folder: Path, results: Path) -> Record:
     def spearman(table: pd.DataFrame) -> float:
         return float(table["dice"].corr(table["doubt"], method="spearman"))
 
-    models = {
-        model: {
-            "cases": len(own),
-            "spearman": spearman(own),
-            **own[["dice", "doubt", "findings"]].mean().to_dict(),
-        }
-        for model, own in frame.groupby("model", sort=False)
-    }
+    models = {}
+    for model, own in frame.groupby("model", sort=False):
+        means = own[["dice", "doubt", "findings"]].mean().to_dict()
+        models[model] = {"cases": len(own), "spearman": spearman(own), **means}
     return {"cases": len(rows), "spearman": spearman(frame), "models": models, "rows": rows}
 
 
@@ -198,24 +194,21 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     options = parser.parse_args()
     begun = time.process_time()
     if options.predictions:
-        name, records = (
-            "predictions.json",
-            {d.name: correlate(d, options.predictions) for d in options.datasets},
-        )
+        records = {folder.name: correlate(folder, options.predictions) for folder in options.datasets}
     else:
         settings = options.held_out, options.repeats, options.seed
-        name, records = "injected.json", {d.name: inject(d, *settings) for d in options.datasets}
+        records = {folder.name: inject(folder, *settings) for folder in options.datasets}
     content = {
-        "command": command_line("scripts.experiments.inspect.inject", None),
-        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+        "command": " ".join(["python -m scripts.experiments.inspect.inject", *sys.argv[1:]]),
+        "machine": describe_machine("cpu"),
         **records,
         "cpu_seconds": round(time.process_time() - begun),
     }
-    write_atomically(options.out / name, (json.dumps(content, indent=1) + "\n").encode())
+    name = "predictions.json" if options.predictions else "injected.json"
+    write_json(Path(__file__).with_name(name), content)
     print(json.dumps(content, indent=1))
 
 
