@@ -1,5 +1,5 @@
-"""Cost and benefit of location dropout and of frequencies that do not repeat, in `LocCtxTrainer`'s network on the
-phantom of balls; for docs/explanation/unknown-location.md.
+"""Cost and benefit of location dropout and of frequencies that do not repeat, in the network of `LocCtxTrainer` until
+2026-11-29 (FiLM in the inner decoder stages) on the phantom of balls; for docs/explanation/unknown-location.md.
 
 24^3 patches, batch 4. Each row is scored on unseen volumes with the true location, with an unknown body axis, with an
 unknown location, and with a location that is wrong by a constant along the body axis: mean Dice of the organs over the
