@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import SimpleITK
 
 from nnunet_locctx.location import BodyPartCurve
 from nnunet_locctx.phantoms.whole_body import whole_body_case
@@ -28,7 +27,6 @@ from scripts.experiments.anatomy.location import (
     overlapping_crops,
     summary,
 )
-from scripts.experiments.evidence.twice_as_long import lengthened, original
 
 coarse = functools.partial(whole_body_case, in_plane=(12, 12), slices=(12, 12))
 
@@ -254,25 +252,3 @@ class TestDocuments:
         assert "`body_part` in 1.5 minutes (1,234 parameters)" in text
         assert "| `body_part` | 1 of 1 | 1 | 1.000 (1.000) | 100% |" in text
         assert (tmp_path / "location_error.png").exists()
-
-
-@pytest.mark.parametrize("code", ["LPS", "RAI", "PSR"])
-@pytest.mark.parametrize("way", ["air", "body"])
-def test_a_scan_made_twice_as_long_keeps_its_voxels_in_their_place(code: str, way: str) -> None:
-    scan = SimpleITK.GetImageFromArray(
-        np.arange(5 * 4 * 3, dtype=np.int16).reshape(5, 4, 3)
-    )  # S last to first
-    scan.SetSpacing((1.0, 2.0, 3.0))
-    scan.SetOrigin((7.0, -8.0, 9.0))
-    stored = SimpleITK.DICOMOrient(scan, code)
-    longer = SimpleITK.DICOMOrient(lengthened(stored, way), "LPS")
-    assert longer.GetSize() == (3, 4, 10)
-    assert longer.GetOrigin() == pytest.approx((7, -8, 9 - 5 * 3))  # towards the feet
-    array = SimpleITK.GetArrayFromImage(longer)
-    np.testing.assert_array_equal(array[5:], SimpleITK.GetArrayFromImage(scan))
-    if way == "body":
-        np.testing.assert_array_equal(array[:5], array[:4:-1])
-    else:
-        assert array[:5].max() <= 6  # the darkest tenth
-    part = SimpleITK.GetArrayFromImage(lengthened(stored, way))[original(stored)]
-    np.testing.assert_array_equal(part, SimpleITK.GetArrayFromImage(stored))
