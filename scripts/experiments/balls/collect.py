@@ -103,8 +103,8 @@ def time_note(costs: Records, place: str | None) -> str | None:
     patches = sorted({by(run["measured"]["patch"]) for run in records})
     return (
         f"step: time of a forward and backward pass relative to the planned U-Net, batch {records[0]['key']['batch']}, "
-        f"patch {' or '.join(patches)}, {place}; asking twice in a step (LocCtxTrainer, PriorHeadTrainer) is not in it. "
-        "docs/explanation/benchmarks.md leads to the ranges."
+        f"patch {' or '.join(patches)}, {place}; asking twice in a step (LocCtxTrainer, PriorHeadTrainer) is not in "
+        "it. docs/explanation/benchmarks.md leads to the ranges."
     )
 
 
