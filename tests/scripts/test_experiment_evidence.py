@@ -70,3 +70,18 @@ def test_swaps_at_the_border_and_beyond(tmp_path: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().out == (
         "model: 2 voxels in 1 cases, 9.00 mm (90 %: 13.80 mm); 10.000 % of the true voxels, 5.000 % beyond 3 mm\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(("ear_left", "ear_right"), "no predictions"), (("ear", "nose"), "no pair of left and right classes")],
+)
+def test_nothing_to_measure(
+    names: tuple[str, str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = {"file_ending": ".nii.gz", "labels": {"background": 0, names[0]: 1, names[1]: 2}}
+    file = tmp_path / "dataset.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(SystemExit):
+        swap_distance.main([str(tmp_path), str(tmp_path), "--dataset-json", str(file), "--border-mm", "3"])
+    assert message in capsys.readouterr().err

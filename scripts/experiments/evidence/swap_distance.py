@@ -51,9 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     content = json.loads(options.dataset_json.read_text())
     values = content["labels"]
     pairs = [(values[left], values[right]) for left, right in find_pairs(list(values))]
+    if not pairs:
+        parser.error(f"{options.dataset_json}: no pair of left and right classes among {', '.join(values)}")
     for folder in options.predictions:
         files = sorted(folder.glob(f"*{content['file_ending']}"))
-        mm, true_voxels = [np.empty(0)], 0
+        if not files:
+            parser.error(f"{folder}: no predictions, files named *{content['file_ending']}")
+        mm: list[np.ndarray] = []
+        true_voxels = 0
         for file in files:
             truth = Scan.read(options.labels / file.name)
             mm.append(swap_distances(truth, Scan.read(file), pairs))
