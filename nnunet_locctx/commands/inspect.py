@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
         run,
         "which predictions of new scans to look at first, and why; no truth is needed",
         """Compares predicted segmentations with what the training labels have: sides exchanged or the whole case
-        mirrored, classes far from where they lie among the others, in several pieces, too large or too small,
+        mirrored, classes far from where they lie among the others, in several or far pieces, too large or too small,
         missing, or never seen in training; and scans whose location was unknown to the model (location.json). What is
         too much is learned from the training labels. Prints the findings, the most doubtful case first, and writes a
         page with pictures, findings.csv and inspection.json.

@@ -27,8 +27,9 @@ class Finding:
     """One doubtful property of a segmentation.
 
     Attributes:
-        kind: ``mirrored``, ``sides``, ``position``, ``pieces``, ``volume``, ``missing``, ``unseen`` (a class that no
-            training case has), ``empty``, ``location`` or ``file`` (the file cannot be judged).
+        kind: ``mirrored``, ``sides``, ``position``, ``pieces``, ``far`` (pieces far from the largest), ``volume``,
+            ``missing``, ``unseen`` (a class that no training case has), ``empty``, ``location`` or ``file`` (the file
+            cannot be judged).
         classes: The classes concerned.
         value: The measured value; None where nothing is measured.
         unit: Unit of the value and its limits: ``mm``, ``ml`` or ``fraction``.
@@ -97,7 +98,7 @@ class _Judged:
     @property
     def doubt(self) -> float:
         """See :func:`judge`."""
-        worst = np.max([self.times[kind] for kind in ("position", "volume", "pieces")], axis=0)
+        worst = np.max([self.times[kind] for kind in ("position", "volume", "pieces", "far")], axis=0)
         for pair, times in zip(self.pairs, self.times["sides"], strict=True):
             worst[list(pair)] = np.maximum(worst[list(pair)], times)
         empty = self.fewest > 0 and not self.summary.present.any()
@@ -130,9 +131,17 @@ class _Judged:
         for number in confused if not self.mirrored else ():
             yield self._sides(number)
         swapped = {one for number in confused for one in self.pairs[number]}
-        judges = {"position": self._position, "pieces": self._pieces, "volume": self._volume}
+        judges = {
+            "position": self._position,
+            "pieces": self._pieces,
+            "far": self._far,
+            "volume": self._volume,
+        }
         for kind, describe in judges.items():
-            for number in map(int, np.flatnonzero(self.times[kind] > 1)):
+            told = self.times[kind] > 1
+            if kind in ("pieces", "far"):  # of the same pieces, the larger deviation is told
+                told &= (self.times["far"] > self.times["pieces"]) == (kind == "far")
+            for number in map(int, np.flatnonzero(told)):
                 if number not in swapped and not (kind == "position" and self.mirrored):
                     yield describe(number)
 
@@ -161,6 +170,17 @@ class _Judged:
             f"{name} has several pieces, {_percent(value)} of it is outside of the largest ({_at_most(high)})"
         )
         return Finding("pieces", (name,), sentence, value, "fraction", None, high, times)
+
+    def _far(self, number: int) -> Finding:
+        name, value = self.names[number], float(self.summary.stray_mm[number])
+        share = float(self.summary.strays[number])
+        times = float(self.times["far"][number])
+        high = max(0.0, self.usual.stray_mm.at(number, self.limits["far"]))
+        sentence = (
+            f"{name} has far pieces: {_percent(share)} of it lies {value / share:.3g} mm from the largest piece, "
+            f"{value:.2g} mm on average over all of it (training: up to {high:.2g} mm)"
+        )
+        return Finding("far", (name,), sentence, value, "mm", None, high, times)
 
     def _volume(self, number: int) -> Finding:
         name, value = self.names[number], float(self.summary.volumes[number])

@@ -28,6 +28,8 @@ class LabelSummary:
         volumes: (C,) ml; 0 for an absent class.
         strays: (C,) fraction of the volume outside the largest piece; voxels that touch at a corner belong to one
             piece, as in nnU-Net's postprocessing. NaN for an absent class.
+        stray_mm: (C,) distance in mm from the bounding box of the largest piece, mean over all voxels of the class: 0
+            inside of it. NaN for an absent class.
         cut: (C, 3) whether the class reaches an outer face of the scan that is perpendicular to R, A or S.
         across: (P, 3) fraction of the pair's voxels on the twin's side of the mid-plane, assuming that the left class
             has the lower coordinate along R, A or S; NaN unless both are present. The mid-plane is perpendicular to
@@ -40,6 +42,7 @@ class LabelSummary:
     reach: Array
     volumes: Array
     strays: Array
+    stray_mm: Array
     cut: npt.NDArray[np.bool_]
     across: Array
 
@@ -85,6 +88,29 @@ def pieces(mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int32], npt.NDAr
     return numbered, np.bincount(numbered.ravel())[1:]
 
 
+def distances_from_largest(
+    numbered: npt.NDArray[np.int32], sizes: npt.NDArray[np.int64], spacing: npt.ArrayLike
+) -> Array:
+    """How far each piece lies from the bounding box of the largest, summed over its voxels.
+
+    Args:
+        numbered: (i, j, k) numbers from :func:`pieces`.
+        sizes: (N,) voxels of each piece.
+        spacing: mm along i, j, k.
+
+    Returns:
+        (N,) mm times voxels; 0 for the largest piece and for what lies within its box.
+    """
+    largest = int(sizes.argmax())
+    box = ndimage.find_objects(numbered, largest + 1)[largest]
+    others = np.argwhere((numbered > 0) & (numbered != largest + 1))
+    low, high = (np.array([getattr(part, end) for part in box]) for end in ("start", "stop"))
+    beyond = np.maximum(0, np.maximum(low - others, others - (high - 1))) * np.asarray(spacing)
+    number = numbered[tuple(others.T)] - 1
+    distances: Array = np.bincount(number, np.linalg.norm(beyond, axis=1), len(sizes)).astype(np.float64)
+    return distances
+
+
 def summarise_labels(labels: npt.NDArray[np.int32], frame: Frame, classes: Classes) -> LabelSummary:
     """The numbers of a segmentation.
 
@@ -95,16 +121,18 @@ def summarise_labels(labels: npt.NDArray[np.int32], frame: Frame, classes: Class
     """
     boxes = ndimage.find_objects(labels.clip(min=0))
     count = len(classes.labels)
-    voxels, strays, cut = np.zeros(count), np.full(count, np.nan), np.zeros((count, 3), bool)
+    voxels, cut = np.zeros(count), np.zeros((count, 3), bool)
+    strays, stray_mm = np.full((2, count), np.nan)
     centres, reach = np.full((count, 3), np.nan), np.full((count, 2, 3), np.nan)
     samples: dict[int, Array] = {}
     for number, values in enumerate(classes.values.values()):
         mask, lower = _class_mask(labels, values, boxes)
         if not mask.size:
             continue
-        sizes = pieces(mask)[1]
+        numbered, sizes = pieces(mask)
         voxels[number] = sizes.sum()
         strays[number] = 1 - sizes.max() / sizes.sum()
+        stray_mm[number] = distances_from_largest(numbered, sizes, frame.spacing).sum() / sizes.sum()
         shape = np.array(frame.shape)
         # an axis of one voxel cuts nothing off
         at_face = ((lower == 0) | (lower + mask.shape == shape)) & (shape > 1)
@@ -116,7 +144,7 @@ def summarise_labels(labels: npt.NDArray[np.int32], frame: Frame, classes: Class
         centres[number] = samples[number].mean(axis=0)
         reach[number] = np.quantile(samples[number], ENDS, axis=0)
     across = _across(twins(classes), samples, voxels)
-    return LabelSummary(frame, centres, reach, voxels * voxel_ml(frame), strays, cut, across)
+    return LabelSummary(frame, centres, reach, voxels * voxel_ml(frame), strays, stray_mm, cut, across)
 
 
 def _across(pairs: Sequence[tuple[int, int]], samples: Mapping[int, Array], voxels: Array) -> Array:

@@ -43,7 +43,7 @@ TELLING = 3.0
 ONE_SIDED = 0.25
 """A pair has sides along an axis if in training a smaller share of its voxels lies on the twin's side."""
 
-KINDS = ("position", "volume", "pieces", "sides")
+KINDS = ("position", "volume", "pieces", "far", "sides")
 """Kinds of deviations; ``sides`` has one value per pair, the others have one per class."""
 
 
@@ -103,6 +103,8 @@ class Usual:
         position_scatter: (C, 3) root mean square of the displacements in mm.
         volume: Scale of the volumes (ml) of the classes that the scan does not cut off.
         stray: Scale of the fractions outside the largest piece; its unit is the training mean plus one voxel.
+        stray_mm: Scale of the mean distances in mm from the box around the largest piece; its unit is the training mean
+            plus half a voxel.
         side_axis: The axis (0: R, 1: A, 2: S) along which the sides differ.
         side_sign: (P,) 1 if the left class has the lower coordinate along it, -1 if the higher, 0 if the cases differ.
         side: Scale of each pair's fraction on the twin's side; its unit is the training mean plus one voxel.
@@ -113,6 +115,7 @@ class Usual:
     position_scatter: Array
     volume: LogScale
     stray: LogScale
+    stray_mm: LogScale
     side_axis: int
     side_sign: npt.NDArray[np.int64]
     side: LogScale
@@ -147,6 +150,8 @@ class Usual:
         sizes = [case.volumes / ml for case, ml in zip(cases, voxel_volumes, strict=True)]
         voxel = 1 / np.maximum(1, np.median(sizes, axis=0))
         stray = LogScale.of(strays, voxel + _mean(strays), np.log(2))
+        distances = np.stack([case.stray_mm for case in cases])
+        stray_mm = LogScale.of(distances, np.full(count, half_voxel + _mean(distances)), np.log(2))
 
         across = np.stack([case.across for case in cases])
         middle = _robust(across)[0]
@@ -158,7 +163,7 @@ class Usual:
         sign = np.where(one_sided, sign, 0)
         unit = np.array([1 / np.sum(1 / voxel[list(pair)]) for pair in pairs]) + _mean(wrong[:, one_sided])
         side = LogScale.of(wrong, unit, np.log(2))
-        return cls(offsets, offset_scatter, position_scatter, volume, stray, axis, sign, side)
+        return cls(offsets, offset_scatter, position_scatter, volume, stray, stray_mm, axis, sign, side)
 
     def deviations(self, case: LabelSummary) -> Deviations:
         """The deviations of a case."""
@@ -173,7 +178,8 @@ class Usual:
         directed = (np.abs(usual) > TELLING * scatter) & np.isfinite(between)
         turned = directed & (between * usual < 0)
         count = directed.sum(axis=(0, 1))
-        scaled = {"position": position, "volume": volume, "pieces": stray, "sides": side}
+        far = self.stray_mm.deviations(case.stray_mm)
+        scaled = {"position": position, "volume": volume, "pieces": stray, "far": far, "sides": side}
         share = np.where(count > 0, turned.sum(axis=(0, 1)) / np.maximum(count, 1), np.nan)
         return Deviations(scaled, offset, expected, share)
 

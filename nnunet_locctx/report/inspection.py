@@ -13,7 +13,7 @@ from tqdm import tqdm
 from nnunet_locctx.evaluation.classes import find_pairs
 from nnunet_locctx.evaluation.doubt import Finding
 from nnunet_locctx.evaluation.inspection import InspectedCase, Inspection, to_frame, to_json
-from nnunet_locctx.evaluation.label_summary import pieces, to_index
+from nnunet_locctx.evaluation.label_summary import distances_from_largest, pieces, to_index
 from nnunet_locctx.nnunet.data.reading import read_scan
 from nnunet_locctx.report.document import (
     PAGE,
@@ -179,9 +179,12 @@ def _place(finding: Finding, labels: Scan, values: list[int]) -> tuple[int, int,
         index = np.rint(to_index(finding.place, labels.frame))
         return _three(np.clip(index, 0, np.array(labels.frame.shape) - 1))
     mask = np.isin(labels.labels, values)
-    if finding.kind == "pieces":
+    if finding.kind in ("pieces", "far"):
         numbered, sizes = pieces(mask)
-        mask = numbered == 1 + int(np.argsort(sizes)[-2])
+        second = int(np.argsort(sizes)[-2])
+        if finding.kind == "far":
+            second = int(distances_from_largest(numbered, sizes, labels.frame.spacing).argmax())
+        mask = numbered == 1 + second
     voxels = np.argwhere(mask)
     middle = voxels.mean(axis=0)
     return _three(voxels[np.argmin(((voxels - middle) ** 2).sum(axis=1))])

@@ -128,6 +128,42 @@ def test_one_mistake_is_told_once(ranges: Ranges) -> None:
     assert found_shift.value == pytest.approx(25, abs=6)  # ten voxels of 2.5 mm
 
 
+def test_pieces_count_by_how_far_they_lie() -> None:
+    """Where training has crumbs beside an organ, as many voxels are no mistake there, and one elsewhere."""
+
+    def crumbed(seed: int) -> np.ndarray:
+        labels = patient(seed)
+        liver = np.argwhere(labels == 5)
+        labels[liver[:, 0].max() + 2, 5:9, 5 : 12 + seed % 3] = 5
+        return labels
+
+    def speck(labels: np.ndarray, where: int) -> np.ndarray:
+        changed = labels.copy()
+        changed[where : where + 3, 20:23, 24:27] = 5
+        return changed
+
+    ranges = learn_ranges({str(seed): summary(crumbed(seed)) for seed in range(12)}, twins(KNOWN))
+    case = crumbed(100)
+    assert not findings(case, ranges)
+    liver = np.argwhere(patient(100) == 5)
+    values = {}
+    for where in (30, 36):
+        (far,) = findings(speck(case, where), ranges)
+        assert (far.kind, far.classes) == ("far", ("liver",)), far.sentence
+        others = np.argwhere((speck(case, where) == 5) & (patient(100) != 5))
+        beyond = np.maximum(0, others - liver.max(axis=0)) * SPACING
+        distances = np.linalg.norm(beyond, axis=1)
+        assert far.value == pytest.approx(distances.sum() / (len(liver) + len(others)))
+        assert f"of it lies {distances.mean():.3g} mm from the largest piece" in far.sentence
+        values[where] = far
+    assert values[36].times > values[30].times > 1
+    everywhere = {
+        judge("new", summary(speck(case, 36), SPACING, *storage), ranges, KNOWN)[0][0].sentence
+        for storage in STORAGES
+    }
+    assert everywhere == {values[36].sentence}
+
+
 def test_a_pair_that_training_shows_on_both_sides_is_not_judged(ranges: Ranges) -> None:
     """As the external capsule of Dataset208, whose one label is called left."""
     # left lies before right along R, and training has no right capsule
