@@ -127,6 +127,15 @@ class Results:
         """The rows of one run; an empty frame before it is evaluated."""
         return self.scores[(self.scores["run"] == run) & (self.scores["part"] == part)]
 
+    def paired_scores(self, part: str, run: str, base: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The foreground rows of a run and of its baseline, of each fold the mean over the seeds that both have."""
+        rows = self.foreground_scores(part, each_seed=True)
+        one, other = (rows[rows["run"] == name] for name in (run, base))
+        trained = ["seed", "fold"]
+        common = one[trained].drop_duplicates().merge(other[trained].drop_duplicates())
+        mine, theirs = (_mean_of_seeds(of.merge(common), self.seeds) for of in (one, other))
+        return mine, theirs
+
     def first_scores_of(self, run: str | None) -> pd.DataFrame:
         """The first seed's rows of the validation cases of one run."""
         rows = self.seed_scores

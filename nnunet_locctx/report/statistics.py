@@ -118,14 +118,14 @@ def compare(study: Results, part: str = VALIDATION) -> pd.DataFrame:
     Returns:
         A row per run, with Dice as fractions and NaN where something is not defined: preset, method, cases (with any
         Dice), folds, dice (mean over the classes of the class means) with its interval, dice_base (the baseline's),
-        gain (difference to the baseline over the cases and classes that both have) with its interval and relative to
-        the baseline's mean (above :data:`RELATIVE_FROM`), pairs (cases that both have), better and worse (in how many
-        of them), p, p_holm (after Holm's correction over all rows), p_least_alone and p_least (the smallest possible p
-        and p_holm with this number of pairs, other rows unchanged) and test (reason for not testing). part, run and
-        base identify the scores; base is missing for a baseline and if the baseline has no scores. Several seeds add
-        the results of the single seeds: seeds (number with scores), dice_seed_low and dice_seed_high, gain_seeds
-        (number with a gain), gain_seed_low and gain_seed_high, and seeds_agree (number of gains with the sign of the
-        mean's).
+        gain (difference to the baseline over the seeds, cases and classes that both have) with its interval and
+        relative to the baseline's mean (above :data:`RELATIVE_FROM`), pairs (cases that both have), better and worse
+        (in how many of them), p, p_holm (after Holm's correction over all rows), p_least_alone and p_least (the
+        smallest possible p and p_holm with this number of pairs, other rows unchanged) and test (reason for not
+        testing). part, run and base identify the scores; base is missing for a baseline and if the baseline has no
+        scores of one of the run's seeds. Several seeds add the results of the single seeds: seeds (number with scores),
+        dice_seed_low and dice_seed_high, gain_seeds (number with a gain), gain_seed_low and gain_seed_high, and
+        seeds_agree (number of gains with the sign of the mean's).
     """
     tables = {run: by_case(rows) for run, rows in study.scores[study.scores["part"] == part].groupby("run")}
     rows = []
@@ -139,8 +139,10 @@ def compare(study: Results, part: str = VALIDATION) -> pd.DataFrame:
         row |= {"pairs": 0, "better": 0, "worse": 0, "p": math.nan, "p_holm": math.nan, "test": ""}
         row |= {"p_least_alone": math.nan, "p_least": math.nan}
         base = study.find(study.baseline_of(run.method), run.preset)
-        if base in tables and base != run.Index:
-            row |= {"base": base, **_gain(dice, tables[base])}
+        if base is not None and base in tables and base != run.Index:
+            mine, theirs = study.paired_scores(part, run.Index, base)
+            if len(mine):  # they share a seed
+                row |= {"base": base, **_gain(by_case(mine), by_case(theirs))}
         rows.append(row)
     compared = pd.DataFrame(rows)
     if not rows:
@@ -197,21 +199,43 @@ def _each_seed(study: Results, part: str, compared: pd.DataFrame) -> pd.DataFram
 
 
 def with_base(study: Results, rows: pd.DataFrame) -> pd.DataFrame:
-    """Adds to the runs' scores the Dice of the baseline in the same case and class (dice_base, NaN without one).
+    """Adds to the runs' scores the Dice of run and baseline in the same case and class over the seeds that both have.
 
     Args:
         study: The study.
         rows: Rows of :func:`compare` of one part.
 
     Returns:
-        Rows of :attr:`Results.scores` without the background, with base, dice_base and paired (whether the baseline has
-        the case and the class).
+        Rows of :attr:`Results.scores` without the background, with base, dice_paired, dice_base (NaN without a
+        baseline) and paired (whether the baseline has the case and the class).
     """
-    scores = study.foreground_scores(*rows["part"].unique())
-    theirs = scores[["run", *CASE_KEYS, "dice"]].rename(columns={"run": "base", "dice": "dice_base"})
-    mine = scores.merge(rows[["run", "base"]], on="run")
-    both = mine.merge(theirs, how="left", on=["base", *CASE_KEYS], indicator="paired")
+    scores = study.foreground_scores(*rows["part"].unique()).merge(rows[["run", "base"]], on="run")
+    pairs = [pd.DataFrame(columns=["run", *CASE_KEYS, "dice_paired", "dice_base"])]
+    for row in rows[rows["base"].notna()].itertuples():
+        mine, theirs = study.paired_scores(row.part, row.run, row.base)
+        dice = theirs[[*CASE_KEYS, "dice"]].rename(columns={"dice": "dice_base"})
+        mine = mine[["run", *CASE_KEYS, "dice"]].rename(columns={"dice": "dice_paired"})
+        pairs.append(mine.merge(dice, on=CASE_KEYS))
+    pairs = pd.concat(pairs[1:] or pairs)
+    both = scores.merge(pairs, how="left", on=["run", *CASE_KEYS], indicator="paired")
     return both.assign(paired=both["paired"] == "both")
+
+
+def swap_rates(study: Results, rows: pd.DataFrame) -> pd.DataFrame:
+    """The share of swapped voxels of runs and of their baselines, over the seeds that both have.
+
+    Args:
+        study: The study.
+        rows: Rows of :func:`compare` of one part.
+
+    Returns:
+        own, base: fractions, mean over the classes of the class means; NaN without a baseline. Index as `rows`.
+    """
+    rates = pd.DataFrame(math.nan, index=rows.index, columns=["own", "base"])
+    for row in rows[rows["base"].notna()].itertuples():
+        pair = study.paired_scores(row.part, row.run, row.base)
+        rates.loc[row.Index] = [mean_of_classes(scores, ["run"])["swap_rate"].iloc[0] for scores in pair]
+    return rates
 
 
 def class_sizes(scores: pd.DataFrame) -> pd.Series:
@@ -231,8 +255,9 @@ def class_gains(scores: pd.DataFrame) -> pd.DataFrame:
     """
     columns = ["method", "class", "gain", "gain_low", "gain_high", "pairs"]
     rows = []
-    for names, pairs in scores.dropna(subset=["dice", "dice_base"]).groupby(["method", "class"], sort=False):
-        mine, theirs = pairs[["dice"]], pairs[["dice_base"]]
+    both = ["dice_paired", "dice_base"]
+    for names, pairs in scores.dropna(subset=both).groupby(["method", "class"], sort=False):
+        mine, theirs = pairs[["dice_paired"]], pairs[["dice_base"]]
         gain = float(foreground(mine)) - float(foreground(theirs))
         rows.append((*names, gain, *gain_interval(mine, theirs), len(pairs)))
     return pd.DataFrame(rows, columns=columns)

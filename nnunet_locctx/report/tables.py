@@ -16,6 +16,7 @@ from nnunet_locctx.report.statistics import (
     SEED,
     mean_of_classes,
     paper_dice,
+    swap_rates,
     with_base,
 )
 from nnunet_locctx.report.verdict import fewer
@@ -79,6 +80,15 @@ def comparison_table(study: Results, rows: pd.DataFrame, key: str, cases: str) -
     named = ", ".join(
         f"{row.method} at {row.preset} ({row.pairs} of {row.cases})" for row in partial.itertuples()
     )
+    notes = [f"Gain and test over the cases that the baseline has too: {named}."] if named else []
+    if several:
+        shared = rows[rows["base"].notna() & (rows["gain_seeds"] < len(study.seeds))]
+        if len(shared):
+            named = ", ".join(
+                f"{row.method} at {row.preset} ({row.gain_seeds} of {len(study.seeds)})"
+                for row in shared.itertuples()
+            )
+            notes.append(f"Gain and test over the seeds that method and baseline both have: {named}.")
     spread = " Min to max: the lowest and the highest Dice of a single seed." if several else ""
     return Table(
         key=key,
@@ -90,7 +100,7 @@ def comparison_table(study: Results, rows: pd.DataFrame, key: str, cases: str) -
         f"{count(int(rows['p'].notna().sum()), 'comparison')} of this table.",
         shown=pd.DataFrame(shown),
         labels=2,
-        notes=[f"Gain and test over the cases that the baseline has too: {named}."] if named else [],
+        notes=notes,
         records=rows.drop(columns=["part", "run", "base", "folds", "p_least_alone"]),
     )
 
@@ -101,8 +111,8 @@ def class_table(study: Results, rows: pd.DataFrame, preset: str, key: str, cases
     scores = with_base(study, chosen)
     names = ["preset", "method", "class"]
     frame = scores.groupby(names, sort=False)["dice"].agg(cases="count", dice="mean")
-    paired = scores[scores["paired"]].groupby(names)[["dice", "dice_base"]].mean()
-    frame["gain"] = paired["dice"] - paired["dice_base"]
+    paired = scores[scores["paired"]].groupby(names)[["dice_paired", "dice_base"]].mean()
+    frame["gain"] = paired["dice_paired"] - paired["dice_base"]
     frame = frame.reset_index()
     cells = frame["dice"].map(_one_digit) + _gains(frame["gain"], 1)
     grid = frame.assign(cell=cells).pivot(index="method", columns="class", values="cell")
@@ -127,7 +137,8 @@ def error_table(study: Results, rows: pd.DataFrame, key: str, cases: str) -> Tab
     paper = [paper_dice(study.scores_of(row.run, row.part), convention) for row in rows.itertuples()]
     frame = means.reindex(rows["run"]).reset_index(drop=True).set_index(rows.index)
     frame = frame.assign(paper_dice=paper, hd95_undefined=rows["run"].map(lost))
-    frame["swap_rate_base"] = rows["base"].map(means["swap_rate"])
+    swaps = swap_rates(study, rows)
+    frame["swap_rate_base"] = swaps["base"]
     entries = rows["run"].map(present.groupby(entered["run"]).sum())
     shown = {
         "HD95, mm": frame["hd95_mm"].map(lambda value: number(value, 1)),
@@ -135,9 +146,7 @@ def error_table(study: Results, rows: pd.DataFrame, key: str, cases: str) -> Tab
         "NSD, %": frame["nsd"].map(_one_digit),
         "volume error, %": frame["volume_error_percent"].map(lambda value: number(value, 1, sign=True)),
         "swaps, %": frame["swap_rate"].map(percent),
-        "swaps, to the baseline's": _pairwise(fewer, frame["swap_rate"], frame["swap_rate_base"]).replace(
-            "", NOTHING
-        ),
+        "swaps, to the baseline's": _pairwise(fewer, swaps["own"], swaps["base"]).replace("", NOTHING),
         "off region, ml": frame["off_region_ml"].map(number),
         "paper Dice, %": frame["paper_dice"].map(percent),
     }

@@ -8,7 +8,7 @@ import pandas as pd
 
 from nnunet_locctx.report.document import count, number, p_value, percent
 from nnunet_locctx.report.results import Results
-from nnunet_locctx.report.statistics import ALPHA, RELATIVE_FROM, mean_of_classes
+from nnunet_locctx.report.statistics import ALPHA, RELATIVE_FROM, mean_of_classes, swap_rates
 
 FEW_SWAPS = 0.001
 """Largest share of swapped voxels at which left and right count as separated."""
@@ -22,10 +22,10 @@ def verdict(study: Results, rows: pd.DataFrame) -> list[str]:
         rows: As :func:`~nnunet_locctx.report.statistics.compare` returns them.
     """
     compared = rows[rows["gain"].notna()]
-    swaps = mean_of_classes(study.foreground_scores(*rows["part"].unique()), ["run"])["swap_rate"]
+    swaps = swap_rates(study, compared)
     return [
         f"{_effect(study, row)}{_size(row)}{_chance(row, int(rows['p'].notna().sum()))}"
-        f"{_seeds(study, row)}{_sides(swaps.get(row.run, math.nan), swaps.get(row.base, math.nan))}."
+        f"{_seeds(study, row)}{_sides(*swaps.loc[row.Index])}."
         for row in compared.itertuples()
     ]
 

@@ -14,7 +14,7 @@ from nnunet_locctx.report.document import percent
 from nnunet_locctx.report.figures import draw_training
 from nnunet_locctx.report.results import read_results
 from nnunet_locctx.report.sections import write_report
-from nnunet_locctx.report.statistics import compare
+from nnunet_locctx.report.statistics import class_gains, compare, mean_of_classes, swap_rates, with_base
 from nnunet_locctx.report.tables import comparison_table, location_table, training_table
 from nnunet_locctx.report.verdict import next_steps, verdict
 from tests.report.synthetic_study import Synthetic, edit_json, robustness, write_json
@@ -108,6 +108,38 @@ def test_seeds_in_the_files_and_what_is_missing(work: Path, tmp_path: Path) -> N
     assert list(missing["run"]) == [f"LocBAM__{SMALL}__seed1"]
     for text in ("3 seeds", "seeds are not cases", "seeds: 0, 1, 4", "fold 0, mean of 3 seeds"):
         assert text in page, text
+
+
+def test_method_and_baseline_are_compared_over_the_seeds_that_both_have(work: Path) -> None:
+    """The baseline of a seed that the method lacks is another training, which the method cannot be compared with."""
+    mine, theirs = (raw(work, method) for method in ("LocBAM", "Baseline"))
+    evaluation(work, "LocBAM", 1).unlink()
+    file = evaluation(work, "Baseline", 1)
+    worse = [
+        {**row, "dice": row["dice"] / 4, "swap_rate": 0.9} for row in json.loads(file.read_text())["cases"]
+    ]
+    edit_json(file, cases=worse)
+    study = read_results(work)
+    rows = compare(study)
+    own = rows.set_index("method").loc["LocBAM"]
+    means = [table.drop(index=1).groupby("case").mean().mean() for table in (mine, theirs)]
+    assert (own["gain_seeds"], own["seeds"]) == (2, 2)
+    assert own["dice_base"] == pytest.approx(means[1].mean())
+    assert own["gain"] == pytest.approx(means[0].mean() - means[1].mean())
+    gains = class_gains(with_base(study, rows)).set_index("class")["gain"]
+    pd.testing.assert_series_equal(gains, (means[0] - means[1])[gains.index], check_names=False)
+    kept = study.seed_scores[study.seed_scores["seed"] != 1]
+    rate = mean_of_classes(kept, ["run"])["swap_rate"][f"Baseline__{SMALL}"]
+    assert swap_rates(study, rows)["base"].dropna().item() == pytest.approx(rate)
+    table = comparison_table(study, rows, "comparison", "cases")
+    note = "Gain and test over the seeds that method and baseline both have: LocBAM at locbam_lowres_small (2 of 3)."
+    assert table.notes == [note]
+    # of no common seed, nothing can be said
+    for seed in (0, 4):
+        evaluation(work, "Baseline", seed).unlink()
+    rows = compare(read_results(work))
+    assert rows["base"].isna().all()
+    assert rows["gain"].isna().all()
 
 
 def test_trainings_of_each_seed(work: Path) -> None:
