@@ -19,7 +19,7 @@ SHOWN = ("inherits_from", "batch_size", "batch_dice", "spacing", "data_identifie
 
 SIDES = (
     "Classes are sides ({}, {}), and mirroring in training exchanges them: on real heads, in small patches, it cost "
-    "16 points of Dice with location and 26 without. Trainers whose names end in _noMirroring leave it out (plain "
+    "14 points of Dice with location and 19 without. Trainers whose names end in _noMirroring leave it out (plain "
     "nnU-Net: nnUNetTrainerNoMirroring)."
 )
 """Source: docs/explanation/evidence.md."""
