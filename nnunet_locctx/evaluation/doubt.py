@@ -177,7 +177,7 @@ class _Judged:
         times = float(self.times["far"][number])
         high = max(0.0, self.usual.stray_mm.at(number, self.limits["far"]))
         sentence = (
-            f"{name} has far pieces: {_percent(share)} of it lies {value / share:.3g} mm from the largest piece, "
+            f"{name} has far pieces: {_percent(share)} of it lies {value / share:.3g} mm from the largest piece's box, "
             f"{value:.2g} mm on average over all of it (training: up to {high:.2g} mm)"
         )
         return Finding("far", (name,), sentence, value, "mm", None, high, times)

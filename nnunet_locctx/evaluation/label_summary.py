@@ -107,8 +107,7 @@ def distances_from_largest(
     low, high = (np.array([getattr(part, end) for part in box]) for end in ("start", "stop"))
     beyond = np.maximum(0, np.maximum(low - others, others - (high - 1))) * np.asarray(spacing)
     number = numbered[tuple(others.T)] - 1
-    distances: Array = np.bincount(number, np.linalg.norm(beyond, axis=1), len(sizes)).astype(np.float64)
-    return distances
+    return np.bincount(number, np.linalg.norm(beyond, axis=1), len(sizes)).astype(np.float64)
 
 
 def summarise_labels(labels: npt.NDArray[np.int32], frame: Frame, classes: Classes) -> LabelSummary:

@@ -240,8 +240,8 @@ def learn_ranges(cases: Mapping[str, LabelSummary], pairs: Sequence[tuple[int, i
 def _limit(kind: str, largest: Sequence[float]) -> float:
     """Upper limit of the prediction interval of a further case, at least 1.
 
-    Deviations of fractions are already deviations of logarithms. For the other kinds, either the values or their
-    logarithms may be nearly normal, depending on the number of classes; the larger limit is taken.
+    Deviations of ``pieces``, ``far`` and ``sides`` are already deviations of logarithms. For the other kinds, either
+    the values or their logarithms may be nearly normal, depending on the number of classes; the larger limit is taken.
     """
     limits = [_interval(np.asarray(largest))]
     if kind in ("position", "volume"):

@@ -181,10 +181,11 @@ def _place(finding: Finding, labels: Scan, values: list[int]) -> tuple[int, int,
     mask = np.isin(labels.labels, values)
     if finding.kind in ("pieces", "far"):
         numbered, sizes = pieces(mask)
-        second = int(np.argsort(sizes)[-2])
         if finding.kind == "far":
-            second = int(distances_from_largest(numbered, sizes, labels.frame.spacing).argmax())
-        mask = numbered == 1 + second
+            piece = distances_from_largest(numbered, sizes, labels.frame.spacing).argmax()
+        else:
+            piece = np.argsort(sizes)[-2]
+        mask = numbered == 1 + int(piece)
     voxels = np.argwhere(mask)
     middle = voxels.mean(axis=0)
     return _three(voxels[np.argmin(((voxels - middle) ** 2).sum(axis=1))])

@@ -210,14 +210,13 @@ def with_base(study: Results, rows: pd.DataFrame) -> pd.DataFrame:
         baseline) and paired (whether the baseline has the case and the class).
     """
     scores = study.foreground_scores(*rows["part"].unique()).merge(rows[["run", "base"]], on="run")
-    pairs = [pd.DataFrame(columns=["run", *CASE_KEYS, "dice_paired", "dice_base"])]
+    keys, pairs = ["run", *CASE_KEYS], []
     for row in rows[rows["base"].notna()].itertuples():
         mine, theirs = study.paired_scores(row.part, row.run, row.base)
-        dice = theirs[[*CASE_KEYS, "dice"]].rename(columns={"dice": "dice_base"})
-        mine = mine[["run", *CASE_KEYS, "dice"]].rename(columns={"dice": "dice_paired"})
-        pairs.append(mine.merge(dice, on=CASE_KEYS))
-    pairs = pd.concat(pairs[1:] or pairs)
-    both = scores.merge(pairs, how="left", on=["run", *CASE_KEYS], indicator="paired")
+        own, base = mine[[*keys, "dice"]], theirs[[*CASE_KEYS, "dice"]]
+        pairs.append(own.merge(base, on=CASE_KEYS, suffixes=("_paired", "_base")))
+    none = pd.DataFrame(columns=[*keys, "dice_paired", "dice_base"])
+    both = scores.merge(pd.concat(pairs or [none]), how="left", on=keys, indicator="paired")
     return both.assign(paired=both["paired"] == "both")
 
 

@@ -76,19 +76,17 @@ def comparison_table(study: Results, rows: pd.DataFrame, key: str, cases: str) -
         "gain, relative, %": rows["gain_relative"].map(_signed),
         "p (Holm)": rows["test"].where(rows["test"] != "", rows["p_holm"].map(p_value)),
     }
-    partial = rows[rows["base"].notna() & (rows["pairs"] < rows["cases"])]
-    named = ", ".join(
-        f"{row.method} at {row.preset} ({row.pairs} of {row.cases})" for row in partial.itertuples()
-    )
-    notes = [f"Gain and test over the cases that the baseline has too: {named}."] if named else []
+    shared = [(rows["pairs"], rows["cases"], "cases that the baseline has too")]
     if several:
-        shared = rows[rows["base"].notna() & (rows["gain_seeds"] < len(study.seeds))]
-        if len(shared):
-            named = ", ".join(
-                f"{row.method} at {row.preset} ({row.gain_seeds} of {len(study.seeds)})"
-                for row in shared.itertuples()
-            )
-            notes.append(f"Gain and test over the seeds that method and baseline both have: {named}.")
+        seeds = pd.Series(len(study.seeds), rows.index)
+        shared.append((rows["gain_seeds"], seeds, "seeds that method and baseline both have"))
+    notes = []
+    for have, of, what in shared:
+        partial = rows[rows["base"].notna() & (have < of)]
+        if len(partial):
+            named = partial["method"] + " at " + partial["preset"]
+            named += " (" + have[partial.index].astype(str) + " of " + of[partial.index].astype(str) + ")"
+            notes.append(f"Gain and test over the {what}: {', '.join(named)}.")
     spread = " Min to max: the lowest and the highest Dice of a single seed." if several else ""
     return Table(
         key=key,
