@@ -91,17 +91,24 @@ class Figure:
         svg: The picture.
         caption: Content, number of cases and computation.
         alternative: The finding in words, for readers who cannot see the picture.
+        records: The drawn values, for a CSV file beside the picture, where no table of the report has them; or None.
     """
 
     key: str
     svg: bytes = field(repr=False)
     caption: str
     alternative: str
+    records: pd.DataFrame | None = field(default=None, repr=False)
 
     @property
     def file(self) -> str:
         """Path within the report's folder."""
         return f"figures/{self.key}.svg"
+
+    @property
+    def csv(self) -> str:
+        """Path of the records' CSV file within the report's folder."""
+        return f"figures/{self.key}.csv"
 
     @property
     def url(self) -> str:
@@ -172,7 +179,10 @@ def write_document(document: Document, target: Path, further: Mapping[str, bytes
     files = {PAGE: render(document, "page.html.jinja").encode()}
     files[TWIN] = render(document, "report.md.jinja").encode()
     files |= {f"{table.key}.csv": table.to_csv().encode() for table in document.tables()}
-    files |= {figure.file: figure.svg for figure in document.figures()}
+    for figure in document.figures():
+        files[figure.file] = figure.svg
+        if figure.records is not None:
+            files[figure.csv] = to_csv(figure.records).encode()
     target.parent.mkdir(parents=True, exist_ok=True)
     old = target.with_name(f".{os.getpid()}.old.{target.name}")
     with drafting(target) as draft:

@@ -206,6 +206,7 @@ def _draw_curves(study: Results, presets: Sequence[str], key: str) -> Figure:
         f"lines: the folds (up to {count(folds, 'fold')}{of_seeds}); thick: their mean. The pseudo Dice is measured on "
         "random validation patches, so patches of different sizes are not comparable.",
         "Pseudo Dice in the last epoch in %. " + _of_each(last, "preset", "pseudo_dice"),
+        study.epochs.loc[epochs.index].drop(columns="run"),
     )
 
 

@@ -238,10 +238,14 @@ def repeat(study: Results) -> list[Block]:
         shlex.join(["nnUNetv2_train", number, run.configuration, "FOLD", "-tr", run.trainer, "-p", run.plans])
         for run in study.runs.itertuples()
     ]
+    export = 'export nnUNet_extTrainer="$(locctx trainers)${nnUNet_extTrainer:+:$nnUNet_extTrainer}"'
     return [
         commands,
-        Text("A single training by hand, without the study's seed:"),
-        Code("\n".join(['export nnUNet_extTrainer="$(locctx trainers)"', *lines])),
+        Text(
+            "A single training by hand, without the study's seed; nnUNet_extTrainer must already name the folders of "
+            "trainers that are neither nnU-Net's nor this package's:"
+        ),
+        Code("\n".join([export, *lines])),
     ]
 
 

@@ -85,11 +85,16 @@ def test_the_page_needs_nothing_else(written: Path) -> None:
 
 
 def test_every_figure_and_table_is_there(written: Path) -> None:
-    figures = {file.stem for file in (written / "figures").iterdir()}
+    figures = {file.stem for file in (written / "figures").glob("*.svg")}
     each = {f"{kind}_{preset}" for kind in ("class_gain", "cases") for preset in PRESETS}
     assert figures == {"coverage_gain", "training", "wrong_location", *each}
-    assert all(file.read_bytes().startswith(b"<svg") for file in (written / "figures").iterdir())
+    assert all(file.read_bytes().startswith(b"<svg") for file in (written / "figures").glob("*.svg"))
     page, twin = (written / "index.html").read_text(), (written / "report.md").read_text()
+    (curves,) = (written / "figures").glob("*.csv")
+    assert "[CSV](figures/training.csv)" in twin and 'href="figures/training.csv"' in page
+    epochs = list(csv.DictReader(curves.read_text().splitlines()))
+    assert {"preset", "method", "fold", "epoch", "train_loss", "pseudo_dice"} <= set(epochs[0])
+    assert len({(row["preset"], row["method"], row["fold"]) for row in epochs}) == 4 * 2
     tables = re.findall(r'id="table-([^"]+)"', page)
     assert {"overview", "comparison", "errors", "training", "wrong_location", "paper_locbam_table2"} <= set(
         tables
