@@ -155,7 +155,7 @@ def repair_sides(
     progress: bool = True,
 ) -> list[Path]:
     """Gives voxels of a left or right class that lie on the wrong side of the mid-plane to the twin
-    (:mod:`~nnunet_locctx.evaluation.sides`).
+    (:mod:`~nnunet_locctx.evaluation.sides`). Predictions that show one side only stay as they are.
 
     Args:
         labels: Folder of the training labels that show the sides; cases that are among the predictions are left out.
@@ -178,6 +178,7 @@ def repair_sides(
     check_label_files(files, processes, "the training labels cannot be used", progress=progress)
     change = learn_sides(list(training.values()), pairs, reader, processes, progress=progress)
     key = {"operation": "sides", "normal": list(change.normal), "limits": list(map(list, change.limits))}
+    key["spread"] = change.spread
     return _change_folder(predictions, output, description, change, key, processes, progress)
 
 

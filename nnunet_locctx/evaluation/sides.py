@@ -2,11 +2,12 @@
 
 The direction from left to right is the mean, over training cases and pairs, of the vector between the two centroids.
 The mid-plane of a case is perpendicular to it and passes through the centroid of all paired voxels, which does not
-depend on the predicted side.
+depend on the predicted side. A case that shows one side only (one kidney, half a head) has no such plane: its paired
+voxels spread less from left to right than in training, and it is left alone.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +28,9 @@ REACH = 0.999
 MIXED = 0.1
 """A pair has no sides if more than this share of one class's training voxels is nearer to the twin's usual place."""
 
-Samples = Mapping[int, Array]
-"""Label -> (N, 3) positions, as :func:`places` gives them."""
+NARROW = 0.7
+"""Smallest spread from left to right, relative to training, of a case whose mid-plane is known. Predictions of 14 heads,
+18 warped CT scans and 18 mouse brains have 0.8 to 1.2, one side of their labels alone 0.24 to 0.64."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,13 @@ class Sides:
         limits: (left label, right label, limit of left, limit of right) of the pairs that lie on their sides in
             training. Limits are in mm from the case's mid-plane, positive to the right. Left voxels above the first
             limit become right, right voxels below the second limit become left.
+        spread: Median over the training cases of the standard deviation of the paired voxels along `normal`, in mm.
     """
 
     normal: tuple[float, float, float]
     paired: tuple[int, ...]
     limits: tuple[tuple[int, int, float, float], ...]
+    spread: float
 
     def __call__(self, segmentation: npt.NDArray[np.int32], frame: Frame) -> npt.NDArray[np.int32]:
         """(z, y, x) label values -> a copy with these voxels relabelled."""
@@ -55,6 +59,8 @@ class Sides:
             return changed
         labels = segmentation[tuple(voxels.T)]
         across = places(voxels, frame) @ np.array(self.normal)
+        if across.std() < NARROW * self.spread:
+            return changed
         result = labels.copy()
         for left, right, left_limit, right_limit in self.limits:
             result[(labels == left) & (across > left_limit)] = right
@@ -102,10 +108,10 @@ def learn_sides(
     """
     paired = tuple(label for pair in pairs for label in pair)
     sample = functools.partial(_sample, reader=reader, labels=paired)
-    cases = list(map_in_workers(sample, files, processes, "learning the sides" if progress else None))
+    sampled = list(map_in_workers(sample, files, processes, "learning the sides" if progress else None))
     offsets = [
         case[right].mean(axis=0) - case[left].mean(axis=0)
-        for case in cases
+        for case, _ in sampled
         for left, right in pairs
         if left in case and right in case
     ]
@@ -113,6 +119,10 @@ def learn_sides(
         raise ValueError(f"none of {len(files)} training labels has both a left class and its right twin")
     normal = np.mean(offsets, axis=0)
     normal /= np.linalg.norm(normal)
+    spreads = [float(np.sqrt(normal @ covariance @ normal)) for _, covariance in sampled]
+    spread = float(np.median([own for own in spreads if own > 0]))
+    # a training case with one side only has no mid-plane either
+    cases = [case for (case, _), own in zip(sampled, spreads, strict=True) if own >= NARROW * spread]
     limits = []
     for left, right in pairs:
         across = [[case[label] @ normal for case in cases if label in case] for label in (left, right)]
@@ -124,19 +134,21 @@ def learn_sides(
             upper, lower = float(np.quantile(lefts, REACH)), float(np.quantile(rights, 1 - REACH))
             middle = (upper + lower) / 2
             limits.append((left, right, max(upper, middle), min(lower, middle)))
-    return Sides((float(normal[0]), float(normal[1]), float(normal[2])), paired, tuple(limits))
+    return Sides((float(normal[0]), float(normal[1]), float(normal[2])), paired, tuple(limits), spread)
 
 
-def _sample(file: Path, reader: str, labels: Sequence[int]) -> Samples:
+def _sample(file: Path, reader: str, labels: Sequence[int]) -> tuple[dict[int, Array], Array]:
+    """Label -> (N, 3) of its positions, as :func:`places` gives them; (3, 3) covariance of all positions."""
     scan = read_labels(file, reader)
     if not scan.frame.has_geometry:
         raise ValueError(f"{file} has no geometry: its left and right are not known")
     segmentation = scan.labels
     voxels = np.argwhere(np.isin(segmentation, labels))
     if not len(voxels):
-        return {}
+        return {}, np.zeros((3, 3))
     values, positions = segmentation[tuple(voxels.T)], places(voxels, scan.frame)
-    return {
+    samples = {
         int(label): positions[values == label][:: int(np.ceil((values == label).sum() / SAMPLES))]
         for label in np.unique(values)
     }
+    return samples, positions.T @ positions / len(positions)

@@ -154,9 +154,20 @@ def compare(study: Results, part: str = VALIDATION) -> pd.DataFrame:
     return compared.join(_each_seed(study, part, compared)) if len(study.seeds) > 1 else compared
 
 
+def _common(dice: pd.DataFrame, dice_base: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Both tables of :func:`by_case` with only the cases and classes in which both have a Dice; NaN elsewhere.
+
+    A class that a case lacks has a Dice for whoever predicts it there (0) and none for whoever does not.
+    """
+    mine, theirs = dice.align(dice_base, join="inner")
+    known = mine.notna() & theirs.notna()
+    some = known.any(axis=1)
+    return mine.where(known)[some], theirs.where(known)[some]
+
+
 def _gain(dice: pd.DataFrame, dice_base: pd.DataFrame) -> dict[str, Any]:
     """The gain over a baseline in their common cases and classes, as entries of a row of :func:`compare`."""
-    mine, theirs = dice.align(dice_base, join="inner")
+    mine, theirs = _common(dice, dice_base)
     start = float(foreground(theirs))
     gain = float(foreground(mine)) - start
     low, high = gain_interval(mine, theirs)
@@ -184,7 +195,7 @@ def _each_seed(study: Results, part: str, compared: pd.DataFrame) -> pd.DataFram
     for row in compared.itertuples():
         mine = {seed: tables[row.run, seed] for seed in study.seeds if (row.run, seed) in tables}
         pairs = [
-            table.align(tables[row.base, seed], join="inner")
+            _common(table, tables[row.base, seed])
             for seed, table in mine.items()
             if (row.base, seed) in tables
         ]
@@ -207,7 +218,7 @@ def with_base(study: Results, rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Rows of :attr:`Results.scores` without the background, with base, dice_paired, dice_base (NaN without a
-        baseline) and paired (whether the baseline has the case and the class).
+        baseline) and paired (whether both have a Dice there).
     """
     scores = study.foreground_scores(*rows["part"].unique()).merge(rows[["run", "base"]], on="run")
     keys, pairs = ["run", *CASE_KEYS], []
@@ -216,8 +227,8 @@ def with_base(study: Results, rows: pd.DataFrame) -> pd.DataFrame:
         own, base = mine[[*keys, "dice"]], theirs[[*CASE_KEYS, "dice"]]
         pairs.append(own.merge(base, on=CASE_KEYS, suffixes=("_paired", "_base")))
     none = pd.DataFrame(columns=[*keys, "dice_paired", "dice_base"])
-    both = scores.merge(pd.concat(pairs or [none]), how="left", on=keys, indicator="paired")
-    return both.assign(paired=both["paired"] == "both")
+    both = scores.merge(pd.concat(pairs or [none]), how="left", on=keys)
+    return both.assign(paired=both["dice_paired"].notna() & both["dice_base"].notna())
 
 
 def swap_rates(study: Results, rows: pd.DataFrame) -> pd.DataFrame:
@@ -254,8 +265,7 @@ def class_gains(scores: pd.DataFrame) -> pd.DataFrame:
     """
     columns = ["method", "class", "gain", "gain_low", "gain_high", "pairs"]
     rows = []
-    both = ["dice_paired", "dice_base"]
-    for names, pairs in scores.dropna(subset=both).groupby(["method", "class"], sort=False):
+    for names, pairs in scores[scores["paired"]].groupby(["method", "class"], sort=False):
         mine, theirs = pairs[["dice_paired"]], pairs[["dice_base"]]
         gain = float(foreground(mine)) - float(foreground(theirs))
         rows.append((*names, gain, *gain_interval(mine, theirs), len(pairs)))

@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+from nnunet_locctx.datasets.release import FOLDS, crossval_folds
 from nnunet_locctx.files import write_atomically
 from nnunet_locctx.study.model import STUDY, Study
 from nnunet_locctx.study.settings import read_object
 
 SPLITS = "splits_final.json"
-NNUNET_FOLDS = 5
 Splits = list[dict[str, list[str]]]
 
 
@@ -96,11 +96,7 @@ def write_splits(study: Study) -> Splits:
         return read_splits(stored)
     splits = find_splits(study)
     if splits is None:
-        from nnunetv2.utilities.crossval_split import generate_crossval_split
-
-        # as nnU-Net calls it
-        made = generate_crossval_split(list(raw_cases(study.raw)), seed=12345, n_splits=NNUNET_FOLDS)
-        splits = [{part: [str(case) for case in fold[part]] for part in ("train", "val")} for fold in made]
+        splits = crossval_folds(list(raw_cases(study.raw)))
     write_atomically(stored, (json.dumps(splits, indent=4) + "\n").encode())
     return splits
 
@@ -189,16 +185,16 @@ def _check_splits(study: Study) -> None:
         raise ValueError(f"{study.raw} has no dataset.json: not a dataset in nnU-Net's raw format")
     cases = set(raw_cases(study.raw))
     splits = find_splits(study)
-    count = NNUNET_FOLDS if splits is None else len(splits)
+    count = FOLDS if splits is None else len(splits)
     missing = [fold for fold in study.folds if fold >= count]
     if missing:
         raise ValueError(
             f"{study.file.name}: folds {missing} do not exist; the split has {count} (counted from 0)"
         )
     if splits is None:
-        if len(cases) < NNUNET_FOLDS:
+        if len(cases) < FOLDS:
             raise ValueError(
-                f"{study.raw} has {len(cases)} training cases, too few for nnU-Net's {NNUNET_FOLDS} folds; "
+                f"{study.raw} has {len(cases)} training cases, too few for nnU-Net's {FOLDS} folds; "
                 "give `splits`"
             )
         return

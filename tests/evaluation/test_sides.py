@@ -81,6 +81,28 @@ def test_exchanged_parts_are_given_back(folders: tuple[Path, Path], tmp_path: Pa
     assert sorted({label for limit in first["limits"] for label in limit[:2]}) == [1, 2, 4, 5]
 
 
+def test_a_case_with_one_side_is_left_alone_and_teaches_no_limits(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    true, predicted = folders
+    limits = {}
+    for name in ("whole", "one kidney"):
+        for case, kidney in (("d", 1), ("e", 2), ("f", 1)):
+            one = np.where(anatomy() == kidney, kidney, 0).astype(np.uint8)
+            write(predicted / f"{case}.nii.gz", one, (2.0, 1.5, 3.0))
+            if name == "one kidney":
+                write(true / f"only_{case}.nii.gz", one, (2.0, 1.5, 3.0))
+        for case in ("g", "h"):  # most training cases show both
+            write(true / f"{case}.nii.gz", anatomy(), (2.0, 1.5, 3.0))
+        out = tmp_path / name
+        repair_sides(true, predicted, out, progress=False)
+        for case in "def":
+            assert np.array_equal(read(out / f"{case}.nii.gz"), read(predicted / f"{case}.nii.gz"))
+        assert np.array_equal(read(out / "c.nii.gz"), read(true / "c.nii.gz"))
+        limits[name] = json.loads((out / "postprocessing.jsonl").read_text().splitlines()[0])["limits"]
+    assert np.allclose(limits["whole"], limits["one kidney"])
+
+
 @pytest.mark.parametrize("right", [2, 8, 17])
 def test_a_class_that_lies_on_both_sides_in_training_is_left_alone(
     right: int, folders: tuple[Path, Path], tmp_path: Path

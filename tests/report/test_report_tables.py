@@ -58,6 +58,26 @@ def test_means_gain_and_test_are_those_computed_by_hand(work: Path) -> None:
     assert math.isnan(comparisons["Baseline", SMALL].p)
 
 
+def test_gain_interval_and_test_are_of_the_same_cases(tmp_path: Path) -> None:
+    work = Synthetic(classes=("liver",), presets=(SMALL,)).write(tmp_path)
+    plain = compare(read_results(work)).set_index("method").loc["LocBAM"]
+    # three cases lack the class; only the baseline predicts it there
+    for method, dice in (("Baseline", 0.0), ("LocBAM", None)):
+        file = evaluation_file(work, method, SMALL, 0)
+        rows = json.loads(file.read_text())["cases"]
+        edit_json(file, cases=[{**row, "dice": dice} if at < 3 else row for at, row in enumerate(rows)])
+    study = read_results(work)
+    compared = compare(study)
+    row = compared.set_index("method").loc["LocBAM"]
+    base, located = (rows_of(work, method)["dice"].iloc[3:].astype(float) for method in ("Baseline", "LocBAM"))
+    assert (row.cases, row.pairs, row.better + row.worse) == (9, 9, 9)
+    assert row.gain == pytest.approx((located - base).mean())
+    assert row.gain_low < row.gain < row.gain_high
+    assert row.gain == pytest.approx(plain.gain, abs=0.02)
+    records = class_table(study, compared, SMALL, "key", "").records.set_index(["method", "class"])
+    assert records.loc[("LocBAM", "liver"), "gain"] == pytest.approx(row.gain)
+
+
 def test_a_method_with_a_baseline_of_its_own_is_compared_with_that(tmp_path: Path) -> None:
     work = Synthetic().write(tmp_path)
     methods = json.loads((work / "study.json").read_text())["methods"]

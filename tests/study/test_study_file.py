@@ -4,9 +4,11 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-from nnunet_locctx.study.cases import check_study
+from nnunet_locctx.study.cases import check_study, write_splits
 from nnunet_locctx.study.model import Study, find_study, read_study
 from nnunet_locctx.study.steps import environment
 from tests.study.small_study import CASES, DATASET, SPLITS, write_dataset, write_study
@@ -268,3 +270,15 @@ def test_a_work_folder_of_something_else(folder):
         read(write_study(folder, work="study.yaml"))
     (folder / "new" / "locks").mkdir(parents=True)  # as a start leaves it that was killed at once
     read(write_study(folder, work="new"))
+
+
+def test_folds_without_a_file_are_those_that_nnunet_draws(folder):
+    """nnU-Net sorts the cases' names; their files sort otherwise (liver_10_0000 before liver_1_0000)."""
+    (folder / "preprocessed" / DATASET / "splits_final.json").unlink()
+    images = folder / "raw" / DATASET / "imagesTr"
+    names = [f"liver_{number}" for number in range(23)] + CASES
+    for name in names:
+        (images / f"{name}_0000.nii.gz").touch()
+    expected = generate_crossval_split(list(np.sort(names)), seed=12345, n_splits=5)
+    made = write_splits(read(write_study(folder)))
+    assert [fold["val"] for fold in made] == [list(map(str, fold["val"])) for fold in expected]
