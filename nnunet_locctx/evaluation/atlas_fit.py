@@ -9,6 +9,7 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -106,7 +107,8 @@ def fit_atlas(
     if (radius_mm is None) != bool(validation):
         raise ValueError("an atlas needs either validation predictions to tune its radius on, or a radius")
     tried = [float(radius) for radius in (radii if radius_mm is None else [radius_mm])]
-    if not tried or tried[0] < 0 or any(b <= a for a, b in itertools.pairwise(tried)) or len(tried) > 200:
+    ascending = all(a < b for a, b in itertools.pairwise([*tried, math.inf]))
+    if not tried or not 0 <= tried[0] < math.inf or not ascending or len(tried) > 200:
         raise ValueError(f"radii must be numbers of mm from 0, ascending, got {tried}")
     if not 0 <= threshold < 1:
         raise ValueError(f"the threshold is a share of the cases, from 0 to below 1, got {threshold}")

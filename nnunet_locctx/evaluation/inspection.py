@@ -139,14 +139,23 @@ def _summarise(job: LabelFile, classes: Classes) -> _Answer:
 
 
 def _unknown_locations(predictions: Path) -> dict[str, str]:
-    """Case -> a sentence, for each case whose location was unknown to the model according to the prediction's
-    record."""
+    """Case -> a sentence, for each case whose location was unknown to the model according to the prediction's record.
+
+    Raises:
+        ValueError: The file of records is not one.
+    """
     from nnunet_locctx.nnunet.predicting.location_file import LOCATION_FILE, describe, read_records
 
     if not (predictions / LOCATION_FILE).is_file():
         return {}
+    records = read_records(predictions)
+    if not records:
+        raise ValueError(
+            f"{predictions / LOCATION_FILE} is no record of the predictions' locations; predict again, or move it away "
+            "to inspect without it"
+        )
     sentences = {}
-    for case, record in read_records(predictions).items():
+    for case, record in records.items():
         try:
             if set(record["unknown"].values()) - {LEFT_OUT}:
                 sentences[case] = describe(case, record)

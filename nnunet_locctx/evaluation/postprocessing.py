@@ -29,7 +29,7 @@ from nnunet_locctx.evaluation.sides import learn_sides, paired_labels
 from nnunet_locctx.files import file_digest, replacing, write_atomically
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.image_files import write_image
-from nnunet_locctx.names import check_known
+from nnunet_locctx.names import check_known, named
 from nnunet_locctx.nnunet.data.reading import choose_reader
 from nnunet_locctx.nnunet.data.workers import map_in_workers
 
@@ -99,7 +99,8 @@ def largest_component(
         The files.
 
     Raises:
-        ValueError: A class is unknown, or files cannot be used; nothing is written.
+        ValueError: A class is unknown, files cannot be used, or the folder holds files of these names that another
+            command wrote; nothing is written.
     """
     description = read_description(dataset_json, (predictions,))
     values = description.classes.values
@@ -198,6 +199,11 @@ def _change_folder(
     reader = choose_reader(description.content, next(iter(sources.values())))
     records = Records(output / RECORDS)
     targets = {case: output / file.name for case, file in sources.items()}
+    foreign = [] if records.file.exists() else [file.name for file in targets.values() if file.exists()]
+    if foreign:
+        raise ValueError(
+            f"{output} holds {named(foreign, 5)}, which locctx postprocess did not write; name another folder"
+        )
     keys = {
         # earlier versions also changed truncated files
         case: {**operation, "whole": True, "case": case, "prediction": file_digest(file)}
@@ -212,6 +218,7 @@ def _change_folder(
     due = [LabelFile(case, file, reader, known) for case, file in sources.items() if not is_done(case)]
     check_label_files([(one,) for one in due], processes, "the predictions cannot be used", progress=progress)
     output.mkdir(parents=True, exist_ok=True)
+    records.file.touch()  # whose files these are, even if the first is not recorded
     work = functools.partial(_change, folder=output, change=change)
     results = map_in_workers(work, due, processes, "postprocessing" if progress else None)
     for one, result in zip(due, results, strict=True):

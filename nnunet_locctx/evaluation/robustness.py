@@ -19,6 +19,7 @@ from tqdm import tqdm
 from nnunet_locctx.evaluation.classes import Classes
 from nnunet_locctx.evaluation.records import Records
 from nnunet_locctx.evaluation.wrong_location import Change, Design, axis_lengths, wrong_location
+from nnunet_locctx.files import file_digest
 from nnunet_locctx.image_files import check_whole
 from nnunet_locctx.names import named
 from nnunet_locctx.nnunet.predicting.prediction import LocatedModel, PreparedScan, load_located_model
@@ -157,6 +158,9 @@ class Robustness:
         self.records = Records(output / RECORDS)
         self._fingerprints = {name: model.fingerprint() for name, model in models.items()}
         self._folders = {"images": str(images.resolve()), "labels": str(labels.resolve())}
+        self._files = {
+            case.name: [file_digest(file) for file in (*case.images, case.label)] for case in self.cases
+        }
 
     def run(self, *, progress: bool = True) -> None:
         """Predicts every case and change that no earlier run has predicted.
@@ -194,6 +198,7 @@ class Robustness:
             "mirroring": bool(self.models[model].predictor.use_mirroring),
             **self._folders,
             "case": case.name,
+            "files": self._files[case.name],
             "change": change.kind,
             "axes": change.axes,
             "percent": change.percent,

@@ -29,8 +29,8 @@ MIXED = 0.1
 """A pair has no sides if more than this share of one class's training voxels is nearer to the twin's usual place."""
 
 NARROW = 0.7
-"""Smallest spread from left to right, relative to training, of a case whose mid-plane is known. Predictions of 14 heads,
-18 warped CT scans and 18 mouse brains have 0.8 to 1.2, one side of their labels alone 0.24 to 0.64."""
+"""Smallest spread from left to right, relative to training, of a case whose mid-plane is known. Predictions of heads, a
+warped CT and mouse brains have 0.8 to 1.2, one side of their labels alone 0.24 to 0.64."""
 
 
 @dataclass(frozen=True)

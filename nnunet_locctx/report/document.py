@@ -208,22 +208,19 @@ def check_target(target: Path, further: Collection[str] = ()) -> None:
         further: Further files that this kind of report has.
 
     Raises:
-        ValueError: The target is a file, or it holds files that no report has.
+        ValueError: The target is a file, or it holds files that no report has, or no report.
     """
     if not target.exists():
         return
     if not target.is_dir():
         raise ValueError(f"the report needs a folder, {target} is a file")
     own = (PAGE, TWIN, FIGURES, *further)
-    foreign = sorted(
-        path.name
-        for path in target.iterdir()
-        if path.name not in own and path.suffix != ".csv" and not path.name.startswith(".")
-    )
-    if foreign or ((target / FIGURES).exists() and not (target / PAGE).exists()):
+    names = sorted(path.name for path in target.iterdir())
+    foreign = [name for name in names if name not in own and not name.endswith(".csv")]
+    if foreign or (names and not {PAGE, TWIN} <= set(names)):
         raise ValueError(
             f"{target} would be replaced as a whole, but holds something else than a report"
-            + (f": {', '.join(foreign[:5])}" if foreign else "")
+            f": {', '.join((foreign or names)[:5])}"
         )
 
 

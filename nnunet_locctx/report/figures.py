@@ -225,7 +225,8 @@ def draw_location(study: Results) -> Figure | None:
     The panels have a column per source of the location and a row per preset, kind of error and axes; errors go up to
     :data:`FARTHEST` percent. None without results.
     """
-    points = study.robustness[study.robustness["percent"] <= FARTHEST].dropna(subset="dice")
+    points = study.robustness.dropna(subset="dice")
+    points = points[(points["percent"] <= FARTHEST) | (points["kind"] == "unknown")]
     if points.empty:
         return None
     look = looks(study)
@@ -246,7 +247,8 @@ def draw_location(study: Results) -> Figure | None:
                     colour, marker, _ = look[name]
                     dice = 100 * curve.groupby("percent")["dice"].last()
                     if kind == "unknown":  # an unknown location has no amount
-                        panel.axhline(dice.iloc[-1], color=colour, linewidth=1.2)
+                        for level in dice[dice.index > 0].tail(1):
+                            panel.axhline(level, color=colour, linewidth=1.2)
                         dice = dice[dice.index == 0]
                     handles.setdefault(name, panel.plot(dice, color=colour, marker=marker, markersize=4)[0])
                 if math.isfinite(reference):
@@ -261,10 +263,11 @@ def draw_location(study: Results) -> Figure | None:
         panels[0, 0].set_ylim(max(low, -2), min(high, 102))
         legend_below(figure, list(handles.values()), list(handles))
         svg = to_svg(figure)
+    largest = min(points["percent"].max(), FARTHEST)
     return Figure(
         "wrong_location",
         svg,
-        f"Foreground Dice when the location is wrong by up to {points['percent'].max():g}% of the axis: shifted by a "
+        f"Foreground Dice when the location is wrong by up to {largest:g}% of the axis: shifted by a "
         "constant (mean of both directions), or off by a Gaussian error per slice; or unknown (no amount); on up to "
         f"{count(points['cases'].max(), 'validation case')} of the first fold{study.mean_of_seeds}; a column per "
         f"source of the location. Dashed: {study.baseline} on the same cases, from the validation (with mirroring, if "
@@ -276,11 +279,16 @@ def draw_location(study: Results) -> Figure | None:
 def _falls(points: pd.DataFrame) -> str:
     """The first and last Dice of each curve, in words."""
     words = []
-    for (method, kind, preset), curve in points.groupby(["method", "kind", "preset"], sort=False):
+    for (method, kind, axes, preset), curve in points.groupby(
+        ["method", "kind", "axes", "preset"], sort=False
+    ):
         ends = curve.sort_values("percent").iloc[[0, -1]]
         (start, end), amount = (percent(dice, 1) for dice in ends["dice"]), ends["percent"].iloc[-1]
         error = "the location unknown" if kind == "unknown" else f"{amount:g}% {kind}"
-        words.append(f"{method} at {preset}: {start}% Dice, {end}% with {error}")
+        if amount > 0:
+            words.append(
+                f"{method} at {preset}: {start}% Dice, {end}% with {error}, {AXES_WORDS.get(axes, axes)}"
+            )
     return "; ".join(words) + "."
 
 

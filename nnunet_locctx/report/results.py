@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nnunet_locctx.evaluation.measures import MEASURES, PAPER_MEASURES
+from nnunet_locctx.study.settings import MADE
 
 METRICS = [*MEASURES, *PAPER_MEASURES]
 """Columns of evaluation.json, with their units; Dice, NSD and swap rate are fractions."""
@@ -211,6 +212,7 @@ class _Reader:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder = folder
+        self._made: Mapping[str, str] = settings.get("made", {})
         self.missing: list[tuple[str, str, str, str]] = []
         self.evaluations: list[Mapping[str, Any]] = []
         self.scores = [pd.DataFrame(columns=[*RUN_KEYS, "seed", *CASE_KEYS, *METRICS])]
@@ -266,17 +268,22 @@ class _Reader:
         return pd.DataFrame(rows, columns=columns, dtype=object)
 
     def _read(self, name: str, run: str, fold: object, what: str, *, needed: bool = True) -> dict[str, Any]:
-        """The JSON object of a file; empty without one."""
+        """The JSON object of a file; empty without one, or if it is of other settings or data than the study's."""
         try:
             content = _read_object(self.folder / name)
             if not content:
                 raise ValueError("it holds nothing")
+            made = self.folder / (name + MADE)
+            if name in self._made and made.is_file() and made.read_text(encoding="utf-8") != self._made[name]:
+                raise ValueError(
+                    "it is of other settings or data than the study has now; run the study again"
+                )
             return content
         except FileNotFoundError:
             if needed:
                 self.missing.append((run, str(fold), what, f"no file {name}"))
         except (OSError, ValueError) as error:
-            self.missing.append((run, str(fold), what, f"{name} cannot be read: {error}"))
+            self.missing.append((run, str(fold), what, f"{name} cannot be used: {error}"))
         return {}
 
     def _add_scores(self, run: Any, part: str, evaluations: Mapping[int | None, Mapping[str, Any]]) -> None:

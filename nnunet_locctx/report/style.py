@@ -40,6 +40,7 @@ SETTINGS: Any = {
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
     "path.simplify_threshold": 0.5,
+    "text.parse_math": False,  # names are text: a $ is no formula
 }
 THEME = """<style>
 svg { color: #1c1c1c; fill: currentColor; background: #ffffff; --soft: #555555; --hair: #b0b0b0; }

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from nnunet_locctx.evaluation.classes import find_pairs
+from nnunet_locctx.files import replacing
 from nnunet_locctx.location import AXES, MILLIMETRES_PER_UNIT
 from nnunet_locctx.show.scan import LocatedScan, nearest_voxel
 from nnunet_locctx.viewing import VIEWS, Colour, Slice, class_colours, clear, grey_levels, widest_view
@@ -96,7 +97,8 @@ def draw(
     _legend(sheet, scan, {name: colours[name] for name in names if name in visible})
     top = 1 + 0.42 / sheet.figure.get_figheight()
     sheet.figure.text(0, top, _heading(scan, levels), fontsize=9, va="bottom")
-    sheet.figure.savefig(output, dpi=130, bbox_inches="tight", pad_inches=0.15)
+    with replacing(output) as draft:
+        sheet.figure.savefig(draft, dpi=130, bbox_inches="tight", pad_inches=0.15)
 
 
 @dataclass(frozen=True)

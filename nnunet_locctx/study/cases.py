@@ -37,6 +37,11 @@ def raw_cases(raw: Path, part: str = "Tr") -> dict[str, list[Path]]:
     return cases
 
 
+def labelled_tests(study: Study) -> list[str]:
+    """The test cases that can be evaluated: those with labels."""
+    return [case for case, files in raw_cases(study.raw, "Ts").items() if files[-1].is_file()]
+
+
 def digests_of_cases(study: Study, *, progress: bool = True) -> dict[str, dict[str, str]]:
     """Part (``Tr``, ``Ts``) -> case -> short fingerprint of what its raw files hold.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_locctx.names import check_known
-from nnunet_locctx.study.cases import SPLITS, find_splits
+from nnunet_locctx.study.cases import SPLITS, find_splits, labelled_tests
 from nnunet_locctx.study.methods import Run
 from nnunet_locctx.study.model import STUDY, Study, load_study
 from nnunet_locctx.study.settings import KINDS, Resources, digest
@@ -94,7 +94,7 @@ class Jobs:
         yield from (Job("evaluate", {"run": run, "part": f"fold_{fold}"}) for run, fold in folds)
         if study.test:
             yield from (Job("predict", {"run": run}) for run in study.runs)
-            if (study.raw / "labelsTs").is_dir():
+            if labelled_tests(study):
                 yield from (Job("evaluate", {"run": run, "part": "test"}) for run in study.runs)
         for method in study.postprocessing:
             yield from (Job("postprocess", {"run": run, "method": method}) for run in study.runs)
@@ -182,6 +182,11 @@ class Jobs:
         if content.get("scans"):
             content["scans"] = digest(content["scans"])
         return json.dumps(content, sort_keys=True)
+
+    def identity(self, job: Job) -> str:
+        """A fingerprint of all that the job's result depends on, with the jobs it waits for, except for the plan."""
+        before = [self.identity(one) for one in self.waits_for(job) if one.kind != "plan"]
+        return digest([self.depends_on(job), before])
 
     def gone(self) -> list[Job]:
         """Jobs that were done, but whose plans or models are no longer in nnU-Net's folders."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from nnunet_locctx.nnunet.plans.presets import Preset
 from nnunet_locctx.resources import studies_folder
-from nnunet_locctx.study.cases import find_splits, raw_cases
+from nnunet_locctx.study.cases import find_splits, labelled_tests
 from nnunet_locctx.study.jobs import Job, Jobs
 from nnunet_locctx.study.methods import ITERATIONS_PER_EPOCH, data_name
 from nnunet_locctx.study.model import STUDY, Study
@@ -58,7 +58,8 @@ def describe(jobs: Jobs) -> dict[str, Any]:
         "iterations_per_epoch": ITERATIONS_PER_EPOCH,
         "robustness": None if study.robustness is None else {"presets": study.robustness.presets},
         "cases": {} if splits is None else {str(fold): splits[fold] for fold in study.folds},
-        "test_cases": list(raw_cases(study.raw, "Ts")) if study.test else [],
+        "test_cases": labelled_tests(study) if study.test else [],
+        "made": {job.output: jobs.identity(job) for job in jobs.all()},
         "runs": [
             {
                 "run": run.slug,

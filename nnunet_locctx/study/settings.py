@@ -26,6 +26,9 @@ from nnunet_locctx.files import write_atomically
 from nnunet_locctx.names import check_known, instead
 from nnunet_locctx.nnunet.data.paths import nnunet_folder
 
+MADE = ".made"
+"""Ending of the file beside a job's output that holds what the output depended on (:meth:`.jobs.Jobs.identity`)."""
+
 KINDS = ("plan", "fit", "preprocess", "train", "evaluate", "predict", "postprocess", "robustness")
 """Kinds of jobs, in the order a run goes through them; rules of the Snakefile."""
 
@@ -69,7 +72,7 @@ def _paper(value: Any) -> Any:
 
 Text = Annotated[str, Strict(), Field(min_length=1)]
 Names = Annotated[tuple[Text, ...], AfterValidator(all_different)]
-Natural = Annotated[int, Strict(), Field(ge=0)]
+Natural = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
 Numbers = Annotated[tuple[Natural, ...], AfterValidator(all_different), Field(min_length=1)]
 Count = Annotated[int, Strict(), Field(ge=1)]
 Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]

@@ -19,16 +19,16 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from nnunet_locctx.files import link, replacing
+from nnunet_locctx.files import link, replacing, write_atomically
 from nnunet_locctx.locks import BusyError, end_abandoned, lock, note, wait_for_lock
 from nnunet_locctx.nnunet.commands import CommandError, run_logged
 from nnunet_locctx.nnunet.data.paths import training_labels
-from nnunet_locctx.study.cases import SPLITS, raw_cases, read_splits
+from nnunet_locctx.study.cases import SPLITS, labelled_tests, raw_cases, read_splits
 from nnunet_locctx.study.jobs import OUTPUTS, Job, Jobs
 from nnunet_locctx.study.model import Study
 from nnunet_locctx.study.preparing import plan, preprocess
 from nnunet_locctx.study.scheduling import terminable
-from nnunet_locctx.study.settings import digest, write_json
+from nnunet_locctx.study.settings import MADE, digest, write_json
 
 GPUS = "LOCCTX_STUDY_GPUS"
 """A runner on one machine sets it to the GPUs that its jobs share, as in ``CUDA_VISIBLE_DEVICES``."""
@@ -79,10 +79,13 @@ def run_job(jobs: Jobs, job: Job) -> None:
         with claim_gpus(visible, number) as gpus:
             if gpus:
                 os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+            made = Path(job.output + MADE)
+            made.unlink(missing_ok=True)
             step = _Step(jobs, job, (held, *gpus.values()))
             getattr(step, job.kind)(**job.names)
-    if not output.is_file():
-        raise ValueError(f"the commands ended well but did not write {output.resolve()}")
+        if not output.is_file():
+            raise ValueError(f"the commands ended well but did not write {output.resolve()}")
+        write_atomically(made, jobs.identity(job).encode())
 
 
 @contextlib.contextmanager
@@ -232,6 +235,7 @@ class _Step:
         words += ["--predicted-only", "--quiet", "--tolerance-mm", f"{asked.tolerance_mm:g}"]
         words += ["--off-region-mm", f"{asked.off_region_mm:g}"]
         words += [] if asked.paper is None else ["--paper", asked.paper]
+        words += ["--cases", *labelled_tests(self.study)] if part == "Ts" else []
         self._command("locctx", "evaluate", *words)
 
     def _command(self, *words: str) -> None:

@@ -143,6 +143,11 @@ def test_bad_input(pred: Path, tmp_path: Path) -> None:
         largest_component(pred, tmp_path / "out", classes=["lung"])
     with pytest.raises(ValueError, match="another folder"):
         largest_component(pred, pred)
+    labels = tmp_path / "labelsTr"
+    labels.mkdir()
+    (labels / "a.nii.gz").write_bytes(b"the truth")
+    with pytest.raises(ValueError, match=r"holds a\.nii\.gz, which locctx postprocess did not write"):
+        largest_component(pred, labels)
     write(pred / "a.nii.gz", prediction() * 2)
     (pred / "b.nii.gz").write_bytes(b"no image")
     with pytest.raises(ValueError, match="2 problems") as refused:

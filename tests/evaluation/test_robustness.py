@@ -230,6 +230,10 @@ class TestResuming:
         torch.save({**checkpoint, "current_epoch": 5}, file)
         finished(scans, [by_height], design)
         assert len(predicted) == 6 + 4
+        label, other = sorted((scans / "labels").iterdir())[:2]
+        label.write_bytes(other.read_bytes())
+        finished(scans, [by_height], design)
+        assert len(predicted) == 10 + 2
 
 
 class TestReport:

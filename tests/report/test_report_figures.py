@@ -263,9 +263,33 @@ def test_wrong_locations_stand_beside_the_baseline_on_the_same_cases(tmp_path: P
     figure = draw_location(study)
     assert figure is not None
     # 0.85 - 0.3 x 25 / 100; 100 % is in the table and not in the figure
-    assert f"LocBAM at {SMALL}: 84.7% Dice, 77.5% with 25% shift" in figure.alternative
+    assert f"LocBAM at {SMALL}: 84.7% Dice, 77.5% with 25% shift, along the body" in figure.alternative
     scores = study.scores_of(f"Baseline__{SMALL}")
     assert baseline_dice(study, SMALL) == pytest.approx(scores.loc[scores["case"].isin(cases), "dice"].mean())
+
+
+def test_an_unknown_location_is_drawn_whatever_its_amount(tmp_path: Path) -> None:
+    one = Synthetic(presets=(SMALL,))
+    work = one.write(tmp_path)
+    content = robustness("LocBAM", one.case_names(0)[:2], 0.3)
+    shared = {**content["points"][0], "kind": "unknown"}
+    content["points"] = [
+        {**shared, "axes": axes, "percent": amount, "dice": dice}
+        for axes, unknown in (("axial", 0.8), ("all", 0.3))
+        for amount, dice in ((0.0, 0.85), (100.0, unknown))
+    ]
+    write_json(work / "runs" / f"LocBAM__{SMALL}" / "robustness" / "robustness.json", content)
+    figure = draw_location(read_results(work))
+    assert figure is not None
+    told = [f"85.0% Dice, {dice}% with the location unknown, " for dice in ("80.0", "30.0")]
+    assert all(words in figure.alternative for words in told)
+    assert "up to 50%" in figure.caption
+
+
+def test_names_are_no_formulas(tmp_path: Path) -> None:
+    work = Synthetic(gains={"Baseline": (0,), r"x $\foo$": (0.02,)}, presets=(SMALL,)).write(tmp_path)
+    study = read_results(work)
+    assert draw_coverage(study, compare(study)) is not None
 
 
 def test_methods_keep_their_colour_and_regions_their_number(folder: Path) -> None:

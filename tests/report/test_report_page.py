@@ -91,7 +91,8 @@ def test_every_figure_and_table_is_there(written: Path) -> None:
     assert all(file.read_bytes().startswith(b"<svg") for file in (written / "figures").glob("*.svg"))
     page, twin = (written / "index.html").read_text(), (written / "report.md").read_text()
     (curves,) = (written / "figures").glob("*.csv")
-    assert "[CSV](figures/training.csv)" in twin and 'href="figures/training.csv"' in page
+    assert "[CSV](figures/training.csv)" in twin
+    assert 'href="figures/training.csv"' in page
     epochs = list(csv.DictReader(curves.read_text().splitlines()))
     assert {"preset", "method", "fold", "epoch", "train_loss", "pseudo_dice"} <= set(epochs[0])
     assert len({(row["preset"], row["method"], row["fold"]) for row in epochs}) == 4 * 2
@@ -175,6 +176,11 @@ def test_foreign_folders_are_not_replaced(work: Path, tmp_path: Path) -> None:
     assert (tmp_path / "thesis.docx").read_text() == "years of work"
     with pytest.raises(ValueError, match=r"study\.json"):
         write_report(work, work)
+    for folder, file in (("tables", "patients.csv"), ("repository", ".git"), ("page", "index.html")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / file).write_text("years of work")
+        with pytest.raises(ValueError, match=f"holds something else than a report: {re.escape(file)}"):
+            write_report(work, tmp_path / folder)
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

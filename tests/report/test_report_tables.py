@@ -58,6 +58,20 @@ def test_means_gain_and_test_are_those_computed_by_hand(work: Path) -> None:
     assert math.isnan(comparisons["Baseline", SMALL].p)
 
 
+def test_results_of_other_settings_are_missing(tmp_path: Path) -> None:
+    work = Synthetic(presets=(SMALL,)).write(tmp_path)
+    file = evaluation_file(work, "LocBAM", SMALL, 1)
+    output = str(file.relative_to(work))
+    edit_json(work / "study.json", made={output: "today's"})
+    (work / f"{output}.made").write_text("today's")
+    assert read_results(work).missing.empty
+    (work / f"{output}.made").write_text("of another tolerance")
+    study = read_results(work)
+    assert list(study.missing["run"]) == [f"LocBAM__{SMALL}"]
+    assert "it is of other settings or data than the study has now" in study.missing["why"][0]
+    assert set(study.scores_of(f"LocBAM__{SMALL}")["fold"]) == {0}
+
+
 def test_gain_interval_and_test_are_of_the_same_cases(tmp_path: Path) -> None:
     work = Synthetic(classes=("liver",), presets=(SMALL,)).write(tmp_path)
     plain = compare(read_results(work)).set_index("method").loc["LocBAM"]
@@ -69,7 +83,9 @@ def test_gain_interval_and_test_are_of_the_same_cases(tmp_path: Path) -> None:
     study = read_results(work)
     compared = compare(study)
     row = compared.set_index("method").loc["LocBAM"]
-    base, located = (rows_of(work, method)["dice"].iloc[3:].astype(float) for method in ("Baseline", "LocBAM"))
+    base, located = (
+        rows_of(work, method)["dice"].iloc[3:].astype(float) for method in ("Baseline", "LocBAM")
+    )
     assert (row.cases, row.pairs, row.better + row.worse) == (9, 9, 9)
     assert row.gain == pytest.approx((located - base).mean())
     assert row.gain_low < row.gain < row.gain_high
@@ -185,7 +201,7 @@ def test_missing_runs_folds_and_broken_files_are_named(tmp_path: Path) -> None:
         ("training", "1"),
         ("evaluation of the validation cases", "1"),
     ]
-    assert "cannot be read" in study.missing["why"][0]
+    assert "cannot be used" in study.missing["why"][0]
     rows = compare(study).set_index("run").loc[f"LocBAM__{SMALL}"]
     assert (rows["cases"], rows["pairs"]) == (6, 6)
     # compared on the six cases that both have

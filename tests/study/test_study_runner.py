@@ -35,6 +35,12 @@ def trained(made):
     return sorted(call.removeprefix("train ") for call in made if call.startswith("train "))
 
 
+def outdated(work):
+    """The outputs that were not made from what the study says now."""
+    made = json.loads((work / "study.json").read_text())["made"]
+    return {output for output, identity in made.items() if (work / f"{output}.made").read_text() != identity}
+
+
 def snakemake_of(folder):
     return json.loads((folder / "work" / "locks" / "runner").read_text())["snakemake"]
 
@@ -80,6 +86,7 @@ def test_what_changed_is_run_and_what_fails_is_named(folder, capsys):
     assert all(call.startswith("CoordConvTrainer_5epochs") for call in trained(made))
     assert not any("_preprocess" in call or "Plain" in call for call in made)
     assert list((work / "failures").iterdir()) == []
+    assert outdated(work) == set()
 
     # nothing to do: the report is written again, even if all files look newer, in another order
     for path in sorted(work.rglob("*.json"), reverse=True):
@@ -107,6 +114,10 @@ def test_what_changed_is_run_and_what_fails_is_named(folder, capsys):
     assert status == 0, shown
     made = calls(folder)
     assert [call.split()[0] for call in made] == ["nnUNetv2_preprocess", "train", "train", "locctx"]
+    # the other results are of the scans as they were, and the report will not take them for today's
+    left = {f"runs/{name}__far/fold_0/training.json" for name in ("CoordConv", "Plain")}
+    left |= {f"runs/{run}/fold_0/evaluation/evaluation.json" for run in read_study(file).runs}
+    assert outdated(work) == {*left, "data/3x3x3mm.json"}
 
     resolved = json.loads((work / "study.json").read_text())
     assert [entry["run"] for entry in resolved["runs"]] == [
