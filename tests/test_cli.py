@@ -482,6 +482,19 @@ class TestPlan:
         assert ("left_lung, right_lung" in text) == (trainer != "LocCtxTrainer")
         assert recursive_find_trainer_class_by_name(trainer).__name__ == trainer
 
+    def test_a_subclass_in_a_later_folder_is_found(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its name looks like one of ours with a suffix that does not exist."""
+        monkeypatch.setenv("nnUNet_extTrainer", str(trainers_folder()))
+        with pytest.raises(ValueError, match="suffix '_slow' is unknown or repeated"):
+            recursive_find_trainer_class_by_name("LocCtxTrainer_slow")
+        (tmp_path / "mine.py").write_text(
+            "from nnunet_locctx.nnunet.training.trainers import LocCtxTrainer\n\n\nclass LocCtxTrainer_slow(LocCtxTrainer):\n    pass\n"
+        )
+        monkeypatch.setenv("nnUNet_extTrainer", f"{trainers_folder()}{os.pathsep}{tmp_path}")
+        assert recursive_find_trainer_class_by_name("LocCtxTrainer_slow").__module__ == "mine"
+
     def test_preprocessed_data_needs_no_preprocessing(self, folder: Path, capsys: Captured) -> None:
         (folder / "nnUNetPlans_3d").mkdir()
         assert main(["plan", "-d", "7", "--name", "small", "--batch", "3"]) == 0

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from monai.config.type_definitions import KeysCollection
+from monai.data.grid_dataset import PatchIterd
 from monai.transforms.transform import MapTransform
 
 from nnunet_locctx.geometry import Frame
@@ -56,7 +57,8 @@ class AddLocationd(MapTransform):
     It computes each voxel's place from the image's affine, which MONAI's crops, pads, flips, turns, zooms and
     resampling keep true; in what was padded the location goes on. So it belongs behind them, and behind what changes
     intensities. Of elastic deformations and grid distortions MONAI keeps no record: the location of deformed voxels is
-    off by their displacement.
+    off by their displacement. Patches of a grid (``PatchIterd``, ``GridPatchDataset``) and transposed images have a
+    wrong affine and are refused: there it belongs in front of them.
 
     Args:
         keys: Images as in :class:`LocateScand`.
@@ -67,9 +69,13 @@ class AddLocationd(MapTransform):
         """`data` with the images (channels + 3, x, y, z) and without the scans' locations.
 
         Raises:
-            ValueError: LocateScand did not see an image.
+            ValueError: LocateScand did not see an image, or the image's affine does not say where it was taken.
         """
         added = dict(data)
+        if PatchIterd.start_pos_key in added:
+            raise ValueError(
+                "PatchIterd leaves a patch the whole image's affine: put AddLocationd in front of it"
+            )
         for key in self.key_iterator(added):
             scan = added.pop(f"{PREFIX}{key}", None)
             if scan is None:
@@ -77,6 +83,10 @@ class AddLocationd(MapTransform):
                     f"the scan of {key!r} is not known: put LocateScand({key!r}) behind its loading"
                 )
             image = added[key]
+            if any(entry.get("class") == "Transposed" for entry in getattr(image, "applied_operations", ())):
+                raise ValueError(
+                    f"Transposed leaves the affine of {key!r} as it was: put AddLocationd in front of it"
+                )
             location = torch.from_numpy(scan.on(Frame.from_metatensor(image)))
             added[key] = torch.cat([image, location.to(image.device)])  # keeps the meta data of the first
         return added

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from monai import transforms as mt
-from monai.data import DataLoader, MetaTensor
+from monai.data import DataLoader, MetaTensor, PatchIterd
 
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import MILLIMETRES_PER_UNIT, make_source
@@ -199,6 +199,16 @@ def test_errors() -> None:
     with pytest.raises(KeyError):
         LocateScand("other")({"image": image})
     assert set(LocateScand("other", allow_missing_keys=True)({"image": image})) == {"image"}
+
+
+def test_a_wrong_affine_is_refused() -> None:
+    """Neither MONAI's patches of a grid nor its transposition change the affine."""
+    located = LocateScand("image")({"image": coordinate_image((5, 6, 7), OBLIQUE)})
+    with pytest.raises(ValueError, match="Transposed leaves the affine of 'image' as it was"):
+        AddLocationd("image")(mt.Transposed("image", (0, 3, 2, 1))(located))
+    patch, _ = list(PatchIterd(keys=["image"], patch_size=(2, 3, 4))(located))[1]
+    with pytest.raises(ValueError, match="PatchIterd leaves a patch the whole image's affine"):
+        AddLocationd("image")(patch)
 
 
 def test_files(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ nnU-Net's export runs in workers, which get the scan's properties and the plans;
 Changing the class of the plans, as of the configuration (:mod:`.preprocessing`), is enough to write one more file.
 """
 
+import contextlib
 import functools
 import json
 from pathlib import Path
@@ -55,7 +56,10 @@ def add_record(folder: Path, case: str, record: dict[str, Any]) -> None:
     on a folder, write to it. What is there and no such file is replaced.
     """
     file = folder / LOCATION_FILE
-    with one_at_a_time(folder / f".{LOCATION_FILE}.lock", seconds=0.02):
+    with contextlib.ExitStack() as stack:
+        # a lock of another user who predicts into the folder cannot be taken; the prediction matters more
+        with contextlib.suppress(PermissionError):
+            stack.enter_context(one_at_a_time(folder / f".{LOCATION_FILE}.lock", seconds=0.02))
         content = dict(sorted({**read_records(folder), case: record}.items()))
         write_atomically(file, (json.dumps(content, indent=2) + "\n").encode())
 

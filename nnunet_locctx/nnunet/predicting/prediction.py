@@ -6,6 +6,7 @@ sliding window predicts and its export brings the labels back to the scan's grid
 
 import contextlib
 import io
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from nnunet_locctx.files import file_digest
 from nnunet_locctx.geometry import Frame
 from nnunet_locctx.location import LOCATION_CHANNELS, LocationField, LocationSource, Locator, Measurement
+from nnunet_locctx.nnunet.data.checkpoints import read_checkpoint
 from nnunet_locctx.resources import trainer_folders
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth")
@@ -176,8 +178,8 @@ def load_located_model(
         progress: Show the sliding window's progress.
 
     Raises:
-        ValueError: The folder is no trained model or not one with location, the device is not there, or the model
-            needs the predictions of a previous stage.
+        ValueError: The folder is no trained model or not one with location, its checkpoint is broken or would execute
+            something, the device is not there, or the model needs the predictions of a previous stage.
     """
     fold, checkpoint = find_checkpoint(folder, fold)
     os.environ["nnUNet_extTrainer"] = trainer_folders()
@@ -189,9 +191,10 @@ def load_located_model(
         predictor: Any = nnUNetPredictor(
             use_mirroring=mirroring, device=_torch_device(device), allow_tqdm=progress
         )
+        read_checkpoint(folder / f"fold_{fold}" / checkpoint)  # nnU-Net would execute what it holds
         try:
             predictor.initialize_from_trained_model_folder(str(folder), (fold,), checkpoint)
-        except RuntimeError as error:
+        except (RuntimeError, json.JSONDecodeError) as error:
             raise ValueError(f"nnU-Net cannot load the model {folder}: {error}") from error
     configuration = predictor.configuration_manager
     if not isinstance(configuration, LocatedConfiguration):

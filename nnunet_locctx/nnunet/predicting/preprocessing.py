@@ -114,9 +114,7 @@ class LocationMixin(DefaultPreprocessor):
             ValueError: Broken geometry, non-finite voxels or an empty axis, before the work is done.
         """
         check_scan(data, properties)
-        check_resampling(
-            data.shape[1:], properties, plans_manager.transpose_forward, configuration_manager.spacing
-        )
+        check_resampling(data, properties, plans_manager.transpose_forward, configuration_manager.spacing)
         locator = configuration_manager.locator
         measured = None
         if locator.source.fitted:
@@ -136,11 +134,15 @@ class LocationMixin(DefaultPreprocessor):
 
         Raises:
             BrokenFileError: A file is missing, not whole, or not what its name says.
+            ValueError: As :meth:`run_case_npy`; names the scan's first file.
         """
         for file in [*image_files, *([] if seg_file is None else [seg_file])]:
             check_whole(Path(file))
         self.scan_name = Path(image_files[0]).name.split("_0000.")[0]
-        return super().run_case(image_files, seg_file, *args, **kwargs)
+        try:
+            return super().run_case(image_files, seg_file, *args, **kwargs)
+        except ValueError as error:
+            raise ValueError(f"{image_files[0]}: {error}") from error
 
     def _measure(
         self, data: np.ndarray, properties: dict[str, Any], configuration_manager: LocatedConfiguration
@@ -174,15 +176,15 @@ def check_scan(data: np.ndarray, properties: dict[str, Any]) -> None:
 
 
 def check_resampling(
-    shape: Sequence[int],
+    data: np.ndarray,
     properties: dict[str, Any],
     transpose_forward: Sequence[int],
     target: Sequence[float],
 ) -> None:
-    """Refuses scans of which resampling would leave nothing.
+    """Refuses scans of which cropping to what is not zero, and then resampling, would leave nothing.
 
     Args:
-        shape: (3,) voxels as read.
+        data: (C, *shape), as read.
         properties: nnU-Net's properties of the scan.
         transpose_forward: The plans' axis permutation.
         target: The configuration's spacing in mm, preprocessed axis order; two numbers in 2D.
@@ -190,13 +192,18 @@ def check_resampling(
     Raises:
         ValueError: An axis is thinner than half a voxel of the configuration.
     """
-    shape = [shape[axis] for axis in transpose_forward]
     spacing = [float(properties["spacing"][axis]) for axis in transpose_forward]
     target = [*spacing[: 3 - len(target)], *target]
+    if 0 not in compute_new_shape([1, 1, 1], spacing, target):
+        return
+    filled = [np.flatnonzero((data != 0).any(axis=tuple({0, 1, 2, 3} - {1 + axis}))) for axis in range(3)]
+    # a scan of zeros is not cropped
+    extent = [int(at[-1] - at[0]) + 1 if len(at) else data.shape[1 + axis] for axis, at in enumerate(filled)]
+    shape = [extent[axis] for axis in transpose_forward]
     if 0 in compute_new_shape(shape, spacing, target):
         raise ValueError(
-            f"a scan of {shape} voxels of {spacing} mm has an axis thinner than half a voxel of the configuration's "
-            f"spacing {list(target)} mm; resampling would leave nothing of it"
+            f"a scan of {shape} voxels (without zeros around) of {spacing} mm has an axis thinner than half a voxel "
+            f"of the configuration's spacing {list(target)} mm; resampling would leave nothing of it"
         )
 
 

@@ -8,8 +8,10 @@ LightMedSeg's take ``_weightedClasses``: classes weigh as the inverse of their v
 """
 
 import functools
+import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
@@ -30,6 +32,7 @@ from nnunet_locctx.nnunet.training.recipes import (
 )
 from nnunet_locctx.nnunet.training.trainer import LocatedTrainer
 from nnunet_locctx.nnunet.training.whole_network import LocatedWholeNetworkTrainer, WholeNetworkTrainer
+from nnunet_locctx.resources import trainers_folder
 
 
 class CoordConvTrainer(LocatedTrainer):
@@ -251,7 +254,14 @@ def find_trainer(name: str) -> Trainer | None:
 
 
 def __getattr__(name: str) -> Trainer:
-    trainer = find_trainer(name)
+    try:
+        trainer = find_trainer(name)
+    except ValueError as error:
+        # nnU-Net goes on to the folders behind ours, which may have a subclass of that name
+        folders = [folder for folder in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if folder]
+        if folders and Path(folders[-1]).resolve() != trainers_folder().resolve():
+            raise AttributeError(str(error)) from error
+        raise
     if trainer is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return trainer

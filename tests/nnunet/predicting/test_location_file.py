@@ -4,6 +4,7 @@ import json
 import pickle
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,6 +56,15 @@ def test_many_writers_lose_no_entry(tmp_path: Path) -> None:
     content = json.loads((tmp_path / LOCATION_FILE).read_text())
     assert list(content) == [f"case_{number:02d}" for number in range(40)]
     assert {path.name for path in tmp_path.iterdir()} == {LOCATION_FILE, f".{LOCATION_FILE}.lock"}
+
+
+def test_another_users_lock_costs_no_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*arguments: Any, **options: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("nnunet_locctx.nnunet.predicting.location_file.one_at_a_time", denied)
+    add_record(tmp_path, "a", {"known": ["R"]})
+    assert json.loads((tmp_path / LOCATION_FILE).read_text()) == {"a": {"known": ["R"]}}
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", "\xff"])

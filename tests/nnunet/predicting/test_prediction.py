@@ -6,10 +6,12 @@ import re
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 from nnunet_locctx.location import BodyPartCurve, Measurement, VoxelSource
 from nnunet_locctx.nnunet.predicting.prediction import load_located_model
@@ -104,6 +106,39 @@ def test_fingerprint(folder: Path, tmp_path: Path) -> None:
     plans = tmp_path / "moved" / "plans.json"
     plans.write_text(plans.read_text() + "\n")
     assert load_located_model(tmp_path / "moved", device="cpu").fingerprint() != first
+
+
+class Caller:
+    """What a stranger may put into a pickle."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+def test_a_checkpoint_is_not_executed(folder: Path, tmp_path: Path) -> None:
+    file, called = folder / "fold_0" / "checkpoint_final.pth", tmp_path / "called"
+    content = torch.load(file, weights_only=False)
+    numbers = {"logging": {"losses": [np.float32(1.5), np.float64(2)]}, "_best_ema": np.float32(0.5)}
+    torch.save({**content, **numbers}, file)
+    assert load_located_model(folder, device="cpu").fold == "0"
+    torch.save({**content, "logging": Caller(called)}, file)
+    with pytest.raises(ValueError, match=re.escape(f"{file} is broken, or holds what is not executed")):
+        load_located_model(folder, device="cpu")
+    assert not called.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04"])
+def test_a_broken_checkpoint_is_named(content: bytes, folder: Path) -> None:
+    file = folder / "fold_0" / "checkpoint_final.pth"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"{file} is broken")):
+        load_located_model(folder, device="cpu")
+    torch.save({"network_weights": {}}, file)
+    with pytest.raises(ValueError, match="is no checkpoint of nnU-Net: it has no init_args, trainer_name"):
+        load_located_model(folder, device="cpu")
 
 
 def test_devices_that_are_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,9 +127,9 @@ def test_another_preprocessor_is_extended_too() -> None:
     assert made.__name__ == "LocatedOther"
 
 
-def run_npy(data: np.ndarray, properties: dict[str, Any]) -> Any:
+def run_npy(data: np.ndarray, properties: dict[str, Any], **changes: Any) -> Any:
     manager = PlansManager(plans({"3d": configuration()}))
-    located = locate(ConfigurationManager(configuration()))
+    located = locate(ConfigurationManager(configuration(**changes)))
     return LocatedPreprocessor(verbose=False).run_case_npy(
         data, None, properties, manager, located, {"labels": {"a": 1}}
     )
@@ -191,6 +191,28 @@ def with_voxel(value: float) -> np.ndarray:
 def test_scans_that_are_refused(data: np.ndarray, properties: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run_npy(data, sitk_properties((6, 6, 6)) | properties)
+
+
+def test_a_bad_scan_among_many_is_named(tmp_path: Path) -> None:
+    files = write_scan(tmp_path, np.eye(3), (1.5, 2.0, 3.0))
+    scan = sitk.ReadImage(files[0])
+    array = sitk.GetArrayFromImage(scan).astype(np.float32)
+    array[6, 6, 6] = np.nan
+    broken = sitk.GetImageFromArray(array)
+    broken.CopyInformation(scan)
+    files[0] = files[0].replace(".nii.gz", ".nrrd")  # ITK reads zeros where NIfTI says NaN
+    sitk.WriteImage(broken, files[0])
+    with pytest.raises(ValueError, match=rf"^{re.escape(files[0])}: the scan has 1 voxels"):
+        preprocess(files, (0, 1, 2), [2.2, 1.7, 2.6], source="voxel")
+
+
+def test_a_scan_of_which_cropping_leaves_too_little() -> None:
+    data = np.zeros((1, 12, 14, 16), np.float32)
+    data[0, 5:7, 3:9, 4:12] = 1
+    properties = sitk_properties((12, 14, 16))
+    with pytest.raises(ValueError, match=r"a scan of \[2, 6, 8\] voxels \(without zeros around\)"):
+        run_npy(data, properties, spacing=[5.0, 1.0, 1.0])
+    assert run_npy(np.zeros_like(data), properties, spacing=[5.0, 1.0, 1.0])[0].shape[1] == 2
 
 
 @pytest.mark.parametrize("kind", BROKEN)
