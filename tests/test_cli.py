@@ -490,7 +490,8 @@ class TestPlan:
         with pytest.raises(ValueError, match="suffix '_slow' is unknown or repeated"):
             recursive_find_trainer_class_by_name("LocCtxTrainer_slow")
         (tmp_path / "mine.py").write_text(
-            "from nnunet_locctx.nnunet.training.trainers import LocCtxTrainer\n\n\nclass LocCtxTrainer_slow(LocCtxTrainer):\n    pass\n"
+            "from nnunet_locctx.nnunet.training.trainers import LocCtxTrainer\n\n\n"
+            "class LocCtxTrainer_slow(LocCtxTrainer):\n    pass\n"
         )
         monkeypatch.setenv("nnUNet_extTrainer", f"{trainers_folder()}{os.pathsep}{tmp_path}")
         assert recursive_find_trainer_class_by_name("LocCtxTrainer_slow").__module__ == "mine"
