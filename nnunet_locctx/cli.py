@@ -67,7 +67,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except (ValueError, OSError, MemoryError) as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return UNREAD
-        if options.traceback:
+        if getattr(options, "traceback", False):
             raise
         words = f"not enough memory. {error}".strip() if isinstance(error, MemoryError) else str(error)
         print(f"locctx {options.command}: {styled('error:', RED, sys.stderr)} {words}", file=sys.stderr)

@@ -45,6 +45,10 @@ def check_whole(file: Path) -> None:
     Raises:
         BrokenFileError: What is wrong.
     """
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:  # ITK ends the process
+        raise BrokenFileError(f"{str(file)!r}: the name is not UTF-8; rename it") from None
     if not file.is_file():
         raise BrokenFileError(f"no file {file}")
     name = file.name.lower()

@@ -54,5 +54,19 @@ class Scan:
 
     @property
     def labels(self) -> npt.NDArray[np.int32]:
-        """(i, j, k) whole numbers of a segmentation: those of the first channel."""
-        return np.rint(self.voxels[0]).astype(np.int32)
+        """(i, j, k) whole numbers of a segmentation: those of the first channel.
+
+        Raises:
+            ValueError: It holds other numbers.
+        """
+        values = self.voxels[0]
+        if values.dtype.kind not in "iub":
+            whole = np.rint(values)
+            wrong = values[~(np.abs(values - whole) < 1e-3)]
+            if len(wrong):
+                raise ValueError(
+                    f"a segmentation must hold whole numbers, {len(wrong)} of its {values.size} voxels do not "
+                    f"(such as {wrong[0]:g})"
+                )
+            values = whole
+        return values.astype(np.int32)

@@ -229,6 +229,10 @@ def test_data_of_the_study_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     text = f"the phantom: {folder}\nnext:\n  locctx study phantom --dry-run\n  locctx study phantom\n"
     assert capsys.readouterr().out == text
     assert not list(folder.iterdir())
+    folder.rename(tmp_path / "Dataset901_Other")
+    assert main(["demo", "--data-only"]) == 2
+    assert "has Dataset901_Other, so the phantom" in capsys.readouterr().err
+    assert not folder.exists()
 
 
 def test_the_help_of_a_place_says_where_it_is(capsys: Captured) -> None:
@@ -546,6 +550,14 @@ class TestPlan:
         line = "plan -d Dataset007_Tiny -c 2d --name flat --batch 3 --plans-name mine"
         assert main(line.split()) == 0
         assert read_plans(folder / "mine.json")["configurations"]["flat"]["inherits_from"] == "2d"
+
+    @pytest.mark.parametrize("name", ["sub/mine", "../mine", "a__b"])
+    def test_names_of_plans_are_no_paths(self, name: str, folder: Path, capsys: Captured) -> None:
+        before = sorted(folder.parent.rglob("*"))
+        line = f"plan -d Dataset007_Tiny -c 2d --name flat --batch 3 --plans-name {name}"
+        assert main(line.split()) == 2
+        assert f"got {name!r}" in capsys.readouterr().err
+        assert sorted(folder.parent.rglob("*")) == before
 
     def test_list_of_presets(self, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
         monkeypatch.delenv("nnUNet_preprocessed")

@@ -94,6 +94,9 @@ def preprocessed(raw: Path) -> list[Path]:
         ("body-part -d 5 --option validation_share=[1]", "validation_share must be between 0 and 1, got [1]"),
         ("ape -d 5 --option crop=16", "crop must be a list of numbers, got 16"),
         ("ape -d 5 --seed 99999999999999999999", "seed must be an integer from 0"),
+        ("body -d 5 --channel 3 --modality ct", "has the channels 0, channel 3 is named"),
+        ("body-part -d 5 --option channel=0", "--option channel: it has an option of its own, --channel"),
+        ("ape -d 5 --steps 5 --option steps=6", "it has an option of its own, --steps"),
     ],
 )
 def test_unusable_input(raw: Path, arguments: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,6 +122,35 @@ def test_a_configuration_is_added_and_reported_as_plan_does(
     starts += ["nnUNetv2_predict -d 5 -c 3d_fullres_body", "locctx inspect predictions -d 5"]
     lines = text.partition("next:\n")[2].splitlines()
     assert [line.strip().startswith(start) for line, start in zip(lines, starts, strict=True)] == [True] * 3
+    # a name that is taken is refused before the fit
+    changed = [
+        "plan",
+        "-d",
+        "5",
+        "--name",
+        "3d_fullres_body",
+        "--source",
+        "body",
+        "--jitter",
+        "0.1",
+        "--force",
+    ]
+    assert main(changed) == 0
+    shutil.rmtree(folder / "locctx_body")
+    assert main(["fit", "body", "-d", "5", "-c", "3d_fullres", "--modality", "mr", "--quiet"]) == 2
+    assert "replace it with `locctx plan --force`" in capsys.readouterr().err
+    assert not (folder / "locctx_body").exists()
+
+
+@pytest.mark.parametrize("source", ["ape", "body-part"])
+def test_single_slices_are_refused_before_the_fit(
+    source: str, raw: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        write_scan(raw / "imagesTr" / f"tiny_{number}_0000.nii.gz", (0, 0, 0), (40, 50, 1), number)
+    assert main(["fit", source, "-d", "5", "--quiet", "-np", "1"]) == 2
+    assert "are single slices" in capsys.readouterr().err
+    assert not preprocessed(raw)
 
 
 def test_images_without_a_channel_are_refused(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:

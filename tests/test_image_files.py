@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import re
 import struct
 from collections.abc import Callable
@@ -78,6 +79,12 @@ class TestReading:
         assert array.shape == VOXELS.shape
         assert 0.4 < (array == 0).mean() < 0.6
         with pytest.raises(BrokenFileError, match="is cut off"):
+            check_whole(file)
+
+    def test_a_name_that_is_not_utf8(self, tmp_path: Path) -> None:
+        """ITK would end the process without naming the file."""
+        file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.nii.gz"))
+        with pytest.raises(BrokenFileError, match="the name is not UTF-8; rename it"):
             check_whole(file)
 
     @pytest.mark.parametrize("name", ["compressed.nii.gz", "compressed.mha", "compressed.nrrd"])

@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_locctx.image_files import BrokenFileError
-from nnunet_locctx.nnunet.data.reading import read_scan
+from nnunet_locctx.nnunet.data.reading import read_scan, read_segmentation
 from nnunet_locctx.scan import Scan
 
 
@@ -32,6 +32,19 @@ def test_same_as_nnunets_reader(tmp_path: Path) -> None:
     np.testing.assert_allclose(scan.frame.affine_lps, by_nnunet.frame.affine_lps, atol=1e-5)
     assert by_nnunet.properties["spacing"] == pytest.approx(scan.frame.spacing)
     assert scan.properties == {}
+
+
+@pytest.mark.parametrize(("wrong", "words"), [(1.5, "such as 1.5"), (np.nan, "NaN or infinite")])
+def test_fractions_are_no_labels(wrong: float, words: str, tmp_path: Path) -> None:
+    labels = np.ones((4, 5, 6), np.float32) + 1e-5  # as some tools store whole numbers
+    file = stored(tmp_path / "a.nii.gz", labels)
+    assert (read_segmentation(file).labels == 1).all()
+    labels[1, 2, 3] = wrong
+    file = stored(tmp_path / "b.nii.gz", labels)
+    with pytest.raises(ValueError, match=rf"b\.nii\.gz: .*{words}"):
+        read_segmentation(file)
+    with pytest.raises(ValueError, match="whole numbers, 1 of its 120 voxels do not"):
+        _ = Scan(labels[None], Scan.read(file).frame).labels
 
 
 def test_components_of_voxels_are_channels(tmp_path: Path) -> None:

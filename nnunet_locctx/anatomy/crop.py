@@ -31,11 +31,13 @@ class ScanGroup:
         images: Name of the folder that the cropped images go to.
         labels: Name of that of the cropped segmentations.
         scans: The cases.
+        teaches: Whether their segmentations help to make the region.
     """
 
     images: str
     labels: str
     scans: Sequence[ScanFiles]
+    teaches: bool = True
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ def crop_scans(
     cases = [(group, scan) for group in groups for scan in group.scans]
     if region is not None:
         labels = region.labels
-    elif not any(scan.label for _, scan in cases):
+    elif not any(scan.label for group, scan in cases if group.teaches):
         raise ValueError("none of the scans has a segmentation, from which the region could be made")
     for _, scan in cases:
         check_headers(scan)
@@ -208,7 +210,7 @@ def crop_scans(
 
 
 def _fit(measured: Sequence[MeasuredScan], labels: Mapping[str, Sequence[int]], recall: float) -> Region:
-    examples = [scan.example for scan in measured if scan.example is not None]
+    examples = [scan.example for scan in measured if scan.example is not None and scan.group.teaches]
     try:
         return fit_region(examples, list(labels), recall)
     except ValueError as error:
@@ -266,9 +268,8 @@ def crop_case(scan: MeasuredScan, region: Region, folder: Path) -> ScanCrop:
         return ScanCrop(name, images, size, recall_left_out=left_out, problem="does not show the region")
     # files are z, y, x as arrays
     lower, upper = (voxel[::-1] for voxel in box.voxels(scan.blocks))
-    for file in scan.files.files:
-        target = folder / (scan.group.labels if file == scan.files.label else images) / file.name
-        crop_file(file, target, lower, upper)
+    for file, target in scan.files.raw_names(images, scan.group.labels).items():
+        crop_file(file, folder / target, lower, upper)
     return ScanCrop(
         case=name,
         folder=images,

@@ -16,7 +16,7 @@ from nnunet_locctx.nnunet.data.dataset_json import read_dataset_json
 from nnunet_locctx.nnunet.data.fitted import REGRESSOR, fitted_folder, open_regressor
 from nnunet_locctx.nnunet.data.paths import dataset_folder
 from nnunet_locctx.nnunet.data.raw_scans import training_cases
-from nnunet_locctx.nnunet.data.reading import read_scan
+from nnunet_locctx.nnunet.data.reading import file_ending, read_scan, read_segmentation
 from nnunet_locctx.regression.regressor import Regressor
 
 FILE_NAME = re.compile(r"([^.].*)_(\d{4})(\.[A-Za-z][\w.]*)")
@@ -41,6 +41,17 @@ class ScanFiles:
     def files(self) -> list[Path]:
         """All of them, the label last."""
         return [*self.images.values(), *([] if self.label is None else [self.label])]
+
+    def raw_names(self, images: str, labels: str) -> dict[Path, Path]:
+        """File -> its path in nnU-Net's raw format, below the folders of these names; dataset.json may list files of
+        any names and in any folders."""
+        named = {
+            file: Path(images, f"{self.name}_{channel:04d}{file_ending(file)}")
+            for channel, file in self.images.items()
+        }
+        if self.label is not None:
+            named[self.label] = Path(labels, f"{self.name}{file_ending(self.label)}")
+        return named
 
     def file_of(self, channel: int) -> Path:
         """The file in which a channel is.
@@ -176,9 +187,9 @@ def read_labels(file: Path, frame: Frame) -> npt.NDArray[np.int32]:
     """The segmentation (i, j, k) of an image with this frame.
 
     Raises:
-        ValueError: No such file, not readable, or not of the image's shape.
+        ValueError: No such file, not readable, no segmentation, or not of the image's shape.
     """
-    labels = read_scan([file], segmentation=True).labels
+    labels = read_segmentation(file).labels
     if labels.shape != frame.shape:
         raise ValueError(f"{file} has {labels.shape[::-1]} voxels (x, y, z), its image {frame.shape[::-1]}")
     return labels

@@ -15,6 +15,7 @@ from nnunet_locctx.commands.common import (
     print_next,
 )
 from nnunet_locctx.nnunet.data.paths import dataset_folder
+from nnunet_locctx.values import check_integer
 
 
 def add(commands: Any) -> None:
@@ -52,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
     from nnunet_locctx.check import check_dataset, format_report
     from nnunet_locctx.files import write_atomically
 
+    check_integer("cases", options.cases, 1)
     folder = options.folder or dataset_folder("nnUNet_raw", options.dataset)
     check_output("--json", options.json)
     report = check_dataset(folder, processes=options.processes, progress=not options.quiet)

@@ -113,7 +113,12 @@ def add_command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.summary = summary
-    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+    parser.add_argument(
+        "--traceback",
+        action="store_true",
+        default=argparse.SUPPRESS,  # a subcommand's own default would undo what stands before it
+        help="show where in the code an error arose",
+    )
     parser.set_defaults(run=run)
     return parser
 

@@ -84,8 +84,10 @@ def run(options: argparse.Namespace) -> int:
     if options.dataset is not None:
         folder = dataset_folder("nnUNet_raw", options.dataset)
         groups = [ScanGroup("imagesTr", "labelsTr", list_training(folder))]
-        if (folder / "imagesTs").is_dir() and any((folder / "imagesTs").iterdir()):
-            groups.append(ScanGroup("imagesTs", "labelsTs", list_scans(folder / "imagesTs")))
+        tests, truth = folder / "imagesTs", folder / "labelsTs"
+        if tests.is_dir() and any(not file.name.startswith(".") for file in tests.iterdir()):
+            scans = list_scans(tests, truth if truth.is_dir() else None)
+            groups.append(ScanGroup(tests.name, truth.name, scans, teaches=False))
     else:
         folder = options.images.resolve().parent
         groups = [ScanGroup("images", "labels", list_scans(options.images, options.segmentations))]

@@ -104,12 +104,14 @@ def run(options: argparse.Namespace) -> int:
     if options.spacing is not None:
         check_positive("spacing", options.spacing)
     further = assignments(options.option, "--option")
+    for name in {"channel", "modality", "seed", "steps", "spacing"} & set(further):
+        raise ValueError(f"--option {name}: it has an option of its own, --{name}")
     dataset_folder("nnUNet_raw", options.dataset)
     if options.from_json is not None and not options.from_json.is_dir():
         raise ValueError(f"--from-json: {options.from_json} is not a folder")
     source = SOURCES[options.what]
     if options.configuration:
-        _check_configuration(options)
+        _configuration(options, source, dry=True)  # not after hours of fitting
 
     from nnunet_locctx.files import write_atomically
     from nnunet_locctx.nnunet.data.fitting import Anchors, fit_source
@@ -152,7 +154,7 @@ def run(options: argparse.Namespace) -> int:
         )
     print(f"picture: {picture}")
     if options.configuration:
-        _add_configuration(options, source)
+        _configuration(options, source, dry=False)
     else:
         dataset = int(dataset_folder("nnUNet_raw", options.dataset).name[7:10])
         print_next([f"locctx plan -d {dataset} --name 3d_fullres_{source} --source {source}"])
@@ -180,23 +182,16 @@ def _about_changes(fitted: "FittedDataset") -> list[str]:
     return lines
 
 
-def _check_configuration(options: argparse.Namespace) -> None:
-    """Plans that do not fit are refused before the fit, not after it."""
-    from nnunet_locctx.nnunet.plans.planning import resolve
-    from nnunet_locctx.nnunet.plans.plans_file import read_plans
-
-    folder = dataset_folder("nnUNet_preprocessed", options.dataset)
-    resolve(read_plans(folder / f"{options.plans or 'nnUNetPlans'}.json"), options.configuration)
-
-
-def _add_configuration(options: argparse.Namespace, source: str) -> None:
-    """Adds CONFIGURATION_SOURCE and prints it as `locctx plan` does."""
+def _configuration(options: argparse.Namespace, source: str, *, dry: bool) -> None:
+    """Adds CONFIGURATION_SOURCE and prints it as `locctx plan` does; dry: only refuses what cannot be added."""
     from nnunet_locctx.commands.plan_report import print_configurations
-    from nnunet_locctx.nnunet.plans.planning import plan_configuration
+    from nnunet_locctx.nnunet.plans.planning import plan_configurations
 
     name = f"{options.configuration}_{source}"
     folder = dataset_folder("nnUNet_preprocessed", options.dataset)
-    plans, changed = plan_configuration(
-        folder, options.plans or "nnUNetPlans", options.configuration, name, location={"source": source}
+    changes = {name: {"location": {"source": source}}}
+    plans, changed = plan_configurations(
+        folder, options.plans or "nnUNetPlans", options.configuration, changes, dry=dry
     )
-    print_configurations(folder, plans, {name: None}, changed)
+    if not dry:
+        print_configurations(folder, plans, {name: None}, changed)

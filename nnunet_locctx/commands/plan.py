@@ -250,7 +250,10 @@ def _check_location(location: Mapping[str, Any]) -> None:
 
 
 def _jitter(text: str) -> float | str:
-    return text if text == "auto" else float(text)
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number or auto, got {text!r}") from None
 
 
 def _changes(options: argparse.Namespace, changes: dict[str, Any]) -> dict[str, Any]:

@@ -133,6 +133,11 @@ def make_study_data(raw: Path) -> Path:
     """The phantom of the study `phantom`, made in nnUNet_raw unless it is there."""
     folder = raw / f"Dataset{DemoSettings.dataset_id:03d}_Phantom"
     if not folder.is_dir():
+        others = [path.name for path in raw.glob(f"Dataset{DemoSettings.dataset_id:03d}_*")]
+        if others:
+            raise ValueError(
+                f"{raw} has {others[0]}, so the phantom {folder.name} would be a second dataset of its id"
+            )
         make_phantom(
             raw, DemoSettings.dataset_id, cases=20, test_cases=4, size=40, spacing=4.0, progress=True
         )

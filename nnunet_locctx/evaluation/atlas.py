@@ -258,5 +258,7 @@ def read_atlas(file: Path) -> Atlas:
             }
             described = [about[key] for key in ("labels", "threshold", "radius_mm", "history")]
     except Exception as error:  # numpy raises many kinds
-        raise ValueError(f"{file} is no atlas of `locctx postprocess fit-atlas`: {error}") from error
+        # numpy would advise to load it unsafely
+        reason = error if isinstance(error, OSError) else f"{type(error).__name__} in reading it"
+        raise ValueError(f"{file} is no atlas of `locctx postprocess fit-atlas`: {reason}") from error
     return Atlas(grid, tuple(about["cases"]), cells, *described)

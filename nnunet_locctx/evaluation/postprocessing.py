@@ -178,8 +178,8 @@ def repair_sides(
     files = [(LabelFile(case, file, reader, classes.in_references),) for case, file in training.items()]
     check_label_files(files, processes, "the training labels cannot be used", progress=progress)
     change = learn_sides(list(training.values()), pairs, reader, processes, progress=progress)
-    key = {"operation": "sides", "normal": list(change.normal), "limits": list(map(list, change.limits))}
-    key["spread"] = change.spread
+    limits = list(map(list, change.limits))
+    key = {"operation": "sides", "normal": list(change.normal), "limits": limits, "spread": change.spread}
     return _change_folder(predictions, output, description, change, key, processes, progress)
 
 

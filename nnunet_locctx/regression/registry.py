@@ -25,7 +25,7 @@ def load_regressor(data: bytes) -> Regressor:
         stored = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         kind, version, state = stored["kind"], stored["version"], stored["state"]
     except Exception as error:  # zip, pickle and lookup errors
-        raise ValueError(f"not a fitted regressor, or damaged: {error}") from error
+        raise ValueError("not a fitted regressor, or damaged") from error
     if version != VERSION or kind not in REGRESSORS:
         raise ValueError(
             f"the regressor is of kind {kind!r}, version {version!r}; this package reads "

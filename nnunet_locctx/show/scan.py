@@ -17,7 +17,7 @@ from nnunet_locctx.location import LocationField, LocationSource, Measurement
 from nnunet_locctx.location.body import modality_of
 from nnunet_locctx.nnunet.data.dataset_json import places_of_dataset_json, read_dataset_json
 from nnunet_locctx.nnunet.data.fitted import open_regressor
-from nnunet_locctx.nnunet.data.reading import read_scan
+from nnunet_locctx.nnunet.data.reading import read_scan, read_segmentation
 from nnunet_locctx.nnunet.predicting.prediction import load_located_model
 from nnunet_locctx.regression.body import BodyFinder
 from nnunet_locctx.scan import Scan
@@ -255,12 +255,12 @@ def _names(description: Mapping[str, Any], label: Scan | None) -> dict[str, Any]
 
 
 def _read_label(file: Path, image: Scan, reader: str | None = None) -> Scan:
-    label = read_scan([file], reader, segmentation=True)
+    label = read_segmentation(file, reader)
     if label.frame.shape != image.frame.shape:
         raise ValueError(
             f"the label has the shape {label.frame.shape} (z, y, x), the image {image.frame.shape}"
         )
-    return Scan(label.labels[None], label.frame, label.properties)
+    return label
 
 
 def _crop(

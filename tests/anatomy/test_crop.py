@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -208,6 +209,41 @@ class TestCommand:
         printed = capsys.readouterr().out
         assert "not written: legs does not show the region" in printed
         assert "4 of 6 scans written" in printed
+
+    def test_files_of_any_names_and_labelled_test_cases(
+        self, raw: Path, regressor_file: Path, tmp_path: Path
+    ) -> None:
+        """dataset.json may list files that lie anywhere, several of one name."""
+        content = json.loads((raw / "dataset.json").read_text())
+        listed = {}
+        for case in ("case_1", "case_2", "case_3"):
+            images = []
+            for channel, folder in enumerate(("ct", "pet")):
+                (raw / folder).mkdir(exist_ok=True)
+                images.append(f"{folder}/{case}.nii.gz")
+                (raw / "imagesTr" / f"{case}_{channel:04d}.nii.gz").rename(raw / images[-1])
+            listed[case] = {"images": images, "label": f"labelsTr/{case}.nii.gz"}
+        (raw / "dataset.json").write_text(json.dumps({**content, "dataset": listed}))
+        (raw / "labelsTs").mkdir()
+        frame = whole_frame(5, 9, oblique=False)
+        truth = Patient.number(5).labels(frame).astype(np.uint8)
+        save(np.where(truth == 3, 1, 0).astype(np.uint8), frame, raw / "labelsTs" / "test.nii.gz")
+        out = tmp_path / "raw" / "Dataset107_Crop"
+        assert main(self.command(regressor_file, out)) == 0
+        for case in listed:
+            names = {file.name for file in (out / "imagesTr").glob(f"{case}*")}
+            assert names == {f"{case}_0000.nii.gz", f"{case}_0001.nii.gz"}
+        assert (out / "labelsTs" / "test.nii.gz").is_file()
+        report = json.loads((out / "crop.json").read_text())
+        # the test case's label, which lies elsewhere, is cropped, and has no part in the region
+        assert min(report["recall_left_out"].values()) >= 0.99
+        (test,) = (scan for scan in report["scans"] if scan["case"] == "test")
+        assert test["recall"] < 0.99
+        assert test["recall_left_out"] is None
+        shutil.rmtree(raw / "imagesTs")
+        (raw / "imagesTs").mkdir()
+        (raw / "imagesTs" / ".DS_Store").touch()
+        assert main(self.command(regressor_file, tmp_path / "raw" / "Dataset108_Crop")) == 0
 
     def test_folders(self, raw: Path, regressor_file: Path, tmp_path: Path) -> None:
         regressor_file.write_bytes(KnowingRegressor(channel=1).to_bytes())

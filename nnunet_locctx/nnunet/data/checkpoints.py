@@ -18,7 +18,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     """
     import torch
 
-    scalar = np.float64(0).__reduce__()[0]
+    scalar: Any = np.float64(0).__reduce__()[0]
 
     def older(*arguments: Any) -> Any:
         return scalar(*arguments)

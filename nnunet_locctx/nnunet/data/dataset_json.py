@@ -8,6 +8,8 @@ from typing import Any
 KEYS = ("channel_names", "labels", "regions_class_order", "numTraining", "file_ending")
 """Keys that nnU-Net needs; ``regions_class_order`` only where a class has several label values."""
 
+READER = "overwrite_image_reader_writer"
+
 
 def places_of_dataset_json(folders: Iterable[Path]) -> list[Path]:
     """Files that may describe the contents of the folders, the nearest first: nnU-Net writes dataset.json into a folder
@@ -67,6 +69,10 @@ def dataset_json_problems(content: Any, needed: Collection[str] = KEYS) -> list[
         problems += _order(content)
     if "dataset" in content:
         problems += _cases(content["dataset"])
+    reader = content.get(READER, "None")
+    if not isinstance(reader, str):
+        right = 'the name of a reader, such as "SimpleITKIO", or left out'
+        problems.append(f'"{READER}" must be {right}, got {_short(reader)}')
     return problems
 
 

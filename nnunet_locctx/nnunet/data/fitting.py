@@ -38,7 +38,13 @@ from nnunet_locctx.nnunet.data.fitted import (
     read_regressor,
 )
 from nnunet_locctx.nnunet.data.paths import dataset_folder, nnunet_folder
-from nnunet_locctx.nnunet.data.raw_scans import RawCase, keep_scans, stale_folders, training_cases
+from nnunet_locctx.nnunet.data.raw_scans import (
+    RawCase,
+    check_channel,
+    keep_scans,
+    stale_folders,
+    training_cases,
+)
 from nnunet_locctx.nnunet.data.workers import map_in_workers
 from nnunet_locctx.regression.anatomical import AnatomicalOptions, fit_anatomical
 from nnunet_locctx.regression.body import BodyFinder
@@ -146,11 +152,9 @@ def fit_source(
     raw = dataset_folder("nnUNet_raw", dataset)
     description = read_dataset_json(raw)
     channels = description["channel_names"]
+    if str(channel) not in channels:
+        raise ValueError(f"the dataset has the channels {', '.join(channels)}, channel {channel} is named")
     if modality is None:
-        if str(channel) not in channels:
-            raise ValueError(
-                f"the dataset has the channels {', '.join(channels)}, channel {channel} is named"
-            )
         modality = modality_of(channels[str(channel)])
     check_options(options, [field.name for field in fields(OPTIONS[source])], source)
     for name in (anchors.lowest, anchors.highest) if anchors else ():
@@ -158,6 +162,11 @@ def fit_source(
             raise ValueError(f"{raw.name} has no label {name!r}; it has {', '.join(description['labels'])}")
     chosen = OPTIONS[source](**options, channel=channel, modality=modality)
     cases = training_cases(raw)
+    if source not in WITHOUT_FIT and all(min(case.read().frame.shape) < 2 for case in cases[:3]):
+        raise ValueError(
+            f"the scans of {raw.name} are single slices; the source {source!r} is learned from volumes: take 'voxel', "
+            "'scanner' or 'body'"
+        )
     scores: dict[str, Path] = {}
     if imported is not None:
         scores, missing = find_files(imported, [case.identifier for case in cases], channel)
@@ -357,6 +366,7 @@ def _measure(job: tuple[RawCase, str, bytes, CaseMeasurements, Path | None]) -> 
     try:
         regressor = load_regressor(data)
         scan = case.read()
+        check_channel(scan, regressor.channel)
         measurement = regressor.measure(scan.voxels[regressor.channel], scan.frame)
         if file is not None:
             body = None

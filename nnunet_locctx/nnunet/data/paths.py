@@ -106,7 +106,7 @@ def training_labels(raw: Path, preprocessed: Path | None = None) -> Path:
         content = {}
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
-    if "dataset" not in content:
+    if not isinstance(content, dict) or "dataset" not in content:
         return raw / "labelsTr"
     return (preprocessed or nnunet_folder("nnUNet_preprocessed") / raw.name) / "gt_segmentations"
 

@@ -197,6 +197,12 @@ def keep_scans(
     return CanonicalScans(folder, [case.identifier for case in cases])
 
 
+def check_channel(scan: Scan, channel: int) -> None:
+    """Raises ValueError if a scan lacks a channel."""
+    if not 0 <= channel < len(scan.voxels):
+        raise ValueError(f"has {len(scan.voxels)} channels, channel {channel} is named")
+
+
 def stale_folders(dataset: Path, cases: Sequence[RawCase]) -> list[Path]:
     """Folders of nnU-Net's preprocessed data in which a case is older than its scan."""
     folders = set()
@@ -226,11 +232,10 @@ def _keep(job: tuple[RawCase, str, Path, int, float]) -> str:
     case, stamp, folder, channel, spacing = job
     try:
         scan = case.read()
-        if not 0 <= channel < len(scan.voxels):
-            return f"case {case.identifier}: has {len(scan.voxels)} channels, channel {channel} is named"
     except (ValueError, OSError) as error:
         return str(error)
     try:
+        check_channel(scan, channel)
         canonical = to_canonical(scan.voxels[channel], scan.frame, spacing)
     except ValueError as error:
         return f"case {case.identifier}: {error}"

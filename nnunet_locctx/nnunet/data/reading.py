@@ -91,12 +91,19 @@ def read_quietly(
 
     for file in files:
         check_whole(file)
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         instance = recursive_find_reader_writer_by_name(reader)()
-        if segmentation:
-            return instance.read_seg(str(files[0]))
-        return instance.read_images([str(file) for file in files])
+        try:
+            if segmentation:
+                return instance.read_seg(str(files[0]))
+            return instance.read_images([str(file) for file in files])
+        except RuntimeError as error:
+            if str(error):
+                raise
+            # nnU-Net prints what differs between channels and raises an error without words
+            raise RuntimeError(" ".join(printed.getvalue().split())) from error
 
 
 def share_not_finite(file: Path) -> float:
@@ -141,3 +148,18 @@ def read_scan(files: Sequence[Path], reader: str | None = None, *, segmentation:
         except ValueError as error:
             raise ValueError(f"{files[0]}: {error}") from error
     raise ValueError(f"nnU-Net cannot read {', '.join(map(str, files))}. " + "; ".join(reasons))
+
+
+def read_segmentation(file: Path, reader: str | None = None) -> Scan:
+    """A segmentation, int32, as :func:`read_scan` reads it.
+
+    Raises:
+        ValueError: As :func:`read_scan`, or it holds other than whole numbers; names the file.
+    """
+    scan = read_scan([file], reader, segmentation=True)
+    if share := share_not_finite(file):
+        raise ValueError(f"{file}: {100 * share:.3g} % of a segmentation's voxels are NaN or infinite")
+    try:
+        return Scan(scan.labels[None], scan.frame, scan.properties)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error

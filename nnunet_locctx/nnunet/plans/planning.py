@@ -153,7 +153,7 @@ def add_configuration(
         differing = [key for key in {**existing, **added} if existing.get(key) != added.get(key)]
         raise ValueError(
             f"the plans {plans['plans_name']!r} already have a configuration {name!r} that differs in "
-            f"{', '.join(differing)}; choose another name or replace it with --force (overwrite=True)"
+            f"{', '.join(differing)}; choose another name or replace it with `locctx plan --force` (overwrite=True)"
         )
     if existing is not None and "next_stage" in existing:
         added["next_stage"] = existing["next_stage"]
@@ -235,17 +235,20 @@ def plan_configurations(
     *,
     own_plans_name: str | None = None,
     force: bool = False,
+    dry: bool = False,
 ) -> tuple[Plans, bool]:
     """Adds several configurations at once, all or none. Two calls for one file come one after the other.
 
     Args:
         configurations: Name -> changes, as for :func:`add_configuration`.
+        dry: Only refuse what cannot be added; nothing is written.
 
     The other arguments, what is returned and what is raised: see :func:`plan_configuration`.
     """
     source = read_plans(folder / f"{plans_name}.json")
     if own_plans_name is None:
         own_plans_name = plans_name if is_derived(source) else f"{plans_name}{OWN_PLANS_SUFFIX}"
+    check_name(own_plans_name, "plans' name")
     file = folder / f"{own_plans_name}.json"
 
     def extended() -> Plans:
@@ -259,7 +262,9 @@ def plan_configurations(
             plans = add_configuration(plans, base, name, overwrite=force, **changes)
         return plans
 
-    extended()  # what cannot be used is refused before the lock's file is made
+    plans = extended()  # what cannot be used is refused before the lock's file is made
+    if dry:
+        return plans, False
     # read, extended and written by one at a time: what another one adds meanwhile must not be lost
     with one_at_a_time(folder / f"{own_plans_name}.lock", file.name):
         plans = extended()
@@ -285,7 +290,10 @@ def _whole(value: Any, name: str) -> int:
 
 
 def _numbers(values: Sequence[float], rank: int, name: str) -> list[float]:
-    numbers = [float(value) for value in values]
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError):
+        numbers = []
     if len(numbers) != rank or not np.isfinite(numbers).all() or min(numbers) <= 0:
         raise ValueError(f"{name} must be {rank} numbers above 0, got {list(values)}")
     return numbers

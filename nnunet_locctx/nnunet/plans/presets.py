@@ -9,18 +9,28 @@ from typing import Any
 
 from nnunet_locctx.names import check_options, instead
 from nnunet_locctx.resources import plans_folder
+from nnunet_locctx.values import check_integer, check_positive
 
-KEYS = (
-    "description",
-    "made_for",
-    "patch_size",
-    "batch_size",
-    "batch_dice",
-    "spacing",
-    "location",
-    "network",
-    "architecture",
-)
+KEYS: dict[str, type] = {
+    "description": str,
+    "made_for": dict,
+    "patch_size": list,
+    "batch_size": int,
+    "batch_dice": bool,
+    "spacing": list,
+    "location": dict,
+    "network": dict,
+    "architecture": dict,
+}
+"""Key of a preset -> what it holds."""
+
+WORDS: dict[type, str] = {
+    str: "text",
+    dict: "an object",
+    list: "a list",
+    int: "a whole number",
+    bool: "true or false",
+}
 
 MODALITIES = ("CT", "MR")
 
@@ -47,6 +57,11 @@ class MadeFor:
             raise ValueError(
                 f"made_for.modality must be one of {', '.join(MODALITIES)}, got {self.modality!r}"
             )
+        if self.channels is not None:
+            check_integer("made_for.channels", self.channels, 1)
+        check_positive("made_for.upsampling", self.upsampling)
+        if not all(isinstance(trainer, str) for trainer in self.trainers):
+            raise ValueError(f"made_for.trainers must be a list of names, got {list(self.trainers)}")
 
 
 @dataclass(frozen=True)
@@ -94,12 +109,19 @@ def _read(file: Path) -> Preset:
     if not isinstance(preset, dict):
         raise ValueError(f"the preset {file} must hold an object, got {type(preset).__name__}")
     check_options(preset, KEYS, f"the preset {file}")
+    for key, value in preset.items():
+        _check_type(value, KEYS[key], f"the preset {file}: {key}")
+    _check_type(preset.get("location", {}).get("block", {}), dict, f"the preset {file}: location.block")
     purpose = preset.pop("made_for", {})
-    if not isinstance(purpose, dict):
-        raise ValueError(f"the preset {file}: made_for must be an object, got {purpose!r}")
     allowed = [field.name for field in dataclasses.fields(MadeFor)]
     check_options(purpose, allowed, f"made_for of the preset {file}")
     if "trainers" in purpose:
+        _check_type(purpose["trainers"], list, f"the preset {file}: made_for.trainers")
         purpose["trainers"] = tuple(purpose["trainers"])
     description = str(preset.pop("description", ""))
     return Preset(file.stem, description, MadeFor(**purpose), preset)
+
+
+def _check_type(value: Any, kind: type, name: str) -> None:
+    if type(value) is not kind:
+        raise ValueError(f"{name} must be {WORDS[kind]}, got {value!r}")

@@ -53,6 +53,8 @@ def test_what_nnunet_takes_has_no_problem(more: dict[str, Any]) -> None:
             "nii.gz",
             '"file_ending" must be text that begins with a dot, ".nii.gz", got "nii.gz"',
         ),
+        ("overwrite_image_reader_writer", None, "must be the name of a reader"),
+        ("overwrite_image_reader_writer", 5, "or left out, got 5"),
         ("dataset", [{"image": "a"}], '"dataset" must give each case its files'),
         ("dataset", {"a": {"images": "a_0000.nii.gz", "label": "a"}}, "case 'a' of \"dataset\" must be"),
     ],
