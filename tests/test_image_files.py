@@ -48,6 +48,7 @@ FORMATS: dict[str, Callable[[Path], None]] = {
 
 
 class TestReading:
+    @pytest.mark.filterwarnings("ignore:scans without direction and origin")
     @pytest.mark.parametrize("name", FORMATS)
     def test_a_file_that_is_cut_off_is_refused(self, tmp_path: Path, name: str) -> None:
         """Wherever it is cut: what is read is all of it, or nothing."""
