@@ -14,7 +14,7 @@ from nnunet_locctx.cli import main
 from nnunet_locctx.locks import holders
 from nnunet_locctx.nnunet.training import timing
 from nnunet_locctx.study import expected as module
-from nnunet_locctx.study.cases import digests_of_cases
+from nnunet_locctx.study.cases import digests_of_cases, labelled_tests
 from nnunet_locctx.study.expected import expected_minutes, report_expected
 from nnunet_locctx.study.jobs import Job, Jobs
 from nnunet_locctx.study.model import read_study
@@ -229,6 +229,17 @@ def test_what_was_made_from_a_changed_file_is_made_again(folder, part, case, kin
     assert identities(folder, **WHOLE) == before
     file.write_text("another scan")
     assert changed(before, identities(folder, **WHOLE)) == kinds
+
+
+def test_test_cases_without_labels_are_predicted_only(folder):
+    raw = folder / "raw" / DATASET
+    (raw / "imagesTs" / "case_9_0000.nii.gz").touch()
+    jobs = jobs_of(folder, **WHOLE)
+    assert labelled_tests(jobs.study) == describe(jobs)["test_cases"] == ["case_8"]
+    assert "evaluate.Plain__near.test" in jobs.named
+    (raw / "labelsTs" / "case_8.nii.gz").unlink()
+    assert {job.kind for job in jobs_of(folder, **WHOLE).all() if job.names.get("part") == "test"} == set()
+    assert "predict.Plain__near" in jobs_of(folder, **WHOLE).named
 
 
 def never(*words):
