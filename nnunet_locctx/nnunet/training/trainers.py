@@ -32,7 +32,6 @@ from nnunet_locctx.nnunet.training.recipes import (
 )
 from nnunet_locctx.nnunet.training.trainer import LocatedTrainer
 from nnunet_locctx.nnunet.training.whole_network import LocatedWholeNetworkTrainer, WholeNetworkTrainer
-from nnunet_locctx.resources import trainers_folder
 
 
 class CoordConvTrainer(LocatedTrainer):
@@ -257,9 +256,10 @@ def __getattr__(name: str) -> Trainer:
     try:
         trainer = find_trainer(name)
     except ValueError as error:
-        # nnU-Net goes on to the folders behind ours, which may have a subclass of that name
-        folders = [folder for folder in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if folder]
-        if folders and Path(folders[-1]).resolve() != trainers_folder().resolve():
+        # somebody's subclass; nnU-Net goes on to the folder that has it
+        folders = filter(None, os.environ.get("nnUNet_extTrainer", "").split(os.pathsep))
+        files = (file for folder in folders for file in Path(folder).rglob("*.py"))
+        if any(f"class {name}(" in file.read_text(encoding="utf-8", errors="replace") for file in files):
             raise AttributeError(str(error)) from error
         raise
     if trainer is None:
