@@ -171,6 +171,13 @@ def test_missing_json_files_are_named(raw: Path, tmp_path: Path, capsys: pytest.
     assert not preprocessed(raw)
 
 
+def test_unusable_scans_are_all_named_also_the_first(raw: Path) -> None:
+    for number in (0, 2):
+        (raw / "imagesTr" / f"tiny_{number}_0000.nii.gz").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"2 of 3 scans cannot be used:\n(.|\n)*tiny_0(.|\n)*tiny_2"):
+        fit_source(5, "body_part", progress=False)
+
+
 def test_all_unusable_scans_are_named_and_the_others_kept(raw: Path) -> None:
     for number in (1, 2):
         (raw / "imagesTr" / f"tiny_{number}_0000.nii.gz").write_bytes(b"nothing")

@@ -162,7 +162,7 @@ def fit_source(
             raise ValueError(f"{raw.name} has no label {name!r}; it has {', '.join(description['labels'])}")
     chosen = OPTIONS[source](**options, channel=channel, modality=modality)
     cases = training_cases(raw)
-    if source not in WITHOUT_FIT and all(min(case.read().frame.shape) < 2 for case in cases[:3]):
+    if source not in WITHOUT_FIT and all(map(_is_slice, cases[:3])):
         raise ValueError(
             f"the scans of {raw.name} are single slices; the source {source!r} is learned from volumes: take 'voxel', "
             "'scanner' or 'body'"
@@ -358,6 +358,14 @@ class _Fit:
                 f"{len(wrong)} of {len(self.cases)} scans cannot be measured:\n{summarise(wrong)}"
             )
         return {case.identifier: measurements.read(case.identifier) for case in self.cases}, changed
+
+
+def _is_slice(case: RawCase) -> bool:
+    """Whether a scan is a single slice; one that cannot be read is named with all such scans, when all are read."""
+    try:
+        return min(case.read().frame.shape) < 2
+    except (ValueError, OSError):
+        return False
 
 
 def _measure(job: tuple[RawCase, str, bytes, CaseMeasurements, Path | None]) -> str:
